@@ -1,0 +1,70 @@
+"""The two passes: stats, all-reduce, apply; forward and backward. Everything the implementations share is here once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .collectives import all_reduce, world_size
+from .composed import composed_sync_batch_norm
+from .modes import RunningStats, fixed_divisor, rank_weight
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from .impls import Implementation
+
+
+class SyncBatchNormFunction(torch.autograd.Function):
+    """Batch normalization over the union of the ranks' batches, with a derivative written by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (N, C, *)
+        gamma: Tensor | None,  # (C,)
+        beta: Tensor | None,  # (C,)
+        running: RunningStats | None,  # updated in place
+        momentum: float | None,
+        eps: float,
+        stats_mode: str,
+        group: ProcessGroup | None,
+        impl: Implementation,
+    ) -> Tensor:  # y (N, C, *)
+        count = x.numel() // x.shape[1]
+        weight = rank_weight(stats_mode, x.shape[0], count)
+        divisor = fixed_divisor(stats_mode, world_size(group))
+
+        total = all_reduce(impl.forward_stats(x, weight), group)
+        y, saved = impl.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+
+        ctx.save_for_backward(x, gamma, beta, saved)
+        ctx.layer = eps, weight, divisor, group
+        ctx.k = weight / max(count, 1)
+        ctx.impl = impl
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            return *_differentiable_backward(ctx, dy), *[None] * 6
+
+        x, gamma, beta, saved = ctx.saved_tensors
+        total = all_reduce(ctx.impl.backward_stats(dy, x, saved), ctx.layer[-1])
+        dx = dgamma = dbeta = None
+        if ctx.needs_input_grad[0]:
+            dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k)
+        if gamma is not None and beta is not None:
+            dbeta, dgamma = (total / world_size(ctx.layer[-1])).to(gamma.dtype).chunk(2)
+        return dx, dgamma, dbeta, *[None] * 6
+
+
+def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    """The gradients of x, gamma and beta as functions of x, gamma, beta and dy that can be differentiated again."""
+    x, gamma, beta, _ = ctx.saved_tensors
+    wanted = [t for t in (x, gamma, beta) if t is not None and t.requires_grad]
+    y = composed_sync_batch_norm(x, gamma, beta, *ctx.layer)
+    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(grads) if t is not None and t.requires_grad else None for t in (x, gamma, beta)]

@@ -1,0 +1,48 @@
+"""The same layer from differentiable parts, which autograd differentiates by itself.
+
+The forward stages of the reference are plain PyTorch, so a differentiable all-reduce between them is the whole layer.
+It is the oracle that the hand-written backward pass is held to, and what ``create_graph=True`` runs for every
+implementation: second derivatives need a first derivative that is itself made of differentiable operations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .collectives import all_reduce, world_size
+from .impls import reference
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def composed_sync_batch_norm(
+    x: Tensor,  # (N, C, *)
+    gamma: Tensor | None,  # (C,)
+    beta: Tensor | None,  # (C,)
+    eps: float,
+    weight: int,  # w, what this rank weighs
+    divisor: int | None,  # D, or None for the sum of the weights
+    group: ProcessGroup | None,
+) -> Tensor:  # y (N, C, *)
+    total = all_reduce(reference.forward_stats(x, weight), group)
+    if gamma is not None and beta is not None:
+        gamma, beta = _AverageGradient.apply(torch.stack([gamma, beta]), group).unbind()
+    y, _ = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, None)
+    return y
+
+
+class _AverageGradient(torch.autograd.Function):
+    """The identity, whose backward averages over the group: the convention for parameter gradients, in every order."""
+
+    @staticmethod
+    def forward(ctx: Any, parameters: Tensor, group: ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return parameters.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return all_reduce(grad, ctx.group) / world_size(ctx.group), None

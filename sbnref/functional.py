@@ -1,0 +1,123 @@
+"""The layer as a function: every check, then the autograd function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .autograd import SyncBatchNormFunction
+from .collectives import resolve
+from .impls import choose_impl
+from .modes import STATS_MODES, RunningStats
+
+if TYPE_CHECKING:
+    from .collectives import Group
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    num_batches_tracked: Tensor | None = None,
+    group: Group = None,
+    stats_mode: str = "default",
+    impl: str | None = None,
+) -> Tensor:
+    r"""Batch normalization with statistics over the batches of all ranks in ``group``.
+
+    .. math::
+        y = \gamma \, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
+        \mu = \frac{1}{D} \sum_r w_r \mu_r, \qquad v = \frac{1}{D} \sum_r w_r \left( v_r + (\mu_r - \mu)^2 \right)
+
+    with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first ten arguments are those of
+    :func:`torch.nn.functional.batch_norm`. In training every rank of the group has to call, a rank without data too.
+
+    Args:
+        input: (N, C, \*), float16, bfloat16, float32 or float64, any strides; N may be 0.
+        running_mean: (C,), updated in place in training; None to keep none.
+        running_var: (C,), updated in place in training, unbiased; None to keep none.
+        weight: :math:`\gamma`, (C,). Its gradient is averaged over the group.
+        bias: :math:`\beta`, (C,). Its gradient is averaged over the group.
+        training: True takes the statistics of all ranks; False the running ones or, where there are none, this rank's
+            own, and communicates nothing.
+        momentum: the weight of this step in the running statistics; None for the cumulative average.
+        eps: added to the variance.
+        num_batches_tracked: () int64, counts the steps that had data; needed for ``momentum=None``.
+        group: the ranks to synchronize: None for all, a ``ProcessGroup`` or a one-dimensional ``DeviceMesh``.
+        stats_mode: ``'default'``, ``'N'`` (both as in ``mmcv.ops.SyncBatchNorm``) or ``'exact'``.
+        impl: the name of the implementation, None to let :func:`sbnref.use_impl`, ``SBNREF_IMPL`` or ``'auto'`` decide.
+
+    Returns:
+        (N, C, \*), in the dtype and memory format of ``input``.
+
+    Raises:
+        TypeError: a dtype, or the group, is of the wrong kind.
+        ValueError: a shape, ``stats_mode`` or ``impl`` is not what is expected, this process is not in the group, or
+            one value per channel is to be normalized by itself.
+        RuntimeError: the implementation asked for cannot run on the input's device.
+
+    The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
+    """
+    _check(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, stats_mode)
+    if not training and running_mean is not None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+
+    process_group = resolve(group) if training else None
+    chosen = choose_impl(impl, input.device)
+    if process_group is None and input.numel() == input.shape[1]:
+        raise ValueError(
+            f"expected more than 1 value per channel to take statistics of, got input of shape {tuple(input.shape)} "
+            "on the only rank"
+        )
+    running = None
+    if training and running_mean is not None and running_var is not None:
+        running = RunningStats(running_mean, running_var, num_batches_tracked)
+    return SyncBatchNormFunction.apply(
+        input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen
+    )
+
+
+def _check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+    stats_mode: str,
+) -> None:
+    """Refuse bad input before anything is communicated or changed."""
+    if input.dim() < 2:
+        raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
+    if not input.is_floating_point():
+        raise TypeError(f"expected input of a floating-point dtype, got {input.dtype}")
+    if stats_mode not in STATS_MODES:
+        raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
+    channels = input.shape[1]
+    for name, tensor in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(
+                f"expected {name} of shape (C,) = ({channels},) for input of shape {tuple(input.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("expected running_mean and running_var both or neither, got one of them")
+    if (weight is None) != (bias is None):
+        raise ValueError("expected weight and bias both or neither, got one of them")
+    if momentum is None and running_mean is not None and num_batches_tracked is None:
+        raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")

@@ -1,0 +1,119 @@
+"""The layer in plain PyTorch, to be read from top to bottom.
+
+Four stages, two on each side of a collective:
+
+    forward_stats  -> all-reduce -> forward_apply         backward_stats -> all-reduce -> backward_apply
+
+Shapes: N samples, C channels, ``*`` any number of spatial dimensions. Sums run over everything but the channels.
+Elements are handled in ``acc``, float32 or float64; what is per channel is float64, since it costs nothing there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..modes import RunningStats, combine, payload_dtype, update_running_stats
+
+
+def forward_stats(
+    x: Tensor,  # (N, C, *)
+    weight: int,  # w, what this rank weighs
+) -> Tensor:  # (2C + 2,) [w mean, w (var + mean^2), w, m]
+    wide = payload_dtype(x.device)
+    m = x.numel() // x.shape[1]
+    x = x.to(accumulator(x))
+
+    # A corrected two-pass: the deviations are taken about a rounded mean, and what the rounding cost is put back.
+    center = sum_of(x) / max(m, 1)  # (C,)
+    deviation = x - over(x, center)  # (N, C, *)
+    correction = sum_of(deviation).to(wide) / max(m, 1)
+    mean = center.to(wide) + correction
+    var = sum_of(deviation * deviation).to(wide) / max(m, 1) - correction * correction
+
+    tail = mean.new_full((1,), weight), mean.new_full((1,), m)
+    return torch.cat([weight * mean, weight * (var + mean * mean), *tail])
+
+
+def forward_apply(
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C + 2,) the payloads of all ranks, summed
+    divisor: int | None,  # D, or None for the sum of the weights
+    gamma: Tensor | None,  # (C,)
+    beta: Tensor | None,  # (C,)
+    eps: float,
+    running: RunningStats | None,  # updated in place
+    momentum: float | None,
+) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C), what the backward pass needs besides x
+    stats = combine(total, divisor)
+    invstd = torch.rsqrt(stats.var + eps)  # (C,) 1 / sigma
+    if running is not None:
+        update_running_stats(running, stats, momentum)
+
+    # y = gamma (x - mean) / sigma + beta, with the mean in two parts: x - hi is exact where x is near the mean.
+    acc = accumulator(x)
+    hi, lo = split(stats.mean, acc)
+    scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
+    shift = -lo * scale if beta is None else beta.to(invstd.dtype) - lo * scale
+    y = (x.to(acc) - over(x, hi)) * over(x, scale.to(acc)) + over(x, shift.to(acc))
+
+    # Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+    skew = stats.mean * invstd * (1 - stats.weight / stats.divisor)
+    saved = torch.stack([stats.mean, invstd, skew, (1 / stats.divisor).expand_as(skew)])
+    return y.to(x.dtype), saved
+
+
+def backward_stats(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    saved: Tensor,  # (4, C)
+) -> Tensor:  # (2C,) [sum g, sum g xhat]
+    mean, invstd, _, _ = saved
+    acc = accumulator(x)
+    hi, lo = split(mean, acc)
+    g = dy.to(acc)
+    sum_g = sum_of(g).to(saved.dtype)
+    sum_g_deviation = sum_of(g * (x.to(acc) - over(x, hi))).to(saved.dtype)
+    return torch.cat([sum_g, (sum_g_deviation - lo * sum_g) * invstd])  # xhat = (x - hi - lo) / sigma
+
+
+def backward_apply(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C,) the payloads of all ranks, summed: A = sum g and B = sum g xhat
+    saved: Tensor,  # (4, C)
+    gamma: Tensor | None,  # (C,)
+    k: float,  # w / m, 0 on an empty rank; k / D is what one element weighs in the mean
+) -> Tensor:  # dx (N, C, *)
+    mean, invstd, skew, inverse_divisor = saved
+    a, b = total.chunk(2)
+    acc = accumulator(x)
+    hi, lo = split(mean, acc)
+
+    # dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected as dx = scale g - slope (x - hi) - offset.
+    scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
+    slope = scale * k * inverse_divisor * b * invstd
+    offset = scale * k * inverse_divisor * (a - (lo * invstd + skew) * b)
+    dx = dy.to(acc) * over(x, scale.to(acc)) - (
+        (x.to(acc) - over(x, hi)) * over(x, slope.to(acc)) + over(x, offset.to(acc))
+    )
+    return dx.to(x.dtype)
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """float64 for float64 inputs, float32 for all narrower ones."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def sum_of(x: Tensor) -> Tensor:  # (N, C, *) -> (C,)
+    return x.sum([d for d in range(x.dim()) if d != 1])
+
+
+def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1), to broadcast against x
+    return per_channel.view([-1 if d == 1 else 1 for d in range(x.dim())])
+
+
+def split(mean: Tensor, acc: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The mean as hi + lo: hi rounded to ``acc``, lo what the rounding left. Both are (C,)."""
+    hi = mean.to(acc)
+    return hi, mean - hi.to(mean.dtype)
