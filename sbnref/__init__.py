@@ -1,0 +1,9 @@
+"""Synchronized batch normalization, to read and to debug with."""
+
+from . import functional
+from .impls import register_impl, use_impl
+from .launch import RankError, Ranks, launch
+from .module import SyncBatchNorm
+
+__version__ = "0.1.0"
+__all__ = ["RankError", "Ranks", "SyncBatchNorm", "functional", "launch", "register_impl", "use_impl"]

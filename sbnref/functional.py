@@ -16,6 +16,8 @@ from .modes import STATS_MODES, RunningStats
 if TYPE_CHECKING:
     from .collectives import Group
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def sync_batch_norm(
     input: Tensor,
@@ -86,6 +88,12 @@ def sync_batch_norm(
     )
 
 
+def check_stats_mode(stats_mode: str) -> None:
+    """Raise :class:`ValueError` unless there is such a mode."""
+    if stats_mode not in STATS_MODES:
+        raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
+
+
 def _check(
     input: Tensor,
     running_mean: Tensor | None,
@@ -97,24 +105,33 @@ def _check(
     stats_mode: str,
 ) -> None:
     """Refuse bad input before anything is communicated or changed."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
     if input.dim() < 2:
         raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
-    if not input.is_floating_point():
-        raise TypeError(f"expected input of a floating-point dtype, got {input.dtype}")
-    if stats_mode not in STATS_MODES:
-        raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
+    check_stats_mode(stats_mode)
     channels = input.shape[1]
+    if channels == 0:
+        raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
     for name, tensor in (
         ("running_mean", running_mean),
         ("running_var", running_var),
         ("weight", weight),
         ("bias", bias),
     ):
-        if tensor is not None and tensor.shape != (channels,):
+        if tensor is None:
+            continue
+        if tensor.shape != (channels,):
             raise ValueError(
                 f"expected {name} of shape (C,) = ({channels},) for input of shape {tuple(input.shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"expected {name} of one of the dtypes {DTYPES}, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"expected {name} on the input's device {input.device}, got it on {tensor.device}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got one of them")
     if (weight is None) != (bias is None):

@@ -1,0 +1,36 @@
+"""See what an implementation asks of the outside: collectives, and the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HOST_READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero"}
+
+
+class Watch(TorchDispatchMode):
+    """Records, while it is entered, every collective and every operation whose result the host waits for.
+
+    Attributes:
+        collectives: (name, number of elements, dtype) of each, in order.
+        host_reads: the names of the operations that wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives: list[tuple[str, int, torch.dtype]] = []
+        self.host_reads: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the operation, then run it."""
+        namespace, name = func._schema.name.split("::")
+        if namespace in ("_c10d_functional", "c10d") and name != "wait_tensor":
+            tensor = args[0]
+            while isinstance(tensor, (list, tuple)):
+                tensor = tensor[0]
+            self.collectives.append((name, tensor.numel(), tensor.dtype))
+        if func._schema.name in HOST_READS:
+            self.host_reads.append(func._schema.name)
+        return func(*args, **(kwargs or {}))

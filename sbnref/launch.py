@@ -1,0 +1,186 @@
+"""Run a function on several local ranks: from a script, a test or a notebook cell, and unchanged under ``torchrun``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+import torch
+import torch.distributed as dist
+
+try:  # functions from a notebook cell or a script's own lines are sent by value, all others by name
+    import cloudpickle as pickle
+except ImportError:  # importable functions are all that plain pickle can send
+    import pickle  # type: ignore[no-redef]
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """A rank raised an exception or died. The message carries the rank's own traceback.
+
+    Attributes:
+        rank: the rank that failed first.
+    """
+
+    def __init__(self, rank: int, what: str) -> None:
+        super().__init__(f"rank {rank} failed:\n\n{what}")
+        self.rank = rank
+
+
+def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 300, **kwargs: Any) -> list[T]:
+    """Run ``fn(*args, **kwargs)`` on every rank of a new process group and return what each returned.
+
+    On this machine each rank is a process of its own, with gloo, or NCCL where every rank has a GPU. Under
+    ``torchrun`` the processes are there already: then ``fn`` runs in this one, as the rank that ``torchrun`` made it,
+    ``torchrun`` decides the world size, and every process gets every rank's result.
+
+    A script that calls this must do so under ``if __name__ == "__main__":``, because each rank imports it.
+
+    Args:
+        fn: any function; inside it the default process group is initialized.
+        world_size: how many ranks.
+        timeout: seconds until ranks that have not returned are ended.
+
+    Returns:
+        The results in the order of the ranks.
+
+    Raises:
+        RankError: a rank raised or died; the other ranks are ended.
+        TimeoutError: not all ranks returned in time; all are ended.
+    """
+    if dist.is_torchelastic_launched():
+        return _run_as_launched(fn, args, kwargs)
+    with Ranks(world_size, timeout=timeout) as ranks:
+        return ranks.run(fn, *args, **kwargs)
+
+
+class Ranks:
+    """Ranks that stay: processes started once, on which many functions run one after another.
+
+    A context manager; leaving it ends the processes. After a failure or a timeout the ranks are ended, and the next
+    :meth:`run` starts fresh ones.
+
+    Args:
+        world_size: how many ranks.
+        timeout: seconds that one :meth:`run` may take.
+    """
+
+    def __init__(self, world_size: int, *, timeout: float = 300) -> None:
+        if world_size < 1:
+            raise ValueError(f"expected a world of at least 1 rank, got {world_size}")
+        self.world_size = world_size
+        self.timeout = timeout
+        self._executors: list[ProcessPoolExecutor] = []  # one single-process executor per rank
+        self._pids: list[int] = []
+
+    def run(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
+        """Run ``fn(*args, **kwargs)`` on every rank; see :func:`launch`."""
+        call = pickle.dumps((fn, args, kwargs))
+        if not self._executors:
+            self._start()
+        return self._collect([executor.submit(_call, call) for executor in self._executors])
+
+    def close(self) -> None:
+        """End the processes and wait until they are gone."""
+        executors, self._executors = self._executors, []
+        for executor in executors:
+            executor.submit(_leave_group)
+        for executor in executors:
+            executor.shutdown()
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._meeting_point = tempfile.TemporaryDirectory(prefix="sbnref-")
+        store = Path(self._meeting_point.name, "store").as_uri()
+        self._executors = [
+            ProcessPoolExecutor(1, get_context("spawn"), _join_group, (rank, self.world_size, store, self.timeout))
+            for rank in range(self.world_size)
+        ]
+        self._pids = []
+        self._pids = self._collect([executor.submit(_getpid) for executor in self._executors])
+
+    def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
+        done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
+        failed = [rank for rank, future in enumerate(futures) if future in done and future.exception() is not None]
+        if failed or running:
+            self._kill()
+        if failed:
+            raise RankError(failed[0], str(futures[failed[0]].exception()))
+        if running:
+            late = [rank for rank, future in enumerate(futures) if future in running]
+            raise TimeoutError(f"ranks {late} of {self.world_size} had not returned after {self.timeout} s")
+        return [pickle.loads(future.result()) for future in futures]
+
+    def _kill(self) -> None:
+        executors, self._executors = self._executors, []
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for executor in executors:
+            executor.shutdown(cancel_futures=True)
+
+
+class _RemoteError(Exception):
+    """Carries a rank's traceback as text, which can be sent whatever the exception was."""
+
+
+def _call(call: bytes) -> bytes:
+    try:
+        fn, args, kwargs = pickle.loads(call)
+        return pickle.dumps(fn(*args, **kwargs))
+    except BaseException:
+        raise _RemoteError(traceback.format_exc()) from None
+
+
+def _getpid() -> bytes:
+    return pickle.dumps(os.getpid())
+
+
+def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
+    _init_process_group(rank, world_size, init_method=store, rank=rank, world_size=world_size)
+
+
+def _leave_group() -> None:
+    dist.destroy_process_group()
+
+
+def _exit_with_parent() -> None:
+    """A parent that is killed cannot end its ranks, so each ends itself."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _init_process_group(local_rank: int, local_world_size: int, **where: Any) -> None:
+    if torch.cuda.device_count() >= local_world_size:
+        torch.cuda.set_device(local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl", **where)
+    else:
+        dist.init_process_group("gloo", **where)
+
+
+def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any) -> list[T]:
+    if not dist.is_initialized():
+        _init_process_group(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    results: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(results, fn(*args, **kwargs))
+    return results

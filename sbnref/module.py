@@ -1,0 +1,140 @@
+"""The layer as a module: it holds parameters, buffers and choices, and leaves the work to the function."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .functional import check_stats_mode, sync_batch_norm
+from .impls import check_name
+
+if TYPE_CHECKING:
+    from .collectives import Group
+
+
+class SyncBatchNorm(_BatchNorm):
+    r"""Batch normalization whose statistics are those of all ranks' batches together.
+
+    .. math::
+        y = \gamma \, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
+        \mu = \frac{1}{D} \sum_r w_r \mu_r, \qquad v = \frac{1}{D} \sum_r w_r \left( v_r + (\mu_r - \mu)^2 \right)
+
+    ================  =================================  ======================  =====================================
+    ``stats_mode``    weight :math:`w_r`                 divisor :math:`D`       equals BatchNorm over all ranks when
+    ================  =================================  ======================  =====================================
+    ``'default'``     1, or 0 on an empty rank           world size              every rank has as many elements
+    ``'N'``           batch size, or 0 on an empty rank  :math:`\sum_r w_r`      every rank has the same spatial size
+    ``'exact'``       elements per channel               :math:`\sum_r w_r`      always
+    ================  =================================  ======================  =====================================
+
+    ``'default'`` and ``'N'`` are those of ``mmcv.ops.SyncBatchNorm``; ``'exact'`` is what
+    :class:`torch.nn.SyncBatchNorm` computes. In training every rank of the group has to call the layer, a rank whose
+    batch is empty too. In eval mode nothing is communicated.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: the weight of a step in the running statistics; None for the cumulative average.
+        affine: whether there are a ``weight`` (ones at first) and a ``bias`` (zeros). Their gradients are averaged
+            over the group.
+        track_running_stats: whether there are ``running_mean``, ``running_var`` and ``num_batches_tracked``. Without
+            them eval mode takes the statistics of this rank's own batch.
+        group: the ranks to synchronize: None (all of them, or this process alone when no process group is
+            initialized), a ``ProcessGroup``, or a one-dimensional ``DeviceMesh``. It is looked up at each call, so
+            the layer can be built before ``init_process_group``.
+        stats_mode: ``'default'``, ``'N'`` or ``'exact'``.
+        impl: ``'reference'``, ``'cuda'``, ``'auto'``, a name given to :func:`sbnref.register_impl`, or None to let
+            :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.
+        device: where parameters and buffers lie.
+        dtype: of parameters and buffers.
+
+    Shape:
+        Input (N, C, \*), N may be 0; output the same, in the input's dtype and memory format.
+
+    Raises:
+        ValueError: no such ``stats_mode`` or ``impl``.
+
+    The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
+
+    Example:
+        >>> layer = SyncBatchNorm(8, stats_mode="exact")
+        >>> layer(torch.randn(4, 8, 5, 5)).shape
+        torch.Size([4, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        group: Group = None,
+        stats_mode: str = "default",
+        *,
+        impl: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_stats_mode(stats_mode)
+        if impl is not None:
+            check_name(impl)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.group = group
+        self.stats_mode = stats_mode
+        self.impl = impl
+
+    @property
+    def group(self) -> Group:
+        """The ranks to synchronize, as given."""
+        return self._group.group
+
+    @group.setter
+    def group(self, group: Group) -> None:
+        self._group = _GroupReference(group)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``, (N, C, *); see :func:`sbnref.functional.sync_batch_norm` for what is raised."""
+        tracks = self.track_running_stats or not self.training
+        return sync_batch_norm(
+            input,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+            num_batches_tracked=self.num_batches_tracked if tracks else None,
+            group=self.group,
+            stats_mode=self.stats_mode,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        impl = f", impl={self.impl!r}" if self.impl else ""
+        return f"{super().extra_repr()}, stats_mode={self.stats_mode!r}{impl}"
+
+
+class _GroupReference:
+    """Copies share the group; a pickle does without it, for a process group exists only while its processes do."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _GroupReference:
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[None]]:
+        if self.group is not None:
+            warnings.warn(
+                "a process group cannot be pickled: the SyncBatchNorm loaded from this pickle will have group=None, "
+                "set its group anew",
+                stacklevel=2,
+            )
+        return _GroupReference, (None,)
