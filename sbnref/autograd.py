@@ -47,17 +47,16 @@ class SyncBatchNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             return *_differentiable_backward(ctx, dy), *[None] * 6
 
         x, gamma, beta, saved = ctx.saved_tensors
         total = all_reduce(ctx.impl.backward_stats(dy, x, saved), ctx.layer[-1])
-        dx = dgamma = dbeta = None
-        if ctx.needs_input_grad[0]:
-            dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k)
-        if gamma is not None and beta is not None:
-            dbeta, dgamma = (total / world_size(ctx.layer[-1])).to(gamma.dtype).chunk(2)
+        dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
+        sum_g, sum_g_xhat = (total / world_size(ctx.layer[-1])).chunk(2)
+        dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
+        dbeta = None if beta is None else sum_g.to(beta.dtype)
         return dx, dgamma, dbeta, *[None] * 6
 
 

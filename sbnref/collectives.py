@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    Group = Union[ProcessGroup, DeviceMesh, None]
+    Group = ProcessGroup | DeviceMesh | None
 
 
 def resolve(group: Group) -> ProcessGroup | None:
     """The process group to synchronize over, or None where this process is alone.
 
     Args:
-        group: None (all processes, or this one alone when no process group is initialized), a
-            :class:`torch.distributed.ProcessGroup`, or a one-dimensional :class:`torch.distributed.device_mesh.DeviceMesh`.
+        group: None (all processes, or this one alone when no process group is initialized), a ``ProcessGroup``, or a
+            one-dimensional ``DeviceMesh``.
 
     Raises:
         ValueError: this process is not in the group, or the mesh has more than one dimension.
@@ -70,5 +70,5 @@ class _AllReduce(torch.autograd.Function):
         return torch.ops._c10d_functional.wait_tensor(total)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(grad, ctx.group_name), None

@@ -28,9 +28,9 @@ def composed_sync_batch_norm(
     divisor: int | None,  # D, or None for the sum of the weights
     group: ProcessGroup | None,
 ) -> Tensor:  # y (N, C, *)
+    """Normalize ``x`` by differentiable operations alone. Running statistics are not its business."""
     total = all_reduce(reference.forward_stats(x, weight), group)
-    if gamma is not None and beta is not None:
-        gamma, beta = _AverageGradient.apply(torch.stack([gamma, beta]), group).unbind()
+    gamma, beta = (None if p is None else _AverageGradient.apply(p, group) for p in (gamma, beta))
     y, _ = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, None)
     return y
 
@@ -39,10 +39,10 @@ class _AverageGradient(torch.autograd.Function):
     """The identity, whose backward averages over the group: the convention for parameter gradients, in every order."""
 
     @staticmethod
-    def forward(ctx: Any, parameters: Tensor, group: ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, parameter: Tensor, group: ProcessGroup | None) -> Tensor:
         ctx.group = group
-        return parameters.clone()
+        return parameter.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return all_reduce(grad, ctx.group) / world_size(ctx.group), None

@@ -83,9 +83,7 @@ def sync_batch_norm(
     running = None
     if training and running_mean is not None and running_var is not None:
         running = RunningStats(running_mean, running_var, num_batches_tracked)
-    return SyncBatchNormFunction.apply(
-        input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen
-    )
+    return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
 
 
 def check_stats_mode(stats_mode: str) -> None:
@@ -134,7 +132,5 @@ def _check(
             raise ValueError(f"expected {name} on the input's device {input.device}, got it on {tensor.device}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got one of them")
-    if (weight is None) != (bias is None):
-        raise ValueError("expected weight and bias both or neither, got one of them")
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")

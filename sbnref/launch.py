@@ -8,11 +8,12 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ import torch.distributed as dist
 try:  # functions from a notebook cell or a script's own lines are sent by value, all others by name
     import cloudpickle as pickle
 except ImportError:  # importable functions are all that plain pickle can send
-    import pickle  # type: ignore[no-redef]
+    import pickle
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ Rank *r* of *G* holds :math:`m_r` elements per channel in a batch of :math:`n_r`
     v = \\frac{1}{D} \\sum_r w_r \\left( v_r + (\\mu_r - \\mu)^2 \\right)
 
 and differs from the others only in :math:`w_r` and :math:`D`. Each rank sends one vector of :math:`2C + 2` numbers,
-:math:`[w \\mu,\\; w (v + \\mu^2),\\; w,\\; m]`; the sum of these vectors over the ranks, the *total*, holds all there is
-to know. This module is the arithmetic between the vectors: what a rank weighs, what a total means, and what it does to
-the running statistics.
+:math:`[w \\mu,\\; w (v + \\mu^2),\\; w,\\; m]`; the sum of these vectors over the ranks, the *total*, holds all there
+is to know. This module is the arithmetic between the vectors: what a rank weighs, what a total means, and what it does
+to the running statistics.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Statistics(NamedTuple):
     var: Tensor  # (C,) biased
     divisor: Tensor  # () D
     weight: Tensor  # () W, the sum of the weights
-    count: Tensor  # () M, the number of elements per channel on all ranks together
+    elements: Tensor  # () M, the number of elements per channel on all ranks together
 
 
 def combine(total: Tensor, divisor: int | None) -> Statistics:
@@ -76,11 +76,11 @@ def combine(total: Tensor, divisor: int | None) -> Statistics:
         divisor: what :func:`fixed_divisor` gave.
     """
     channels = (total.numel() - 2) // 2
-    s1, s2, weight, count = total[:channels], total[channels:-2], total[-2], total[-1]
+    s1, s2, weight, elements = total[:channels], total[channels:-2], total[-2], total[-1]
     d = weight.clamp(min=1) if divisor is None else torch.full_like(weight, divisor)
     mean = s1 / d
     var = (s2 - 2 * mean * s1 + mean * mean * weight) / d
-    return Statistics(mean, var.clamp(min=0), d, weight, count)
+    return Statistics(mean, var.clamp(min=0), d, weight, elements)
 
 
 class RunningStats(NamedTuple):
@@ -103,15 +103,15 @@ def update_running_stats(running: RunningStats, stats: Statistics, momentum: flo
         stats: this step's.
         momentum: the factor of the exponential average; None asks for the cumulative average.
     """
-    seen = stats.count > 0
+    seen = stats.elements > 0
     if running.num_batches_tracked is not None:
         running.num_batches_tracked.add_(seen)
     if momentum is None:
         assert running.num_batches_tracked is not None  # refused by functional.check otherwise
         factor = 1 / running.num_batches_tracked.to(stats.mean.dtype)
     else:
-        factor = torch.full_like(stats.count, momentum)
-    unbiased = stats.var * stats.count / (stats.count - 1).clamp(min=1)  # var is 0 already where M is 1
+        factor = torch.full_like(stats.elements, momentum)
+    unbiased = stats.var * stats.elements / (stats.elements - 1).clamp(min=1)  # var is 0 already where M is 1
     for buffer, value in ((running.mean, stats.mean), (running.var, unbiased)):
         moved = buffer.to(value.dtype) * (1 - factor) + value * factor
         buffer.copy_(torch.where(seen, moved, buffer))

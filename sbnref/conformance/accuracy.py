@@ -71,7 +71,9 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
     bound = 1e-6 + 1e-15 * want.mean**2 / sigma2  # (C,)
     figures = {}
     for i, quantity in enumerate(("y", "dx", "dgamma", "dbeta", "mean", "var")):
-        rounding = 0.505 * torch.finfo(xs[rank].dtype).eps if quantity in ("y", "dx") and xs[0].dtype.itemsize == 2 else 0
+        rounding = (
+            0.505 * torch.finfo(xs[rank].dtype).eps if quantity in ("y", "dx") and xs[0].dtype.itemsize == 2 else 0
+        )
         allowed = bound + rounding
         errors = [_error(candidate[i], expected[i], quantity, sigma2) for candidate in (got, peer)]
         worst = int((errors[0] / allowed).nan_to_num(torch.inf).argmax())

@@ -54,7 +54,11 @@ def cases() -> list[Case]:
 def _cases() -> Iterator[tuple[str, int, Callable[[str, str], Any]]]:
     for world_size, stats_mode in itertools.product((1, 2, 3, 4), STATS_MODES):
         for kind, sizes in batch_sizes(world_size).items():
-            yield f"batches: {kind}, {stats_mode}, {world_size} ranks", world_size, partial(check_step, stats_mode, sizes)
+            yield (
+                f"batches: {kind}, {stats_mode}, {world_size} ranks",
+                world_size,
+                partial(check_step, stats_mode, sizes),
+            )
     for stats_mode, (dtype, param_dtype) in itertools.product(STATS_MODES, DTYPES):
         check = partial(check_step, stats_mode, [3, 0, 5], dtype=dtype, param_dtype=param_dtype)
         yield f"dtypes: {name_of(dtype)} input, {name_of(param_dtype)} parameters, {stats_mode}", 3, check
@@ -134,11 +138,12 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def close(name: str, got: Tensor, want: Tensor, **tolerance: float) -> None:
+def close(name: str, got: Tensor | None, want: Tensor, **tolerance: Any) -> None:
     """Compare to the precision of what was computed; the message says what and on which rank."""
     message = f"{name} on rank {dist.get_rank()}"
+    assert got is not None, f"{message} is None"
     want = want.to(got.device, got.dtype)
-    assert_close(got, want, msg=lambda text: f"{message}: {text}", **tolerance)  # type: ignore[arg-type]
+    assert_close(got, want, msg=lambda text: f"{message}: {text}", **tolerance)
 
 
 def random_inputs(sizes: list[int], spatial: list[tuple[int, ...]], dtype: torch.dtype, seed: int = 0) -> Any:
@@ -182,14 +187,14 @@ def compare_step(layer: SyncBatchNorm, xs: list[Tensor], dys: list[Tensor], rank
     assert y.dtype == x.dtype
     y.backward(dys[rank].to(device))
     close("y", y, want.y[rank])
-    assert x.grad is not None, "an empty rank gets an empty gradient, not None"
     close("dx", x.grad, want.dx[rank])
     if layer.affine:
         close("dgamma", layer.weight.grad, want.dgamma)
         close("dbeta", layer.bias.grad, want.dbeta)
-    close("running_mean", layer.running_mean, 0.1 * want.mean)  # type: ignore[arg-type]
-    close("running_var", layer.running_var, 0.9 + 0.1 * want.unbiased_var if want.count else torch.ones(CHANNELS))  # type: ignore[arg-type]
-    assert layer.num_batches_tracked == (want.count > 0)
+    running_var = 0.9 + 0.1 * want.unbiased_var if want.elements else torch.ones(CHANNELS)
+    close("running_mean", layer.running_mean, 0.1 * want.mean)
+    close("running_var", layer.running_var, running_var)
+    assert layer.num_batches_tracked == (want.elements > 0)
 
 
 def check_step(
@@ -245,14 +250,14 @@ def check_double_backward(stats_mode: str, impl: str, device: str) -> None:
     """A gradient penalty across ranks has the oracle's gradient, in float64, an empty rank included."""
     for sizes in ([3, 2, 4], [3, 0, 2]):
         xs, dys = random_inputs(sizes, [(3,)] * 3, torch.float64)
-        rank, group = dist.get_rank(), dist.group.WORLD
+        rank = dist.get_rank()
         gamma = torch.linspace(0.5, 1.5, CHANNELS, dtype=torch.float64)
 
         def penalty(layer: Callable[..., Tensor]) -> list[Tensor]:
             x, w, b = (t.detach().to(device).requires_grad_() for t in (xs[rank], gamma, gamma - 1))  # noqa: B023
             dy = dys[rank].to(device).requires_grad_()  # noqa: B023
-            first = torch.autograd.grad((layer(x, w, b) ** 3 * dy).sum(), (x, w, b), create_graph=True)  # noqa: B023
-            loss = sum((g**2).sum() for g in first)
+            first = torch.autograd.grad((layer(x, w, b) ** 3 * dy).sum(), (x, w, b), create_graph=True)
+            loss = torch.stack([(g**2).sum() for g in first]).sum()
             return [*first, *torch.autograd.grad(loss, (x, w, b, dy))]
 
         def hand_written(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -261,7 +266,7 @@ def check_double_backward(stats_mode: str, impl: str, device: str) -> None:
         def composed(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
             n, divisor = x.shape[0], fixed_divisor(stats_mode, 3)
             weight = rank_weight(stats_mode, n, elements_per_channel(x))
-            return composed_sync_batch_norm(x, w, b, 1e-5, weight, divisor, group)
+            return composed_sync_batch_norm(x, w, b, 1e-5, weight, divisor, dist.group.WORLD)
 
         names = ("dx", "dgamma", "dbeta", "ddx", "ddgamma", "ddbeta", "ddy")
         for name, got, want in zip(names, penalty(hand_written), penalty(composed), strict=True):
@@ -281,8 +286,8 @@ def check_running_stats(impl: str, device: str) -> None:
             if sum(sizes):
                 want = train_step(xs, dys, *affine_of(layer), stats_mode)
                 mean, var = 0.9 * mean + 0.1 * want.mean, 0.9 * var + 0.1 * want.unbiased_var
-        close("running_mean", layer.running_mean, mean)  # type: ignore[arg-type]
-        close("running_var", layer.running_var, var)  # type: ignore[arg-type]
+        close("running_mean", layer.running_mean, mean)
+        close("running_var", layer.running_var, var)
         assert layer.num_batches_tracked == len(steps) - 1
         for name, buffer in layer.named_buffers():
             copies = [torch.empty_like(buffer.cpu()) for _ in range(4)]
@@ -301,11 +306,11 @@ def check_cumulative_average(impl: str, device: str) -> None:
             layer(xs[rank].to(device))
         assert not watch.host_reads
         want = train_step(xs, dys, *affine_of(layer), "exact")
-        if want.count:
+        if want.elements:
             means.append(want.mean)
             variances.append(want.unbiased_var)
-    close("running_mean", layer.running_mean, torch.stack(means).mean(0))  # type: ignore[arg-type]
-    close("running_var", layer.running_var, torch.stack(variances).mean(0))  # type: ignore[arg-type]
+    close("running_mean", layer.running_mean, torch.stack(means).mean(0))
+    close("running_var", layer.running_var, torch.stack(variances).mean(0))
     assert layer.num_batches_tracked == 3
 
 
@@ -337,8 +342,8 @@ def check_eval(impl: str, device: str) -> None:
             with Watch() as watch:
                 y = layer(xs[0].to(device))
             assert not watch.collectives
-            buffers = (t.double().cpu() for t in (layer.running_mean, layer.running_var, *affine_of(layer)))  # type: ignore[union-attr]
-            close("y", y, F.batch_norm(xs[0].double(), *buffers))
+            mean, var, _, gamma, beta = (t.double().cpu() for t in (*layer.buffers(), *layer.parameters()))
+            close("y", y, F.batch_norm(xs[0].double(), mean, var, gamma, beta))
             assert layer(xs[0][:0].to(device)).shape == (0, CHANNELS, 4, 2)
         for name, tensor in layer.state_dict().items():
             assert torch.equal(tensor, before[name]), name
@@ -355,7 +360,7 @@ def check_partial_gradients(impl: str, device: str) -> None:
         layer(x).backward(dys[rank].to(device))
         for name, tensor, expected in (("dx", x, want.dx[rank]), ("dgamma", layer.weight, want.dgamma)):
             if tensor.requires_grad:
-                close(name, tensor.grad, expected)  # type: ignore[arg-type]
+                close(name, tensor.grad, expected)
             else:
                 assert tensor.grad is None
     with torch.no_grad():
@@ -428,14 +433,19 @@ def check_training(impl: str, device: str) -> None:
     def network(norm: Callable[[int], nn.Module]) -> nn.Module:
         torch.manual_seed(3)
         return nn.Sequential(
-            nn.Conv2d(1, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, CHANNELS, 3), norm(CHANNELS), nn.Flatten(), nn.LazyLinear(2)
+            nn.Conv2d(1, 6, 3),
+            norm(6),
+            nn.ReLU(),
+            nn.Conv2d(6, CHANNELS, 3),
+            norm(CHANNELS),
+            nn.Flatten(),
+            nn.Linear(16 * CHANNELS, 2),
         )
 
     alone = network(nn.BatchNorm2d).double()
     together = network(partial(SyncBatchNorm, stats_mode="exact", impl=impl)).double().to(device)
-    alone(torch.zeros(2, 1, 8, 8).double()), together.eval()(torch.zeros(2, 1, 8, 8, device=device).double())
-    together.load_state_dict({k: v.clone() for k, v in alone.state_dict().items()}, strict=True)
-    wrapped = DistributedDataParallel(together.train())
+    together.load_state_dict(alone.state_dict(), strict=True)
+    wrapped = DistributedDataParallel(together)
     optimizers = [torch.optim.SGD(m.parameters(), 1e-3, momentum=0.9) for m in (alone, wrapped)]
 
     generator = torch.Generator().manual_seed(4)
@@ -456,7 +466,7 @@ def check_training(impl: str, device: str) -> None:
 
 
 def check_non_finite(impl: str, device: str) -> None:
-    """NaN and Inf on one rank spoil their channel, as in BatchNorm over the whole batch, on every rank, and no other."""
+    """NaN and Inf on one rank spoil their channel on every rank and no other, as in BatchNorm over the whole batch."""
     rank = dist.get_rank()
     for value, sizes in itertools.product((torch.nan, torch.inf, -torch.inf), ([2, 3], [2, 0])):
         xs, dys = random_inputs(sizes, [(4, 3), (4, 3)], torch.float32)
@@ -470,18 +480,20 @@ def check_non_finite(impl: str, device: str) -> None:
         got = layer(x)
         got.backward(dys[rank].to(device))
         mine = slice(0, 2) if rank == 0 else slice(2, None)
-        pairs = {
+        assert x.grad is not None
+        assert whole.grad is not None
+        pairs: dict[str, tuple[Any, Any]] = {
             "y": (got, y[mine]),
-            "dx": (x.grad, whole.grad[mine]),  # type: ignore[index]
+            "dx": (x.grad, whole.grad[mine]),
             "dgamma": (layer.weight.grad, peer.weight.grad),
             "running_mean": (layer.running_mean, peer.running_mean),
             "running_var": (layer.running_var, peer.running_var),
         }
         for name, (ours, theirs) in pairs.items():
-            assert torch.equal(ours.isfinite().cpu(), theirs.isfinite()), f"{name} on rank {rank} for {value}: {ours}"  # type: ignore[union-attr]
+            assert torch.equal(ours.isfinite().cpu(), theirs.isfinite()), f"{name} on rank {rank} for {value}: {ours}"
 
 
-class refusal:  # noqa: N801 - reads as a statement
+class refusal:
     """Passes if the block raises ``error`` with ``text`` in its message, having communicated nothing."""
 
     def __init__(self, error: type[Exception], text: str) -> None:
@@ -515,24 +527,27 @@ def check_refusals(impl: str, device: str) -> None:
     for error, text, bad in bad_inputs:
         with refusal(error, text):
             layer(bad)
-    for options, error, text in (
-        (dict(stats_mode="n"), ValueError, "('default', 'N', 'exact'), got 'n'"),
-        (dict(impl="gpu"), ValueError, "got 'gpu'"),
-    ):
-        with refusal(error, text):
-            SyncBatchNorm(CHANNELS, **options)  # type: ignore[arg-type]
-        with refusal(error, text):
-            sync_batch_norm(x, None, None, training=True, **options)  # type: ignore[arg-type]
-    mean, var, gamma = torch.zeros(CHANNELS, device=device), torch.ones(CHANNELS, device=device), torch.ones(CHANNELS)
-    for arguments, options, text in (
-        ((mean, None), {}, "running_mean and running_var both or neither"),
-        ((mean, var, mean), {}, "weight and bias both or neither"),
-        ((mean, var), dict(momentum=None), "num_batches_tracked"),
-        ((mean[:3], var), {}, "running_mean of shape (C,) = (5,)"),
-        ((mean, var, gamma.to("meta"), gamma.to("meta")), {}, f"on the input's device {x.device}, got it on meta"),
-    ):
+    bad_choices: list[tuple[dict[str, Any], str]] = [
+        (dict(stats_mode="n"), "('default', 'N', 'exact'), got 'n'"),
+        (dict(impl="gpu"), "got 'gpu'"),
+    ]
+    for choice, text in bad_choices:
         with refusal(ValueError, text):
-            sync_batch_norm(x, *arguments, training=True, impl=impl, **options)  # type: ignore[misc, arg-type]
+            SyncBatchNorm(CHANNELS, **choice)
+        with refusal(ValueError, text):
+            sync_batch_norm(x, None, None, training=True, **choice)
+    mean, var = torch.zeros(CHANNELS, device=device), torch.ones(CHANNELS, device=device)
+    bad_arguments: list[tuple[dict[str, Any], str]] = [
+        (dict(running_var=None), "running_mean and running_var both or neither"),
+        (dict(running_mean=mean[:3]), "running_mean of shape (C,) = (5,)"),
+        (dict(momentum=None), "num_batches_tracked"),
+        (dict(bias=mean.to("meta")), f"on the input's device {x.device}, got it on meta"),
+    ]
+    for arguments, text in bad_arguments:
+        with refusal(ValueError, text):
+            sync_batch_norm(
+                x, **{"running_mean": mean, "running_var": var, "training": True, "impl": impl, **arguments}
+            )
     with refusal(TypeError, "weight of one of the dtypes"):
         sync_batch_norm(x, mean, var, mean.long(), mean, training=True, impl=impl)
     with refusal(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):

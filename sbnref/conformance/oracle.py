@@ -22,7 +22,7 @@ class Expected(NamedTuple):
     mean: Tensor  # (C,)
     var: Tensor  # (C,) biased
     unbiased_var: Tensor  # (C,)
-    count: int  # M
+    elements: int  # M
 
 
 def train_step(
@@ -37,9 +37,9 @@ def train_step(
     xs = [x.detach().cpu().double().requires_grad_() for x in xs]
     gamma, beta = (p.detach().cpu().double().requires_grad_() for p in (gamma, beta))
     ys, mean, var = forward(xs, gamma, beta, stats_mode, eps)
-    loss = sum((y * dy.detach().cpu().double()).sum() for y, dy in zip(ys, dys, strict=True))
+    loss = torch.stack([(y * dy.detach().cpu().double()).sum() for y, dy in zip(ys, dys, strict=True)]).sum()
     *dxs, dgamma, dbeta = torch.autograd.grad(loss, [*xs, gamma, beta])
-    count = sum(elements_per_channel(x) for x in xs)
+    elements = sum(elements_per_channel(x) for x in xs)
     return Expected(
         [y.detach() for y in ys],
         dxs,
@@ -47,8 +47,8 @@ def train_step(
         dbeta / len(xs),
         mean.detach(),
         var.detach(),
-        var.detach() * count / max(count - 1, 1),
-        count,
+        var.detach() * elements / max(elements - 1, 1),
+        elements,
     )
 
 

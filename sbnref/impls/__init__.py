@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -132,5 +133,5 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
 def _load(name: str) -> Implementation:
     impl = _registry[name]
     if isinstance(impl, str):
-        impl = _registry[name] = importlib.import_module(impl)  # type: ignore[assignment]
-    return impl  # type: ignore[return-value]
+        impl = _registry[name] = importlib.import_module(impl)
+    return impl

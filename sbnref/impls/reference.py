@@ -6,6 +6,8 @@ Four stages, two on each side of a collective:
 
 Shapes: N samples, C channels, ``*`` any number of spatial dimensions. Sums run over everything but the channels.
 Elements are handled in ``acc``, float32 or float64; what is per channel is float64, since it costs nothing there.
+What meets the elements is stacked first: compiled code keeps a stack, and would work out anything else anew for every
+element it meets.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ def forward_stats(
     x: Tensor,  # (N, C, *)
     weight: int,  # w, what this rank weighs
 ) -> Tensor:  # (2C + 2,) [w mean, w (var + mean^2), w, m]
+    """What this rank tells the others about its batch."""
     wide = payload_dtype(x.device)
     m = x.numel() // x.shape[1]
     x = x.to(accumulator(x))
@@ -45,6 +48,7 @@ def forward_apply(
     running: RunningStats | None,  # updated in place
     momentum: float | None,
 ) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C), what the backward pass needs besides x
+    """Normalize by the statistics of all ranks, and move the running ones."""
     stats = combine(total, divisor)
     invstd = torch.rsqrt(stats.var + eps)  # (C,) 1 / sigma
     if running is not None:
@@ -55,7 +59,8 @@ def forward_apply(
     hi, lo = split(stats.mean, acc)
     scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
     shift = -lo * scale if beta is None else beta.to(invstd.dtype) - lo * scale
-    y = (x.to(acc) - over(x, hi)) * over(x, scale.to(acc)) + over(x, shift.to(acc))
+    hi, factor, shift = torch.stack([hi, scale, shift]).to(acc)
+    y = (x.to(acc) - over(x, hi)) * over(x, factor) + over(x, shift)
 
     # Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
     skew = stats.mean * invstd * (1 - stats.weight / stats.divisor)
@@ -68,6 +73,7 @@ def backward_stats(
     x: Tensor,  # (N, C, *)
     saved: Tensor,  # (4, C)
 ) -> Tensor:  # (2C,) [sum g, sum g xhat]
+    """What this rank tells the others about its upstream gradient."""
     mean, invstd, _, _ = saved
     acc = accumulator(x)
     hi, lo = split(mean, acc)
@@ -85,6 +91,7 @@ def backward_apply(
     gamma: Tensor | None,  # (C,)
     k: float,  # w / m, 0 on an empty rank; k / D is what one element weighs in the mean
 ) -> Tensor:  # dx (N, C, *)
+    """The derivative of the loss, summed over all ranks, by this rank's input."""
     mean, invstd, skew, inverse_divisor = saved
     a, b = total.chunk(2)
     acc = accumulator(x)
@@ -94,9 +101,8 @@ def backward_apply(
     scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
     slope = scale * k * inverse_divisor * b * invstd
     offset = scale * k * inverse_divisor * (a - (lo * invstd + skew) * b)
-    dx = dy.to(acc) * over(x, scale.to(acc)) - (
-        (x.to(acc) - over(x, hi)) * over(x, slope.to(acc)) + over(x, offset.to(acc))
-    )
+    hi, scale, slope, offset = torch.stack([hi, scale, slope, offset]).to(acc)
+    dx = dy.to(acc) * over(x, scale) - ((x.to(acc) - over(x, hi)) * over(x, slope) + over(x, offset))
     return dx.to(x.dtype)
 
 
@@ -106,10 +112,12 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def sum_of(x: Tensor) -> Tensor:  # (N, C, *) -> (C,)
+    """The sum over everything but the channels."""
     return x.sum([d for d in range(x.dim()) if d != 1])
 
 
-def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1), to broadcast against x
+def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1)
+    """One number per channel, in the shape that broadcasts against x."""
     return per_channel.view([-1 if d == 1 else 1 for d in range(x.dim())])
 
 

@@ -1,0 +1,46 @@
+"""The demonstration, small: its command, its numbers, its files."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from sbnref import demo
+from sbnref.cli import app
+
+
+def test_demo(tmp_path):
+    run = CliRunner().invoke(app, ["demo", "--ranks", "2", "--steps", "6", "--output", str(tmp_path), "--json"])
+    assert run.exit_code == 0, run.output
+    results = json.loads(run.stdout)
+    assert results == json.loads((tmp_path / "demo.json").read_text())
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    modes = results["modes"]
+    assert list(modes) == ["default", "N", "exact", "no sync"]
+    for mode in ("N", "exact"):
+        assert modes[mode]["mean_error"] < 1e-12
+        assert modes[mode]["var_error"] < 1e-12
+    assert modes["default"]["mean_error"] > 0.01
+    assert modes["no sync"]["var_error"] > 0.01
+    empty = modes["exact"]["empty_ranks"]
+    assert all(mode["empty_ranks"] == empty for mode in modes.values()), "all modes see the same batches"
+    assert results["share_of_steps_with_an_empty_rank"] == sum(count > 0 for count in empty) / 6
+    # with one of two ranks empty, the mean of 'default' is half the true one
+    halved = [error for error, count in zip(modes["default"]["mean_errors"], empty, strict=True) if count == 1]
+    assert halved
+    assert halved == pytest.approx([0.5] * len(halved))
+
+
+def test_demo_prints_a_table(tmp_path):
+    run = CliRunner().invoke(app, ["demo", "--ranks", "2", "--steps", "2", "--output", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    assert "Relative errors of the statistics" in run.stdout
+    assert "demo.png" in run.stdout
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit, match=r"pip install 'sbnref\[demo\]'"):
+        demo.load_digits()

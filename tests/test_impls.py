@@ -1,0 +1,162 @@
+"""The registry and the choice, and that the suite catches implementations that are wrong."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import sbnref
+from sbnref import impls
+from sbnref.conformance import cases
+from sbnref.impls import reference
+
+X = torch.randn(4, 3)
+
+
+def stages(**changes):
+    return SimpleNamespace(**{stage: changes.get(stage, getattr(reference, stage)) for stage in impls.STAGES})
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """An implementation 'recorder' that is the reference and remembers that it was called."""
+    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+    calls = []
+
+    def forward_stats(x, weight):
+        calls.append(tuple(x.shape))
+        return reference.forward_stats(x, weight)
+
+    sbnref.register_impl("recorder", stages(forward_stats=forward_stats))
+    return calls
+
+
+def normalize(impl=None):
+    return sbnref.SyncBatchNorm(3, impl=impl)(X)
+
+
+def test_every_way_to_choose_and_their_order(recorder, monkeypatch):
+    normalize()
+    assert not recorder, "auto on the CPU is the reference"
+    normalize("recorder")
+    assert len(recorder) == 1
+    monkeypatch.setenv("SBNREF_IMPL", "recorder")
+    normalize()
+    assert len(recorder) == 2
+    normalize("reference")
+    assert len(recorder) == 2, "the module's choice precedes the environment's"
+    monkeypatch.delenv("SBNREF_IMPL")
+    with sbnref.use_impl("recorder"):
+        normalize("reference")
+        assert len(recorder) == 3, "the block's choice precedes all"
+        with sbnref.use_impl("reference"):
+            normalize("recorder")
+        assert len(recorder) == 3, "the innermost block decides"
+    normalize()
+    assert len(recorder) == 3
+
+
+def test_the_backward_pass_uses_the_forward_pass_choice(recorder):
+    x = X.clone().requires_grad_()
+    with sbnref.use_impl("recorder"):
+        y = sbnref.SyncBatchNorm(3)(x)
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_names_are_checked(recorder, monkeypatch):
+    with pytest.raises(ValueError, match=r"impl to be one of \('auto', 'reference', 'cuda', 'recorder'\), got 'fast'"):
+        sbnref.SyncBatchNorm(3, impl="fast")
+    with pytest.raises(ValueError, match="got 'fast'"), sbnref.use_impl("fast"):
+        pass
+    monkeypatch.setenv("SBNREF_IMPL", "fast")
+    with pytest.raises(ValueError, match="got 'fast'"):
+        normalize()
+
+
+def test_registration_refuses_taken_names_and_missing_stages(recorder):
+    for name in ("reference", "cuda", "auto", "recorder"):
+        with pytest.raises(ValueError, match=f"got '{name}', which is taken"):
+            sbnref.register_impl(name, stages())
+    with pytest.raises(TypeError, match=r"without \['backward_apply'\]"):
+        sbnref.register_impl("partial", SimpleNamespace(**{s: print for s in impls.STAGES[:-1]}))
+    assert "partial" not in impls.impl_names()
+
+
+def test_an_implementation_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+    impl = stages()
+    impl.why_not = lambda device: f"it is afraid of {device}"
+    sbnref.register_impl("shy", impl)
+    with pytest.raises(RuntimeError, match="impl='shy' cannot run on cpu: it is afraid of cpu"):
+        normalize("shy")
+
+
+def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):
+    monkeypatch.setattr(impls, "_registry", {**impls._registry, "cuda": stages()})
+    assert impls.choose_impl(None, torch.device("cuda")) is impls._registry["cuda"]
+    impls._registry["cuda"].why_not = lambda device: "no compiler"
+    with pytest.warns(UserWarning, match="reference implementation on cuda: no compiler"):
+        assert impls.choose_impl(None, torch.device("cuda")) is reference
+
+
+def wrong_divisor(x, total, divisor, *rest):
+    return reference.forward_apply(x, total, None, *rest)
+
+
+def dropped_last_term(dy, x, total, saved, gamma, k):
+    saved = saved.clone()
+    saved[2] = 0
+    return reference.backward_apply(dy, x, total, saved, gamma, k)
+
+
+def mmcv_divisor(dy, x, total, saved, gamma, k):
+    """Divides by the number of ranks and of this rank's elements in every mode."""
+    saved = saved.clone()
+    saved[2:] = torch.tensor([[0.0], [1 / 3]])
+    return reference.backward_apply(dy, x, total, saved, gamma, min(k, 1) and 1 / (x.numel() // x.shape[1]))
+
+
+def one_pass_variance(x, weight):
+    """E[x^2] - E[x]^2 in the input's precision."""
+    payload = reference.forward_stats(x, weight)
+    c, m = x.shape[1], max(x.numel() // x.shape[1], 1)
+    mean, square = reference.sum_of(x) / m, reference.sum_of(x * x) / m
+    payload[c:-2] = weight * ((square - mean * mean).double() + payload[:c] ** 2 / max(weight, 1) ** 2)
+    return payload
+
+
+def host_read(dy, x, saved):
+    assert dy.sum().item() != torch.inf
+    return reference.backward_stats(dy, x, saved)
+
+
+MUTANTS = {
+    "wrong_divisor": (dict(forward_apply=wrong_divisor), "batches: some empty, default, 3 ranks"),
+    "dropped_last_term": (dict(backward_apply=dropped_last_term), "batches: some empty, default, 3 ranks"),
+    "mmcv_divisor": (dict(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
+    "one_pass_variance": (dict(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
+    "host_read": (dict(backward_stats=host_read), "costs: one collective each way, no word with the host"),
+}
+
+
+def run_mutant(name, check):
+    """On a rank: the check has to fail for the mutant, and to hold for the same stages unchanged."""
+    changes, _ = MUTANTS[name]
+    saved, impls._registry = impls._registry, {**impls._registry, "mutant": stages(**changes), "same": stages()}
+    try:
+        check("same", "cpu")
+        try:
+            check("mutant", "cpu")
+        except AssertionError:
+            return True
+        return False
+    finally:
+        impls._registry = saved
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_catches_wrong_implementations(world, name):
+    _, prefix = MUTANTS[name]
+    (case,) = [case for case in cases() if case.name.startswith(prefix)]
+    assert any(world(case.world_size).run(run_mutant, name, case.check)), f"{case.name} passes for {name}"

@@ -1,0 +1,118 @@
+"""The launcher: results, failures, timeouts, no process left, and the same code under torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import sbnref
+
+
+def total(value: float) -> float:
+    tensor = torch.tensor([value * (dist.get_rank() + 1)])
+    dist.all_reduce(tensor)
+    return tensor.item()
+
+
+def fail(bad_rank: int) -> None:
+    if dist.get_rank() == bad_rank:
+        raise ValueError("the reason")
+    dist.barrier()  # the others would wait for ever
+
+
+def die() -> None:
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within a few seconds."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_results_come_in_the_order_of_the_ranks():
+    assert sbnref.launch(dist.get_rank, 2) == [0, 1]
+
+
+def test_ranks_are_reused_and_sent_functions_by_value(world):
+    ranks = world(2)
+    factor = 3.0
+    assert ranks.run(lambda: total(factor)) == [9.0, 9.0]
+    assert ranks.run(os.getpid) == ranks.run(os.getpid)
+
+
+def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
+    with sbnref.Ranks(2) as ranks:
+        pids = ranks.run(os.getpid)
+        with pytest.raises(sbnref.RankError, match=r"(?s)rank 1 failed:.*in fail.*ValueError: the reason") as caught:
+            ranks.run(fail, 1)
+        assert caught.value.rank == 1
+        assert all(map(gone, pids))
+
+        pids = ranks.run(os.getpid)  # fresh ones
+        with pytest.raises(sbnref.RankError):
+            ranks.run(die)
+        assert all(map(gone, pids))
+
+        pids = ranks.run(os.getpid)
+        ranks.timeout = 1
+        with pytest.raises(TimeoutError, match=r"ranks \[0\] of 2 had not returned after 1 s"):
+            ranks.run(lambda: time.sleep(60 if dist.get_rank() == 0 else 0))
+        assert all(map(gone, pids))
+
+
+def test_ranks_do_not_outlive_a_killed_parent():
+    script = """
+        import os, time, sbnref
+        if __name__ == "__main__":
+            ranks = sbnref.Ranks(2)
+            print(*ranks.run(os.getpid), flush=True)
+            time.sleep(60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert len(pids) == 2
+    assert all(map(gone, pids))
+
+
+def test_a_world_has_a_rank():
+    with pytest.raises(ValueError, match="at least 1 rank, got 0"):
+        sbnref.Ranks(0)
+
+
+def test_the_same_script_runs_under_torchrun(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import torch.distributed as dist
+            import sbnref
+
+            def main():
+                return dist.get_rank(), dist.get_world_size()
+
+            if __name__ == "__main__":
+                print("results", sbnref.launch(main, 2))
+        """)
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    for command, expected in (
+        ([sys.executable], ["results [(0, 2), (1, 2)]"]),
+        (torchrun, ["results [(0, 3), (1, 3), (2, 3)]"] * 3),
+    ):
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120)
+        assert done.stdout.splitlines() == expected, done.stderr

@@ -1,0 +1,123 @@
+"""What the module owes to torch.nn: repr, copies, pickles, state dicts, life before a process group."""
+
+import copy
+import doctest
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import sbnref
+from sbnref import SyncBatchNorm
+
+
+def test_it_is_a_batch_norm_to_everybody_who_asks():
+    layer = SyncBatchNorm(4, stats_mode="N", impl="reference")
+    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    assert torch.equal(layer.weight, torch.ones(4))
+    assert repr(layer) == repr(nn.BatchNorm2d(4)).replace("BatchNorm2d", "SyncBatchNorm").replace(
+        ")", ", stats_mode='N', impl='reference')"
+    )
+    assert SyncBatchNorm(4, 1e-3, 0.2, False, False, None, "exact").eps == 1e-3
+
+
+def test_state_dicts_go_to_batch_norm_and_back():
+    layer, peer = SyncBatchNorm(4), nn.BatchNorm2d(4)
+    x = torch.randn(3, 4, 5, 5)
+    peer(x)
+    layer.load_state_dict(peer.state_dict(), strict=True)
+    layer(x)
+    peer(x)
+    peer_state = peer.state_dict()
+    for name, tensor in layer.state_dict().items():
+        torch.testing.assert_close(tensor, peer_state[name])
+    peer.load_state_dict(layer.state_dict(), strict=True)
+
+
+def test_update_bn_recomputes_the_running_statistics():
+    model = nn.Sequential(SyncBatchNorm(4, stats_mode="exact"))
+    batches = [torch.randn(6, 4) * 3 + 1 for _ in range(4)]
+    torch.optim.swa_utils.update_bn(batches, model)
+    torch.testing.assert_close(model[0].running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
+
+
+def test_switching_track_running_stats_off_stops_the_update():
+    layer = SyncBatchNorm(4)
+    layer.track_running_stats = False
+    layer(torch.randn(8, 4))
+    assert layer.num_batches_tracked == 0
+
+
+def test_copies_without_a_group():
+    layer = SyncBatchNorm(4, stats_mode="N")
+    for clone in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        assert clone.group is None
+        assert clone.stats_mode == "N"
+
+
+def before_and_after_the_group() -> None:
+    rank = dist.get_rank()
+    group = dist.new_group([0, 1])
+    layer = SyncBatchNorm(4, group=group)
+    for clone in (copy.deepcopy(layer), copy.copy(layer)):
+        assert clone.group is group
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        buffer = io.BytesIO()
+        torch.save(nn.Sequential(layer), buffer)
+    assert any("process group cannot be pickled" in str(w.message) for w in caught)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)[0]
+    assert loaded.group is None
+    loaded.group = group
+    loaded(torch.randn(2 + rank, 4))
+    assert loaded.num_batches_tracked == 1
+
+
+def test_copies_share_the_group_and_pickles_drop_it(world):
+    world(2).run(before_and_after_the_group)
+
+
+def layer_built_before(layer: SyncBatchNorm) -> torch.Tensor:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4).unbind()[dist.get_rank()]
+    layer(x)
+    return layer.running_mean
+
+
+def test_a_layer_built_before_the_process_group_synchronizes(world):
+    assert not dist.is_initialized()
+    one, other = world(2).run(layer_built_before, SyncBatchNorm(4, stats_mode="exact"))
+    torch.manual_seed(0)
+    torch.testing.assert_close(one, 0.1 * torch.randn(2, 3, 4).flatten(0, 1).mean(0))
+    assert torch.equal(one, other)
+
+
+def test_the_docstring_example():
+    result = doctest.testmod(sbnref.module, extraglobs={"torch": torch})
+    assert result.attempted == 2
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("absent", ["weight", "bias"])
+def test_a_weight_without_a_bias_and_the_reverse(absent):
+    peer, layer = nn.BatchNorm1d(4), SyncBatchNorm(4)
+    x = torch.randn(6, 4)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for norm, leaf in zip((peer, layer), inputs, strict=True):
+        setattr(norm, absent, None)
+        norm(leaf).pow(3).sum().backward()
+    torch.testing.assert_close(*(leaf.grad for leaf in inputs))
+    for (name, p), q in zip(peer.named_parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_device_and_dtype(dtype):
+    layer = SyncBatchNorm(4, device="meta", dtype=dtype)
+    assert layer.weight.is_meta
+    assert layer.running_var.dtype == dtype
