@@ -48,7 +48,7 @@ class SyncBatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        if torch.is_grad_enabled():  # create_graph=True
             return *_differentiable_backward(ctx, dy), *[None] * 6
 
         x, gamma, beta, saved = ctx.saved_tensors

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from . import reference
+
 if TYPE_CHECKING:
     from ..modes import RunningStats
 
@@ -50,7 +52,7 @@ class Implementation(Protocol):
 
 # A string is the name of a module that is imported when it is first asked for.
 _registry: dict[str, Implementation | str] = {
-    "reference": "sbnref.impls.reference",
+    "reference": reference,
     "cuda": "sbnref.impls.cuda",
 }
 _in_use: list[str] = []  # the names of the use_impl blocks we are in, the innermost last
@@ -120,11 +122,11 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
     check_name(name)
     if name == "auto":
         if device.type != "cuda":
-            return _load("reference")
+            return reference
         if (reason := why_not("cuda", device)) is None:
             return _load("cuda")
         warnings.warn(f"sbnref uses its reference implementation on {device}: {reason}", stacklevel=2)
-        return _load("reference")
+        return reference
     if (reason := why_not(name, device)) is not None:
         raise RuntimeError(f"impl={name!r} cannot run on {device}: {reason}")
     return _load(name)
