@@ -8,6 +8,7 @@ it looks for, which is often none.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -47,7 +48,7 @@ def run(ranks: int, steps: int, seed: int, output: Path, as_json: bool) -> None:
         "seed": seed,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "modes": {},
     }
     load_digits()  # a missing package is said before any process starts

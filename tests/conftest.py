@@ -1,4 +1,4 @@
-"""Ranks that all tests share: a world of each size is started once, on first use."""
+"""What tests share: ranks, a world of each size started once, on first use; and lines for the summary at the end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -6,6 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 import sbnref
+
+_summary: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,15 @@ def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
             return pools[world_size]
 
         yield of_size
+
+
+@pytest.fixture
+def summary() -> list[str]:
+    """Lines appended here are printed after the tests."""
+    return _summary
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _summary:
+        terminalreporter.section("relative errors against float64")
+        terminalreporter.write_line("\n".join(_summary))

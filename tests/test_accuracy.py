@@ -1,0 +1,23 @@
+"""How far from float64: the layer, and ``F.batch_norm`` over the concatenated batch, on inputs that break batch norms.
+
+That the layer stays within what rounding allows is asserted by the conformance suite; here both are shown, in the
+summary after the tests, and the difference is asserted where it is the point.
+"""
+
+import pytest
+
+from sbnref.conformance.accuracy import INPUTS, measure_accuracy
+
+OFF = {"mean 1e3, std 1e-2": 1e-3, "mean 1e4, std 1e-2": 1e-2}  # F.batch_norm's outputs, at least
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_accuracy(world, name, summary):
+    figures = world(2).run(measure_accuracy, name, "reference", "cpu")[0]
+    for quantity, f in figures.items():
+        summary.append(
+            f"{name:>24} {quantity:>7}  sbnref {f['layer']:.0e}  F.batch_norm {f['F.batch_norm']:.0e}"
+            f"  allowed {f['allowed']:.0e}"
+        )
+    if name in OFF:
+        assert figures["y"]["F.batch_norm"] > OFF[name] > 10 * figures["y"]["layer"]

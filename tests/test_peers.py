@@ -1,0 +1,154 @@
+"""Each row of the README's table of differences, by running both sides."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
+from torch import nn
+
+from sbnref import SyncBatchNorm
+from sbnref.conformance.cases import CHANNELS, close, random_inputs
+from sbnref.conformance.oracle import train_step
+from sbnref.conformance.watch import Watch
+
+
+def fairscale_layer(channels: int) -> nn.Module:
+    from fairscale.experimental.nn import SyncBatchNorm as Layer
+
+    return Layer(channels)
+
+
+def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32, offset: float = 0.0):
+    """A training step on this rank's share: the output, the gradient, and what the oracle says, mode 'exact'."""
+    xs, dys = random_inputs(sizes, [(4, 3)] * len(sizes), torch.float64)
+    xs = [(x * (0.01 if offset else 1) + offset).to(dtype) for x in xs]
+    dys = [dy.to(dtype) for dy in dys]
+    rank = dist.get_rank()
+    want = train_step(
+        xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), getattr(layer, "stats_mode", "") or "default"
+    )
+    x = xs[rank].requires_grad_()
+    y = layer(x)
+    y.backward(dys[rank])
+    return y.detach(), x.grad, want.y[rank], want.dx[rank]
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest error over all ranks, relative to the largest value."""
+    worst = torch.zeros(2, dtype=torch.float64)
+    if want.numel():
+        worst = torch.stack([(got - want).abs().max(), want.abs().max()]).double()
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    return (worst[0] / worst[1]).item()
+
+
+def mmcv_forward_and_backward() -> None:
+    for stats_mode in ("default", "N"):
+        for sizes in ([3, 3, 3, 3], [4, 1, 2, 3], [3, 0, 2, 4]):
+            y, dx, want_y, want_dx = step(MMCVSyncBatchNorm(CHANNELS, stats_mode), sizes)
+            ours, our_dx, *_ = step(SyncBatchNorm(CHANNELS, stats_mode=stats_mode), sizes)
+            close("mmcv's forward", y, want_y, rtol=1e-4, atol=1e-5)
+            close("our forward against mmcv's", ours, y, rtol=1e-4, atol=1e-5)
+            close("our backward", our_dx, want_dx)
+            derivative_of_forward = sizes == [3, 3, 3, 3] or (stats_mode == "default" and 0 not in sizes)
+            off = error(dx, want_dx)
+            assert off < 1e-5 if derivative_of_forward else off > 5e-3, (stats_mode, sizes, off)
+
+
+def test_mmcv_backward_is_not_the_derivative_of_its_forward_with_unequal_batches(world):
+    world(4).run(mmcv_forward_and_backward)
+
+
+def mmcv_running_var() -> list[float]:
+    drifts = []
+    for layer in (MMCVSyncBatchNorm(CHANNELS, "N"), SyncBatchNorm(CHANNELS, stats_mode="N")):
+        step(layer, [4, 1, 2, 3])
+        copies = [torch.empty_like(layer.running_var) for _ in range(4)]
+        dist.all_gather(copies, layer.running_var)
+        drifts.append(float((torch.stack(copies) - copies[0]).abs().max()))
+    return drifts
+
+
+def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches(world):
+    mmcv, ours = world(4).run(mmcv_running_var)[0]
+    assert mmcv > 1e-3
+    assert ours == 0
+
+
+def collectives_and_memory(make, dtype=torch.float32) -> tuple[int, int, float]:
+    """The collectives of the two passes, and the bytes saved for the backward pass over those of the input."""
+    xs, dys = random_inputs([8, 8], [(16, 16)] * 2, dtype)
+    x = xs[dist.get_rank()].requires_grad_()
+    layer = make(CHANNELS)
+    saved: dict[int, int] = {}
+
+    def remember(t: torch.Tensor) -> torch.Tensor:
+        saved[t.data_ptr()] = t.numel() * t.itemsize
+        return t
+
+    with Watch() as forward, torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
+        y = layer(x)
+    with Watch() as backward:
+        y.backward(dys[dist.get_rank()])
+    return len(forward.collectives), len(backward.collectives), sum(saved.values()) / (x.numel() * x.itemsize)
+
+
+def test_collectives_and_memory(world):
+    rows = {
+        make: world(2).run(collectives_and_memory, make, dtype)[0]
+        for make, dtype in (
+            (SyncBatchNorm, torch.float16),
+            (MMCVSyncBatchNorm, torch.float16),
+            (NaiveSyncBatchNorm, torch.float32),
+            (fairscale_layer, torch.float32),
+        )
+    }
+    assert rows[SyncBatchNorm][:2] == (1, 1)
+    assert rows[SyncBatchNorm][2] == pytest.approx(1, abs=0.1)
+    assert rows[MMCVSyncBatchNorm][:2] == (2, 2)
+    assert rows[MMCVSyncBatchNorm][2] == pytest.approx(2, abs=0.1)
+    assert rows[NaiveSyncBatchNorm][:2] == (1, 1)
+    assert rows[fairscale_layer][:2] == (2, 1)
+
+
+def large_mean() -> dict[str, float]:
+    makers = dict(
+        ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale_layer
+    )
+    errors = {}
+    for name, make in makers.items():
+        layer = make(CHANNELS)
+        y, _, want_y, _ = step(layer, [3, 3], offset=1e3)
+        errors[name] = error(y.nan_to_num(torch.inf), want_y)
+    return errors
+
+
+def test_one_pass_variance_cancels_at_a_large_mean(world):
+    errors = world(2).run(large_mean)[0]
+    assert errors["ours"] < 1e-4
+    assert errors["naive"] > 0.1
+    assert errors["fairscale"] > 0.1
+
+
+def empty_ranks() -> None:
+    sizes = [3, 0]
+    y, *_ = step(fairscale_layer(CHANNELS), sizes)
+    assert not y.isfinite().all() or y.numel() == 0
+    y, _, want, _ = step(NaiveSyncBatchNorm(CHANNELS, "N"), sizes)
+    close("detectron2's N", y, want, rtol=1e-4, atol=1e-5)
+    if dist.get_rank() == 1:
+        with pytest.raises(AssertionError, match="does not support a batch of size 0"):
+            NaiveSyncBatchNorm(CHANNELS)(torch.zeros(0, CHANNELS, 4, 3))
+
+
+def test_empty_ranks(world):
+    world(2).run(empty_ranks)
+
+
+def torch_refuses_cpu() -> None:
+    with pytest.raises(ValueError, match="expected input tensor to be on GPU"):
+        nn.SyncBatchNorm(CHANNELS)(torch.randn(4, CHANNELS))
+
+
+def test_torch_refuses_cpu_tensors_while_a_process_group_is_up(world):
+    world(2).run(torch_refuses_cpu)
