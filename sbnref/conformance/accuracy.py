@@ -38,9 +38,9 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
 
     Returns:
         For each of y, dx, dgamma, dbeta, mean and var: the relative errors ``layer`` and ``F.batch_norm`` against
-        float64 (the largest difference of a channel over its largest value; the mean's over the standard deviation),
-        and what is ``allowed``: :math:`10^{-6} + 10 \\cdot 10^{-16} (\\mu / \\sigma)^2` and the rounding of a half
-        result. Each is the worst over the channels of error / allowed, given as its two parts.
+        float64 (of an element over its size or, where that is larger, its channel's root mean square; the mean's over
+        the standard deviation), and what is ``allowed``: :math:`10^{-6} + 10 \\cdot 10^{-16} (\\mu / \\sigma)^2` and the
+        rounding of a half result. The channel shown is the one with the largest error of the layer over the allowed.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
@@ -94,4 +94,5 @@ def _error(got: Tensor, want: Tensor, quantity: str, sigma2: Tensor) -> Tensor: 
     if want.dim() == 1:
         return difference / want.abs().max()
     per_channel = [d for d in range(want.dim()) if d != 1]
-    return difference.amax(per_channel) / want.abs().amax(per_channel)
+    rms = want.square().mean(per_channel, keepdim=True).sqrt()
+    return (difference / torch.maximum(want.abs(), rms)).amax(per_channel)
