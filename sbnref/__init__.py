@@ -1,9 +1,20 @@
 """Synchronized batch normalization, to read and to debug with."""
 
 from . import functional
+from .convert import convert_sync_batchnorm, revert_sync_batchnorm
 from .impls import register_impl, use_impl
 from .launch import RankError, Ranks, launch
 from .module import SyncBatchNorm
 
 __version__ = "0.1.0"
-__all__ = ["RankError", "Ranks", "SyncBatchNorm", "functional", "launch", "register_impl", "use_impl"]
+__all__ = [
+    "RankError",
+    "Ranks",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "functional",
+    "launch",
+    "register_impl",
+    "revert_sync_batchnorm",
+    "use_impl",
+]

@@ -12,6 +12,7 @@ from .autograd import SyncBatchNormFunction
 from .collectives import resolve
 from .impls import choose_impl
 from .modes import STATS_MODES, RunningStats
+from .recompute import recomputing
 
 if TYPE_CHECKING:
     from .collectives import Group
@@ -81,7 +82,7 @@ def sync_batch_norm(
             "on the only rank"
         )
     running = None
-    if training and running_mean is not None and running_var is not None:
+    if training and running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
 

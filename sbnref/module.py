@@ -66,6 +66,8 @@ class SyncBatchNorm(_BatchNorm):
         torch.Size([4, 8, 5, 5])
     """
 
+    reverts_to: type[_BatchNorm] | None = None  # what revert_sync_batchnorm makes of it, where that is known
+
     def __init__(
         self,
         num_features: int,
