@@ -15,7 +15,7 @@ from sbnref.collectives import all_reduce
 
 
 class MMCVSyncBatchNorm(_BatchNorm):
-    """The algorithm of ``mmcv.ops.SyncBatchNorm`` (mmcv 2.x): mean, then variance, then output; xhat saved in float32."""
+    """The algorithm of ``mmcv.ops.SyncBatchNorm`` (2.x): mean, then variance, then output; xhat saved in float32."""
 
     def __init__(self, num_features: int, stats_mode: str = "default", **options: Any) -> None:
         super().__init__(num_features, **options)

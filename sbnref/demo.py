@@ -62,7 +62,7 @@ def run(ranks: int, steps: int, seed: int, output: Path, as_json: bool) -> None:
     share = sum(count > 0 for count in results["modes"]["exact"]["empty_ranks"]) / steps
     results["share_of_steps_with_an_empty_rank"] = share
 
-    (output / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / "demo.json").write_text(json.dumps(results) + "\n")
     draw(results, output / "demo.png")
     if as_json:
         sys.stdout.write(json.dumps(results) + "\n")

@@ -8,11 +8,12 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -44,8 +45,6 @@ def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 3
     On this machine each rank is a process of its own, with gloo, or NCCL where every rank has a GPU. Under
     ``torchrun`` the processes are there already: then ``fn`` runs in this one, as the rank that ``torchrun`` made it,
     ``torchrun`` decides the world size, and every process gets every rank's result.
-
-    A script that calls this must do so under ``if __name__ == "__main__":``, because each rank imports it.
 
     Args:
         fn: any function; inside it the default process group is initialized.
@@ -95,7 +94,8 @@ class Ranks:
         """End the processes and wait until they are gone."""
         executors, self._executors = self._executors, []
         for executor in executors:
-            executor.submit(_leave_group)
+            with suppress(BrokenExecutor):  # a rank that died between two runs
+                executor.submit(_leave_group)
         for executor in executors:
             executor.shutdown()
 
@@ -113,7 +113,9 @@ class Ranks:
             for rank in range(self.world_size)
         ]
         self._pids = []
-        self._pids = self._collect([executor.submit(_getpid) for executor in self._executors])
+        with _nameless_main():
+            starts = [executor.submit(_getpid) for executor in self._executors]
+        self._pids = self._collect(starts)
 
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
         done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
@@ -134,6 +136,20 @@ class Ranks:
                 os.kill(pid, signal.SIGKILL)
         for executor in executors:
             executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _nameless_main() -> Iterator[None]:
+    """Processes started in this block do not run the parent's script again to have its functions.
+
+    They get those by value, so a script needs no ``if __name__ == "__main__":`` and a notebook no file.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class _RemoteError(Exception):

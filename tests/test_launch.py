@@ -77,10 +77,9 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
 def test_ranks_do_not_outlive_a_killed_parent():
     script = """
         import os, time, sbnref
-        if __name__ == "__main__":
-            ranks = sbnref.Ranks(2)
-            print(*ranks.run(os.getpid), flush=True)
-            time.sleep(60)
+        ranks = sbnref.Ranks(2)
+        print(*ranks.run(os.getpid), flush=True)
+        time.sleep(60)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
@@ -105,8 +104,7 @@ def test_the_same_script_runs_under_torchrun(tmp_path):
             def main():
                 return dist.get_rank(), dist.get_world_size()
 
-            if __name__ == "__main__":
-                print("results", sbnref.launch(main, 2))
+            print("results", sbnref.launch(main, 2))
         """)
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]

@@ -39,8 +39,8 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
     Returns:
         For each of y, dx, dgamma, dbeta, mean and var: the relative errors ``layer`` and ``F.batch_norm`` against
         float64 (of an element over its size or, where that is larger, its channel's root mean square; the mean's over
-        the standard deviation), and what is ``allowed``: :math:`10^{-6} + 10 \\cdot 10^{-16} (\\mu / \\sigma)^2` and the
-        rounding of a half result. The channel shown is the one with the largest error of the layer over the allowed.
+        the standard deviation), and what is ``allowed``: :math:`10^{-6} + 10 \\cdot 10^{-16} (\\mu / \\sigma)^2` and
+        the rounding of a half result. The channel shown is that with the largest error of the layer over the allowed.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
