@@ -1,0 +1,292 @@
+"""A training step stage by stage: what a stage gives, what it gives in float64, and how far rounding may part the two.
+
+`sbnref compare` and `sbnref check` both stand on this. Each stage is given exact inputs, so that a stage is blamed for
+its own errors only. The one thing a stage inherits is ``saved``, which an implementation lays out as it likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..impls import Implementation, reference
+from ..modes import RunningStats, combine, fixed_divisor, payload_dtype, rank_weight
+from .oracle import elements_per_channel, flat, over
+
+# How many roundings of the type it accumulates in an implementation may be off by. Sums in any sensible order stay
+# below; sums in a type too narrow, a mean rounded to one number, or E[x^2] - E[x]^2 do not.
+ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank brings to a training step, and how the layer is set."""
+
+    x: Tensor  # (N, C, *)
+    dy: Tensor  # (N, C, *)
+    gamma: Tensor | None  # (C,)
+    beta: Tensor | None  # (C,)
+    running: RunningStats | None
+    eps: float
+    momentum: float | None
+    stats_mode: str
+    world_size: int
+
+    @property
+    def weight(self) -> int:
+        """w, what this rank weighs."""
+        return rank_weight(self.stats_mode, self.x.shape[0], elements_per_channel(self.x))
+
+    @property
+    def divisor(self) -> int | None:
+        """D, or None for the sum of the weights."""
+        return fixed_divisor(self.stats_mode, self.world_size)
+
+    @property
+    def k(self) -> float:
+        """w / m, 0 on an empty rank."""
+        return self.weight / max(elements_per_channel(self.x), 1)
+
+    def running_copy(self) -> RunningStats | None:
+        """The running statistics, to be updated without changing the share."""
+        return self.running and RunningStats(*(None if t is None else t.clone() for t in self.running))  # type: ignore[arg-type]
+
+    def wide(self) -> Share:
+        """The same numbers in float64 on the CPU."""
+
+        def widen(tensor: Tensor | None) -> Any:
+            return (
+                tensor
+                if tensor is None
+                else tensor.detach().cpu().to(torch.float64 if tensor.is_floating_point() else None)
+            )
+
+        running = self.running and RunningStats(*map(widen, self.running))
+        x, dy, gamma, beta = map(widen, (self.x, self.dy, self.gamma, self.beta))
+        return replace(self, x=x, dy=dy, gamma=gamma, beta=beta, running=running)
+
+
+class ContractError(Exception):
+    """A stage returned something of the wrong kind, shape or dtype, or changed its inputs."""
+
+
+def run_stage(
+    stage: str, impl: Implementation, share: Share, total: Tensor | None = None, saved: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Call one stage and name what it gives.
+
+    Args:
+        stage: one of :data:`sbnref.impls.STAGES`.
+        impl: whose stage.
+        share: what the rank brings.
+        total: the summed payloads of the stage's pass, for the two stages that apply it.
+        saved: what the implementation's own ``forward_apply`` gave, for the two backward stages.
+
+    Raises:
+        ContractError: it returned something of the wrong kind.
+    """
+    x, channels = share.x, share.x.shape[1]
+    wide = payload_dtype(x.device)
+    with torch.no_grad():
+        if stage == "forward_stats":
+            payload = impl.forward_stats(x, share.weight)
+            _expect(stage, "a payload", payload, (2 * channels + 2,), wide)
+            return {"payload": payload, "variance": _variance_in(payload)}
+        if stage == "forward_apply":
+            assert total is not None
+            running = share.running_copy()
+            gave = impl.forward_apply(
+                x, total, share.divisor, share.gamma, share.beta, share.eps, running, share.momentum
+            )
+            if not isinstance(gave, (tuple, list)) or len(gave) != 2 or not isinstance(gave[1], Tensor):
+                raise ContractError(f"forward_apply must return (y, saved), two tensors, but returned {_kind(gave)}")
+            _expect(stage, "y", gave[0], tuple(x.shape), x.dtype)
+            named = zip(("running_mean", "running_var", "num_batches_tracked"), running or (), strict=False)
+            return {"y": gave[0], **{name: t for name, t in named if t is not None}, "saved": gave[1]}
+        assert saved is not None
+        if stage == "backward_stats":
+            payload = impl.backward_stats(share.dy, x, saved)
+            _expect(stage, "a payload", payload, (2 * channels,), wide)
+            return {"backward payload": payload}
+        assert total is not None
+        dx = impl.backward_apply(share.dy, x, total, saved, share.gamma, share.k)
+        _expect(stage, "dx", dx, tuple(x.shape), x.dtype)
+        return {"dx": dx}
+
+
+def _expect(stage: str, what: str, got: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if not isinstance(got, Tensor) or got.shape != shape or got.dtype != dtype:
+        raise ContractError(f"{stage} must return {what} of shape {shape} in {dtype}, but returned {_kind(got)}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} in {value.dtype}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_kind, value))}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _variance_in(payload: Tensor) -> Tensor:  # (2C + 2,) -> (C,)
+    """The variance that [w mean, w (var + mean^2), w, m] carries: lost in it first when precision is lost."""
+    s1, s2 = payload[:-2].chunk(2)
+    weight = payload[-2].clamp(min=1)
+    return s2 / weight - (s1 / weight) ** 2
+
+
+class Bounded(NamedTuple):
+    """What a quantity is, and how far from it rounding may lead."""
+
+    value: Tensor  # float64
+    allowed: Tensor  # float64, the same shape: the largest difference that rounding explains
+    unit: torch.dtype  # the type whose units in the last place measure a difference
+
+
+class Exact:
+    """The stages in float64 for one rank's share, with what rounding allows an implementation in the share's dtype.
+
+    The bounds follow the rounding of each term that a quantity is summed from: an accumulator's rounding times the sum
+    of the magnitudes, the payload's rounding times the square of the mean (which cancels in the variance), and half a
+    unit for a result that is stored in the input's dtype. The methods are called in the order of the stages.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share, self.wide = share, share.wide()
+        self.acc_dtype = reference.accumulator(share.x)
+        self.acc = ROUNDINGS * torch.finfo(self.acc_dtype).eps
+        self.narrow = ROUNDINGS * torch.finfo(payload_dtype(share.x.device)).eps  # of what is per channel
+        self.mean_rounding = self.narrow + self.acc**2  # relative: the mean travels as hi + lo
+
+    def forward_stats(self) -> dict[str, Bounded]:
+        """The payload, and the variance it carries."""
+        wide = self.wide
+        mean, var, *_ = combine(reference.forward_stats(wide.x, min(wide.weight, 1)), 1)
+        mean_error = self.acc * var.sqrt() + self.mean_rounding * mean.abs()
+        square_error = self.acc * var + 2 * mean.abs() * mean_error + self.narrow * mean * mean
+        exactly = mean.new_zeros(2)  # w and m are whole numbers
+        return {
+            "payload": Bounded(
+                run_stage("forward_stats", reference, wide)["payload"],
+                torch.cat([wide.weight * mean_error, wide.weight * square_error, exactly]),
+                self.acc_dtype,
+            ),
+            "variance": Bounded(var, self.acc * var + self.narrow * mean * mean, self.acc_dtype),
+        }
+
+    def forward_apply(self, total: Tensor) -> dict[str, Bounded]:
+        """The output and the running statistics that follow from ``total``, (2C + 2,)."""
+        share, wide, total = self.share, self.wide, total.detach().cpu().double()
+        out = run_stage("forward_apply", reference, wide, total)
+        self.saved = out.pop("saved")
+        stats = combine(total, wide.divisor)
+        square = total[:-2].chunk(2)[1].abs() / stats.divisor + stats.mean**2
+        self.var_error = self.narrow * square  # what is left of large terms that cancel
+        self.invstd_error = self.var_error / (stats.var + wide.eps) + self.narrow  # relative
+        self.mean_error = self.mean_rounding * stats.mean.abs()
+
+        invstd = self.saved[1]
+        scale = (invstd if wide.gamma is None else wide.gamma * invstd).abs()
+        spread = over(wide.x, scale) * (wide.x - over(wide.x, stats.mean)).abs()
+        shift = torch.zeros_like(scale) if wide.beta is None else wide.beta.abs()
+        allowed = self.acc * (spread + over(wide.x, shift)) + spread * over(wide.x, self.invstd_error)
+        bounded = {"y": self._stored(out["y"], allowed + over(wide.x, scale * self.mean_error))}
+        for name, before, after in zip(
+            ("running_mean", "running_var"), wide.running or (), share.running or (), strict=False
+        ):
+            assert before is not None
+            assert after is not None
+            step = self.mean_error if name == "running_mean" else 2 * self.var_error
+            stored = 2 * torch.finfo(after.dtype).eps * (before.abs() + out[name].abs())
+            bounded[name] = Bounded(out[name], step + stored, after.dtype)
+        if "num_batches_tracked" in out:
+            steps = out["num_batches_tracked"].double()
+            bounded["num_batches_tracked"] = Bounded(steps, torch.zeros_like(steps), torch.float64)
+        return bounded
+
+    def backward_stats(self) -> dict[str, Bounded]:
+        """The payload of the backward pass."""
+        wide, (mean, invstd, *_) = self.wide, self.saved
+        g = flat(wide.dy).abs()
+        xhat = flat(over(wide.x, invstd) * (wide.x - over(wide.x, mean))).abs()
+        sum_g, sum_g_xhat = g.sum(1), (g * xhat).sum(1)
+        relative = self.acc + self.invstd_error
+        allowed = torch.cat([self.acc * sum_g, relative * sum_g_xhat + invstd * self.mean_error * sum_g])
+        payload = run_stage("backward_stats", reference, wide, saved=self.saved)["backward payload"]
+        return {"backward payload": Bounded(payload, allowed, self.acc_dtype)}
+
+    def backward_apply(self, total: Tensor) -> dict[str, Bounded]:
+        """The gradient by the input that follows from the backward pass's ``total``, (2C,)."""
+        wide, (mean, invstd, skew, inverse_divisor) = self.wide, self.saved
+        total = total.detach().cpu().double()
+        a, b = total.abs().chunk(2)
+        share_of_mean = wide.k * inverse_divisor
+        scale = (invstd if wide.gamma is None else wide.gamma * invstd).abs()
+        xhat = (over(wide.x, invstd) * (wide.x - over(wide.x, mean))).abs()
+        terms = (
+            wide.dy.abs() + over(wide.x, share_of_mean * (a + skew.abs() * b)) + xhat * over(wide.x, share_of_mean * b)
+        )
+        allowed = over(wide.x, scale * (self.acc + 3 * self.invstd_error)) * terms  # invstd enters three times
+        allowed = allowed + over(wide.x, scale * share_of_mean * b * invstd * self.mean_error)
+        return {"dx": self._stored(run_stage("backward_apply", reference, wide, total, self.saved)["dx"], allowed)}
+
+    def _stored(self, value: Tensor, allowed: Tensor) -> Bounded:
+        info = torch.finfo(self.share.x.dtype)
+        rounding = 0.505 * info.eps * value.abs() + info.smallest_normal * info.eps
+        return Bounded(value, allowed + rounding, self.share.x.dtype)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two tensors are apart, and where most."""
+
+    absolute: float  # the largest
+    relative: float  # the largest, over the largest magnitude in its channel
+    ulp: float  # the same in units in the last place of that magnitude
+    allowed: float  # at the worst place
+    share: float  # of what is allowed, at the worst place; above 1 is more than rounding
+    index: tuple[int, ...]  # the worst place: where the difference is the largest share of what is allowed
+    got: float  # there
+    want: float  # there
+
+
+def difference(got: Tensor, want: Tensor, allowed: Tensor, unit: torch.dtype) -> Difference:
+    """Measure how far ``got`` is from ``want``; equal infinities and two NaN are no difference."""
+    got, want = got.detach().cpu().double(), want.detach().cpu().double()
+    if got.numel() == 0:
+        return Difference(0, 0, 0, 0, 0, (), torch.nan, torch.nan)
+    same = (got == want) | (got.isnan() & want.isnan())
+    apart = torch.where(same, 0.0, (got - want).abs()).nan_to_num(torch.inf, torch.inf)
+    magnitude = (
+        want.abs() if want.dim() < 2 else want.abs().amax([d for d in range(want.dim()) if d != 1], keepdim=True)
+    )
+    info = torch.finfo(unit)
+    ulp = torch.exp2(magnitude.clamp(min=info.smallest_normal).log2().floor()) * info.eps
+    share = torch.where(apart == 0, 0.0, apart / allowed).nan_to_num(torch.inf, torch.inf)
+    worst = int(share.argmax())
+    return Difference(
+        float(apart.max()),
+        float(torch.where(apart == 0, 0.0, apart / magnitude).nan_to_num(torch.inf, torch.inf).max()),
+        float((apart / ulp).nan_to_num(torch.inf, torch.inf).max()),
+        float(allowed.expand_as(share).flatten()[worst]),
+        float(share.flatten()[worst]),
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), share.shape)),
+        float(got.flatten()[worst]),
+        float(want.flatten()[worst]),
+    )
+
+
+def channel_of(quantity: str, index: tuple[int, ...], channels: int) -> int | None:
+    """The channel that an index of a quantity lies in; None where it lies in none."""
+    if len(index) >= 2:
+        return index[1]
+    if not index or (quantity in ("payload", "total") and index[0] >= 2 * channels):
+        return None
+    return index[0] % channels
+
+
+def times_allowed(share: float) -> str:
+    """A share of what is allowed, above 1, in words."""
+    return f"{share:.3g} times what rounding explains" if share < torch.inf else "which no rounding explains"

@@ -1,0 +1,39 @@
+"""Something that a terminal, a notebook and a log can show."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+class Report:
+    """What rich draws, also as plain text for ``print`` and as HTML for a notebook."""
+
+    def __rich__(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        console = _console(self)
+        return console.export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        style = "font-family: monospace; line-height: 1.2; overflow-x: auto; white-space: pre"
+        return _console(self).export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
+
+
+def _console(report: Report) -> Console:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), record=True, width=100, force_terminal=True, force_jupyter=False)
+    console.print(report)
+    return console
+
+
+def ranks_in_words(ranks: list[int]) -> str:
+    """'rank 2', 'ranks 0, 1 and 3'."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

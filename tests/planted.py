@@ -1,0 +1,93 @@
+"""Eight implementations, each with one bug of a kind that has been shipped, and the stage in which it sits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from sbnref.impls import reference
+from sbnref.impls.reference import over, sum_of
+
+
+def _with(**stages):
+    """The reference with some stages replaced."""
+    original = {
+        stage: getattr(reference, stage)
+        for stage in ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
+    }
+    return SimpleNamespace(**{**original, **stages})
+
+
+def _wrong_divisor(x, total, divisor, *rest):
+    """Divides by the sum of the weights, in 'default' too, where an empty rank counts."""
+    return reference.forward_apply(x, total, None, *rest)
+
+
+def _dropped_last_term(dy, x, total, saved, gamma, k):
+    """Leaves out the term that is there only where W is not D."""
+    mean, invstd, skew, inverse_divisor = saved
+    return reference.backward_apply(dy, x, total, torch.stack([mean, invstd, 0 * skew, inverse_divisor]), gamma, k)
+
+
+def _biased_running_variance(x, total, divisor, gamma, beta, eps, running, momentum):
+    """Forgets M / (M - 1)."""
+    if running is not None:
+        elements = total[-1].clamp(min=2)
+        unbiased = (elements / (elements - 1)).to(running.var.dtype)
+        before, factor = running.var.clone(), momentum
+        out = reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+        if factor is not None:
+            moved = (running.var - before * (1 - factor)) / unbiased + before * (1 - factor)
+            running.var.copy_(torch.where(total[-1] > 0, moved, running.var))
+        return out
+    return reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+
+
+def _unsynchronized_count(x, total, divisor, gamma, beta, eps, running, momentum):
+    """Corrects the running variance by its own count of elements, not the group's."""
+    y, saved = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, momentum)
+    if running is not None:
+        own = torch.cat([total[:-1], total.new_full((1,), x.numel() // x.shape[1])])
+        reference.forward_apply(x, own, divisor, gamma, beta, eps, running, momentum)
+    return y, saved
+
+
+def _race(dy, x, saved):
+    """Loses one block's contribution now and then, as two blocks that write to one place do."""
+    payload = reference.backward_stats(dy, x, saved)
+    return payload - torch.rand_like(payload) * payload.abs() * 0.01
+
+
+def _unaligned_tail(dy, x, total, saved, gamma, k):
+    """Handles four elements at a time, and leaves what remains at the end as it finds it."""
+    dx = reference.backward_apply(dy, x, total, saved, gamma, k)
+    tail = dx.numel() % 4
+    return dx if not tail else torch.cat([dx.flatten()[:-tail], dx.new_zeros(tail)]).view(dx.shape)
+
+
+def _half_accumulation(x, weight):
+    """Sums in the input's own dtype, float16 too."""
+    m = max(x.numel() // x.shape[1], 1)
+    mean = sum_of(x) / m
+    deviation = x - over(x, mean)
+    var = sum_of(deviation * deviation) / m
+    mean, var = mean.double(), var.double()
+    return torch.cat([weight * mean, weight * (var + mean * mean), mean.new_tensor([weight, x.numel() // x.shape[1]])])
+
+
+def _swapped_sums(dy, x, saved):
+    """Sends [sum g xhat, sum g] for [sum g, sum g xhat]."""
+    return torch.cat(reference.backward_stats(dy, x, saved).chunk(2)[::-1])
+
+
+BUGS = {  # name: (implementation, the stage to blame)
+    "wrong-divisor": (_with(forward_apply=_wrong_divisor), "forward_apply"),
+    "dropped-last-term": (_with(backward_apply=_dropped_last_term), "backward_apply"),
+    "biased-running-variance": (_with(forward_apply=_biased_running_variance), "forward_apply"),
+    "unsynchronized-count": (_with(forward_apply=_unsynchronized_count), "forward_apply"),
+    "race": (_with(backward_stats=_race), "backward_stats"),
+    "unaligned-tail": (_with(backward_apply=_unaligned_tail), "backward_apply"),
+    "half-accumulation": (_with(forward_stats=_half_accumulation), "forward_stats"),
+    "swapped-sums": (_with(backward_stats=_swapped_sums), "backward_stats"),
+}
