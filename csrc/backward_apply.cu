@@ -1,0 +1,72 @@
+// Stage 4: dx.  Reads dy and x once, writes dx once.
+//
+// dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - slope (x - hi) - offset.
+#include "walk.cuh"
+
+namespace sbnref {
+namespace {
+
+template <typename A>
+struct BackwardCoefficients {
+    A hi, scale, slope, offset;
+};
+
+template <typename T, Layout layout, int V>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel(Plan plan, BackwardApply b) {
+    using A = Accumulator<T>;
+    constexpr int U = kBackwardUnroll;
+    using G = Groups<layout, V, U>;
+    SHARED_ARRAY(BackwardCoefficients<A>, coefficients, kMaxTileChannels);
+
+    const Array<const double> total = as<const double>(b.total), saved = as<const double>(b.saved);
+    const Place place(plan, Direction::Backwards);
+    if (const int64_t C = plan.channels, channel = place.own; channel >= 0) {
+        const double sum_g = load(total, channel), sum_gx = load(total, C + channel);
+        const Split<A> mean(load(saved, channel));
+        const double invstd = load(saved, C + channel), skew = load(saved, 2 * C + channel);
+        const double k = b.k * load(saved, 3 * C + channel);  // what one element weighs in the mean
+        const double scale = b.gamma.data ? load_channel(b.gamma, channel) * invstd : invstd;
+        const double slope = scale * k * sum_gx * invstd;
+        const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
+        coefficients[threadIdx.x] = BackwardCoefficients<A>{
+            mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)};
+    }
+    __syncthreads();
+
+    Walk<layout, V> walk(plan, place, Direction::Backwards);
+    if (!walk.more()) return;
+    BackwardCoefficients<A> mine[G::kChannels];
+#pragma unroll
+    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
+    while (walk.more()) {
+        Chunk<V> chunks[U];
+        Vector<T, V> gradients[U], values[U];
+        walk.next(chunks);
+        load_chunks<layout, V>(as<const T>(b.dy), chunks, gradients);
+        load_chunks<layout, V>(as<const T>(b.x), chunks, values);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                const BackwardCoefficients<A>& c = mine[G::channel(i)];
+                const A deviation = element(values[u], i) - c.hi;
+                const A g = element(gradients[u], i);
+                values[u].at[i] = static_cast<T>(g * c.scale - (deviation * c.slope + c.offset));
+            }
+        }
+        store_chunks<layout, V>(as<T>(b.dx), chunks, values);
+    }
+}
+
+}  // namespace
+
+void backward_apply(const Plan& plan, const BackwardApply& stage, Stream stream) {
+    dispatch(stage.x.dtype, plan, [&](auto c) {
+        using Case = decltype(c);
+        launch(
+            "backward_apply", backward_apply_kernel<typename Case::T, Case::layout, Case::V>, plan, 0, stream, plan,
+            stage);
+    });
+}
+
+}  // namespace sbnref

@@ -1,0 +1,117 @@
+// Stage 2: y, the running statistics, and what the backward pass needs.  Reads x once, writes y once.
+//
+// A block first reads its channels' statistics off the total and turns them into y = (x - hi) scale + shift, in shared
+// memory; then its threads stream. The first block of every tile also updates the running statistics.
+#include "walk.cuh"
+
+namespace sbnref {
+namespace {
+
+// What a total says of a channel, as sbnref/modes.py: combine.
+struct Statistics {
+    Rounded mean, var, divisor, weight, count;
+};
+
+__device__ Statistics combine(Array<const double> total, int64_t divisor, int64_t channels, int64_t channel) {
+    const auto read = [&](int64_t i) { return Rounded{load(total, i)}; };
+    const Rounded s1 = read(channel), s2 = read(channels + channel), weight = read(2 * channels);
+    const Rounded d{divisor > 0 ? static_cast<double>(divisor) : weight.value < 1 ? 1 : weight.value};
+    const Rounded mean = s1 / d;
+    const Rounded var = (s2 - Rounded{2} * mean * s1 + mean * mean * weight) / d;
+    return {mean, {not_negative(var.value)}, d, weight, read(2 * channels + 1)};
+}
+
+// As sbnref/modes.py: update_running_stats, for one channel. num_batches_tracked is still the number before this step.
+__device__ void update_running_stats(
+    const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
+    if (!(stats.count.value > 0)) return;
+    const Rounded one{1}, others = stats.count - one;
+    const Rounded factor = f.cumulative ? one / Rounded{static_cast<double>(num_batches_tracked + 1)} : Rounded{f.momentum};
+    const Rounded unbiased = stats.var * stats.count / (others.value < 1 ? one : others);
+    const auto move = [&](const Buffer& buffer, Rounded value) {
+        const Rounded before{load_channel(buffer, channel)};
+        store_channel(buffer, channel, (before * (one - factor) + value * factor).value);
+    };
+    move(f.running_mean, stats.mean);
+    move(f.running_var, unbiased);
+}
+
+template <typename A>
+struct ForwardCoefficients {
+    A hi, scale, shift;
+};
+
+template <typename T, Layout layout, int V>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(Plan plan, ForwardApply f) {
+    using A = Accumulator<T>;
+    constexpr int U = kForwardUnroll;
+    using G = Groups<layout, V, U>;
+    SHARED_ARRAY(ForwardCoefficients<A>, coefficients, kMaxTileChannels);
+
+    const Array<const double> total = as<const double>(f.total);
+    const Place place(plan, Direction::Backwards);
+    const int64_t C = plan.channels;
+    const bool updates = place.split == 0 && f.running_mean.data != nullptr;
+    int64_t steps = 0;
+    if (updates && f.num_batches_tracked != nullptr) steps = load(Array<const int64_t>{f.num_batches_tracked, 1}, 0);
+
+    if (const int64_t channel = place.own; channel >= 0) {
+        const Statistics stats = combine(total, f.divisor, C, channel);
+        const double invstd = 1 / sqrt(stats.var.value + f.eps);
+        const Split<A> mean(stats.mean.value);
+        const double scale = f.gamma.data ? load_channel(f.gamma, channel) * invstd : invstd;
+        const double shift = (f.beta.data ? load_channel(f.beta, channel) : 0) - mean.lo * scale;
+        coefficients[threadIdx.x] = ForwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(shift)};
+        if (place.split == 0) {
+            const Array<double> saved = as<double>(f.saved);
+            store(saved, channel, stats.mean.value);
+            store(saved, C + channel, invstd);
+            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+            store(saved, 2 * C + channel, stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value));
+            store(saved, 3 * C + channel, 1 / stats.divisor.value);
+        }
+        if (updates) update_running_stats(f, stats, steps, channel);
+    }
+    __syncthreads();
+    // Every tile has to read num_batches_tracked before it changes: the last one to get here counts the step.
+    if (updates && f.num_batches_tracked != nullptr && threadIdx.x == 0) {
+        __threadfence();
+        const unsigned last = static_cast<unsigned>(plan.tiles) - 1;
+        if (take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last && load(total, 2 * C + 1) > 0) 
+            store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
+    }
+
+    Walk<layout, V> walk(plan, place, Direction::Backwards);
+    if (!walk.more()) return;
+    ForwardCoefficients<A> mine[G::kChannels];
+#pragma unroll
+    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
+    while (walk.more()) {
+        Chunk<V> chunks[U];
+        Vector<T, V> values[U];
+        walk.next(chunks);
+        load_chunks<layout, V>(as<const T>(f.x), chunks, values);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                const ForwardCoefficients<A>& c = mine[G::channel(i)];
+                values[u].at[i] = static_cast<T>((element(values[u], i) - c.hi) * c.scale + c.shift);
+            }
+        }
+        store_chunks<layout, V>(as<T>(f.y), chunks, values);
+    }
+}
+
+}  // namespace
+
+void forward_apply(const Plan& plan, const ForwardApply& stage, Stream stream) {
+    dispatch(stage.x.dtype, plan, [&](auto c) {
+        using Case = decltype(c);
+        launch(
+            "forward_apply", forward_apply_kernel<typename Case::T, Case::layout, Case::V>, plan, 0, stream, plan,
+            stage);
+    });
+}
+
+}  // namespace sbnref

@@ -1,0 +1,124 @@
+// Stage 1: what this rank knows of the statistics.  Reads x once; writes 2C + 2 numbers.
+//
+// Every thread runs Welford's update over its own elements, a few accesses at a time: the mean and the squared
+// deviations of that group are taken in two passes over registers, then merged with the thread's by Chan's formula. All
+// of it is about the thread's first value, so neither an offset nor an outlier costs precision. Threads and blocks are
+// merged in float64 as plain sums about the channel's first element: since that is a value of the data itself, the
+// subtraction at the end cancels no more than a factor of the number of elements.
+#include "reduce.cuh"
+
+namespace sbnref {
+namespace {
+
+template <typename A>
+struct Moments {
+    A shift = 0;  // the first value
+    A mean = 0;   // of x - shift
+    A m2 = 0;     // sum of (x - shift - mean)^2
+
+    // Takes in those of the values x(0) to x(G - 1) whose bit is set, after `before` others.
+    template <int G, typename Value>
+    __device__ __forceinline__ void add(A before, unsigned mask, const Value& x) {
+        const A added = __popc(mask), fraction = added * reciprocal(before + added);
+        const auto holds = [&](int i) { return mask >> i & 1; };
+        if (before == 0) {
+#pragma unroll
+            for (int i = G - 1; i >= 0; --i)
+                if (holds(i)) shift = x(i);
+        }
+        A sum = 0;
+#pragma unroll
+        for (int i = 0; i < G; ++i) sum += holds(i) ? x(i) - shift : 0;
+        const A group_mean = sum * reciprocal(added);
+        A group_m2 = 0;
+#pragma unroll
+        for (int i = 0; i < G; ++i) {
+            const A deviation = x(i) - shift - group_mean;
+            group_m2 += holds(i) ? deviation * deviation : 0;
+        }
+        const A delta = group_mean - mean;
+        mean += delta * fraction;
+        m2 += group_m2 + delta * delta * (before * fraction);
+    }
+
+    // [sum (x - pivot), sum (x - pivot)^2] over the `count` values taken in.
+    __device__ Pair about(double pivot, double count) const {
+        const double offset = static_cast<double>(shift) - pivot + static_cast<double>(mean);
+        return {count * offset, static_cast<double>(m2) + count * offset * offset};
+    }
+};
+
+template <typename T, Layout layout, int V>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
+    Plan plan,
+    Array<const T> x,          // (outer, channels, inner)
+    double weight,
+    double per_count,          // 1 / m, or 0 where there are no elements
+    Array<double> partials,    // (tiles, splits, tile_channels, 2)
+    Array<unsigned> tickets,   // (kTickets,)
+    Array<double> payload)     // (2C + 2,)
+{
+    using A = Accumulator<T>;
+    constexpr int U = kForwardUnroll;
+    using G = Groups<layout, V, U>;
+    DYNAMIC_SHARED_ARRAY(Pair, scratch);
+
+    const Place place(plan, Direction::Forwards);
+    Moments<A> moments[G::kChannels];
+    int count = 0;
+    for (Walk<layout, V> walk(plan, place, Direction::Forwards); walk.more();) {
+        Chunk<V> chunks[U];
+        Vector<T, V> values[U];
+        walk.next(chunks);
+        load_chunks<layout, V>(x, chunks, values);
+
+#pragma unroll
+        for (int g = 0; g < G::kCount; ++g) {
+            const auto take_in = [&](unsigned mask) {
+#pragma unroll
+                for (int k = 0; k < G::kChannels; ++k)
+                    moments[k].template add<G::kValues>(
+                        count, mask, [&](int i) { return G::value(values, g, k, i); });
+                count += __popc(mask);
+            };
+            const unsigned mask = G::mask(chunks, g);
+            if (mask == G::kWhole) take_in(G::kWhole);  // the common case, with a constant
+            else if (mask != 0) take_in(mask);
+        }
+    }
+
+    const auto pivot = [&](int channel) { return static_cast<double>(load(x, channel * plan.inner)); };
+    const auto mine = [&](int k) {
+        return count > 0 ? moments[k].about(pivot(place.channel + k), count) : Pair{0, 0};
+    };
+    Pair sum;
+    if (!sum_over_tile<G::kChannels>(plan, place, mine, sum, scratch, partials, tickets)) return;
+    const int64_t C = plan.channels;
+    if (place.own >= 0) {
+        const double offset = sum.first * per_count;
+        const double mean = plan.count() > 0 ? pivot(place.own) + offset : 0;
+        const double var = not_negative(sum.second * per_count - offset * offset);
+        store(payload, place.own, weight * mean);
+        store(payload, C + place.own, weight * (var + mean * mean));
+    }
+    if (place.tile == 0 && threadIdx.x == 0) {
+        store(payload, 2 * C, weight);
+        store(payload, 2 * C + 1, static_cast<double>(plan.count()));
+    }
+}
+
+}  // namespace
+
+void forward_stats(const Plan& plan, const ForwardStats& stage, const Workspace& workspace, Stream stream) {
+    const double per_count = plan.count() > 0 ? 1.0 / static_cast<double>(plan.count()) : 0;
+    dispatch(stage.x.dtype, plan, [&](auto c) {
+        using Case = decltype(c);
+        using T = typename Case::T;
+        launch(
+            "forward_stats", forward_stats_kernel<T, Case::layout, Case::V>, plan, scratch_bytes(plan), stream, plan,
+            as<const T>(stage.x), stage.weight, per_count, Array<double>{workspace.partials, workspace.partials_size},
+            Array<unsigned>{workspace.tickets, kTickets}, as<double>(stage.payload));
+    });
+}
+
+}  // namespace sbnref

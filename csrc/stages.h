@@ -1,0 +1,73 @@
+// The four stages as the operators call them: raw memory in, kernels launched. Nothing here knows of PyTorch's tensors,
+// and nothing there of kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "plan.h"
+
+namespace sbnref {
+
+enum class Dtype : int { Half, BFloat16, Float, Double };
+
+// A contiguous piece of device memory. data is null for a tensor that is not there.
+struct Buffer {
+    void* data = nullptr;
+    int64_t size = 0;  // elements
+    Dtype dtype = Dtype::Float;
+};
+
+// Where the blocks of a reduction meet. Empty unless a tile is split over several.
+struct Workspace {
+    double* partials = nullptr;  // (tiles, splits, tile_channels, 2)
+    int64_t partials_size = 0;
+    unsigned* tickets = nullptr;  // (kTickets,) zero before and after every launch
+};
+
+using Stream = void*;  // a cudaStream_t
+
+struct ForwardStats {
+    Buffer x;        // (outer, channels, inner)
+    double weight;   // w, what this rank weighs
+    Buffer payload;  // (2C + 2,) float64, out
+};
+void forward_stats(const Plan&, const ForwardStats&, const Workspace&, Stream);
+
+struct ForwardApply {
+    Buffer x;                           // (outer, channels, inner)
+    Buffer total;                       // (2C + 2,) float64, the payloads of all ranks, summed
+    int64_t divisor;                    // D, or 0 for the sum of the weights
+    Buffer gamma, beta;                 // (C,) any dtype, or null
+    double eps;
+    Buffer running_mean, running_var;   // (C,) any dtype, or null; updated in place
+    int64_t* num_batches_tracked;       // () or null; updated in place
+    unsigned* tickets;                  // (kTickets,) where num_batches_tracked is given
+    bool cumulative;                    // average over all steps: momentum is 1 / num_batches_tracked
+    double momentum;
+    Buffer y;                           // (outer, channels, inner), out
+    Buffer saved;                       // (4, C) float64: mean, 1 / sigma, skew, 1 / D, out
+};
+void forward_apply(const Plan&, const ForwardApply&, Stream);
+
+struct BackwardStats {
+    Buffer dy, x;    // (outer, channels, inner)
+    Buffer saved;    // (4, C) float64
+    Buffer payload;  // (2C,) float64, out
+};
+void backward_stats(const Plan&, const BackwardStats&, const Workspace&, Stream);
+
+struct BackwardApply {
+    Buffer dy, x;  // (outer, channels, inner)
+    Buffer total;  // (2C,) float64, the payloads of all ranks, summed
+    Buffer saved;  // (4, C) float64
+    Buffer gamma;  // (C,) any dtype, or null
+    double k;      // w / m
+    Buffer dx;     // (outer, channels, inner), out
+};
+void backward_apply(const Plan&, const BackwardApply&, Stream);
+
+// Accesses that a thread has in flight to each tensor it reads: four in all.
+constexpr int kForwardUnroll = 4;
+constexpr int kBackwardUnroll = 2;
+
+}  // namespace sbnref

@@ -1,0 +1,203 @@
+// How a block walks over its share of a tensor, in either layout.
+//
+// A tile is the channels that a block works on: one in channels-first, a few neighbours in channels-last. The elements
+// of a tile are visited at positions 0, 1, 2, ... and every position is one 16-byte access (one element where rows of
+// channels-last are not aligned):
+//
+//   channels-first  rows of `inner` elements, one row per outer index. A row is cut where memory has its 16-byte
+//                   boundaries, so that its first and last piece may be partly outside of it. The pieces of all rows
+//                   form one sequence: no thread idles on short rows.
+//   channels-last   rows that hold all channels; a position is a row, and `lanes` threads read their channels side by
+//                   side.
+//
+// The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in turn.
+#pragma once
+
+#include "device.cuh"
+
+namespace sbnref {
+
+enum class Direction { Forwards, Backwards };
+
+// Where a thread works. The second pass goes backwards in everything: it starts on what the cache still holds.
+struct Place {
+    int tile;     // of this block
+    int split;    // of the tile's positions
+    int lane;     // of this thread, along the channels
+    int row;      // of this thread, along the positions
+    int rows;     // of the block
+    int channel;  // the first of those whose elements this thread visits
+    int own;      // the one whose statistics this thread handles, one thread per channel; or none, -1
+
+    __device__ Place(const Plan& plan, Direction direction) {
+        const unsigned block = direction == Direction::Forwards ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+        tile = block / static_cast<unsigned>(plan.splits);
+        split = block % static_cast<unsigned>(plan.splits);
+        lane = threadIdx.x % plan.lanes;
+        row = threadIdx.x / plan.lanes;
+        rows = blockDim.x / plan.lanes;
+        const int thread = threadIdx.x, tile_channels = plan.tile_channels();
+        channel = tile * tile_channels + lane * (tile_channels / plan.lanes);
+        own = tile * tile_channels + thread;
+        if (thread >= tile_channels || own >= plan.channels) own = -1;
+    }
+};
+
+// Up to V neighbouring elements of x: element at + i where bit i is set. `at` is a multiple of 16 bytes where V is.
+template <int V>
+struct Chunk {
+    static constexpr unsigned kWhole = (1u << V) - 1;
+
+    int64_t at;
+    unsigned mask;
+
+    __device__ bool holds(int i) const { return mask >> i & 1; }
+    __device__ bool whole() const { return mask == kWhole; }
+    __device__ bool empty() const { return mask == 0; }
+};
+
+template <Layout layout, int V>
+class Walk {
+   public:
+    __device__ Walk(const Plan& plan, const Place& place, Direction direction) : plan_(plan), place_(place) {
+        const int64_t positions = plan.outer * plan.row_chunks;
+        const int64_t begin = positions * place.split / plan.splits;
+        const int64_t end = positions * (place.split + 1) / plan.splits;
+        const bool forwards = direction == Direction::Forwards;
+        const int64_t start = forwards ? begin + place.row : end - 1 - place.row;
+        const int64_t mine = (end - begin - place.row + place.rows - 1) / place.rows;
+        left_ = place.channel < plan.channels && mine > 0 ? static_cast<int>(mine) : 0;
+        row_ = start, column_ = 0;
+        row_step_ = forwards ? place.rows : -place.rows, column_step_ = 0;
+        if constexpr (layout == Layout::ChannelsFirst) {
+            row_ = floor_div(start, plan.row_chunks);
+            column_ = static_cast<int>(start - row_ * plan.row_chunks);
+            const int step = row_step_;
+            row_step_ = floor_div(step, plan.row_chunks);
+            column_step_ = step - row_step_ * plan.row_chunks;
+        }
+    }
+
+    __device__ bool more() const { return left_ > 0; }
+
+    // The next U chunks of this thread; past its last one they are empty.
+    template <int U>
+    __device__ __forceinline__ void next(Chunk<V> (&chunks)[U]) {
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            chunks[u] = chunk();
+            advance();
+        }
+    }
+
+   private:
+    template <typename I>
+    __device__ static I floor_div(I a, int b) {
+        return a / b - (a % b < 0);
+    }
+
+    __device__ __forceinline__ void advance() {
+        --left_;
+        row_ += row_step_;
+        if constexpr (layout == Layout::ChannelsFirst) {
+            column_ += column_step_;
+            if (column_ >= plan_.row_chunks) column_ -= plan_.row_chunks, ++row_;
+        }
+    }
+
+    __device__ __forceinline__ Chunk<V> chunk() const {
+        const unsigned whole = left_ > 0 ? Chunk<V>::kWhole : 0;
+        if constexpr (layout == Layout::ChannelsLast) return {row_ * plan_.channels + place_.channel, whole};
+        const int64_t row_start = (row_ * plan_.channels + place_.channel) * plan_.inner;
+        const int before = static_cast<int>((row_start + plan_.misaligned) & (V - 1));  // elements since the boundary
+        const int64_t offset = static_cast<int64_t>(column_) * V - before;
+        const int64_t rest = plan_.inner - offset;  // up to the end of the row
+        const unsigned begun = column_ == 0 ? ~0u << before : ~0u;
+        const unsigned ended = rest >= V ? 0 : rest > 0 ? ~0u << rest : ~0u;
+        return {row_start + offset, whole & begun & ~ended};
+    }
+
+    const Plan& plan_;
+    const Place& place_;
+    int64_t row_;
+    int column_, row_step_, column_step_;
+    int left_;  // positions that this thread has still to visit
+};
+
+// Whether a chunk can be accessed in one go. One that reaches over the ends of the tensor cannot, nor one in a tensor
+// that lies differently to the 16-byte boundaries than x.
+template <Layout layout, int V, typename T>
+__device__ __forceinline__ bool accessible(const Array<T>& array, const Chunk<V>& chunk) {
+    if constexpr (layout == Layout::ChannelsLast) return true;
+    return chunk.at >= 0 && chunk.at + V <= array.size &&
+           reinterpret_cast<uintptr_t>(array.data + chunk.at) % kAccessBytes == 0;
+}
+
+// Loads the chunks, with what lies beside them in the same 16 bytes. All wide loads are issued before the first value
+// is used.
+template <Layout layout, int V, typename T, int U>
+__device__ __forceinline__ void load_chunks(Array<const T> array, const Chunk<V> (&chunks)[U], Vector<T, V> (&values)[U]) {
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+        values[u] = {};
+        if (!chunks[u].empty() && accessible<layout, V>(array, chunks[u]))
+            values[u] = load_vector<V>(array, chunks[u].at);
+    }
+    if constexpr (layout == Layout::ChannelsFirst) {
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (chunks[u].empty() || accessible<layout, V>(array, chunks[u])) continue;
+#pragma unroll
+            for (int i = 0; i < V; ++i)
+                if (chunks[u].holds(i)) values[u].at[i] = load(array, chunks[u].at + i);
+        }
+    }
+}
+
+// Stores the chunks and nothing beside them.
+template <Layout layout, int V, typename T, int U>
+__device__ __forceinline__ void store_chunks(Array<T> array, const Chunk<V> (&chunks)[U], const Vector<T, V> (&values)[U]) {
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+        if (chunks[u].whole() && accessible<layout, V>(array, chunks[u])) {
+            store_vector<V>(array, chunks[u].at, values[u]);
+            continue;
+        }
+        if constexpr (layout == Layout::ChannelsFirst) {
+#pragma unroll
+            for (int i = 0; i < V; ++i)
+                if (chunks[u].holds(i)) store(array, chunks[u].at + i, values[u].at[i]);
+        }
+    }
+}
+
+// The values of U chunks, sorted for a reduction. In channels-first a chunk is a group of V values of the thread's one
+// channel; in channels-last the U chunks are one group, of U values for each of the thread's V channels.
+template <Layout layout, int V, int U>
+struct Groups {
+    static constexpr bool kFirst = layout == Layout::ChannelsFirst;
+    static constexpr int kCount = kFirst ? U : 1;
+    static constexpr int kChannels = kFirst ? 1 : V;  // of a thread
+    static constexpr int kValues = kFirst ? V : U;    // of a channel in a group
+
+    // Value i of the thread's k-th channel in group g.
+    template <typename T>
+    __device__ static Accumulator<T> value(const Vector<T, V> (&values)[U], int g, int k, int i) {
+        return kFirst ? element(values[g], i) : element(values[i], k);
+    }
+
+    // A bit for each value that is there; the same for all channels of the thread.
+    __device__ static unsigned mask(const Chunk<V> (&chunks)[U], int g) {
+        if (kFirst) return chunks[g].mask;
+        unsigned mask = 0;
+#pragma unroll
+        for (int u = 0; u < U; ++u) mask |= chunks[u].empty() ? 0 : 1u << u;
+        return mask;
+    }
+    static constexpr unsigned kWhole = (1u << kValues) - 1;
+
+    // Which of the thread's channels an element of a chunk belongs to.
+    __device__ static constexpr int channel(int i) { return kFirst ? 0 : i; }
+};
+
+}  // namespace sbnref

@@ -1,0 +1,216 @@
+"""Finding the kernels' library: built ahead of time, built on first use and cached, or the reason why not.
+
+The library is one of two: the kernels compiled by nvcc for CUDA tensors, or, with ``SBNREF_CUDASIM=1``, the same sources
+compiled by the host's compiler against a simulation of the CUDA execution model, for CPU tensors.
+
+Environment variables:
+
+- ``SBNREF_CUDASIM=1``: simulate.
+- ``SBNREF_CUDASIM_FLAGS``: more flags for compiling and linking the simulation, such as ``-fsanitize=address``.
+- ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
+- ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
+CSRC = _HERE / "csrc" if (_HERE / "csrc").is_dir() else _HERE.parent / "csrc"  # in a wheel, in a checkout
+
+HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
+CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
+SIMULATION_SOURCES = ("sim/kernels.cpp", "sim/cudasim.cpp")
+
+NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
+# The host must round every operation by itself, as the kernels ask of the GPU where it matters.
+SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM", "-ffp-contract=off", "-Wno-unknown-pragmas")
+
+
+class BuildError(RuntimeError):
+    """The library cannot be had; the message says why and what to do about it."""
+
+
+def simulated() -> bool:
+    """Whether ``SBNREF_CUDASIM`` asks for the simulation."""
+    return os.environ.get("SBNREF_CUDASIM", "") not in ("", "0")
+
+
+@functools.cache
+def library() -> ModuleType:
+    """The library, loaded; its operators are then :data:`torch.ops.sbnref`. Builds it where it has to be built.
+
+    Raises:
+        BuildError: it can be neither found nor built.
+    """
+    if not simulated() and (ready_made := _ahead_of_time()) is not None:
+        return ready_made
+    _check_tools()
+    return _on_first_use()
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why there is no library, in words; None where there is one."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def extension() -> Any:
+    """The library as setuptools builds it ahead of time.
+
+    Raises:
+        BuildError: nvcc is missing, or does not fit PyTorch.
+    """
+    from torch.utils.cpp_extension import CUDAExtension
+
+    _check_nvcc()
+    return CUDAExtension(
+        "sbnref._kernels",
+        [os.path.relpath(CSRC / source) for source in HOST_SOURCES + CUDA_SOURCES],
+        include_dirs=[str(CSRC)],
+        extra_compile_args={"cxx": ["-O2"], "nvcc": list(NVCC_FLAGS)},
+    )
+
+
+def _ahead_of_time() -> ModuleType | None:
+    if importlib.util.find_spec("sbnref._kernels") is None:
+        return None
+    try:
+        return importlib.import_module("sbnref._kernels")
+    except ImportError as error:
+        raise BuildError(
+            f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
+            "Install sbnref again: SBNREF_BUILD_CUDA=1 pip install --no-build-isolation --force-reinstall ."
+        ) from error
+
+
+def _on_first_use() -> ModuleType:
+    from filelock import FileLock  # PyTorch depends on it
+
+    name = "sbnref_simulation" if simulated() else "sbnref_kernels"
+    folder = _cache_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = folder / "finished"
+    with FileLock(folder.with_suffix(".lock")):  # several ranks may start at once; it is freed when its holder dies
+        if not finished.exists():
+            _build(name, folder)
+            finished.touch()
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
+    assert spec is not None and spec.loader is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"{folder / name}.so does not load: {error}. Delete {folder} to build it again") from error
+    return module
+
+
+def _build(name: str, folder: Path) -> None:
+    from torch.utils import cpp_extension
+
+    what, sources = "the simulation of its kernels", HOST_SOURCES + SIMULATION_SOURCES
+    if not simulated():
+        what, sources = f"its CUDA kernels for {', '.join(_architectures())}", HOST_SOURCES + CUDA_SOURCES
+    print(f"sbnref: building {what} in {folder}, once; this takes about a minute", file=sys.stderr, flush=True)
+    (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
+    more = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
+    start = time.monotonic()
+    try:
+        cpp_extension.load(
+            name,
+            [str(CSRC / source) for source in sources],
+            extra_include_paths=[str(CSRC)],
+            extra_cflags=[*SIMULATION_FLAGS, *more] if simulated() else ["-O2"],
+            extra_cuda_cflags=list(NVCC_FLAGS),
+            extra_ldflags=more if simulated() else [],
+            build_directory=str(folder),
+            with_cuda=not simulated(),
+            is_python_module=False,
+        )
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"compiling {what} failed. The compiler said:\n{error}") from error
+    print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _cache_folder(name: str) -> Path:
+    """One folder for each combination of what a library depends on."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
+    parts += [os.environ.get("SBNREF_CUDASIM_FLAGS", "")] if simulated() else [str(torch.version.cuda), *_architectures()]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for source in sorted(p for p in CSRC.rglob("*") if p.is_file()):
+        digest.update(source.relative_to(CSRC).as_posix().encode() + source.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    return Path(root) / f"{name}-{digest.hexdigest()[:16]}"
+
+
+def _architectures() -> list[str]:
+    """What to compile for: 8.0, 9.0, ..."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return listed.replace(";", " ").split()
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return sorted(f"{major}.{minor}" for major, minor in capabilities)
+
+
+def _check_tools() -> None:
+    """Raise :class:`BuildError` for what building would fail on, in words that help."""
+    if not CSRC.is_dir():
+        raise BuildError(f"the kernels' sources are missing, expected them in {CSRC}; install sbnref again")
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise BuildError(
+            f"building needs a C++ compiler, and there is no {compiler!r} on the PATH; "
+            "install g++ (Debian, Ubuntu: apt install g++) or name one in CXX"
+        )
+    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
+        raise BuildError("building needs ninja; install it with: pip install ninja")
+    if simulated():
+        return
+    if torch.version.cuda is None:
+        raise BuildError(
+            f"PyTorch {torch.__version__} was built without CUDA; install one built with it (https://pytorch.org), "
+            "or set SBNREF_CUDASIM=1 to simulate the kernels on CPU tensors"
+        )
+    if not torch.cuda.is_available():
+        raise BuildError("no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+    _check_nvcc()
+
+
+def _check_nvcc() -> None:
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    if CUDA_HOME is None or not nvcc.exists():
+        raise BuildError(
+            f"building needs nvcc, and there is none{f' in {CUDA_HOME}' if CUDA_HOME else ''}; install the CUDA toolkit "
+            f"{torch.version.cuda} and set CUDA_HOME to its folder"
+        )
+    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None or torch.version.cuda is None or release[1] != torch.version.cuda.split(".")[0]:
+        raise BuildError(
+            f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, but {nvcc} is of CUDA "
+            f"{release[0].removeprefix('release ') if release else 'an unknown version'}; install the CUDA toolkit "
+            f"{torch.version.cuda} and set CUDA_HOME to its folder"
+        )

@@ -1,0 +1,102 @@
+"""The layer as fused CUDA kernels: the four stages of :mod:`sbnref.impls.reference`, one kernel each.
+
+The kernels are in ``csrc``, one file per stage with the same name. Here are only their Python signatures and, for
+:func:`torch.compile`, the shapes of what they return.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from .. import build
+from ..modes import RunningStats
+
+
+@torch.compiler.assume_constant_result
+def why_not(device: torch.device) -> str | None:
+    """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
+    if build.simulated() and device.type != "cpu":
+        return "SBNREF_CUDASIM=1 simulates the kernels on CPU tensors; unset it to run them on the GPU"
+    if not build.simulated() and device.type != "cuda":
+        return "the kernels need CUDA tensors; set SBNREF_CUDASIM=1 to simulate them on CPU tensors"
+    if (reason := build.why_not()) is None:
+        _register_shapes()
+    return reason
+
+
+def forward_stats(
+    x: Tensor,  # (N, C, *)
+    weight: int,
+) -> Tensor:  # (2C + 2,)
+    return torch.ops.sbnref.forward_stats(x, weight)
+
+
+def forward_apply(
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C + 2,)
+    divisor: int | None,
+    gamma: Tensor | None,  # (C,)
+    beta: Tensor | None,  # (C,)
+    eps: float,
+    running: RunningStats | None,  # updated in place
+    momentum: float | None,
+) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C)
+    mean, var, num_batches_tracked = running or (None, None, None)
+    return torch.ops.sbnref.forward_apply(
+        x, total, divisor, gamma, beta, eps, mean, var, num_batches_tracked, momentum
+    )
+
+
+def backward_stats(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    saved: Tensor,  # (4, C)
+) -> Tensor:  # (2C,)
+    return torch.ops.sbnref.backward_stats(dy, x, saved)
+
+
+def backward_apply(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C,)
+    saved: Tensor,  # (4, C)
+    gamma: Tensor | None,  # (C,)
+    k: float,
+) -> Tensor:  # dx (N, C, *)
+    return torch.ops.sbnref.backward_apply(dy, x, total, saved, gamma, k)
+
+
+def _register_shapes() -> None:
+    """Tell PyTorch what the operators return without running them. The operators exist once the library is loaded."""
+    if _shapes_registered:
+        return
+    _shapes_registered.append(True)
+    fake = torch.library.register_fake
+
+    @fake("sbnref::forward_stats")
+    def _(x: Tensor, weight: int) -> Tensor:
+        return x.new_empty(2 * x.shape[1] + 2, dtype=torch.float64)
+
+    @fake("sbnref::forward_apply")
+    def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+        return _empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
+
+    @fake("sbnref::backward_stats")
+    def _(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
+        return x.new_empty(2 * x.shape[1], dtype=torch.float64)
+
+    @fake("sbnref::backward_apply")
+    def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
+        return _empty_like(x)
+
+
+_shapes_registered: list[bool] = []
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""
+    if torch.ops.aten.is_non_overlapping_and_dense(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))
