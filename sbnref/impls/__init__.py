@@ -7,7 +7,6 @@ the reason in words, or None.
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -50,10 +49,9 @@ class Implementation(Protocol):
     ) -> Tensor: ...
 
 
-# A string is the name of a module that is imported when it is first asked for.
-_registry: dict[str, Implementation | str] = {
+_registry: dict[str, Implementation | None] = {
     "reference": reference,
-    "cuda": "sbnref.impls.cuda",
+    "cuda": None,  # imported when it is first asked for
 }
 _in_use: list[str] = []  # the names of the use_impl blocks we are in, the innermost last
 
@@ -134,6 +132,8 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
 
 def _load(name: str) -> Implementation:
     impl = _registry[name]
-    if isinstance(impl, str):
-        impl = _registry[name] = importlib.import_module(impl)
-    return impl
+    if impl is not None:
+        return impl
+    from . import cuda  # an import statement, unlike importlib, is something that torch.compile can trace
+
+    return cuda
