@@ -23,13 +23,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import all_reduce, resolve, world_size
 from .conformance.stages import Bounded, Exact, Share, channel_of, difference, run_stage, times_allowed
 from .impls import Implementation, choose_impl, use_impl
+from .layers import synchronized_layers
 from .modes import RunningStats, payload_dtype
-from .module import SyncBatchNorm
-from .report import Report
+from .report import Report, jsonable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch.distributed import ProcessGroup
+
+    from .module import SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Comparison(Report):
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has; what is not finite becomes None."""
         first = self.first_divergence
-        return _jsonable(
+        return jsonable(
             {
                 "impls": list(self.impls),
                 "agrees": self.agrees,
@@ -220,39 +222,20 @@ class _Call:
         return resolve(self.layer.group)
 
 
-def training_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (SyncBatchNorm,)) -> dict[str, Any]:
-    """The layers of the given kinds by name; a model that is itself one has its class's name.
-
-    Raises:
-        TypeError: it is not a module.
-        ValueError: there are none, or none is in training mode.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    layers = {name or type(layer).__name__: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    if not layers:
-        others = sorted({type(m).__name__ for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)})
-        found = (
-            f"only {', '.join(others)}; sbnref.convert_sync_batchnorm(model) turns them into it" if others else "none"
-        )
-        raise ValueError(f"expected a model with a layer of type sbnref.SyncBatchNorm, found {found}")
+def _run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int) -> list[_Call]:
+    """One training step of a copy of the model; what reached each of its layers."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # its averaging of gradients is not what is compared
+    layers = synchronized_layers(model)
     if not any(layer.training for layer in layers.values()):
         raise ValueError(
             f"expected a synchronized batch norm in training mode, but all {len(layers)} of the model are in eval "
             "mode, where nothing is synchronized; call model.train() first"
         )
-    return layers
-
-
-def _run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int) -> list[_Call]:
-    """One training step of a copy of the model; what reached each of its layers."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module  # its averaging of gradients is not what is compared
-    training_layers(model)
     model = copy.deepcopy(model)
     calls: list[_Call] = []
     with ExitStack() as hooks:
-        for name, layer in training_layers(model).items():
+        for name, layer in synchronized_layers(model).items():
             for handle in (
                 layer.register_forward_pre_hook(_keep_input(name, calls)),
                 layer.register_forward_hook(_keep_gradient(calls)),
@@ -486,11 +469,3 @@ def _count(n: int, noun: str) -> str:
 
 def _short(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
