@@ -123,7 +123,7 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
             return reference
         if (reason := why_not("cuda", device)) is None:
             return _load("cuda")
-        warnings.warn(f"sbnref uses its reference implementation on {device}: {reason}", stacklevel=2)
+        _warn(f"sbnref uses its reference implementation on {device}: {reason}")
         return reference
     if (reason := why_not(name, device)) is not None:
         raise RuntimeError(f"impl={name!r} cannot run on {device}: {reason}")
@@ -137,3 +137,11 @@ def _load(name: str) -> Implementation:
     from . import cuda  # an import statement, unlike importlib, is something that torch.compile can trace
 
     return cuda
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+# torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
+_warn._dynamo_marked_constant = True  # type: ignore[attr-defined]
