@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types docs docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,8 +21,14 @@ lint: $(READY)  ## check style
 types: $(READY)  ## check types
 	$(BIN)/mypy
 
+docs: $(READY)  ## build the site into docs/_build/html, running the tutorials
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+docs-serve: docs  ## show the site on http://localhost:8000
+	$(BIN)/python -m http.server --directory docs/_build/html 8000
+
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache demo-output
+	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache demo-output docs/_build docs/learn
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

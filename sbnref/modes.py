@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: What ``stats_mode`` may be.
 STATS_MODES = ("default", "N", "exact")
 
 

@@ -100,7 +100,7 @@ class SyncBatchNorm(_BatchNorm):
         self._group = _GroupReference(group)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``input``, (N, C, *); see :func:`sbnref.functional.sync_batch_norm` for what is raised."""
+        r"""Normalize ``input``, (N, C, \*); see :func:`sbnref.functional.sync_batch_norm` for what is raised."""
         tracks = self.track_running_stats or not self.training
         return sync_batch_norm(
             input,

@@ -1,0 +1,63 @@
+"""Sphinx: MyST pages, tutorials run by sphinx-gallery, nothing fetched from another host when a page is read."""
+
+import os
+
+import matplotlib
+
+import sbnref
+
+matplotlib.rcParams.update(
+    {"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+)
+
+project = "sbnref"
+author = "the sbnref authors"
+copyright = "2026, the sbnref authors"  # noqa: A001 - Sphinx's name
+version = release = sbnref.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",
+    "sphinxcontrib.bibtex",
+]
+nitpicky = True
+nitpick_ignore_regex = [
+    # of packages whose pages are not read at build time
+    ("py:.*", r"(torch|collections|numpy|typing|pathlib|contextlib)\..*"),
+    ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
+]
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "alpha"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which types cannot
+
+html_theme = "furo"
+html_title = "sbnref"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "learn/**/*.ipynb", "sg_execution_times.rst", "learn/sg_execution_times.rst"]
+copybutton_exclude = ".linenos, .gp, .go"
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../tutorials",
+    "gallery_dirs": "learn",
+    "filename_pattern": r"/\d\d_\w+\.py",
+    "ignore_pattern": r"(train|__init__)\.py|solutions/|kernels/",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "min_reported_time": 1,
+    "plot_gallery": os.environ.get("SBNREF_DOCS_RUN", "1") == "1",
+}
