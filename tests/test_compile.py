@@ -1,0 +1,156 @@
+"""torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
+
+import copy
+import os
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import sbnref
+from sbnref import SyncBatchNorm, impls
+from sbnref.impls import reference
+
+MANY = [(4, 3), (2, 5), (9, 8)]  # batch sizes of rank 0 and rank 1
+RAGGED = [*MANY, (0, 6), (1, 2), (7, 0), (0, 0), (3, 1), (0, 2)]
+
+
+def network(**options) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(3, 5, 1), SyncBatchNorm(5, **options), nn.SiLU(), nn.Conv1d(5, 2, 2))
+
+
+def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """A training step: everything that it computes or changes, by name."""
+    model.zero_grad()
+    leaf = x.clone().requires_grad_()
+    if len(x) > 1:
+        torch._dynamo.mark_dynamic(leaf, 0)
+    y = model(leaf)
+    y.pow(2).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {"y": y.detach(), "dx": leaf.grad, **gradients, **{n: b.clone() for n, b in model.named_buffers()}}
+
+
+def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None:
+    for name, tensor in got.items():
+        name = name.replace("_orig_mod.", "").replace("module.", "")
+        text = f"{name} on rank {dist.get_rank()}, {message}"
+        torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-5, msg=lambda m, text=text: f"{text}: {m}")
+
+
+def compiled_steps(impl: str, modes: list[str], backend: str, batches: list[tuple[int, int]]) -> None:
+    simulated = {"SBNREF_CUDASIM": "1"} if impl == "cuda" else {}
+    with patch.dict(os.environ, simulated), torch._dynamo.config.patch(recompile_limit=64):
+        for stats_mode in modes:
+            torch._dynamo.reset()
+            counter = CompileCounterWithBackend(backend)
+            eager = network(stats_mode=stats_mode, impl=impl)
+            compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=counter)
+            for sizes in batches:
+                x = torch.randn(sizes[dist.get_rank()], 3, 6)
+                agree(step(compiled, x), step(eager, x), f"{stats_mode}, batches {sizes}")
+            kinds = len({min(sizes[dist.get_rank()], 2) for sizes in batches})  # 0, 1 and many
+            assert counter.frame_count == kinds, f"compiled {counter.frame_count} times for {kinds} kinds of batches"
+    torch._dynamo.reset()
+
+
+def test_all_modes_with_ragged_and_empty_ranks(world):
+    world(2).run(compiled_steps, "reference", ["default", "N", "exact"], "aot_eager", RAGGED)
+
+
+def test_the_kernels(world):
+    world(2).run(compiled_steps, "cuda", ["N"], "aot_eager", RAGGED)
+
+
+def test_inductor(world):
+    world(2).run(compiled_steps, "reference", ["default"], "inductor", MANY)
+
+
+def under_ddp() -> None:
+    rank = dist.get_rank()
+    eager = DistributedDataParallel(network(stats_mode="N"))
+    around = torch.compile(copy.deepcopy(eager), backend="aot_eager")
+    within = DistributedDataParallel(torch.compile(network(stats_mode="N"), fullgraph=True, backend="aot_eager"))
+    for sizes in ((4, 3), (0, 2)):
+        x = torch.randn(sizes[rank], 3, 6)
+        want = {name.removeprefix("module."): t for name, t in step(eager, x).items()}
+        for compiled in (around, within):
+            agree(step(compiled, x), want, f"batches {sizes}")
+    torch._dynamo.reset()
+
+
+def test_distributed_data_parallel(world):
+    world(2).run(under_ddp)
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_second_derivative_of_compiled_code_is_an_error(compiler, backend):
+    layer = torch.compile(SyncBatchNorm(3), backend=backend)
+    x = torch.randn(4, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"not currently support double backward|does not require grad"):
+        torch.autograd.grad(dx.pow(2).sum(), x)
+
+
+def test_use_impl_is_honoured_after_compilation(compiler, monkeypatch):
+    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+
+    class Louder:
+        forward_stats = staticmethod(reference.forward_stats)
+        backward_stats = staticmethod(reference.backward_stats)
+        backward_apply = staticmethod(reference.backward_apply)
+
+        @staticmethod
+        def forward_apply(*args):
+            y, saved = reference.forward_apply(*args)
+            return y + 100, saved
+
+    sbnref.register_impl("louder", Louder)
+    layer = SyncBatchNorm(3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3)
+    assert compiled(x).mean() < 50
+    with sbnref.use_impl("louder"):
+        assert compiled(x).mean() > 50
+    assert compiled(x).mean() < 50
+    layer.impl = "louder"
+    assert compiled(x).mean() > 50
+
+
+def test_the_fallback_of_auto_warns_and_breaks_no_graph(compiler):
+    @torch.compile(fullgraph=True, backend="eager")
+    def channel_sums(x):
+        return impls.choose_impl(None, torch.device("cuda")).sum_of(x)
+
+    with patch.object(impls, "why_not", lambda name, device: "there is none here"), pytest.warns(match="none here"):
+        channel_sums(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_inside_updates_running_statistics_once(compiler, use_reentrant):
+    eager = network()
+    compiled = copy.deepcopy(eager)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def forward(x):
+        return checkpoint(compiled, x, use_reentrant=use_reentrant)
+
+    x = torch.randn(4, 3, 6, requires_grad=True)
+    for run in (forward, eager):
+        run(x).pow(2).sum().backward()
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
+    for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)

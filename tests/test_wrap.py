@@ -1,0 +1,170 @@
+"""Under torch's wrappers: DistributedDataParallel, FSDP2, meshes, checkpoints, autocast, gradient scaling."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from sbnref import SyncBatchNorm
+from sbnref.conformance.watch import Watch
+from sbnref.modes import STATS_MODES
+
+SIZES = [[3, 2], [4, 0], [0, 0], [1, 5]]  # of the ranks' batches, step by step
+
+
+def network(norm=SyncBatchNorm, **options) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3), norm(4, **options), nn.SiLU(), nn.Conv1d(4, 3, 1), norm(3, **options)
+    ).double()
+
+
+def batches(sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The whole batch of a step, and this rank's share."""
+    torch.manual_seed(sum(sizes))
+    whole = torch.randn(sum(sizes), 2, 6, dtype=torch.float64)
+    return whole, whole.split(sizes)[dist.get_rank()]
+
+
+def loss(y: Tensor) -> Tensor:
+    """Summed over samples: its gradients add up over ranks to those of the whole batch."""
+    return y.tanh().pow(2).sum()
+
+
+def agree(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    for (name, tensor), expected in zip(got.items(), want.values(), strict=True):
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        torch.testing.assert_close(full, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def training(wrap, accumulate: bool = False) -> None:
+    """Steps of a wrapped model follow one process on the whole batch; every rank's gradient is the ranks' average."""
+    alone, wrapped = network(nn.BatchNorm1d), wrap(network(stats_mode="exact"))
+    optimizers = [torch.optim.SGD(m.parameters(), 0.01) for m in (alone, wrapped)]
+    steps = [sizes for sizes in SIZES if sum(sizes)]
+    for i, sizes in enumerate(steps):
+        whole, mine = batches(sizes)
+        last = not accumulate or i == len(steps) - 1
+        loss(alone(whole)).backward()
+        with nullcontext() if last else wrapped.no_sync():
+            (loss(wrapped(mine)) * dist.get_world_size()).backward()
+        if last:
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    agree(wrapped.state_dict(), alone.state_dict())
+
+
+def ddp_in_every_way() -> None:
+    for options in ({}, {"broadcast_buffers": False}, {"static_graph": True}, {"gradient_as_bucket_view": True}):
+        training(lambda model, options=options: DistributedDataParallel(model, **options))
+    training(DistributedDataParallel, accumulate=True)
+
+
+def test_distributed_data_parallel(world):
+    world(2).run(ddp_in_every_way)
+
+
+def test_fully_shard(world):
+    world(2).run(sharded)
+
+
+def sharded() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def shard(model: nn.Sequential) -> nn.Module:
+        for layer in (model[0], model[1], model[3]):
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    training(shard)
+
+
+def along_one_axis() -> None:
+    """Ranks 0, 1 and ranks 2, 3 are a pair each: statistics are a pair's, gradients are averaged over all four."""
+    rank = dist.get_rank()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "batch"))
+    model = DistributedDataParallel(network(group=mesh["batch"], stats_mode="exact"), broadcast_buffers=False)
+    alone = network(nn.BatchNorm1d)
+    sizes = [3, 2, 0, 4]
+    torch.manual_seed(5)
+    shares = torch.randn(9, 2, 6, dtype=torch.float64).split(sizes)
+    pairs = [torch.cat(shares[:2]), torch.cat(shares[2:])]
+    loss(model(shares[rank])).backward()
+    other, mine = (copy.deepcopy(alone) for _ in range(2))
+    loss(other(pairs[1 - rank // 2])).backward()
+    loss(mine(pairs[rank // 2])).backward()
+    for name, p in model.module.named_parameters():
+        want = (mine.get_parameter(name).grad + other.get_parameter(name).grad) / 4
+        torch.testing.assert_close(p.grad, want, msg=lambda text, name=name: f"{name}: {text}")
+    agree(dict(model.module.named_buffers()), dict(mine.named_buffers()))
+
+
+def test_one_axis_of_a_mesh_of_two(world):
+    world(4).run(along_one_axis)
+
+
+def checkpointed(use_reentrant: bool) -> None:
+    for stats_mode in STATS_MODES:
+        for momentum in (0.1, None):
+            plain = network(stats_mode=stats_mode, momentum=momentum)
+            saving = copy.deepcopy(plain)
+            for sizes in SIZES:
+                _, x = batches(sizes)
+                xs = [x.clone().requires_grad_() for _ in range(2)]
+                loss(plain(xs[0])).backward()
+                with Watch() as watch:
+                    loss(checkpoint(saving, xs[1], use_reentrant=use_reentrant)).backward()
+                assert len(watch.collectives) == 6, "two layers, each forward, forward again and backward"
+                torch.testing.assert_close(xs[0].grad, xs[1].grad)
+            agree(saving.state_dict(), plain.state_dict())
+            agree({n: p.grad for n, p in saving.named_parameters()}, {n: p.grad for n, p in plain.named_parameters()})
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_update_running_statistics_once(world, use_reentrant):
+    world(2).run(checkpointed, use_reentrant)
+
+
+def autocasted() -> None:
+    """Under autocast the layer takes the convolution's bfloat16 and accumulates in float32."""
+    model = DistributedDataParallel(network(stats_mode="exact").float())
+    alone = network(nn.BatchNorm1d).float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    whole, mine = batches([3, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(mine.float())
+        hidden = model.module[0](mine.float())
+        assert hidden.dtype == model.module[1](hidden).dtype == torch.bfloat16
+    assert model.module[1].running_var.dtype == torch.float32
+    (scaler.scale(loss(y.float())) * 2).backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    loss(alone(whole.float())).backward()
+    scaler.unscale_(optimizer)
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0.1, atol=0.1)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**12
+
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(mine.float() * (torch.inf if dist.get_rank() else 1))
+    before = copy.deepcopy(model.state_dict())
+    optimizer.zero_grad()
+    scaler.scale(loss(y.float())).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**11, "an overflow on one rank is seen on all"
+    agree({n: p for n, p in model.named_parameters()}, {n: before[n] for n, _ in model.named_parameters()})
+
+
+def test_autocast_and_gradient_scaling(world):
+    world(2).run(autocasted)
