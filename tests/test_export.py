@@ -1,0 +1,65 @@
+"""Models in eval mode leave PyTorch: torch.export, ONNX and a traced TorchScript module."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from sbnref import SyncBatchNorm, revert_sync_batchnorm
+
+X = torch.randn(3, 2, 8, 8)
+
+
+@pytest.fixture
+def model():
+    """Trained for a few steps, so that its running statistics are not zeros and ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), SyncBatchNorm(4), nn.ReLU(), nn.Flatten(2), SyncBatchNorm(4, affine=False))
+    for _ in range(3):
+        model(torch.randn(5, 2, 8, 8) * 2 + 1)
+    return model.eval()
+
+
+def test_torch_export_with_any_batch_size(model):
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    for n in (2, 3, 7):
+        x = torch.randn(n, 2, 8, 8)
+        torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runs_in_onnxruntime(model):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(model, (X,), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
+    assert "BatchNormalization" in {node.op_type for node in program.model.graph}
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (name,) = (i.name for i in session.get_inputs())
+    for n in (2, 3, 7):
+        x = torch.randn(n, 2, 8, 8)
+        (y,) = session.run(None, {name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
+def test_a_trace_is_saved_and_loaded(model):
+    traced = torch.jit.trace(model, X)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    for n in (2, 3, 7):
+        x = torch.randn(n, 2, 8, 8)
+        torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_a_reverted_model_is_exported_before_its_first_input(model):
+    want = model(X)
+    program = torch.export.export(revert_sync_batchnorm(model), (X,))
+    torch.testing.assert_close(program.module()(X), want)
