@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .autograd import SyncBatchNormFunction
 from .collectives import resolve
+from .debug import agree_first
 from .impls import choose_impl
 from .modes import STATS_MODES, RunningStats
 from .recompute import recomputing
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@agree_first
 def sync_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,

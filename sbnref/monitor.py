@@ -17,6 +17,7 @@ from .collectives import resolve, world_size
 from .impls import reference
 from .layers import synchronized_layers
 from .modes import STATS_MODES, combine, fixed_divisor, payload_dtype, rank_weight
+from .recompute import recomputing
 from .report import Report, jsonable, ranks_in_words
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Step:
         return tuple(r for r, m in enumerate(self.elements) if m == 0) if any(self.elements) else ()
 
     def mean_off(self, mode: str) -> float:
-        """How far the mode's mean is from the whole batch's, in standard deviations of the whole batch, all channels."""
+        """How far the mode's mean is from the whole batch's, in standard deviations, all channels."""
         std = self.var["exact"].sum().sqrt()
         return float((self.mean[mode] - self.mean["exact"]).norm() / std.clamp(min=1e-30))
 
@@ -196,17 +197,19 @@ class Monitor(Report):
             chosen = [self.layers[name] for name in layers]
         figure = Figure(figsize=(10, 2.6 * len(chosen)), layout="constrained")
         for row, layer in zip(figure.subplots(len(chosen), 2, squeeze=False, sharex="row"), chosen, strict=True):
+            numbers = range(1, len(layer.steps) + 1)
             for place, rank in enumerate(layer.ranks):
                 elements = [step.elements[place] for step in layer.steps]
-                row[0].plot(elements, ".-", linewidth=0.8, markersize=3, label=f"rank {rank}")
-            row[0].set(title=f"{layer.name}: elements per channel", xlabel="step")
+                row[0].plot(numbers, elements, ".-", linewidth=0.8, markersize=3, label=f"rank {rank}")
+            row[0].set(title=f"layer {layer.name}: elements per channel", xlabel="step")
             row[0].set_ylim(bottom=0)
             for mode in STATS_MODES:
                 used = mode == layer.stats_mode
                 off = [step.mean_off(mode) for step in layer.steps]
-                row[1].plot(off, linewidth=2 if used else 1, label=f"'{mode}'{', in use' if used else ''}")
+                row[1].plot(numbers, off, linewidth=2 if used else 1, label=f"'{mode}'{', in use' if used else ''}")
             row[1].set(title="the mean is off by, in standard deviations", xlabel="step")
             for axes in row:
+                axes.xaxis.get_major_locator().set_params(integer=True)
                 if layer.steps:
                     axes.legend(fontsize="small")
         return figure
@@ -277,7 +280,7 @@ class _Recorder:
 
     @torch.no_grad()
     def __call__(self, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if not layer.training:
+        if not layer.training or recomputing():
             return
         self.calls += 1
         if (self.calls - 1) % self.every == 0:

@@ -7,6 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console, RenderableType
 
 
@@ -35,9 +37,13 @@ def _console(report: Report) -> Console:
 
 def ranks_in_words(ranks: list[int]) -> str:
     """'rank 2', 'ranks 0, 1 and 3'."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+    return f"rank{'' if len(ranks) == 1 else 's'} {in_words(ranks)}"
+
+
+def in_words(items: Sequence[Any]) -> str:
+    """'0, 1 and 3'."""
+    *most, last = map(str, items)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def jsonable(value: Any) -> Any:

@@ -1,0 +1,168 @@
+"""A mismatch between ranks as an error on every one of them, where it would be a hang: ``SBNREF_DEBUG=1``.
+
+Before each call of the layer the ranks of its group lay out what they bring, in the store through which the process
+groups were set up, and compare. Each also says whether it refuses its input. With the flag every rank has to make every
+call, in eval mode as well. Calls in a graph of :func:`torch.compile` and backward passes are not looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .collectives import resolve
+from .impls import choose_impl
+from .report import in_words, ranks_in_words
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+ENABLED = os.environ.get("SBNREF_DEBUG", "0") not in ("", "0")  # read once, when sbnref is imported
+TIMEOUT = float(os.environ.get("SBNREF_DEBUG_TIMEOUT", "300"))  # seconds to wait for the other ranks
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_modules: list[nn.Module] = []  # those whose forward is running, the outermost first
+_calls: Counter[str] = Counter()  # by the name of the group
+
+
+class MismatchError(RuntimeError):
+    """The ranks of a group do not make the same call. Each of them gets this, with the same message."""
+
+
+def agree_first(layer: F) -> F:
+    """Put an agreement before every call of :func:`sbnref.functional.sync_batch_norm`; without the flag, nothing."""
+    if not ENABLED:
+        return layer
+    nn.modules.module.register_module_forward_pre_hook(_enter)
+    nn.modules.module.register_module_forward_hook(_leave, always_call=True)
+    signature = inspect.signature(layer)
+
+    @functools.wraps(layer)
+    def agreed(*args: Any, **options: Any) -> Tensor:
+        if not torch.compiler.is_compiling():
+            given = signature.bind(*args, **options)
+            given.apply_defaults()
+            _agree(given.arguments)
+        return layer(*args, **options)
+
+    return agreed  # type: ignore[return-value]
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    _modules.append(module)
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    while _modules and _modules.pop() is not module:
+        pass
+
+
+def _agree(given: dict[str, Any]) -> None:
+    """Raise on every rank unless all bring the same, and none refuses it."""
+    try:
+        group = resolve(given["group"])
+    except (TypeError, ValueError):
+        return  # the call itself raises; with whom it would have been made is unknown
+    if group is None:
+        return
+    x = given["input"]
+    mine: dict[str, Any] = {
+        "layer": _layer_name(),
+        "channels": x.shape[1] if isinstance(x, Tensor) and x.dim() > 1 else None,
+        "dtype": str(getattr(x, "dtype", type(x).__name__)),
+        "stats_mode": given["stats_mode"],
+        "training": given["training"],
+    }
+    refusal = _refusal(given)
+    all_bring = _exchange(group, {**mine, "refuses": None if refusal is None else str(refusal)})
+    if all(brought["refuses"] for brought in all_bring.values()):
+        return  # the call itself raises, on every rank
+    if any(brought != all_bring[min(all_bring)] for brought in all_bring.values()):
+        raise MismatchError(_message(group, all_bring)) from refusal
+
+
+def _layer_name() -> str:
+    """The name that the running layer has in the outermost module."""
+    if not _modules:
+        return "sync_batch_norm"
+    names = {id(module): name for name, module in _modules[0].named_modules()}
+    return names.get(id(_modules[-1])) or type(_modules[-1]).__name__
+
+
+def _refusal(given: dict[str, Any]) -> Exception | None:
+    """What the call is going to raise before it communicates."""
+    from .functional import _check
+
+    try:
+        _check(*(given[name] for name in inspect.signature(_check).parameters))
+        choose_impl(given["impl"], given["input"].device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return error
+    return None
+
+
+def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What every rank of the group brings to this call, by rank."""
+    _calls[group.group_name] += 1
+    call = _calls[group.group_name]
+    store = dist.PrefixStore(f"sbnref/{group.group_name}", dist.distributed_c10d._get_default_store())
+    ranks = dist.get_process_group_ranks(group)
+    keys = {rank: f"{call}/{rank}" for rank in ranks}
+    own = keys[dist.get_rank()]
+    store.set(own, json.dumps(mine))
+    try:
+        store.wait(list(keys.values()), timedelta(seconds=TIMEOUT))
+    except RuntimeError:  # a FileStore raises it, a TCPStore its subclass DistStoreError
+        store.set(own, json.dumps({**mine, "gone": True}))
+        missing = [rank for rank, key in keys.items() if not store.check([key])]
+        if not missing:
+            raise
+        raise MismatchError(
+            f"SBNREF_DEBUG: {ranks_in_words(missing)} did not make call {call} of this group within {TIMEOUT:g} s "
+            f"(SBNREF_DEBUG_TIMEOUT), while rank {dist.get_rank()} is there with {_bring(mine)}. With SBNREF_DEBUG=1 "
+            "every rank has to make every call, in eval mode as well."
+        ) from None
+    brought = {rank: json.loads(store.get(key)) for rank, key in keys.items()}
+    if gone := [rank for rank, what in brought.items() if what.get("gone")]:
+        raise MismatchError(
+            f"SBNREF_DEBUG: {ranks_in_words(gone)} gave up waiting for rank {dist.get_rank()} in call {call} of this "
+            f"group; it comes with {_bring(mine)}, they came with {_bring(brought[gone[0]])}"
+        )
+    if call > 2:
+        store.delete_key(f"{call - 2}/{dist.get_rank()}")  # every rank is past it
+    return brought
+
+
+def _message(group: ProcessGroup, all_bring: dict[int, dict[str, Any]]) -> str:
+    """Who brings what, ranks that bring the same on one line."""
+    first = all_bring[min(all_bring)]
+    refusing = [rank for rank, brought in all_bring.items() if brought["refuses"]]
+    differing = [k for k in first if k != "refuses" and any(b[k] != first[k] for b in all_bring.values())]
+    reasons = [f"{ranks_in_words(refusing)} refuse{'s' * (len(refusing) == 1)} the input"] if refusing else []
+    reasons += [f"the ranks differ in {in_words(differing)}"] if differing else []
+    lines: dict[str, list[int]] = {}
+    for rank, brought in all_bring.items():
+        lines.setdefault(_bring(brought), []).append(rank)
+    header = f"SBNREF_DEBUG: in call {_calls[group.group_name]} of this group {' and '.join(reasons)}"
+    return "\n".join([header, *(f"  {ranks_in_words(ranks)}: {line}" for line, ranks in lines.items())])
+
+
+def _bring(brought: dict[str, Any]) -> str:
+    if brought["refuses"]:
+        return f"layer {brought['layer']!r}, which refuses: {brought['refuses']}"
+    mode = "training" if brought["training"] else "eval mode"
+    return (
+        f"layer {brought['layer']!r}, {brought['channels']} channels, {brought['dtype']}, "
+        f"stats_mode={brought['stats_mode']!r}, {mode}"
+    )
