@@ -1,18 +1,15 @@
 """Sphinx: MyST pages, tutorials run by sphinx-gallery, nothing fetched from another host when a page is read."""
 
 import os
-
-import matplotlib
+import sys
 
 import sbnref
 
-matplotlib.rcParams.update(
-    {"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
-)
+sys.path.insert(0, os.path.dirname(__file__))  # for gallery_style
 
 project = "sbnref"
 author = "the sbnref authors"
-copyright = "2026, the sbnref authors"  # noqa: A001 - Sphinx's name
+copyright = "2026, the sbnref authors"
 version = release = sbnref.__version__
 
 extensions = [
@@ -54,6 +51,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/\d\d_\w+\.py",
     "ignore_pattern": r"(train|__init__)\.py|solutions/|kernels/",
     "within_subsection_order": "FileNameSortKey",
+    "reset_modules": ("gallery_style.apply",),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,

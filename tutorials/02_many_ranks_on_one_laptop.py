@@ -4,23 +4,23 @@
 
 **Question.** How do you try distributed code without a cluster?
 
-A *rank* is a process that takes part in a *process group*. Nothing says that the processes need machines or GPUs of
-their own: with the backend *gloo* they talk over the loopback interface.
+A *rank* is a process that takes part in a *process group*. Nothing says that the
+processes need machines or GPUs of their own: with the backend *gloo* they talk over
+the loopback interface.
 """
 
 # %%
 # Run a function everywhere
 # -------------------------
 #
-# :func:`sbnref.launch` starts a number of processes, joins them in a group, runs a function in each and returns what
-# each returned.
+# :func:`sbnref.launch` starts a number of processes, joins them in a group, runs a
+# function in each and returns what each returned.
 
 import os
 
+import sbnref
 import torch
 import torch.distributed as dist
-
-import sbnref
 
 
 def who_am_i():
@@ -35,8 +35,9 @@ for rank, world_size, pid in sbnref.launch(who_am_i, 3):
 # Talk to each other
 # ------------------
 #
-# A *collective* is a function that all ranks call together. After an all-reduce every rank holds the sum. It is the one
-# collective that synchronized batch normalization needs.
+# A *collective* is a function that all ranks call together. After an all-reduce every
+# rank holds the sum. It is the one collective that synchronized batch normalization
+# needs.
 
 
 def add_up():
@@ -52,8 +53,9 @@ print(sbnref.launch(add_up, 3))
 # Keep the ranks
 # --------------
 #
-# Starting processes takes seconds, because each imports torch. A :class:`sbnref.Ranks` starts them once and runs many
-# functions on them. Functions may use the variables around them, for they are sent by value.
+# Starting processes takes seconds, because each imports torch. A :class:`sbnref.Ranks`
+# starts them once and runs many functions on them. Functions may use the variables
+# around them, for they are sent by value.
 
 import time
 
@@ -69,8 +71,8 @@ with sbnref.Ranks(3) as ranks:
 # When a rank fails
 # -----------------
 #
-# The others would wait for it in their next collective for ever. The launcher ends them, and shows the failing rank's own
-# traceback.
+# The others would wait for it in their next collective for ever. The launcher ends
+# them, and shows the failing rank's own traceback.
 
 
 def one_fails():
@@ -98,8 +100,8 @@ except TimeoutError as error:
 # The same script on a cluster
 # ----------------------------
 #
-# Started by ``torchrun``, the processes are there already, and :func:`sbnref.launch` uses them. Here is a script of four
-# lines, run both ways:
+# Started by ``torchrun``, the processes are there already, and :func:`sbnref.launch`
+# uses them. Here is a script of four lines, run both ways:
 
 import subprocess
 import sys
@@ -112,14 +114,25 @@ print(sbnref.launch(lambda: f"rank {dist.get_rank()} of {dist.get_world_size()}"
 with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
     file.write(script)
     file.flush()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     for command in ([sys.executable], torchrun):
-        print(subprocess.run([*command, file.name], capture_output=True, text=True).stdout)
+        print(
+            subprocess.run([*command, file.name], capture_output=True, text=True).stdout
+        )
 
 # %%
 # Exercises
 # ---------
 #
-# 1. Write an all-reduce of maxima with ``dist.all_gather``. How many numbers does each rank receive, for 3 ranks and for 300?
-# 2. Let rank 0 call ``dist.all_reduce`` and rank 1 ``dist.barrier``. What happens, and after how long? (Set ``timeout``.)
-# 3. Pass a tensor to each rank and return its gradient. Is the tensor shared between the processes, or copied?
+# 1. Write an all-reduce of maxima with ``dist.all_gather``. How many numbers does each
+#    rank receive, for 3 ranks and for 300?
+# 2. Let rank 0 call ``dist.all_reduce`` and rank 1 ``dist.barrier``. What happens, and
+#    after how long? (Set ``timeout``.)
+# 3. Pass a tensor to each rank and return its gradient. Is the tensor shared between
+#    the processes, or copied?

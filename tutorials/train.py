@@ -1,0 +1,115 @@
+"""Train a small network on handwritten digits: one process, several, or several machines, on CPUs or GPUs.
+
+    python tutorials/train.py                                    # one process
+    torchrun --nproc-per-node=4 tutorials/train.py               # four on this machine
+
+and on two machines, the same line on both, with the name of one of them for HOST:
+
+    torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 tutorials/train.py
+
+Each step takes one batch and cuts it into one piece per rank, at random: pieces differ in size and some are empty. With
+``--stats-mode exact`` the losses nevertheless are those of one process, to rounding, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import sbnref
+
+
+def main() -> None:
+    """Set up, train, and let rank 0 evaluate by itself."""
+    parser = argparse.ArgumentParser(description="Train on handwritten digits, on one process or many.")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
+    parser.add_argument("--stats-mode", default="exact", choices=["default", "N", "exact"])
+    parser.add_argument("--impl", default=None, help="'reference', 'cuda' or 'auto'")
+    parser.add_argument("--output", default=None, help="where to save the model, with plain batch norms")
+    args = parser.parse_args()
+
+    device, rank, world_size = join_group()
+    images, labels = (torch.from_numpy(array).to(device) for array in load_digits(return_X_y=True))
+    images = (images / 16).float().view(-1, 1, 8, 8)
+    train, test = slice(0, 1500), slice(1500, None)
+
+    torch.manual_seed(0)  # the same weights on every rank
+    model = sbnref.convert_sync_batchnorm(network(), stats_mode=args.stats_mode, impl=args.impl).to(device)
+    # running statistics are equal on all ranks already: there is nothing to broadcast
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+
+    generator = torch.Generator().manual_seed(1)  # the same batches and the same cuts on every rank
+    for step in range(1, args.steps + 1):
+        batch = torch.randint(0, len(images[train]), (args.batch_size,), generator=generator)
+        mine = cut(batch, world_size)[rank].to(device)
+        # DistributedDataParallel averages gradients over ranks: the factor makes the average the mean over the batch
+        loss = F.cross_entropy(wrapped(images[mine]), labels[mine], reduction="sum") * world_size / args.batch_size
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            report(f"step {step}: loss {mean_over_ranks(loss.detach()).item():.4f}", rank)
+
+    if rank == 0:  # in eval mode the layer needs no other rank
+        accuracy = (model.eval()(images[test]).argmax(1) == labels[test]).float().mean()
+        report(f"accuracy on {len(labels[test])} other digits: {accuracy:.1%}", rank)
+        if args.output:
+            torch.save(sbnref.revert_sync_batchnorm(model).state_dict(), args.output)
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def join_group() -> tuple[torch.device, int, int]:
+    """This process's device, its rank, and how many ranks there are; one if torchrun did not start it."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_torchelastic_launched():
+        return device, 0, 1
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    return device, dist.get_rank(), dist.get_world_size()
+
+
+def network() -> nn.Module:
+    """Two convolutions with ordinary batch norms."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * 4 * 4, 10)),
+    )
+
+
+def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    """The batch in pieces of random sizes, 0 included, the same on every rank for the same batch."""
+    generator = torch.Generator().manual_seed(int(batch.sum()))
+    cuts = torch.randint(0, len(batch) + 1, (pieces - 1,), generator=generator).sort().values
+    return batch.tensor_split(cuts)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """For the report only; gradients are averaged by DistributedDataParallel."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def report(line: str, rank: int) -> None:
+    """Print on one rank."""
+    if rank == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
