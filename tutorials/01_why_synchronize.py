@@ -86,8 +86,9 @@ print(
 # Four processes, each with its own kind of data; the layer in each gives the output
 # that one process would give on the whole batch.
 
-import sbnref
 import torch.distributed as dist
+
+import sbnref
 
 
 def normalize(data):

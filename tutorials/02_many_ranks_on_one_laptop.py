@@ -18,9 +18,10 @@ the loopback interface.
 
 import os
 
-import sbnref
 import torch
 import torch.distributed as dist
+
+import sbnref
 
 
 def who_am_i():

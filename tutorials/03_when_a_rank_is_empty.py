@@ -26,9 +26,10 @@ with :math:`\bar\mu` and :math:`\bar v` the statistics of the ranks that have da
 # running statistics, with a momentum of 1, are the statistics it used.
 
 import matplotlib.pyplot as plt
-import sbnref
 import torch
 import torch.distributed as dist
+
+import sbnref
 
 G = 4
 MEANS = torch.tensor([0.0, 1.0, 3.0])

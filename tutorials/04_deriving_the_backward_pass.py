@@ -118,8 +118,9 @@ print(f"finite differences     {error([torch.stack(moved)], want):.1e}")
 #
 # Four real ranks, the gradient that each gets from the layer.
 
-import sbnref
 import torch.distributed as dist
+
+import sbnref
 
 
 def gradient(xs, gs):
@@ -155,6 +156,7 @@ sys.path.insert(0, str(root / "benchmarks"))
 def off(sizes, peer):
     """Runs on every rank: the relative error of this rank's dx, mode 'N'."""
     from peers import MMCVSyncBatchNorm
+
     from sbnref.conformance.cases import random_inputs
     from sbnref.conformance.oracle import train_step
 

@@ -69,8 +69,9 @@ print("one pass at a mean of 10^4:", one_pass((noise + 1e4).float()).item())
 # :math:`3 \cdot 10^{-3}`. sbnref keeps the mean in two parts. Both layers on the same
 # data, against float64:
 
-import sbnref
 import torch.nn.functional as F
+
+import sbnref
 
 ratios = torch.logspace(1, 6, 11)
 errors = {"F.batch_norm": [], "sbnref": []}

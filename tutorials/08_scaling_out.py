@@ -51,9 +51,10 @@ import os
 import statistics
 import time
 
-import sbnref
 import torch
 import torch.distributed as dist
+
+import sbnref
 
 
 def measure(collective):

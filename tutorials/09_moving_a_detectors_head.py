@@ -18,10 +18,11 @@ names of parameters and buffers are the same.
 import sys
 from pathlib import Path
 
-import sbnref
 import torch
 import torch.distributed as dist
 from torch import nn
+
+import sbnref
 
 root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "benchmarks").is_dir())
 sys.path.insert(0, str(root / "benchmarks"))
