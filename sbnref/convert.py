@@ -113,7 +113,9 @@ def _replace(
     layers = {layer: path for path, layer in root.named_modules() if applies(layer)}
     for layer, path in layers.items():
         if reason := _why_not(layer):
-            raise TypeError(f"expected batch norms that only normalize, got {path!r}, a {type(layer).__name__} {reason}")
+            raise TypeError(
+                f"expected batch norms that only normalize, got {path!r}, a {type(layer).__name__} {reason}"
+            )
     replacements = {layer: _take_over(build(layer), layer) for layer in layers}
     for parent in root.modules():
         for name, child in parent._modules.items():

@@ -28,36 +28,57 @@ import sbnref
 
 def main() -> None:
     """Set up, train, and let rank 0 evaluate by itself."""
-    parser = argparse.ArgumentParser(description="Train on handwritten digits, on one process or many.")
+    parser = argparse.ArgumentParser(
+        description="Train on handwritten digits, on one process or many."
+    )
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
-    parser.add_argument("--stats-mode", default="exact", choices=["default", "N", "exact"])
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="of all ranks together"
+    )
+    parser.add_argument(
+        "--stats-mode", default="exact", choices=["default", "N", "exact"]
+    )
     parser.add_argument("--impl", default=None, help="'reference', 'cuda' or 'auto'")
-    parser.add_argument("--output", default=None, help="where to save the model, with plain batch norms")
+    parser.add_argument(
+        "--output", default=None, help="where to save the model, with plain batch norms"
+    )
     args = parser.parse_args()
 
     device, rank, world_size = join_group()
-    images, labels = (torch.from_numpy(array).to(device) for array in load_digits(return_X_y=True))
+    images, labels = (
+        torch.from_numpy(array).to(device) for array in load_digits(return_X_y=True)
+    )
     images = (images / 16).float().view(-1, 1, 8, 8)
     train, test = slice(0, 1500), slice(1500, None)
 
     torch.manual_seed(0)  # the same weights on every rank
-    model = sbnref.convert_sync_batchnorm(network(), stats_mode=args.stats_mode, impl=args.impl).to(device)
-    # running statistics are equal on all ranks already: there is nothing to broadcast
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
+    model = sbnref.convert_sync_batchnorm(
+        network(), stats_mode=args.stats_mode, impl=args.impl
+    ).to(device)
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
 
-    generator = torch.Generator().manual_seed(1)  # the same batches and the same cuts on every rank
+    generator = torch.Generator().manual_seed(
+        1
+    )  # the same batches and the same cuts on every rank
     for step in range(1, args.steps + 1):
-        batch = torch.randint(0, len(images[train]), (args.batch_size,), generator=generator)
+        batch = torch.randint(
+            0, len(images[train]), (args.batch_size,), generator=generator
+        )
         mine = cut(batch, world_size)[rank].to(device)
         # DistributedDataParallel averages gradients over ranks: the factor makes the average the mean over the batch
-        loss = F.cross_entropy(wrapped(images[mine]), labels[mine], reduction="sum") * world_size / args.batch_size
+        loss = (
+            F.cross_entropy(wrapped(images[mine]), labels[mine], reduction="sum")
+            * world_size
+            / args.batch_size
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            report(f"step {step}: loss {mean_over_ranks(loss.detach()).item():.4f}", rank)
+            report(
+                f"step {step}: loss {mean_over_ranks(loss.detach()).item():.4f}", rank
+            )
 
     if rank == 0:  # in eval mode the layer needs no other rank
         accuracy = (model.eval()(images[test]).argmax(1) == labels[test]).float().mean()
@@ -93,7 +114,11 @@ def network() -> nn.Module:
 def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
     """The batch in pieces of random sizes, 0 included, the same on every rank for the same batch."""
     generator = torch.Generator().manual_seed(int(batch.sum()))
-    cuts = torch.randint(0, len(batch) + 1, (pieces - 1,), generator=generator).sort().values
+    cuts = (
+        torch.randint(0, len(batch) + 1, (pieces - 1,), generator=generator)
+        .sort()
+        .values
+    )
     return batch.tensor_split(cuts)
 
 
