@@ -1,0 +1,64 @@
+"""Solutions to tutorial 4, deriving and testing the backward pass."""
+
+import torch
+
+EPS = 1e-5
+
+# 1. In 'exact', w_r = m_r and D = M. With x_i on rank r, dv/dx_i = 2 (x_i - mu) / M - 2 / M sum_j (x_j - mu) / M, and
+# the sum of deviations from the mean is zero.
+x = torch.randn(20, dtype=torch.float64, requires_grad=True)
+(dv,) = torch.autograd.grad(x.var(correction=0), x)
+torch.testing.assert_close(dv, 2 * (x - x.mean()).detach() / 20)
+print("1. dv/dx_i = 2 (x_i - mu) / M")
+
+
+# 2. Mode 'N' with two elements per sample: w_r = n_r = m_r / 2, D = sum n_r, so k_r = n_r / (D m_r) = 1 / (2 D).
+def forward(xs):
+    """Each rank's elements, (m_r,), normalized by 'N'."""
+    full = [x for x in xs if len(x) > 0]
+    ns = [len(x) / 2 for x in full]
+    d = sum(ns)
+    mean = sum(n * x.mean() for n, x in zip(ns, full, strict=True)) / d
+    var = (
+        sum(
+            n * (x.var(correction=0) + (x.mean() - mean) ** 2)
+            for n, x in zip(ns, full, strict=True)
+        )
+        / d
+    )
+    sigma = (var + EPS).sqrt()
+    return [(x - mean) / sigma for x in xs], (sigma, d)
+
+
+def backward(gs, xs, missing_mean_term=False):
+    """The formula; W = D, so there is no last term."""
+    xhats, (sigma, d) = forward(xs)
+    a = 0 if missing_mean_term else sum(g.sum() for g in gs)
+    b = sum((g * xhat).sum() for g, xhat in zip(gs, xhats, strict=True))
+    return [
+        (g - (a + xhat * b) / (2 * d)) / sigma
+        for g, xhat in zip(gs, xhats, strict=True)
+    ]
+
+
+def by_autograd(xs, gs):
+    """What the formula has to equal."""
+    leaves = [x.clone().requires_grad_() for x in xs]
+    loss = sum((y * g).sum() for y, g in zip(forward(leaves)[0], gs, strict=True))
+    return torch.autograd.grad(loss, leaves)
+
+
+torch.manual_seed(0)
+xs = [torch.randn(n, dtype=torch.float64) for n in (6, 0, 2, 4)]
+gs = [torch.randn(len(x), dtype=torch.float64) for x in xs]
+torch.testing.assert_close(backward(gs, xs), list(by_autograd(xs, gs)))
+print("2. mode 'N' passes")
+
+# 3. The last term is k B mu (1 - W/D) / sigma: it vanishes where mu = 0, or where B = 0, the gradient being
+# uncorrelated with the normalized input. Data with mean zero hides it.
+print("3. data whose mean is zero")
+
+# 4. Without the term A the gradients no longer sum to zero; all three tests look at dx and notice, unless A is zero.
+broken = backward(gs, xs, missing_mean_term=True)
+assert not torch.allclose(torch.cat(broken), torch.cat(by_autograd(xs, gs)))
+print("4. dropping A is noticed")
