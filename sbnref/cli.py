@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Synchronized batch normalization, to read and to debug with.",
@@ -32,3 +35,100 @@ def demo(
     from .demo import run
 
     run(ranks=ranks, steps=steps, seed=seed, output=output, as_json=json)
+
+
+@app.command(epilog="Example: sbnref compare --impl reference --impl cuda --ranks 2 --shape 4,8,16,16 --empty-rank 1")
+def compare(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="What to run: FILE.py:FUNCTION or MODULE:FUNCTION, called on each rank, returns (model, inputs). "
+            "Without it a layer on random numbers."
+        ),
+    ] = "",
+    impl: Annotated[
+        list[str], typer.Option(help="Twice: names of implementations, or files with the four stage functions.")
+    ] = ["reference", "cuda"],  # noqa: B006 - typer reads it, nobody writes to it
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that compare together.")] = 2,
+    shape: Annotated[str, typer.Option(help="Of each rank's input, without a target.")] = "4,8,16,16",
+    empty_rank: Annotated[int | None, typer.Option(help="A rank whose input is empty, without a target.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the input, without a target.")] = "float32",
+    stats_mode: Annotated[str, typer.Option(help="Without a target: default, N or exact.")] = "default",
+    device: Annotated[str, typer.Option(help="Where the layer and its input lie, without a target.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Run two implementations on the same input and the same gradient, and find the first stage that diverges.
+
+    Exit code 0: they agree. 1: they diverge. 2: the comparison could not be made.
+    """
+    from .compare import RandomLayer, compare_on_ranks
+
+    report = _or_exit(
+        lambda: compare_on_ranks(target or RandomLayer(shape, empty_rank, dtype, stats_mode, device), impl, ranks)
+    )
+    _show(report, json)
+    raise typer.Exit(not report.agrees)
+
+
+@app.command(epilog="Example: sbnref check --template > mine.py, then sbnref check mine.py --stage forward_stats")
+def check(
+    target: Annotated[str, typer.Argument(metavar="FILE_OR_MODULE", help="Defines the four stage functions.")] = "",
+    stage: Annotated[list[str] | None, typer.Option(help="Grade this stage only; may be repeated.")] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
+    ] = False,
+    examples: Annotated[int, typer.Option(min=1, help="Training steps to try on each stage.")] = 100,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a stage, after which it is ended.")] = 60,
+    memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")] = 4,
+    template: Annotated[bool, typer.Option("--template", help="Print a file to start from.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
+) -> None:
+    """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
+
+    The code runs in a process of its own that cannot hang or crash the grader, but with your rights: grade strangers'
+    code in a container.
+
+    Exit code 0: all passed. 1: not all. 2: there was nothing to grade.
+    """
+    from .check import STAGES
+    from .check import check as grade
+    from .check import template as template_text
+
+    if template:
+        typer.echo(template_text(), nl=False)
+        return
+    if not target:
+        raise typer.BadParameter("name the file or module to grade, or ask for --template")
+    stages = stage or STAGES
+    report = _or_exit(lambda: grade(target, stages, suite=suite, examples=examples, timeout=timeout, memory=memory))
+    _show(report, json)
+    raise typer.Exit(report.score < 1)
+
+
+@app.command(epilog="Example: SBNREF_CUDASIM=1 sbnref info")
+def info(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
+    from .info import Info
+
+    _show(Info(), json)
+
+
+def _show(report: Any, as_json: bool) -> None:
+    """A report on the terminal, or its data for a program."""
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.to_dict()))
+    else:
+        from rich.console import Console
+
+        Console().print(report)
+
+
+def _or_exit(work: Callable[[], T]) -> T:
+    """What ``work`` returns; what it refuses is told in a sentence, not in a traceback."""
+    try:
+        return work()
+    except (ValueError, TypeError, RuntimeError) as error:
+        typer.echo(f"sbnref: {error}", err=True)
+        raise typer.Exit(2) from None

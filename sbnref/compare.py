@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,17 +22,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .collectives import all_reduce, resolve, world_size
+from .conformance.functions import import_target, load_functions
 from .conformance.stages import Bounded, Exact, Share, channel_of, difference, run_stage, times_allowed
-from .impls import Implementation, choose_impl, use_impl
+from .functional import DTYPES, check_stats_mode
+from .impls import Implementation, choose_impl, impl_names, register_impl, use_impl
+from .launch import launch
 from .layers import synchronized_layers
 from .modes import RunningStats, payload_dtype
+from .module import SyncBatchNorm
 from .report import Report, jsonable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch.distributed import ProcessGroup
-
-    from .module import SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,93 @@ def compare(
         dist.all_gather_object(by_rank, rows)
         rows = [row for rows_of_rank in by_rank for row in rows_of_rank]
     return Comparison((impls[0], impls[1]), rows)
+
+
+@dataclass(frozen=True)
+class RandomLayer:
+    """A layer and random input for it: what ``sbnref compare`` runs without a target.
+
+    Attributes:
+        shape: of each rank's input, ``'N,C,*'``.
+        empty_rank: a rank whose input has no samples.
+        dtype: of the input, by its name; parameters are float32, or float64 for float64.
+        stats_mode: of the layer.
+        device: where all lies.
+    """
+
+    shape: str
+    empty_rank: int | None = None
+    dtype: str = "float32"
+    stats_mode: str = "default"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+(,[1-9]\d*)+", self.shape):
+            raise ValueError(f"expected a shape of at least 2 dimensions N,C,*, such as 4,8,16,16, got {self.shape!r}")
+        names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+        if self.dtype not in names:
+            raise ValueError(f"expected dtype to be one of {', '.join(names)}, got {self.dtype!r}")
+        check_stats_mode(self.stats_mode)
+
+    def __call__(self) -> tuple[nn.Module, Tensor]:
+        """This rank's part: the same layer on every rank, its own input."""
+        rank = dist.get_rank()
+        dtype = getattr(torch, self.dtype)
+        generator = torch.Generator().manual_seed(rank)
+        samples, channels, *spatial = map(int, self.shape.split(","))
+        x = torch.randn(0 if rank == self.empty_rank else samples, channels, *spatial, generator=generator) + rank
+        parameters = torch.promote_types(dtype, torch.float32)
+        layer = SyncBatchNorm(channels, stats_mode=self.stats_mode, device=self.device, dtype=parameters)
+        return layer, x.to(self.device, dtype)
+
+
+def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str], ranks: int) -> Comparison:
+    """:func:`compare` on new ranks of this machine.
+
+    Args:
+        target: ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'``, called on each rank, gives (model, inputs); or a
+            :class:`RandomLayer`.
+        impls: two names, or files with the four stage functions.
+        ranks: how many.
+
+    Raises:
+        ValueError: there is no such target or implementation.
+        RuntimeError: an implementation cannot run here.
+        RankError: what the target does failed.
+    """
+    make = _find(target) if isinstance(target, str) else target
+    for name in impls:
+        _register_file(name)
+        if isinstance(make, RandomLayer):
+            choose_impl(name, torch.device(make.device))  # refused here, in a sentence, rather than on the ranks
+    return launch(_compare_here, ranks, target, tuple(impls))[0]
+
+
+def _compare_here(target: str | RandomLayer, impls: tuple[str, ...]) -> Comparison:
+    for name in impls:
+        _register_file(name)
+    model, inputs = (_find(target) if isinstance(target, str) else target)()
+    return compare(model, inputs, impls)
+
+
+def _register_file(name: str) -> None:
+    """A file with stage functions goes by its path."""
+    if name.endswith(".py") and name not in impl_names():
+        register_impl(name, load_functions(name))
+
+
+def _find(target: str) -> Callable[[], tuple[nn.Module, Any]]:
+    """The function that ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'`` names."""
+    place, _, name = target.rpartition(":")
+    if not place:
+        raise ValueError(f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {target!r}")
+    try:
+        function = getattr(import_target(place), name, None)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{place} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"expected {place} to have a function {name} that returns (model, inputs), but it has none")
+    return function
 
 
 @dataclass

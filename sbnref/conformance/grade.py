@@ -6,8 +6,6 @@ process. What the code prints goes elsewhere.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -20,52 +18,11 @@ from typing import Any, TextIO
 
 import torch
 
-from ..impls import STAGES, Implementation, reference, register_impl
+from ..impls import Implementation, reference, register_impl
 from ..launch import RankError, Ranks
 from .cases import cases
-from .search import Failure, error_in_words, search
-
-
-class NotAnImplementation(Exception):
-    """The file or module cannot be graded: it is not there, cannot be imported, or has none of the functions."""
-
-
-def load_functions(target: str) -> Implementation:
-    """The stage functions of a file, ``path/to/file.py``, or of a module, ``package.module``.
-
-    A function that it does not have raises :class:`NotImplementedError`.
-
-    Raises:
-        NotAnImplementation: see there.
-    """
-    try:
-        module = _import_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
-    except BaseException as error:  # SystemExit too
-        raise NotAnImplementation(f"{target} cannot be imported: {error_in_words(error)}") from error
-    found = {stage: getattr(module, stage) for stage in STAGES if callable(getattr(module, stage, None))}
-    if not found:
-        raise NotAnImplementation(
-            f"expected {target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of them; "
-            "`sbnref check --template` prints a file to start from"
-        )
-    return SimpleNamespace(**{stage: found.get(stage, _missing(stage)) for stage in STAGES})
-
-
-def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(path.parent))  # for what lies beside it; last, so that it hides nothing
-    spec.loader.exec_module(module)
-    return module
-
-
-def _missing(stage: str) -> Callable[..., Any]:
-    def missing(*_: Any) -> None:
-        raise NotImplementedError(f"there is no function {stage}")
-
-    return missing
+from .functions import NotAnImplementation, load_functions
+from .search import Failure, search
 
 
 class _Grader:

@@ -6,11 +6,9 @@ It runs in one process: the ranks of a step take their turns, and the all-reduce
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from ..impls import Implementation, reference
 from ..modes import STATS_MODES, RunningStats
+from .functions import error_in_words
 from .oracle import over
 from .stages import Bounded, ContractError, Exact, Share, difference, run_stage, times_allowed
 
@@ -217,22 +216,6 @@ def _call(
         if not torch.equal(tensor.nan_to_num(), inputs[name].nan_to_num()):  # type: ignore[union-attr]
             raise _Wrong(f"{stage} changed its input {name}; work on a copy", rank=rank)
     return out
-
-
-def error_in_words(error: BaseException) -> str:
-    """The error, and the innermost line of the graded code that it came through."""
-    text = "".join(traceback.format_exception_only(error)).strip()
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_graded(f.filename)]
-    return (
-        f"{text}\n  at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
-        if frames
-        else text
-    )
-
-
-def _is_graded(filename: str) -> bool:
-    ours = Path(__file__).parent.parent
-    return not Path(filename).is_relative_to(ours) and "site-packages" not in filename
 
 
 def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:

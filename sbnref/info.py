@@ -1,0 +1,102 @@
+"""What is here: versions, devices, and which implementations can run on them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from . import __version__
+from .impls import impl_names, why_not
+from .report import Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+VARIABLES = {
+    "SBNREF_IMPL": "the implementation where none is asked for",
+    "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
+    "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
+    "SBNREF_DEBUG_TIMEOUT": "seconds to wait for the other ranks then",
+    "TORCH_EXTENSIONS_DIR": "where libraries that are built on first use are kept",
+    "TORCH_CUDA_ARCH_LIST": "which GPUs to build for",
+}
+
+
+class Info(Report):
+    """Looks around when it is made. Printing it shows a table.
+
+    An implementation that is built on first use is built now, if it can be: only then is it known to run.
+
+    Attributes:
+        versions: of sbnref and what it stands on, by name; None for what is not there.
+        devices: what each device is, by name.
+        backends: the process groups' backends that this PyTorch has.
+        impls: by name and device, why an implementation cannot run there; None where it can.
+        build_cache: the folder where built libraries are kept.
+        built: the libraries that lie in it.
+        variables: the environment variables that matter and are set.
+    """
+
+    def __init__(self) -> None:
+        from torch.utils.cpp_extension import get_default_build_root
+
+        self.versions = {
+            "sbnref": __version__,
+            "Python": platform.python_version(),
+            "PyTorch": torch.__version__,
+            "CUDA (of PyTorch)": torch.version.cuda,
+            "system": platform.platform(terse=True),
+        }
+        self.devices = {"cpu": f"{platform.machine()}, {os.cpu_count()} cores"}
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            memory = properties.total_memory / 2**30
+            architecture = f"sm_{properties.major}{properties.minor}"
+            self.devices[f"cuda:{i}"] = f"{properties.name}, {memory:.0f} GiB, {architecture}"
+        if torch.backends.mps.is_available():
+            self.devices["mps"] = "Apple GPU"
+        available = dist.is_available()
+        checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
+        self.backends = [name for name, is_there in checks.items() if available and is_there()]
+        self.impls = {
+            name: {device: why_not(name, torch.device(device)) for device in self.devices} for name in impl_names()
+        }
+        self.build_cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+        self.built = sorted(path.name for path in self.build_cache.glob("sbnref*") if path.is_dir())
+        self.variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {**vars(self), "build_cache": str(self.build_cache)}
+
+    def __rich__(self) -> RenderableType:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, version in self.versions.items():
+            table.add_row(name, version or "none")
+        for device, what in self.devices.items():
+            table.add_row(f"device {device}", what)
+        table.add_row("backends", ", ".join(self.backends) or "none")
+        for impl, devices in self.impls.items():
+            for device, reason in devices.items():
+                on = (
+                    Text(f"runs on {device}", "green")
+                    if reason is None
+                    else Text(f"not on {device}: {reason}", "yellow")
+                )
+                table.add_row(f"impl='{impl}'", on)
+        table.add_row("build cache", f"{self.build_cache}, {len(self.built)} built")
+        for library in self.built:
+            table.add_row("", library)
+        for name, value in self.variables.items():
+            table.add_row(name, f"{value} ({VARIABLES[name]})")
+        return table
