@@ -89,6 +89,24 @@ def test_distributed_data_parallel(world):
     world(2).run(under_ddp)
 
 
+def changed_choices() -> None:
+    rank = dist.get_rank()
+    groups = [dist.new_group([r]) for r in range(2)]
+    layer = SyncBatchNorm(5)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    for choice in ({}, {"stats_mode": "N"}, {"group": groups[rank]}, {"group": None}, {"training": False}):
+        for name, value in choice.items():
+            setattr(layer, name, value)
+            setattr(compiled, name, value)
+        x = torch.randn(2 + rank, 5, 3) + rank
+        torch.testing.assert_close(compiled(x), layer(x), msg=lambda text, choice=choice: f"{choice}: {text}")
+    torch._dynamo.reset()
+
+
+def test_what_a_layer_was_built_with_may_change_after_compilation(world):
+    world(2).run(changed_choices)
+
+
 @pytest.fixture
 def compiler():
     torch._dynamo.reset()

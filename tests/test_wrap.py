@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -85,6 +85,13 @@ def sharded() -> None:
         return fully_shard(model, mesh=mesh)
 
     training(shard)
+
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model = fully_shard(network().float(), mesh=mesh, mp_policy=half)
+    y = model(batches([3, 2])[1].float())
+    loss(y).backward()
+    assert y.dtype == torch.bfloat16
+    assert model[1].weight.grad.dtype == model[1].running_var.dtype == torch.float32
 
 
 def along_one_axis() -> None:
