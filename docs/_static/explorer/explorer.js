@@ -82,6 +82,7 @@ class Explorer {
     new ResizeObserver(() => this.drawPlot()).observe(this.find("figure"));
     /** @type {Rank[]} */
     this.ranks = [];
+    this.emphasized = -1;
     this.load();
   }
 
@@ -172,7 +173,11 @@ class Explorer {
 
   /** @param {HTMLElement | null} row The row whose curve stands out. */
   emphasize(row) {
-    this.emphasized = row?.rowIndex - 1;
+    this.emphasized = row ? row.rowIndex - 1 : -1;
+    this.markEmphasized();
+  }
+
+  markEmphasized() {
     for (const path of this.root.querySelectorAll("svg .rank")) {
       path.classList.toggle("strong", Number(path.dataset.rank) === this.emphasized);
     }
@@ -224,6 +229,7 @@ class Explorer {
   drawPlot() {
     const width = Math.floor(this.find("figure").clientWidth);
     if (width > 0) draw(this.find("figure svg"), this.ranks, width);
+    this.markEmphasized();
   }
 }
 
@@ -274,7 +280,7 @@ function resultRow(name, computed, real) {
   const errors = name === "truth" ? null : relativeErrors(computed, real);
   return html(
     "tr",
-    {},
+    { class: name },
     head,
     html("td", {}, number(computed.mean), ...deviation(errors?.mean, computed.mean - real.mean)),
     html("td", {}, number(computed.variance), ...deviation(errors?.variance, computed.variance - real.variance)),

@@ -1,0 +1,90 @@
+"""The built site in a real browser: search, light and dark, and every page on a phone."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import HTML, Browser
+
+GENERATED = ("_modules", "_static", "_sources", "_downloads")  # by Sphinx, or not pages
+
+
+def pages() -> list[str]:
+    """Addresses of the pages that were written for the site."""
+    found = (path.relative_to(HTML) for path in sorted(HTML.rglob("*.html")))
+    return [str(path) for path in found if path.parts[0] not in GENERATED]
+
+
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    if not (HTML / "index.html").exists():
+        pytest.skip("the site was not tested: docs/_build/html is not built (make docs)")
+
+
+def settled(browser: Browser) -> None:
+    """Until formulas are typeset, where there are any."""
+    browser.wait("document.readyState === 'complete'")
+    typeset = "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(() => done())"
+    browser.driver.execute_async_script(typeset)
+
+
+def test_search_finds_a_page_and_the_page_opens(browser):
+    browser.open("index.html")
+    field = browser.driver.find_element("css selector", ".sidebar-search")
+    field.send_keys("explorer")
+    field.submit()
+    browser.wait("document.querySelectorAll('#search-results li a').length > 0", 10)
+    browser.run("document.querySelector('#search-results li a[href*=\"explorer.html\"]').click()")
+    browser.wait("document.querySelector('h1')?.innerText.startsWith('Explorer')")
+
+
+def test_search_says_when_it_finds_nothing(browser):
+    browser.open("search.html?q=xylophonequartz")
+    browser.wait("document.querySelector('#search-results').innerText.includes('did not match')", 10)
+
+
+def test_the_toggle_changes_the_theme_and_it_lasts(browser):
+    browser.open("index.html")
+    background = "return getComputedStyle(document.body).backgroundColor"
+    theme = "return document.body.dataset.theme"
+    seen = {browser.run(theme): browser.run(background)}
+    toggle = browser.driver.find_element("css selector", ".content-icon-container .theme-toggle")
+    for _ in range(2):
+        toggle.click()
+        seen[browser.run(theme)] = browser.run(background)
+    assert set(seen) == {"auto", "light", "dark"}
+    assert seen["auto"] == seen["light"] != seen["dark"]
+    while browser.run(theme) != "dark":
+        toggle.click()
+    browser.open("explorer.html")
+    assert browser.run(theme) == "dark"
+    assert browser.run(background) == seen["dark"]
+    assert browser.run("return getComputedStyle(document.querySelector('.explorer')).colorScheme") == "dark"
+    browser.run("localStorage.clear()")
+
+
+def test_dark_is_followed_when_the_system_asks(browser):
+    browser.open("index.html")
+    light = browser.run("return getComputedStyle(document.body).backgroundColor")
+    browser.prefer("dark")
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_a_phone_gets_the_menu(browser):
+    browser.open("index.html", 360, 740)
+    browser.driver.find_element("css selector", ".mobile-header .nav-overlay-icon").click()
+    browser.wait("document.querySelector('.sidebar-drawer').getBoundingClientRect().left >= 0")
+    links = browser.driver.find_elements("css selector", ".sidebar-tree a.reference")
+    assert any(link.is_displayed() for link in links)
+
+
+@pytest.mark.parametrize("page", pages() or ["index.html"])
+def test_a_page_fits_a_phone(browser, page):
+    browser.open(page, 360, 740)
+    settled(browser)
+    wide = """return [...document.querySelectorAll('article *')].filter((e) => {
+        if (e.getBoundingClientRect().right <= innerWidth + 1) return false;
+        for (let p = e; p && p !== document.body; p = p.parentElement)
+          if (getComputedStyle(p).overflowX !== 'visible') return false;
+        return true; }).slice(0, 3).map((e) => e.outerHTML.slice(0, 200))"""
+    assert browser.run("return document.documentElement.scrollWidth") <= 360, browser.run(wide)
+    assert browser.run("return document.title")
