@@ -175,14 +175,14 @@ Tensor backward_stats_op(const Tensor& dy_in, const Tensor& x_in, const Tensor& 
 
 Tensor backward_apply_op(
     const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma,
-    double k) {
+    const at::Scalar& k) {
     const c10::DeviceGuard guard(x_in.device());
     const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), dx = at::empty_like(x);
     const int64_t C = x.size(1);
     const bool aligned = misaligned_elements(x) == 0 && misaligned_elements(dy) == 0;
     const BackwardApply stage{
         buffer(dy), buffer(x), statistics("total", total, 2 * C, x), statistics("saved", saved, 4 * C, x),
-        per_channel("gamma", gamma, x), k, buffer(dx)};
+        per_channel("gamma", gamma, x), k.toDouble(), buffer(dx)};
     backward_apply(plan_for(x, aligned, kBackwardUnroll), stage, current_stream());
     return dx;
 }
@@ -196,7 +196,8 @@ TORCH_LIBRARY(sbnref, m) {
         "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum) "
         "-> (Tensor, Tensor)");
     m.def("backward_stats(Tensor dy, Tensor x, Tensor saved) -> Tensor");
-    m.def("backward_apply(Tensor dy, Tensor x, Tensor total, Tensor saved, Tensor? gamma, float k) -> Tensor");
+    // k is a Scalar because torch.compile fixes a float, and k changes with the batch size
+    m.def("backward_apply(Tensor dy, Tensor x, Tensor total, Tensor saved, Tensor? gamma, Scalar k) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(sbnref, SBNREF_DISPATCH_KEY, m) {
