@@ -1,7 +1,8 @@
 """torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
 
 import copy
-import os
+import subprocess
+import sys
 from unittest.mock import patch
 
 import pytest
@@ -45,8 +46,7 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None
 
 
 def compiled_steps(impl: str, modes: list[str], backend: str, batches: list[tuple[int, int]]) -> None:
-    simulated = {"SBNREF_CUDASIM": "1"} if impl == "cuda" else {}
-    with patch.dict(os.environ, simulated), torch._dynamo.config.patch(recompile_limit=64):
+    with torch._dynamo.config.patch(recompile_limit=64):
         for stats_mode in modes:
             torch._dynamo.reset()
             counter = CompileCounterWithBackend(backend)
@@ -64,8 +64,12 @@ def test_all_modes_with_ragged_and_empty_ranks(world):
     world(2).run(compiled_steps, "reference", ["default", "N", "exact"], "aot_eager", RAGGED)
 
 
-def test_the_kernels(world):
-    world(2).run(compiled_steps, "cuda", ["N"], "aot_eager", RAGGED)
+def test_the_kernels(monkeypatch):
+    """Simulated, on ranks of its own: a process has either the simulation or the real kernels."""
+    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+    subprocess.run((sys.executable, "-c", "import sbnref.build; sbnref.build.library()"), check=True)
+    with sbnref.Ranks(2, timeout=120) as ranks:
+        ranks.run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
 
 
 def test_inductor(world):
