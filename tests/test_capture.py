@@ -1,0 +1,65 @@
+"""A training step asks the host for nothing, so that a CUDA graph can hold it."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sbnref import SyncBatchNorm
+from sbnref.conformance.watch import Watch
+from sbnref.modes import STATS_MODES
+
+
+def silent_steps() -> None:
+    for stats_mode in STATS_MODES:
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), SyncBatchNorm(4, momentum=None, stats_mode=stats_mode), nn.ReLU())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for sizes in ([2, 3], [4, 0], [0, 0]):
+            for forward in (model, partial(checkpoint, model, use_reentrant=False)):
+                x = torch.randn(sizes[dist.get_rank()], 2, 5, 5)
+                with Watch() as watch:
+                    optimizer.zero_grad()
+                    forward(x).pow(2).sum().backward()
+                    optimizer.step()
+                assert not watch.host_reads, watch.host_reads
+
+
+def test_a_training_step_asks_the_host_for_nothing(world):
+    world(2).run(silent_steps)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU captures")
+@pytest.mark.parametrize("batch_size", [4, 0])
+@pytest.mark.parametrize("impl", ["reference", "cuda"])
+def test_a_captured_step_is_replayed(impl, batch_size):
+    eager = SyncBatchNorm(4, impl=impl, device="cuda")
+    captured = copy.deepcopy(eager)
+    x, dy = torch.randn(2, batch_size, 4, 8, 8, device="cuda")
+    x.requires_grad_()
+
+    def step(layer: SyncBatchNorm) -> None:
+        layer.weight.grad = layer.bias.grad = x.grad = None
+        layer(x).backward(dy)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(captured)
+    torch.cuda.current_stream().wait_stream(side)
+    captured.reset_running_stats()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(captured)
+    captured_dx = x.grad
+    for _ in range(3):
+        with torch.no_grad():
+            x.normal_(1, 2)
+        graph.replay()
+        step(eager)
+        torch.testing.assert_close(captured_dx, x.grad)
+        torch.testing.assert_close(captured.weight.grad, eager.weight.grad)
+        torch.testing.assert_close(captured.state_dict(), eager.state_dict())
