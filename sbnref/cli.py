@@ -113,6 +113,65 @@ def info(json: Annotated[bool, typer.Option("--json", help="Print JSON instead o
     _show(Info(), json)
 
 
+bench = typer.Typer(help="Measure how fast the layer is, and read results.", invoke_without_command=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback(epilog="Example: sbnref bench --quick")
+def bench_run(
+    context: typer.Context,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="one_process, processes, scaling, overhead; all if left out.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions: about a minute.")] = False,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
+) -> None:
+    """Measure the layer against its peers on this machine's CPU, and print the tables."""
+    if context.invoked_subcommand is not None:
+        return
+    from .bench import SUITES, run
+    from .bench.show import show
+
+    if unknown := set(suite or []) - set(SUITES):
+        raise typer.BadParameter(f"expected suites of {tuple(SUITES)}, got {sorted(unknown)}")
+    results = run(suite or list(SUITES), quick)
+    show(results)
+    if output is not None:
+        results.save(output)
+
+
+@bench.command("show", epilog="Example: sbnref bench show benchmarks/results/*.json --figures figures")
+def bench_show(
+    files: Annotated[list[Path], typer.Argument(exists=True, help="Files that sbnref bench wrote.")],
+    figures: Annotated[Path | None, typer.Option(help="A folder to draw figures in.")] = None,
+) -> None:
+    """Print the tables of result files, and draw their figures."""
+    from .bench import load
+    from .bench.figures import draw
+    from .bench.show import show
+
+    for file in files:
+        results = load(file)
+        show(results)
+        if figures is not None:
+            for path in draw(results, figures, file.stem):
+                typer.echo(f"Saved {path}")
+
+
+@bench.command("compare", epilog="Example: sbnref bench compare before.json after.json")
+def bench_compare(
+    before: Annotated[Path, typer.Argument(exists=True)], after: Annotated[Path, typer.Argument(exists=True)]
+) -> None:
+    """Compare two result files of one machine. Exit code 1: something is slower by more than noise."""
+    from .bench import compare as compare_results
+    from .bench import load
+    from .bench.show import show_comparison
+
+    rows = _or_exit(lambda: compare_results(load(before), load(after)))
+    show_comparison(rows)
+    raise typer.Exit(any(row["verdict"] == "slower" for row in rows))
+
+
 def _show(report: Any, as_json: bool) -> None:
     """A report on the terminal, or its data for a program."""
     if as_json:

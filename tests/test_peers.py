@@ -3,19 +3,14 @@
 import pytest
 import torch
 import torch.distributed as dist
-from peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
 from torch import nn
 
 from sbnref import SyncBatchNorm
+from sbnref.bench.peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
+from sbnref.bench.suites import fairscale
 from sbnref.conformance.cases import CHANNELS, close, random_inputs
 from sbnref.conformance.oracle import train_step
 from sbnref.conformance.watch import Watch
-
-
-def fairscale_layer(channels: int) -> nn.Module:
-    from fairscale.experimental.nn import SyncBatchNorm as Layer
-
-    return Layer(channels)
 
 
 def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32, offset: float = 0.0):
@@ -100,7 +95,7 @@ def test_collectives_and_memory(world):
             (SyncBatchNorm, torch.float16),
             (MMCVSyncBatchNorm, torch.float16),
             (NaiveSyncBatchNorm, torch.float32),
-            (fairscale_layer, torch.float32),
+            (fairscale, torch.float32),
         )
     }
     assert rows[SyncBatchNorm][:2] == (1, 1)
@@ -108,12 +103,12 @@ def test_collectives_and_memory(world):
     assert rows[MMCVSyncBatchNorm][:2] == (2, 2)
     assert rows[MMCVSyncBatchNorm][2] == pytest.approx(2, abs=0.1)
     assert rows[NaiveSyncBatchNorm][:2] == (1, 1)
-    assert rows[fairscale_layer][:2] == (2, 1)
+    assert rows[fairscale][:2] == (2, 1)
 
 
 def large_mean() -> dict[str, float]:
     makers = dict(
-        ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale_layer
+        ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale
     )
     errors = {}
     for name, make in makers.items():
@@ -132,7 +127,7 @@ def test_one_pass_variance_cancels_at_a_large_mean(world):
 
 def empty_ranks() -> None:
     sizes = [3, 0]
-    y, *_ = step(fairscale_layer(CHANNELS), sizes)
+    y, *_ = step(fairscale(CHANNELS), sizes)
     assert not y.isfinite().all() or y.numel() == 0
     y, _, want, _ = step(NaiveSyncBatchNorm(CHANNELS, "N"), sizes)
     close("detectron2's N", y, want, rtol=1e-4, atol=1e-5)

@@ -141,22 +141,15 @@ print(f"the layer, four ranks  {error(sbnref.launch(gradient, 4, xs, gs), want):
 # mmcv's layer uses :math:`k_r = 1/(G m_r)` in every mode. In mode ``'N'`` it should be
 # :math:`n_r / (m_r \sum_q n_q)`. As the batches become unequal, its gradient drifts
 # away from the derivative of its own forward pass. We measure by how much, with mmcv's
-# published algorithm (``benchmarks/peers.py``) against the float64 oracle of the
+# published algorithm (``sbnref/bench/peers.py``) against the float64 oracle of the
 # conformance suite.
 
-import sys
-from pathlib import Path
-
 import matplotlib.pyplot as plt
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "benchmarks").is_dir())
-sys.path.insert(0, str(root / "benchmarks"))
 
 
 def off(sizes, peer):
     """Runs on every rank: the relative error of this rank's dx, mode 'N'."""
-    from peers import MMCVSyncBatchNorm
-
+    from sbnref.bench.peers import MMCVSyncBatchNorm
     from sbnref.conformance.cases import random_inputs
     from sbnref.conformance.oracle import train_step
 

@@ -7,7 +7,7 @@ moves to sbnref: the code, the checkpoints, the numbers?
 
 The head below is a small one of the common kind: for every box its features, two
 convolutions, a classifier. mmcv's layer needs its compiled package and a GPU, so this
-page runs its published algorithm in plain PyTorch (``benchmarks/peers.py``); the
+page runs its published algorithm in plain PyTorch (``sbnref/bench/peers.py``); the
 names of parameters and buffers are the same.
 """
 
@@ -15,19 +15,12 @@ names of parameters and buffers are the same.
 # The head as it was
 # ------------------
 
-import sys
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 from torch import nn
 
 import sbnref
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "benchmarks").is_dir())
-sys.path.insert(0, str(root / "benchmarks"))
-
-from peers import MMCVSyncBatchNorm
+from sbnref.bench.peers import MMCVSyncBatchNorm
 
 
 def box_head(norm):

@@ -97,13 +97,14 @@ def backward_apply(
     acc = accumulator(x)
     hi, lo = split(mean, acc)
 
-    # dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected as dx = scale g - slope (x - hi) - offset.
+    # dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected as dx = scale g + slope (x - hi) + offset.
     scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
-    slope = scale * k * inverse_divisor * b * invstd
-    offset = scale * k * inverse_divisor * (a - (lo * invstd + skew) * b)
+    element = scale * k * inverse_divisor
+    slope = -element * b * invstd
+    offset = -element * (a - (lo * invstd + skew) * b)
     hi, scale, slope, offset = torch.stack([hi, scale, slope, offset]).to(acc)
-    dx = dy.to(acc) * over(x, scale) - ((x.to(acc) - over(x, hi)) * over(x, slope) + over(x, offset))
-    return dx.to(x.dtype)
+    rest = (x.to(acc) - over(x, hi)) * over(x, slope) + over(x, offset)
+    return torch.addcmul(rest, dy.to(acc), over(x, scale)).to(x.dtype)  # in this order the least is held at once
 
 
 def accumulator(x: Tensor) -> torch.dtype:

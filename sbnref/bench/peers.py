@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sbnref.collectives import all_reduce
+from ..collectives import all_reduce
 
 
 class MMCVSyncBatchNorm(_BatchNorm):

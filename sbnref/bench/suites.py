@@ -1,0 +1,241 @@
+"""What is measured. Every suite adds rows to the results; peers that cannot run on an input are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from ..conformance.watch import Watch
+from ..launch import Ranks
+from ..modes import payload_dtype
+from ..module import SyncBatchNorm
+from . import growth
+from .peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
+from .results import Results, Row
+from .timing import fill, interleaved, peak_bytes, repeated, spread
+
+Shape = tuple[int, ...]
+LayerMaker = Callable[[int], nn.Module]
+
+# From ResNet-50 at batch 32, detection maps and box heads, sequences, volumes.
+SHAPES: list[Shape] = [
+    (32, 64, 56, 56),
+    (32, 256, 14, 14),
+    (32, 2048, 7, 7),
+    (2, 256, 100, 152),
+    (512, 256, 7, 7),
+    (512, 1024),
+    (32, 128, 500),
+    (1, 32, 48, 48, 48),
+]
+QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
+TINY: Shape = (2, 8, 2, 2)
+
+
+def fairscale(channels: int) -> nn.Module:
+    """fairscale's layer, of the real package. It synchronizes wherever a process group is up, in a world of one too."""
+    from fairscale.experimental.nn import SyncBatchNorm as Layer
+
+    return Layer(channels)
+
+
+def ours(channels: int) -> nn.Module:
+    """The reference, in the mode that equals batch norm over all elements."""
+    return SyncBatchNorm(channels, stats_mode="exact", impl="reference")
+
+
+def compiled(make: LayerMaker, channels: int) -> nn.Module:
+    """The same, through torch.compile."""
+    layer = make(channels)
+    layer.compile(fullgraph=True)
+    return layer
+
+
+EAGER: dict[str, LayerMaker] = {
+    "reference": ours,
+    "F.batch_norm": nn.BatchNorm2d,
+    "E[x²]−E[x]²": NaiveSyncBatchNorm,
+    "fairscale": fairscale,
+}
+COMPILED: dict[str, LayerMaker] = {
+    "reference, compiled": partial(compiled, ours),
+    "F.batch_norm, compiled": partial(compiled, nn.BatchNorm2d),
+}
+
+
+def run(suites: list[str], quick: bool) -> Results:
+    """Run the suites of these names, showing progress."""
+    results = Results()
+    with Progress(transient=True) as progress:
+        for name in progress.track(suites, description="benchmarks"):
+            SUITES[name](results, quick)
+    return results
+
+
+def one_process(results: Results, quick: bool) -> None:
+    """Forward and forward + backward of one process, and the memory of a step, beside copying the same bytes."""
+    cases = [(shape, layout, torch.float32) for shape in QUICK for layout in ("contiguous", "channels_last")]
+    if not quick:
+        cases = [
+            (shape, layout, dtype)
+            for shape in SHAPES
+            for layout in (("contiguous", "channels_last") if len(shape) > 3 else ("contiguous",))
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+    with Ranks(1, timeout=600) as ranks:
+        for case in cases:
+            results.rows += ranks.run(_one_process, *case, 0.5 if quick else 2.0)[0]
+
+
+def _one_process(shape: Shape, layout: str, dtype: torch.dtype, seconds: float) -> list[Row]:
+    torch.manual_seed(0)
+    x, dy = fill(shape, dtype, layout), fill(shape, dtype, layout)
+    about = {"suite": "one_process", "shape": shape, "layout": layout, "dtype": str(dtype)[6:], "world_size": 1}
+    rows: list[Row] = []
+    steps: dict[str, Callable[[], Any]] = {}
+    forwards: dict[str, Callable[[], Any]] = {}
+    for name, make in {**EAGER, **COMPILED}.items():
+        layer: nn.Module = make(shape[1])
+        if isinstance(layer, nn.BatchNorm2d):
+            layer._check_input_dim = lambda input: None  # type: ignore[method-assign] # any number of dimensions
+        try:
+            _step(layer, x, dy)
+        except (RuntimeError, ValueError):  # a dtype or a shape that the peer does not take
+            continue
+        steps[name] = partial(_step, layer, x, dy)
+        forwards[name] = partial(layer, x.detach().requires_grad_())
+    target = torch.empty_like(x)
+    forwards["copy"] = partial(target.copy_, x)
+    for what, works in (("forward", forwards), ("forward + backward", steps)):
+        for name, times in interleaved(works, seconds).items():
+            rows.append({**about, "layer": name, "what": what, **spread(times)})
+    for row in rows:
+        if row["what"] == "forward + backward":
+            row["peak_bytes"] = peak_bytes(steps[row["layer"]])
+            row["input_bytes"] = x.numel() * x.itemsize
+    torch.compiler.reset()
+    return rows
+
+
+def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
+    layer(x.detach().requires_grad_()).backward(dy)
+
+
+def processes(results: Results, quick: bool) -> None:
+    """A training step of worlds of 2 and 4 over gloo, one thread each, with what is sent."""
+    for world_size in (2,) if quick else (2, 4):
+        with Ranks(world_size, timeout=600) as ranks:
+            for shape in QUICK[:1] if quick else SHAPES:
+                # smaller batches: the ranks share the cores that one process has to itself above
+                share = (max(shape[0] // world_size, 1), *shape[1:])
+                results.rows += ranks.run(_processes, share, 5 if quick else 15)[0]
+
+
+def _processes(shape: Shape, repetitions: int) -> list[Row]:
+    torch.set_num_threads(1)
+    torch.manual_seed(dist.get_rank())
+    x, dy = fill(shape, torch.float32, "contiguous"), fill(shape, torch.float32, "contiguous")
+    peers: dict[str, LayerMaker] = {"reference": ours, "E[x²]−E[x]²": NaiveSyncBatchNorm, "fairscale": fairscale}
+    peers["mmcv's algorithm"] = MMCVSyncBatchNorm
+    layers = {name: make(shape[1]) for name, make in peers.items()}
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    for _ in range(3):  # in turn, so that what disturbs one disturbs all
+        for name, layer in layers.items():
+            times[name] += repeated(partial(_step, layer, x, dy), repetitions, dist.barrier)
+    rows = []
+    for name, layer in layers.items():
+        with Watch() as watch:
+            _step(layer, x, dy)
+        rows.append(
+            {
+                "suite": "processes",
+                "layer": name,
+                "what": "forward + backward",
+                "shape": shape,
+                "layout": "contiguous",
+                "dtype": "float32",
+                "world_size": dist.get_world_size(),
+                "collectives": len(watch.collectives),
+                "bytes_sent": sum(n * dtype.itemsize for _, n, dtype in watch.collectives),
+                **spread(times[name]),
+            }
+        )
+    return rows
+
+
+def scaling(results: Results, quick: bool) -> None:
+    """Our all-reduce against an all-gather of every rank's statistics, as the world grows; and a model of both."""
+    rows = []
+    for world_size in (2, 4) if quick else (2, 4, 8, 12, 16):
+        with Ranks(world_size, timeout=600) as ranks:
+            for channels in (64,) if quick else (64, 256, 1024, 4096):
+                rows += ranks.run(_collectives, channels, 10 if quick else 40)[0]
+    results.rows += rows
+    results.notes["scaling"] = growth.fit(rows)
+
+
+def _collectives(channels: int, repetitions: int) -> list[Row]:
+    world_size = dist.get_world_size()
+    payload = torch.zeros(2 * channels + 2, dtype=payload_dtype(torch.device("cpu")))
+    contribution = torch.zeros(2 * channels + 1)  # what torch.nn.SyncBatchNorm gathers
+    everybodys = [torch.empty_like(contribution) for _ in range(world_size)]
+    works = {
+        "all-reduce": (partial(dist.all_reduce, payload), payload),
+        "all-gather": (partial(dist.all_gather, everybodys, contribution), contribution),
+    }
+    return [
+        {
+            "suite": "scaling",
+            "layer": name,
+            "what": "collective",
+            "shape": (channels,),
+            "dtype": str(sent.dtype)[6:],
+            "world_size": world_size,
+            "bytes": sent.numel() * sent.itemsize,
+            **spread(repeated(work, repetitions, dist.barrier)),
+        }
+        for name, (work, sent) in works.items()
+    ]
+
+
+def overhead(results: Results, quick: bool) -> None:
+    """A step on a few numbers: what Python and dispatch cost, where there is nothing to compute."""
+    with Ranks(1) as ranks:
+        results.rows += ranks.run(_overhead, 0.5 if quick else 3.0)[0]
+
+
+def _overhead(seconds: float) -> list[Row]:
+    x, dy = fill(TINY, torch.float32, "contiguous"), fill(TINY, torch.float32, "contiguous")
+    layers = {name: make(TINY[1]) for name, make in EAGER.items()}
+    rows = []
+    for name, times in interleaved({n: partial(_step, layer, x, dy) for n, layer in layers.items()}, seconds).items():
+        with Watch() as watch:
+            _step(layers[name], x, dy)
+        rows.append(
+            {
+                "suite": "overhead",
+                "layer": name,
+                "what": "forward + backward",
+                "shape": TINY,
+                "layout": "contiguous",
+                "dtype": "float32",
+                "world_size": 1,
+                "host_reads": len(watch.host_reads),
+                **spread(times),
+            }
+        )
+    return rows
+
+
+SUITES: dict[str, Callable[[Results, bool], None]] = {
+    "one_process": one_process,
+    "processes": processes,
+    "scaling": scaling,
+    "overhead": overhead,
+}

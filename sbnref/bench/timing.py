@@ -1,0 +1,80 @@
+"""Times that can be compared: taken in one run, interleaved, as medians with their spread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], Any]
+
+
+def interleaved(works: dict[str, Work], seconds: float, before: Work | None = None) -> dict[str, list[float]]:
+    """Run the works in turn, again and again for about ``seconds``, so that what disturbs one disturbs all.
+
+    Args:
+        works: what to time, by name. Each is run three times first.
+        seconds: how long to go on; there are at least five rounds.
+        before: run before each timing, a barrier for example.
+
+    Returns:
+        For each name the seconds of every round.
+    """
+    for work in works.values():
+        for _ in range(3):
+            work()
+    rounds: dict[str, list[float]] = {name: [] for name in works}
+    start, done = time.perf_counter(), 0
+    while done < 5 or (time.perf_counter() - start < seconds and done < 500):
+        for name, work in works.items():
+            if before is not None:
+                before()
+            begin = time.perf_counter()
+            work()
+            rounds[name].append(time.perf_counter() - begin)
+        done += 1
+    return rounds
+
+
+def repeated(work: Work, count: int, before: Work) -> list[float]:
+    """The seconds of ``count`` runs after three more. Every rank of a group runs as many, as a collective must."""
+    times = []
+    for i in range(count + 3):
+        before()
+        begin = time.perf_counter()
+        work()
+        if i >= 3:
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+def spread(times: Iterable[float]) -> dict[str, float]:
+    """Median and quartiles, in seconds, and how many there were."""
+    times = list(times)
+    first, median, third = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    return {"median": median, "first_quartile": first, "third_quartile": third, "repetitions": len(times)}
+
+
+def peak_bytes(work: Work) -> int:
+    """The most memory that ``work`` holds at once beyond what was there before, in bytes, from the CPU's allocator."""
+    work()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def fill(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
+    """Random numbers with mean 1, (N, C, *), in the memory format of that name."""
+    x = (torch.randn(shape) + 1).to(dtype)
+    if layout == "channels_last" and x.dim() in (4, 5):
+        x = x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
+    return x
