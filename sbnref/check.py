@@ -307,6 +307,11 @@ def _hint(stage: str, status: str, failure: dict[str, Any]) -> tuple[str, str]:
         return "Only float64 fails: something on the way is float32.", "Floating point"
     if quantity is not None and "large mean" in features:
         return "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels.", "Floating point"
+    if failure.get("relative") is not None and failure["relative"] < 1e-3:
+        return (
+            "Nearly right: precision is lost. Sum deviations from the mean, and carry statistics in float64.",
+            "Floating point",
+        )
     if "layout" in features:
         return "Only strided inputs fail: index by x.stride(), or make x contiguous first.", section
     if "empty rank" in features or "all empty" in features:

@@ -347,7 +347,7 @@ def _relative(got: Tensor, true: Tensor) -> float:
 def _projection(got: Tensor, true: Tensor) -> tuple[float, float]:
     """The factor f that brings f * true nearest to got, and the distance that is left, relative to true."""
     factor = float((got * true).sum() / (true * true).sum().clamp(min=1e-60))
-    return factor, _relative(got, factor * true) * abs(factor)
+    return factor, float((got - factor * true).norm() / true.norm().clamp(min=1e-30))
 
 
 def _average(values: Iterable[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -72,5 +73,6 @@ def error_in_words(error: BaseException) -> str:
 
 
 def _is_graded(filename: str) -> bool:
-    ours = Path(__file__).parent.parent
-    return not filename.startswith("<") and "site-packages" not in filename and not Path(filename).is_relative_to(ours)
+    """Whether a file is neither Python's nor installed nor ours."""
+    others = [Path(__file__).parent.parent, *map(Path, map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))]
+    return not filename.startswith("<") and not any(Path(filename).is_relative_to(folder) for folder in others)

@@ -137,6 +137,7 @@ class Failure:
         index: the worst place.
         expected: the number there, or all numbers where they are few.
         given: what the stage gave in the same place.
+        relative: the largest difference over the largest magnitude in its channel.
         features: what of the smallest step must matter, for the hint.
     """
 
@@ -147,6 +148,7 @@ class Failure:
     index: tuple[int, ...] | None = None
     expected: list[float] | float | None = None
     given: list[float] | float | None = None
+    relative: float | None = None
     features: tuple[str, ...] = ()
 
 
@@ -228,6 +230,7 @@ def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:
         quantity=quantity,
         rank=rank,
         index=apart.index,
+        relative=apart.relative,
         expected=bounded.value.tolist() if few else apart.want,
         given=got.double().tolist() if few else apart.got,
     )

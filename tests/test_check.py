@@ -1,0 +1,309 @@
+"""Grading somebody's four functions: what is found, what is said, and that nothing they do stops the grader."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from planted import BUGS
+from typer.testing import CliRunner
+
+from sbnref.check import SECTIONS, Grade, StageGrade, _hint, check, template
+from sbnref.cli import app
+from sbnref.conformance import grade
+from sbnref.conformance.cases import Case
+from sbnref.conformance.search import search
+from sbnref.impls import STAGES, reference
+
+
+def replaced(**stages):
+    """The reference with some stages replaced."""
+    return SimpleNamespace(**{**{stage: getattr(reference, stage) for stage in STAGES}, **stages})
+
+
+def found(stage, **options):
+    """The failure of a stage, with the hint and the section of the derivations for it."""
+    failure, _ = search(stage, replaced(**{stage: options.pop("function")}), **options)
+    return failure, *_hint(stage, "failed", vars(failure))
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_names_the_stage_of_each_planted_bug(bug):
+    impl, guilty = BUGS[bug]
+    failures = {stage: search(stage, impl, examples=100 if stage == guilty else 20)[0] for stage in STAGES}
+    assert [stage for stage in STAGES if failures[stage]] == [guilty]
+    assert "1 rank " in failures[guilty].step or "2 ranks " in failures[guilty].step, "not shrunk"
+
+
+def test_finds_nothing_wrong_with_the_reference():
+    for stage in STAGES:
+        failure, tried = search(stage, reference, examples=60)
+        assert failure is None
+        assert tried == 60
+
+
+def test_hints_follow_from_what_the_smallest_step_still_has():
+    def hint_for(bug):
+        impl, stage = BUGS[bug]
+        failure, _ = search(stage, impl)
+        return _hint(stage, "failed", vars(failure))
+
+    assert hint_for("half-accumulation")[1] == "Floating point"
+    assert "half precision" in hint_for("half-accumulation")[0]
+    assert "the last term" in hint_for("dropped-last-term")[0]
+    assert "correct the variance by M / (M - 1)" in hint_for("biased-running-variance")[0]
+    assert hint_for("swapped-sums") == (
+        "The payload is [sum g, sum g xhat], in this order.",
+        SECTIONS["backward_stats"],
+    )
+    assert "divide by the divisor" in hint_for("wrong-divisor")[0]
+
+    def naive(x, weight):
+        m = max(x.numel() // x.shape[1], 1)
+        acc = x.to(reference.accumulator(x))
+        mean, square = (reference.sum_of(t).double() / m for t in (acc, acc * acc))
+        tail = mean.new_tensor([weight, x.numel() // x.shape[1]])
+        return torch.cat([weight * mean, weight * square, tail])
+
+    failure, hint, section = found("forward_stats", function=naive)
+    assert "Sum deviations from the mean" in hint
+    assert section == "Floating point"
+    assert failure.relative < 1e-3
+
+
+def test_other_hints():
+    base = {"quantity": "dx", "what": "dx is off", "features": ["N"]}
+    for stage, changed, text in (
+        ("backward_stats", {"what": "the same call gave two different results for x"}, "an order that changes"),
+        ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
+        ("backward_apply", {"features": ["float64"]}, "something on the way is float32"),
+        ("forward_stats", {"features": ["layout"]}, "x.stride()"),
+        ("forward_stats", {"features": ["empty rank"]}, "nothing may be divided by them"),
+        ("layer", {}, "have in common"),
+    ):
+        assert text in _hint(stage, "failed", {**base, **changed})[0]
+
+
+def test_wrong_kinds_are_named():
+    def changes_input(dy, x, saved):
+        payload = reference.backward_stats(dy, x, saved)
+        dy.zero_()
+        return payload
+
+    def leaves(dy, x, saved):
+        sys.exit(3)
+
+    for function, text in (
+        (
+            lambda dy, x, saved: reference.backward_stats(dy, x, saved).float(),
+            "in torch.float64, but returned shape (2,)",
+        ),
+        (changes_input, "backward_stats changed its input dy; work on a copy"),
+        (leaves, "raised SystemExit: 3\n  at test_check.py, line"),
+        (lambda dy, x, saved: reference.backward_stats(dy, x, saved) * torch.rand(()), "rounding"),
+    ):
+        failure, *_ = found("backward_stats", function=function)
+        assert text in failure.what
+
+
+def test_two_results_of_one_call():
+    calls = []
+
+    def almost(dy, x, saved):
+        calls.append(0)
+        return reference.backward_stats(dy, x, saved) * (1 + 1e-12 * (len(calls) % 2))
+
+    failure, _, section = found("backward_stats", function=almost)
+    assert "the same call gave two different results for backward payload" in failure.what
+    assert section == "Floating point"
+
+
+OWN_LAYOUT = """
+import torch
+from sbnref.impls import reference
+from sbnref.impls.reference import forward_stats
+
+def forward_apply(*arguments):
+    y, saved = reference.forward_apply(*arguments)
+    return y, saved.flip(0){spoil}
+
+def backward_stats(dy, x, saved):
+    return reference.backward_stats(dy, x, saved.flip(0))
+
+def backward_apply(dy, x, total, saved, gamma, k):
+    return reference.backward_apply(dy, x, total, saved.flip(0), gamma, k)
+"""
+
+SPOILED = """
+from sbnref.impls import reference
+from sbnref.impls.reference import *
+
+def forward_apply(*arguments):
+    y, saved = reference.forward_apply(*arguments)
+    return y, saved * 1.01
+"""
+
+HOSTILE = """
+import os, sys, ctypes, torch
+print("garbage }{", file=sys.stdout)
+print("garbage }{", file=sys.stderr)
+
+def forward_stats(x, weight):
+    os.write(1, b"more garbage\\n" * 100_000)
+    while True:
+        pass
+
+def forward_apply(*_):
+    ctypes.string_at(0)
+
+def backward_stats(*_):
+    os._exit(0)
+
+def backward_apply(dy, *_):
+    return torch.ones(10 * 2**27, dtype=torch.float64)  # 10 GiB
+"""
+
+
+def graded(tmp_path, text, **options):
+    path = tmp_path / "theirs.py"
+    path.write_text(text)
+    return {stage.stage: stage for stage in check(path, **{"examples": 20, **options}).stages}
+
+
+def test_what_is_saved_may_lie_as_the_file_likes(tmp_path):
+    stages = graded(tmp_path, OWN_LAYOUT.format(spoil=""))
+    assert {stage.status for stage in stages.values()} == {"passed"}
+    assert stages["forward_stats"].tried == 20
+
+
+def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it(tmp_path):
+    stages = graded(tmp_path, SPOILED)
+    assert {name: stage.status for name, stage in stages.items()} == {
+        "forward_stats": "passed", "forward_apply": "failed", "backward_stats": "passed", "backward_apply": "passed",
+    }  # fmt: skip
+    assert "what it saves leads backward" in stages["forward_apply"].failure["what"]
+
+
+def test_nothing_hangs_or_crashes_the_grader(tmp_path):
+    stages = graded(tmp_path, HOSTILE, timeout=4, memory=2)
+    assert [stages[stage].status for stage in STAGES] == ["timed out", "crashed", "crashed", "failed"]
+    assert stages["forward_stats"].failure["what"] == "was still running after 4 s and was ended"
+    assert "garbage" in stages["forward_stats"].failure["printed"]
+    assert stages["forward_stats"].failure["step"].startswith("1 rank with input of shape (0, 1)")
+    assert stages["forward_apply"].failure["what"] == "crashed the process, with signal SIGSEGV"
+    assert "in forward_apply" in stages["forward_apply"].failure["printed"]
+    assert stages["backward_stats"].failure["what"] == "ended the process, with exit code 0"
+    if sys.platform == "linux":
+        assert "raised " in stages["backward_apply"].failure["what"]
+        assert "theirs.py, line" in stages["backward_apply"].failure["what"]
+
+
+def test_a_file_that_hangs_when_imported(tmp_path):
+    stages = graded(tmp_path, "while True: pass", timeout=2)
+    assert {stage.status for stage in stages.values()} == {"timed out"}
+    assert stages["backward_apply"].failure["step"] == "importing it"
+
+
+def test_a_file_that_is_half_written(tmp_path):
+    text = template().replace('raise NotImplementedError("forward_stats is still to be written")', "return x.sum()")
+    path = tmp_path / "theirs.py"
+    path.write_text(text)
+    run = CliRunner().invoke(
+        app, ["check", str(path), "--stage", "forward_stats", "--stage", "backward_stats", "--json"]
+    )
+    assert run.exit_code == 1
+    report = json.loads(run.stdout)
+    assert report["score"] == 0
+    assert [stage["status"] for stage in report["stages"]] == ["failed", "not written"]
+    assert "forward_stats must return a payload of shape (4,)" in report["stages"][0]["failure"]["what"]
+
+
+def test_the_report_as_text():
+    failure = {
+        "what": "y is off",
+        "step": "1 rank",
+        "quantity": "y",
+        "rank": 0,
+        "index": [0, 1],
+        "expected": [[1.5]],
+        "given": 2.0,
+    }
+    text = str(
+        Grade(
+            "theirs.py",
+            [
+                StageGrade("forward_stats", "passed", 100, None, None, None),
+                StageGrade("forward_apply", "failed", 7, failure, "Look.", "Floating point"),
+            ],
+        )
+    )
+    for part in (
+        "✓ forward_stats: passed, tried on 100 training steps",
+        "y is off (on rank 0, worst at index (0, 1))",
+        "expected [[1.5]]",
+        "given    2",
+        "Derivations: Floating point",
+        "1 of 2 passed, score 0.50",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "name the file or module to grade, or ask for --template"),
+        (["nowhere.py"], "there is no file nowhere.py"),
+        (["./setup.cfg"], "there is no file ./setup.cfg"),
+        (["tests/.", "--stage", "forward_stats"], "there is no file"),
+        ([__file__, "--stage", "forwards"], "expected stages among"),
+        (["json"], "expected json to define forward_stats, forward_apply, backward_stats and backward_apply"),
+    ],
+)
+def test_command_refuses_in_a_sentence(arguments, text):
+    run = CliRunner().invoke(app, ["check", *arguments])
+    assert run.exit_code == 2
+    assert text in " ".join(run.stderr.replace("│", " ").split())
+
+
+def test_template_is_a_file_to_start_from():
+    run = CliRunner().invoke(app, ["check", "--template"])
+    assert run.exit_code == 0
+    assert run.stdout == template()
+    assert all(f"def {stage}(" in run.stdout for stage in STAGES)
+
+
+def test_without_hypothesis_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install 'sbnref\[check\]'"):
+        check("json")
+
+
+def fails(impl, device):
+    raise AssertionError("a promise is broken")
+
+
+def passes(impl, device):
+    assert impl.endswith("theirs.py")
+
+
+def test_the_suite_over_the_whole_layer(tmp_path, monkeypatch):
+    path = tmp_path / "theirs.py"
+    path.write_text(SPOILED)
+    monkeypatch.setattr(grade, "cases", lambda: [Case("one", 1, passes), Case("two", 1, fails)])
+    lines = []
+    job = {"target": str(path), "timeout": 60, "trying": str(tmp_path / "trying"), "died": []}
+    grader = grade._Grader(reference, job, None)
+    monkeypatch.setattr(grader, "write", lambda **line: lines.append(line))
+    grader.run_suite()
+    assert lines[-1]["status"] == "failed"
+    assert lines[-1]["tried"] == 2
+    assert lines[-1]["failure"]["step"] == "two"
+    assert "a promise is broken" in lines[-1]["failure"]["what"]
+
+
+def test_importing_sbnref_brings_in_nothing_heavy():
+    heavy = "rich", "typer", "matplotlib", "hypothesis"
+    code = f"import sys, sbnref; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

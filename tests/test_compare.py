@@ -1,0 +1,291 @@
+"""Where two implementations part, and what the report says of it."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from planted import BUGS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from typer.testing import CliRunner
+
+import sbnref
+from sbnref.cli import app
+from sbnref.compare import RandomLayer
+from sbnref.conformance.accuracy import INPUTS
+from sbnref.conformance.stages import Exact, Share, difference, run_stage
+from sbnref.impls import impl_names, reference
+
+
+def register(name, **stages):
+    """The reference with some stages replaced, under a name."""
+    if name not in impl_names():
+        functions = {stage: getattr(reference, stage) for stage in sbnref.impls.STAGES}
+        sbnref.register_impl(name, SimpleNamespace(**{**functions, **stages}))
+    return name
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        sbnref.SyncBatchNorm(4),
+        nn.ReLU(True),
+        nn.Conv2d(4, 3, 3),
+        sbnref.SyncBatchNorm(3, stats_mode="N"),
+    )
+
+
+def divergences():
+    """Each bug's first divergence; rank 1 is empty, and 135 elements are not a multiple of 4."""
+    found = {}
+    for bug, (impl, _) in BUGS.items():
+        sbnref.register_impl(bug, impl)
+        x = torch.randn([3, 0, 2][dist.get_rank()], 5, 3, 3) + 1
+        if bug == "half-accumulation":
+            x = x.half()
+        report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("reference", bug))
+        found[bug] = report.first_divergence
+    return found
+
+
+def test_names_the_stage_of_each_planted_bug(world):
+    for found in world(3).run(divergences):
+        assert {bug: row.stage for bug, row in found.items()} == {bug: stage for bug, (_, stage) in BUGS.items()}
+        assert all(row.wrong == (bug,) for bug, row in found.items())
+
+
+def agreement():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(dist.get_rank() * 2, 2, 8, 9)
+    report = sbnref.compare(DistributedDataParallel(model), x, ("reference", "reference"))
+    assert report.agrees
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    return report
+
+
+def test_agreement_of_every_stage_on_every_rank(world):
+    report = world(2).run(agreement)[0]
+    assert {row.layer for row in report.rows} == {"1", "4"}
+    assert {row.rank for row in report.rows} == {0, 1}
+    quantities = [row.quantity for row in report.rows if (row.layer, row.rank) == ("1", 0)]
+    assert quantities == [
+        "payload", "variance", "total", "y", "running_mean", "running_var", "num_batches_tracked",
+        "backward payload", "backward total", "dx", "dbeta", "dgamma",
+    ]  # fmt: skip
+    assert report.first_divergence is None
+    assert "agree in every stage of 2 layers on 2 ranks" in str(report)
+
+
+def one_bad_rank():
+    def backward_apply(dy, x, *rest):
+        dx = reference.backward_apply(dy, x, *rest)
+        if dist.get_rank() == 1 and dx.shape[1] == 3:
+            dx[1, 2, 0, 3] += 0.5
+        return dx
+
+    return sbnref.compare(
+        network(), torch.randn(2, 2, 8, 9), ("reference", register("bad", backward_apply=backward_apply))
+    )
+
+
+def test_names_layer_rank_channel_and_index_on_every_rank(world):
+    for report in world(2).run(one_bad_rank):
+        row = report.first_divergence
+        assert (row.layer, row.stage, row.quantity, row.rank) == ("4", "backward_apply", "dx", 1)
+        assert (row.channel, row.index) == (2, (1, 2, 0, 3))
+        assert row.values["bad"] - row.values["reference"] == pytest.approx(0.5)
+        assert row.exact == pytest.approx(row.values["reference"])
+        assert row.wrong == ("bad",)
+        assert row.absolute == pytest.approx(0.5)
+        assert row.ulp > 1e5
+        text = str(report)
+        assert "layer '4', in dx on rank 1, worst at channel 2, index (1, 2, 0, 3)" in text
+        assert text.count("DIVERGES") == 1
+        assert max(map(len, text.split("layer 4")[0].splitlines())) <= 80
+        assert "DIVERGES" in report._repr_html_()
+        assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["first_divergence"]["rank"] == 1
+
+
+def breaks(what):
+    def forward_apply(*args):
+        y, saved = reference.forward_apply(*args)
+        if what == "raises":
+            raise IndexError("no such channel")
+        return {"dtype": (y.double(), saved), "one": y, "none": None}[what]
+
+    impl = register(what, forward_apply=forward_apply)
+    return sbnref.compare(sbnref.SyncBatchNorm(2), torch.randn(4, 2), ("reference", impl)).first_divergence.problems[
+        what
+    ]
+
+
+def test_a_stage_that_breaks_the_contract_is_reported():
+    assert breaks("raises") == "raised IndexError: no such channel"
+    assert "must return y of shape (4, 2) in torch.float32, but returned shape (4, 2) in torch.float64" in breaks(
+        "dtype"
+    )
+    assert "must return (y, saved), two tensors, but returned shape (4, 2)" in breaks("one")
+    assert "but returned None" in breaks("none")
+
+
+def test_the_backward_stages_of_what_saves_nothing_are_not_run():
+    report = sbnref.compare(
+        sbnref.SyncBatchNorm(2), torch.randn(4, 2), ("reference", register("stops", forward_apply=lambda *_: None))
+    )
+    problems = {row.stage: row.problems["stops"] for row in report.rows if row.problems}
+    assert problems["backward_stats"] == "was not run, for want of what forward_apply saves"
+
+
+def test_many_layers_take_a_line_each_unless_they_diverge():
+    model = nn.Sequential(*(sbnref.SyncBatchNorm(3) for _ in range(6)))
+    lines = str(sbnref.compare(model, torch.randn(4, 3), ("reference", "reference"))).splitlines()
+    assert sum(line.startswith("layer ") and "agrees" in line for line in lines) == 6
+
+
+class Twice(nn.Module):
+    """Calls a layer twice, takes keywords, and returns a dict with a loss."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.norm = sbnref.SyncBatchNorm(3, **options)
+        self.frozen = nn.Sequential(sbnref.SyncBatchNorm(3, affine=False, dtype=options.get("dtype"))).eval()
+        self.unused = sbnref.SyncBatchNorm(3)
+
+    def forward(self, x, scale):
+        y = self.norm(self.frozen(x))
+        z = self.norm(y.detach() * scale).detach()
+        return {"loss": (y.relu() * z).sum(), "other": [y, 3]}
+
+
+def test_models_of_other_shapes():
+    x = torch.randn(5, 3, dtype=torch.float64)
+    report = sbnref.compare(
+        Twice(momentum=None, dtype=torch.float64),
+        {"x": x, "scale": 2},
+        ("reference", "reference"),
+        upstream=[torch.ones(()), x],
+    )
+    assert report.agrees
+    assert {row.layer for row in report.rows} == {"norm", "norm (call 2)"}
+    for options in ({"affine": False}, {"track_running_stats": False}):
+        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, ("reference", "reference")).agrees
+
+
+def test_bad_use_says_what_to_do():
+    layer, x = sbnref.SyncBatchNorm(3), torch.randn(4, 3)
+    both = ("reference", "reference")
+    for error, text, arguments in (
+        (TypeError, "expected a torch.nn.Module, got function", (network, x, both)),
+        (ValueError, "found none", (nn.Linear(3, 3), x, both)),
+        (ValueError, "only BatchNorm1d; sbnref.convert_sync_batchnorm", (nn.Sequential(nn.BatchNorm1d(3)), x, both)),
+        (ValueError, "call model.train\\(\\) first", (sbnref.SyncBatchNorm(3).eval(), x, both)),
+        (ValueError, "names of two implementations", (layer, x, ("reference",))),
+        (ValueError, "got 'gpu'", (layer, x, ("reference", "gpu"))),
+        (ValueError, "reached none", (SkipsIt(), x, both)),
+    ):
+        with pytest.raises(error, match=text):
+            sbnref.compare(*arguments)
+    with pytest.raises(ValueError, match=r"shapes of the outputs, \[\(4, 3\)\], got \[\(3,\)\]"):
+        sbnref.compare(layer, x, both, upstream=torch.ones(3))
+
+
+class SkipsIt(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = sbnref.SyncBatchNorm(3)
+
+    def forward(self, x):
+        return x
+
+
+def shares_of(name):
+    """One process's step on an input that breaks batch norms."""
+    torch.manual_seed(0)
+    x = INPUTS[name](0)
+    return Share(x, torch.randn(x.shape).to(x.dtype), torch.randn(4), torch.randn(4), None, 1e-5, 0.1, "exact", 1)
+
+
+def largest_share(impl, share):
+    """How much of what rounding allows an implementation uses, over all stages."""
+    exact = Exact(share)
+    forward = exact.forward_stats()
+    total = forward["payload"].value
+    expected = [forward, exact.forward_apply(total), exact.backward_stats()]
+    backward_total = expected[-1]["backward payload"].value
+    expected.append(exact.backward_apply(backward_total))
+    saved = run_stage("forward_apply", impl, share, total)["saved"]
+    totals = [None, total, None, backward_total]
+    worst = {}
+    for stage, bounds, t in zip(sbnref.impls.STAGES, expected, totals, strict=True):
+        got = run_stage(stage, impl, share, t, saved)
+        worst[stage] = max(difference(got[q], *bounded).share for q, bounded in bounds.items())
+    return worst
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_rounding_allows_is_enough_for_the_reference(name):
+    assert max(largest_share(reference, shares_of(name)).values()) <= 1
+
+
+def test_what_rounding_allows_is_too_little_for_naive_sums():
+    def forward_stats(x, weight):
+        m = x.numel() // x.shape[1]
+        mean, square = x.mean((0, 2, 3)).double(), (x * x).mean((0, 2, 3)).double()  # cancels
+        return torch.cat([weight * mean, weight * square, mean.new_tensor([weight, m])])
+
+    naive = SimpleNamespace(**{stage: getattr(reference, stage) for stage in sbnref.impls.STAGES})
+    naive.forward_stats = forward_stats
+    assert largest_share(naive, shares_of("mean 1e3, std 1e-2"))["forward_stats"] > 10
+
+
+def test_command(tmp_path):
+    target = tmp_path / "mine.py"
+    target.write_text(
+        "from sbnref.impls.reference import *\n"
+        "import torch, sbnref\n"
+        "def backward_stats(dy, x, saved): raise OSError('out of paper')\n"
+        "def example(): return sbnref.SyncBatchNorm(3), torch.randn(4, 3)\n"
+    )
+    run = CliRunner().invoke(
+        app, ["compare", f"{target}:example", "--impl", "reference", "--impl", str(target), "--ranks", "1", "--json"]
+    )
+    assert run.exit_code == 1, run.output
+    first = json.loads(run.stdout)["first_divergence"]
+    assert first["stage"] == "backward_stats"
+    assert first["problems"] == {str(target): "raised OSError: out of paper"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--shape", "4"], "expected a shape of at least 2 dimensions N,C,*"),
+        (["--dtype", "int8"], "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
+        (["--stats-mode", "M"], "expected stats_mode"),
+        (["--impl", "reference", "--impl", "gpu"], "expected impl to be one of"),
+        (["nowhere:model"], "nowhere cannot be imported"),
+        (["model.py"], "expected FILE.py:FUNCTION"),
+        (["json:model"], "expected json to have a function model"),
+        (["--impl", "no.py", "--impl", "no.py"], "no.py cannot be imported"),
+    ],
+)
+def test_command_refuses_in_a_sentence(arguments, text):
+    run = CliRunner().invoke(app, ["compare", *arguments])
+    assert run.exit_code == 2
+    assert run.stderr.startswith("sbnref: ")
+    assert text in run.stderr
+
+
+def random_layer():
+    layer, x = RandomLayer("4,8,2", empty_rank=1, dtype="bfloat16", stats_mode="N")()
+    return tuple(x.shape), x.dtype, layer.weight.dtype, layer.stats_mode
+
+
+def test_random_layer(world):
+    full = ((4, 8, 2), torch.bfloat16, torch.float32, "N")
+    assert world(2).run(random_layer) == [full, ((0, 8, 2), *full[1:])]

@@ -1,0 +1,122 @@
+"""With SBNREF_DEBUG=1 a mismatch between ranks is the same error on each of them; without it nothing is added."""
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import sbnref
+from sbnref import debug, functional
+
+
+@pytest.fixture(scope="module")
+def debugged():
+    """Three ranks with the flag set; they wait two seconds for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SBNREF_DEBUG", "1")
+        patch.setenv("SBNREF_DEBUG_TIMEOUT", "2")
+        with sbnref.Ranks(3, timeout=120) as ranks:
+            ranks.run(dist.get_rank)
+            yield ranks
+
+
+def step(case):
+    """A training step in which one rank differs; the error that this rank gets."""
+    rank = dist.get_rank()
+    model = nn.Sequential(sbnref.SyncBatchNorm(4), nn.ReLU(), sbnref.SyncBatchNorm(4, stats_mode="N"))
+    x = torch.randn(3, 4, 5)
+    model(x).sum().backward()
+    if case == "order" and rank == 1:
+        model[0] = nn.Identity()
+    if case == "channels" and rank == 0:
+        model, x = sbnref.SyncBatchNorm(2), x[:, :2]
+    elif case == "channels":
+        model = sbnref.SyncBatchNorm(4)
+    if case == "dtype" and rank == 2:
+        x = x.double()
+    if case == "mode" and rank == 2:
+        model[0].stats_mode = "exact"
+    if case == "training" and rank == 0:
+        model.eval()
+    if case == "refusal" and rank == 1:
+        x = x[:, :3]
+    if case == "not a tensor" and rank == 1:
+        x = [1, 2]
+    if case == "no such implementation" and rank == 1:
+        x = x.to("meta")
+    if case == "all refuse":
+        x = x[:, :3]
+    if case == "missing" and rank == 1:
+        time.sleep(6)
+    try:
+        if case == "function":
+            functional.sync_batch_norm(x, None, None, training=True, stats_mode=["N", "N", "exact"][rank])
+        if case == "groups":
+            model[2].group = dist.new_group([0, 1])
+            return model(x) is not None if rank < 2 else model[:1](x) is not None
+        model(x)
+    except Exception as error:
+        return type(error).__name__, str(error), type(error.__cause__).__name__
+    return None
+
+
+@pytest.mark.parametrize(
+    ("case", "texts"),
+    [
+        ("order", ["differ in layer and stats_mode", "ranks 0 and 2: layer '0', 4 channels", "rank 1: layer '2'"]),
+        ("channels", ["differ in channels", "rank 0: layer 'SyncBatchNorm', 2 channels"]),
+        ("dtype", ["differ in dtype", "rank 2: layer '0', 4 channels, torch.float64"]),
+        (
+            "mode",
+            ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact', training"],
+        ),
+        (
+            "training",
+            ["differ in training", "rank 0: layer '0', 4 channels, torch.float32, stats_mode='default', eval mode"],
+        ),
+        ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected running_mean of shape"]),
+        ("function", ["differ in stats_mode", "layer 'sync_batch_norm'"]),
+        ("not a tensor", ["rank 1 refuses the input", "expected input to be a Tensor, got list"]),
+    ],
+)
+def test_every_rank_raises_the_same(debugged, case, texts):
+    results = debugged.run(step, case)
+    assert {result[0] for result in results} == {"MismatchError"}
+    assert len({result[1] for result in results}) == 1, results
+    assert all(text in results[0][1] for text in texts), results[0][1]
+    if case == "refusal":
+        assert [result[2] for result in results] == ["NoneType", "ValueError", "NoneType"]
+
+
+def test_agreement_goes_unnoticed(debugged):
+    assert debugged.run(step, "fine") == [None] * 3
+    assert debugged.run(step, "groups") == [True] * 3
+
+
+def test_what_all_ranks_refuse_is_refused_as_ever(debugged):
+    assert {result[0] for result in debugged.run(step, "all refuse")} == {"ValueError"}
+
+
+def test_a_rank_that_does_not_come_is_named(debugged):
+    first, late, other = debugged.run(step, "missing")
+    assert "rank 1 did not make call" in first[1]
+    assert "rank 1 did not make call" in other[1]
+    assert "ranks 0 and 2 gave up waiting for rank 1" in late[1]
+
+
+def bad_group():
+    with pytest.raises(TypeError, match="got int"):
+        functional.sync_batch_norm(torch.randn(4, 3), None, None, training=True, group=3)
+
+
+def test_a_group_that_is_none_is_refused_as_ever(debugged):
+    debugged.run(bad_group)
+
+
+def test_without_the_flag_nothing_is_added():
+    assert not debug.ENABLED
+    assert not hasattr(functional.sync_batch_norm, "__wrapped__")
+    assert debug.agree_first(step) is step
+    assert not nn.modules.module._global_forward_pre_hooks

@@ -1,0 +1,176 @@
+"""What the monitor records and says, against what is known of the batches."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import sbnref
+from sbnref.conformance.oracle import flat, forward
+from sbnref.conformance.watch import Watch
+from sbnref.modes import STATS_MODES
+from sbnref.monitor import Layer, Step
+
+
+def watched(sizes, **options):
+    """A monitor over a layer that trains on batches of the given sizes, per step and rank."""
+    layer = sbnref.SyncBatchNorm(3, **options)
+    with sbnref.monitor(layer) as watch:
+        for step, step_sizes in enumerate(sizes):
+            layer(batches(step, step_sizes)[dist.get_rank()])
+    return watch
+
+
+def batches(step, sizes):
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(n, 3, 4, 2 + r, generator=generator) + 2 for r, n in enumerate(sizes)]
+
+
+def test_the_statistics_of_every_mode_are_those_that_it_would_have_used(world):
+    sizes = [[2, 3], [2, 0]]
+    for watch in world(2).run(watched, sizes, stats_mode="N"):
+        (layer,) = watch.layers.values()
+        assert layer.ranks == (0, 1)
+        assert layer.empty_share == 0.5
+        for number, step in enumerate(layer.steps):
+            xs = [x.double() for x in batches(number, sizes[number])]
+            assert step.batch_sizes == tuple(sizes[number])
+            assert step.elements == tuple(flat(x).shape[1] for x in xs)
+            ones = torch.ones(3).double()
+            for mode in STATS_MODES:
+                _, mean, var = forward(xs, ones, ones, mode, 1e-5)
+                torch.testing.assert_close(step.mean[mode], mean, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(step.var[mode], var, rtol=1e-6, atol=1e-6)
+        assert layer.steps[1].empty_ranks == (1,)
+        assert layer.steps[1].mean_off("exact") == 0
+        json.dumps(watch.to_dict(), allow_nan=False)
+
+
+def equal_batches(empty):
+    """Ranks with the same data, so that only empty ranks can skew."""
+    layer = sbnref.SyncBatchNorm(3)
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)) + 3
+    with sbnref.monitor(layer) as watch:
+        for ranks in empty:
+            layer(x[:0] if dist.get_rank() in ranks else x)
+    return watch
+
+
+def test_the_verdict_names_share_and_skew_and_what_to_use(world):
+    watch = world(4).run(equal_batches, [[], [2], [], [1]])[3]
+    (layer,) = watch.layers.values()
+    mean, var = layer.steps[1].scaled_by("default")
+    assert mean == pytest.approx(3 / 4)
+    expected = f"{'shrank' if var < 1 else 'stretched'} the variance by {abs(var - 1):.0%}"
+    verdict = layer.verdict()
+    assert verdict.startswith(
+        "layer SyncBatchNorm: 50% of steps had an empty rank; in those 'default' shrank the mean by 25% and "
+    )
+    assert expected.removeprefix("shrank ") in verdict
+    assert verdict.endswith("; use 'N' or 'exact'.")
+    assert "50%" in str(watch.summary())
+    assert "shrank the mean" in watch._repr_html_()
+
+
+def test_a_mode_that_is_right_is_told_so(world):
+    watch = world(4).run(equal_batches, [[], []])[0]
+    assert watch.layers["SyncBatchNorm"].verdict() == (
+        "layer SyncBatchNorm: 'default' gave the statistics of the whole batch."
+    )
+
+
+def troubled():
+    layer = sbnref.SyncBatchNorm(2, stats_mode="exact", momentum=0.0)
+    if dist.get_rank() == 1:
+        layer.running_mean += 0.25
+    with sbnref.monitor(layer) as watch:
+        for step in range(4):
+            x = torch.randn(3, 2)
+            if dist.get_rank() == 1 and step % 2:
+                x[0, 0] = torch.inf
+            layer(x)
+    return watch.layers["SyncBatchNorm"]
+
+
+def test_nan_and_inf_and_disagreement_are_named(world):
+    layer = world(2).run(troubled)[0]
+    assert [step.non_finite for step in layer.steps] == [(), (1,), (), (1,)]
+    verdict = layer.verdict()
+    assert "NaN or Inf came in on rank 1 in step 2 and 1 later" in verdict
+    assert "the running statistics of two ranks differ by up to 0.25" in verdict or "up to inf" in verdict
+
+
+def costs():
+    layer = sbnref.SyncBatchNorm(3)
+    x = torch.randn(2, 3, 4)
+    seen = []
+    for every in (None, 1, 2):
+        with Watch() as plain:
+            if every is None:
+                layer(x)
+            else:
+                with sbnref.monitor(layer, every=every) as watch:
+                    layer(x)
+                    layer.eval()(x)
+                    layer.train()(x)
+                    layer(x)
+                seen.append(len(watch.layers["SyncBatchNorm"].steps))
+        seen.append([name for name, _, _ in plain.collectives])
+    with sbnref.monitor(layer):
+        pass
+    with Watch() as after:
+        layer(x)
+    return seen, len(after.collectives), len(layer._forward_hooks)
+
+
+def test_one_collective_per_recorded_step_and_none_after(world):
+    seen, after, hooks = world(2).run(costs)[0]
+    assert seen[0] == ["all_reduce"]
+    assert (seen[1], sum(name != "all_reduce" for name in seen[2])) == (3, 3)
+    assert (seen[3], sum(name != "all_reduce" for name in seen[4])) == (2, 2)
+    assert (after, hooks) == (1, 0)
+
+
+def test_torch_layers_are_watched_where_they_run():
+    layer = nn.SyncBatchNorm(3, track_running_stats=False)
+    with sbnref.monitor(nn.Sequential(nn.Identity(), layer)) as watch:
+        layer(torch.randn(4, 3))
+    assert watch.layers["1"].stats_mode == "exact"
+    assert watch.layers["1"].verdict() == "layer 1: 'exact' gave the statistics of the whole batch."
+
+
+def test_plot(world, tmp_path):
+    watch = world(4).run(equal_batches, [[], [2]])[0]
+    figure = watch.plot()
+    assert len(figure.axes) == 2
+    figure.savefig(tmp_path / "figure.png")
+    assert len(watch.plot(["SyncBatchNorm"]).axes) == 2
+    with pytest.raises(KeyError):
+        watch.plot(["head"])
+
+
+def test_steps_that_cannot_be_judged():
+    assert Layer("a", "N").verdict() == "layer a: no training step was seen."
+    zero = {mode: torch.zeros(2).double() for mode in STATS_MODES}
+    assert Layer("a", "N", steps=[Step((0, 0), (0, 0), zero, zero, (), 0.0)]).verdict() == "layer a: no step had data."
+    moved = {**zero, "N": torch.ones(2).double()}
+    step = Step((1, 1), (4, 4), moved, {mode: torch.ones(2).double() for mode in STATS_MODES}, (), 0.0)
+    verdict = Layer("a", "N", steps=[step]).verdict()
+    assert (
+        verdict
+        == "layer a: 'N' moved the mean by 1.00 standard deviations and the variance by 0%; use 'default' or 'exact'."
+    )
+
+
+def test_bad_use_says_what_to_do():
+    with (
+        pytest.raises(ValueError, match=r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)"),
+        sbnref.monitor(nn.BatchNorm1d(3)),
+    ):
+        pass
+    with pytest.raises(ValueError, match="every to be at least 1, got 0"), sbnref.monitor(nn.SyncBatchNorm(3), every=0):
+        pass
+    with pytest.raises(TypeError, match="got list"), sbnref.monitor([]):
+        pass
