@@ -51,7 +51,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         return super().translate_path(path)
 
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-store")
+        self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -76,9 +76,10 @@ class Browser:
     server: str
 
     def open(self, path: str, width: int = 1280, height: int = 900) -> None:
-        """Load a page from scratch, also where only the fragment differs from the last one's."""
+        """Load a page from scratch."""
         self.resize(width, height)
-        self.driver.get("about:blank")
+        if "#" in path:  # a browser does not load a page again when only the fragment is another
+            self.driver.get("about:blank")
         self.driver.get(f"{self.server}/{path}")
 
     def show(self, case: str) -> None:
@@ -116,7 +117,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What pages wrote to the console as errors since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +132,8 @@ def chromium(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "SEVERE"})
+    options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
     for flag in (
         "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage", "no-first-run",
         "disable-background-networking", "disable-component-update", "disable-sync", "hide-scrollbars",
