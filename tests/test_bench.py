@@ -1,0 +1,102 @@
+"""The benchmarks: that they measure what they say, keep it, compare it, and draw it. No test asserts a time."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sbnref.bench import compare, growth, load, suites, timing
+from sbnref.bench.results import Results
+from sbnref.cli import app
+
+
+def row(median, layer="reference", **more):
+    spread = {"median": median, "first_quartile": 0.9 * median, "third_quartile": 1.1 * median, "repetitions": 9}
+    about = {"suite": "one_process", "layer": layer, "what": "forward + backward", "shape": [4, 2], "world_size": 1}
+    return {**about, "layout": "contiguous", "dtype": "float32", **spread, **more}
+
+
+def test_results_are_kept_and_name_their_machine(tmp_path):
+    results = Results(rows=[row(1.0), row(2.0, "copy")], notes={"a": 1})
+    results.save(tmp_path / "folder" / "r.json")
+    kept = load(tmp_path / "folder" / "r.json")
+    assert kept == results
+    assert kept.machine["cores"]
+    assert kept.versions["torch"] == torch.__version__
+
+
+def test_compare_flags_what_is_beyond_noise():
+    before = Results(rows=[row(1.0, name) for name in "abcd"])
+    after = Results(rows=[row(1.0, "a"), row(1.04, "b"), row(2.0, "c"), row(0.5, "d"), row(1.0, "new")])
+    assert [r["verdict"] for r in compare(before, after)] == ["same", "same", "slower", "faster"]
+    after.machine = {"cpu": "another"}
+    with pytest.raises(ValueError, match="expected results of one machine, got"):
+        compare(before, after)
+
+
+def test_the_model_finds_the_latency_and_bandwidth_it_was_given():
+    alpha, beta = 5e-6, 2e-9
+    rows = []
+    for collective in ("all-reduce", "all-gather"):
+        for world_size in (2, 4, 8):
+            for size in (1e3, 1e5):
+                messages, amount = growth.steps(collective, world_size, size)
+                seconds = alpha * messages + beta * amount
+                rows.append({"layer": collective, "world_size": world_size, "bytes": size, "median": seconds})
+    for model in growth.fit(rows).values():
+        assert model["alpha"] == pytest.approx(alpha)
+        assert model["beta"] == pytest.approx(beta)
+        assert model["largest_error"] < 1e-9
+        assert growth.predict(model, "all-reduce", 4096, 1e3) > growth.predict(model, "all-reduce", 2048, 1e3)
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    x = torch.zeros(1000, 1000)
+    assert timing.peak_bytes(lambda: (x + 1) + 1) == pytest.approx(2 * 4e6, rel=0.01)
+    assert timing.peak_bytes(lambda: [x + 1, x + 1, x + 1]) == pytest.approx(3 * 4e6, rel=0.01)
+
+
+def test_the_reference_holds_no_more_than_batch_norm():
+    x, dy = (timing.fill((8, 16, 32, 32), torch.float32, "contiguous") for _ in range(2))
+    layers = suites.ours(16), torch.nn.BatchNorm2d(16)
+    peaks = [timing.peak_bytes(partial(suites._step, layer, x, dy)) for layer in layers]
+    assert peaks[0] <= 1.02 * peaks[1]  # what is per channel is float64
+
+
+def test_rounds_are_interleaved():
+    order = []
+    works = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = timing.interleaved(works, 0.0)
+    assert order == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 5
+    assert [len(t) for t in times.values()] == [5, 5]
+
+
+def test_every_suite_runs_small(monkeypatch, tmp_path):
+    monkeypatch.setattr(suites, "QUICK", [(2, 4, 3, 3)])
+    monkeypatch.setattr(suites, "COMPILED", {})
+    file = tmp_path / "r.json"
+    done = CliRunner().invoke(app, ["bench", "--quick", "--output", str(file)])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(file.read_text())["rows"]
+    assert {r["suite"] for r in rows} == set(suites.SUITES)
+    of = {(r["suite"], r["layer"]): r for r in rows}
+    assert of["processes", "reference"]["collectives"] == 2
+    assert of["processes", "reference"]["bytes_sent"] == 8 * (4 * 4 + 2)
+    assert of["processes", "fairscale"]["collectives"] == 3
+    assert of["overhead", "reference"]["host_reads"] == 0
+
+    shown = CliRunner().invoke(app, ["bench", "show", str(file), "--figures", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "Peak memory" in shown.output
+    for suite in ("one_process", "scaling"):
+        assert (tmp_path / f"r-{suite}.png").read_bytes().startswith(b"\x89PNG")
+    compared = CliRunner().invoke(app, ["bench", "compare", str(file), str(file)])
+    assert compared.exit_code == 0, compared.output
+
+
+def test_unknown_suites_are_named():
+    done = CliRunner().invoke(app, ["bench", "--suite", "speed"])
+    assert done.exit_code == 2
+    assert "speed" in done.output
