@@ -57,12 +57,9 @@ def convert_sync_batchnorm(
             channels in the last dimension): converting would lose it. Nothing is changed then.
     """
 
-    def convert(layer: Any) -> nn.Module:
-        choices = {"group": group, "stats_mode": stats_mode, "impl": impl}
-        converted = SyncBatchNorm(*_options(layer), **choices, device="meta")
-        converted.reverts_to = next((c for c in DIMENSIONS.values() if isinstance(layer, c)), None)
-        if isinstance(layer, SyncBatchNorm):
-            converted.reverts_to = layer.reverts_to
+    def convert(layer: nn.Module) -> nn.Module:
+        converted = SyncBatchNorm(**_options(layer), group=group, stats_mode=stats_mode, impl=impl, device="meta")
+        converted.reverts_to = _unsynchronized(layer)
         return converted
 
     SyncBatchNorm(1, stats_mode=stats_mode, impl=impl)  # refuses what is wrong with the arguments before any change
@@ -86,9 +83,8 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
         TypeError: as :func:`convert_sync_batchnorm`.
     """
 
-    def revert(layer: Any) -> nn.Module:
-        known = next((c for c in DIMENSIONS.values() if isinstance(layer, c)), getattr(layer, "reverts_to", None))
-        return (known or BatchNorm)(*_options(layer), device="meta")
+    def revert(layer: nn.Module) -> nn.Module:
+        return (_unsynchronized(layer) or BatchNorm)(**_options(layer), device="meta")
 
     return _replace(module, lambda layer: _kind(layer) in SYNC_BATCH_NORMS, revert)
 
@@ -101,9 +97,15 @@ class BatchNorm(_BatchNorm):
             self.__class__ = DIMENSIONS.get(input.dim(), BatchNorm)  # type: ignore[assignment]
 
 
-def _options(layer: Any) -> tuple[Any, ...]:
-    """The first five arguments of every batch norm's constructor."""
-    return layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+def _options(layer: nn.Module) -> dict[str, Any]:
+    """The arguments of every batch norm's constructor, as this layer has them."""
+    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _unsynchronized(layer: nn.Module) -> type[_BatchNorm] | None:
+    """``BatchNorm1d``, ``2d`` or ``3d``, where the layer is one of them or was converted from one."""
+    return next((c for c in DIMENSIONS.values() if isinstance(layer, c)), getattr(layer, "reverts_to", None))
 
 
 def _replace(
@@ -148,5 +150,5 @@ def _take_over(new: nn.Module, old: nn.Module) -> nn.Module:
     vars(new).update({key: vars(old)[key] for key in vars(nn.Module())})
     for hook in new._load_state_dict_pre_hooks.values():
         if getattr(hook, "with_module", False):  # it is called with the module that it remembers
-            hook.module = weakref.ref(new)
+            hook.module = weakref.ref(new)  # type: ignore[attr-defined]
     return new
