@@ -39,7 +39,8 @@ py::dict launch_plan(
         outer, channels, inner, element_size, misaligned, misaligned == 0, backward ? kBackwardUnroll : kForwardUnroll,
         device);
     py::dict result;
-    result["layout"] = plan.layout == Layout::ChannelsFirst ? "channels-first" : "channels-last";
+    result["layout"] = plan.layout == Layout::ChannelsLast ? "channels-last" : "channels-first";
+    result["aligned"] = plan.layout != Layout::ChannelsFirstUnaligned && plan.vector > 1;
     result["grid"] = plan.blocks();
     result["block"] = plan.threads;
     result["vector"] = plan.vector;

@@ -60,6 +60,24 @@ void launch(
 
 #endif
 
+// threadIdx.x and blockIdx.x, read afresh every time: what is derived from them is then computed again where it is needed
+// rather than kept in registers over the loops.
+#ifdef SBNREF_CUDASIM
+inline unsigned thread_index() { return threadIdx.x; }
+inline unsigned block_index() { return blockIdx.x; }
+#else
+__device__ __forceinline__ unsigned thread_index() {
+    unsigned index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+__device__ __forceinline__ unsigned block_index() {
+    unsigned index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+}
+#endif
+
 // ---- global memory: every access of a kernel goes through these, so that the simulation can check and count it ----
 
 template <typename T>
@@ -202,9 +220,12 @@ struct Case {
 template <typename T, typename F>
 void dispatch_layout(const Plan& plan, const F& f) {
     constexpr int widest = kAccessBytes / sizeof(T);
-    if (plan.layout == Layout::ChannelsFirst) return f(Case<T, Layout::ChannelsFirst, widest>{});
-    if (plan.vector == widest) return f(Case<T, Layout::ChannelsLast, widest>{});
-    return f(Case<T, Layout::ChannelsLast, 1>{});
+    switch (plan.layout) {
+        case Layout::ChannelsFirst: return f(Case<T, Layout::ChannelsFirst, widest>{});
+        case Layout::ChannelsFirstUnaligned: return f(Case<T, Layout::ChannelsFirstUnaligned, widest>{});
+        case Layout::ChannelsLast:
+            return plan.vector == 1 ? f(Case<T, Layout::ChannelsLast, 1>{}) : f(Case<T, Layout::ChannelsLast, widest>{});
+    }
 }
 
 // Calls f with the Case for these elements and this plan.

@@ -44,7 +44,8 @@ struct ForwardCoefficients {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(Plan plan, ForwardApply f) {
     using A = Accumulator<T>;
-    constexpr int U = kForwardUnroll;
+    // The coefficients of eight channels leave registers for three accesses in flight.
+    constexpr int U = layout == Layout::ChannelsLast && V == 8 ? 3 : kForwardUnroll;
     using G = Groups<layout, V, U>;
     SHARED_ARRAY(ForwardCoefficients<A>, coefficients, kMaxTileChannels);
 

@@ -16,16 +16,18 @@ struct Moments {
     A mean = 0;   // of x - shift
     A m2 = 0;     // sum of (x - shift - mean)^2
 
+    template <int G, typename Value>
+    __device__ __forceinline__ void start(unsigned mask, const Value& x) {
+#pragma unroll
+        for (int i = G - 1; i >= 0; --i)
+            if (mask >> i & 1) shift = x(i);
+    }
+
     // Takes in those of the values x(0) to x(G - 1) whose bit is set, after `before` others.
     template <int G, typename Value>
     __device__ __forceinline__ void add(A before, unsigned mask, const Value& x) {
         const A added = __popc(mask), fraction = added * reciprocal(before + added);
         const auto holds = [&](int i) { return mask >> i & 1; };
-        if (before == 0) {
-#pragma unroll
-            for (int i = G - 1; i >= 0; --i)
-                if (holds(i)) shift = x(i);
-        }
         A sum = 0;
 #pragma unroll
         for (int i = 0; i < G; ++i) sum += holds(i) ? x(i) - shift : 0;
@@ -63,10 +65,9 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     using G = Groups<layout, V, U>;
     DYNAMIC_SHARED_ARRAY(Pair, scratch);
 
-    const Place place(plan, Direction::Forwards);
     Moments<A> moments[G::kChannels];
     int count = 0;
-    for (Walk<layout, V> walk(plan, place, Direction::Forwards); walk.more();) {
+    for (Walk<layout, V> walk(plan, Place(plan, Direction::Forwards), Direction::Forwards); walk.more();) {
         Chunk<V> chunks[U];
         Vector<T, V> values[U];
         walk.next(chunks);
@@ -74,11 +75,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
 
 #pragma unroll
         for (int g = 0; g < G::kCount; ++g) {
+            const auto value = [&](int k) { return [&, k](int i) { return G::value(values, g, k, i); }; };
             const auto take_in = [&](unsigned mask) {
+                if (count == 0) {
+#pragma unroll
+                    for (int k = 0; k < G::kChannels; ++k) moments[k].template start<G::kValues>(mask, value(k));
+                }
 #pragma unroll
                 for (int k = 0; k < G::kChannels; ++k)
-                    moments[k].template add<G::kValues>(
-                        count, mask, [&](int i) { return G::value(values, g, k, i); });
+                    moments[k].template add<G::kValues>(count, mask, value(k));
                 count += __popc(mask);
             };
             const unsigned mask = G::mask(chunks, g);
@@ -87,16 +92,19 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
         }
     }
 
-    const auto pivot = [&](int channel) { return static_cast<double>(load(x, channel * plan.inner)); };
+    const Place place(plan, Direction::Forwards);
+    // The first element of each channel, where there is one.
+    Vector<T, G::kChannels> pivots = {};
+    if (count > 0) pivots = load_vector<G::kChannels>(x, place.channel * plan.inner);
     const auto mine = [&](int k) {
-        return count > 0 ? moments[k].about(pivot(place.channel + k), count) : Pair{0, 0};
+        return count > 0 ? moments[k].about(element(pivots, k), count) : Pair{0, 0};
     };
     Pair sum;
     if (!sum_over_tile<G::kChannels>(plan, place, mine, sum, scratch, partials, tickets)) return;
     const int64_t C = plan.channels;
     if (place.own >= 0) {
-        const double offset = sum.first * per_count;
-        const double mean = plan.count() > 0 ? pivot(place.own) + offset : 0;
+        const double pivot = plan.count() > 0 ? static_cast<double>(load(x, place.own * plan.inner)) : 0;
+        const double offset = sum.first * per_count, mean = pivot + offset;
         const double var = not_negative(sum.second * per_count - offset * offset);
         store(payload, place.own, weight * mean);
         store(payload, C + place.own, weight * (var + mean * mean));

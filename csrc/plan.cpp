@@ -38,23 +38,25 @@ Plan make_plan(
     int64_t outer, int64_t channels, int64_t inner, int element_size, int misaligned, bool aligned, int unroll,
     const Device& device) {
     Plan plan{};
-    plan.layout = inner == 1 ? Layout::ChannelsLast : Layout::ChannelsFirst;
     plan.outer = outer, plan.channels = channels, plan.inner = inner;
 
     const int widest = kAccessBytes / element_size;
-    if (plan.layout == Layout::ChannelsFirst) {
-        // Rows are cut at the 16-byte boundaries of memory. They start at most `offset` elements past one.
+    if (inner > 1) {
+        const bool whole = aligned && inner % widest == 0;
+        plan.layout = whole ? Layout::ChannelsFirst : Layout::ChannelsFirstUnaligned;
+        // Runs are cut at the 16-byte boundaries of memory. They start at most `offset` elements past one.
         const int step = static_cast<int>(std::gcd<int64_t>(inner, widest));
-        const int offset = widest - step + misaligned % step;
-        const int64_t row_chunks = ceil_div(inner + offset, widest);
-        if (row_chunks > INT32_MAX) throw std::invalid_argument("expected fewer than 2^31 16-byte pieces per channel");
+        const int offset = whole ? 0 : widest - step + misaligned % step;
+        const int64_t columns = ceil_div(inner + offset, widest);
+        if (columns > INT32_MAX / 2) throw std::invalid_argument("expected less than 16 GiB per channel and sample");
         plan.vector = widest;
         plan.misaligned = misaligned;
-        plan.row_chunks = static_cast<int>(row_chunks);
+        plan.columns = static_cast<int>(columns);
         plan.lanes = 1;
     } else {
+        plan.layout = Layout::ChannelsLast;
         plan.vector = aligned && channels % widest == 0 ? widest : 1;
-        plan.row_chunks = 1;
+        plan.columns = 1;
         // 128 bytes of every row to a block: whole cache lines, and few enough channels that the partial results of all
         // blocks stay small.
         const int most_lanes = plan.vector == 1 ? 32 : 8;
@@ -62,7 +64,7 @@ Plan make_plan(
     }
     plan.tiles = ceil_div(channels, plan.tile_channels());
 
-    const int64_t positions = outer * plan.row_chunks;  // that the threads of a tile visit
+    const int64_t positions = plan.positions();
     const int least_threads = std::max(32, plan.tile_channels());  // each channel's result is written by its own thread
     const int64_t wanted = next_power_of_two(ceil_div(positions, unroll) * plan.lanes);
     plan.threads = static_cast<int>(std::clamp<int64_t>(wanted, least_threads, device.threads_per_block));
@@ -70,6 +72,7 @@ Plan make_plan(
     const int64_t resident = static_cast<int64_t>(device.multiprocessors) *
                              std::max(1, device.threads_per_multiprocessor / plan.threads);
     plan.splits = choose_splits(plan.tiles, rounds, resident);
+    plan.split_positions = ceil_div(positions, plan.splits);
     return plan;
 }
 

@@ -7,8 +7,9 @@
 namespace sbnref {
 
 // Where the channels lie in memory. Statistics treat every dimension but the channels alike, so any dense tensor is
-// (outer, channels, inner), and one with inner == 1 is a matrix whose rows hold all channels.
-enum class Layout : int { ChannelsFirst, ChannelsLast };
+// (outer, channels, inner), and one with inner == 1 is a matrix whose rows hold all channels. Channels-first is unaligned
+// where not every run of `inner` elements starts and ends on a 16-byte boundary.
+enum class Layout : int { ChannelsFirst, ChannelsFirstUnaligned, ChannelsLast };
 
 // What a plan has to know of the chip.
 struct Device {
@@ -28,13 +29,15 @@ struct Plan {
     int64_t outer, channels, inner;  // x is (outer, channels, inner) in memory
     int vector;                      // elements per access
     int misaligned;                  // elements from the last 16-byte boundary of memory to x, in channels-first
-    int row_chunks;                  // accesses per row, a row being what is contiguous for one thread's channels
+    int columns;                     // accesses that a run of `inner` elements takes, at most
     int lanes;                       // threads of a block side by side along the channels
     int threads;                     // per block; threads / lanes of them share a channel
     int64_t tiles;                   // blocks side by side along the channels
     int64_t splits;                  // blocks that share a channel
+    int64_t split_positions;         // of the tile's positions, for each of them
 
-    constexpr int tile_channels() const { return layout == Layout::ChannelsFirst ? 1 : lanes * vector; }  // per block
+    constexpr int tile_channels() const { return layout == Layout::ChannelsLast ? lanes * vector : 1; }  // per block
+    constexpr int64_t positions() const { return outer * columns; }  // of the threads of a tile, see walk.cuh
     constexpr int64_t blocks() const { return tiles * splits; }
     constexpr int64_t count() const { return outer * inner; }  // elements per channel
 };

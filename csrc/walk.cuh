@@ -4,11 +4,11 @@
 // of a tile are visited at positions 0, 1, 2, ... and every position is one 16-byte access (one element where rows of
 // channels-last are not aligned):
 //
-//   channels-first  rows of `inner` elements, one row per outer index. A row is cut where memory has its 16-byte
-//                   boundaries, so that its first and last piece may be partly outside of it. The pieces of all rows
-//                   form one sequence: no thread idles on short rows.
-//   channels-last   rows that hold all channels; a position is a row, and `lanes` threads read their channels side by
-//                   side.
+//   channels-first  every outer index has a run of `inner` elements. Runs are cut where memory has its 16-byte
+//                   boundaries; where they are unaligned, the first and the last piece lie partly outside. The pieces of
+//                   all runs form one sequence: no thread idles on short runs.
+//   channels-last   a position is one of `outer` rows that hold all channels, and `lanes` threads read their channels
+//                   side by side.
 //
 // The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in turn.
 #pragma once
@@ -30,13 +30,13 @@ struct Place {
     int own;      // the one whose statistics this thread handles, one thread per channel; or none, -1
 
     __device__ Place(const Plan& plan, Direction direction) {
-        const unsigned block = direction == Direction::Forwards ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+        const unsigned block = direction == Direction::Forwards ? block_index() : gridDim.x - 1 - block_index();
+        const int thread = thread_index(), tile_channels = plan.tile_channels();
         tile = block / static_cast<unsigned>(plan.splits);
         split = block % static_cast<unsigned>(plan.splits);
-        lane = threadIdx.x % plan.lanes;
-        row = threadIdx.x / plan.lanes;
+        lane = thread % plan.lanes;
+        row = thread / plan.lanes;
         rows = blockDim.x / plan.lanes;
-        const int thread = threadIdx.x, tile_channels = plan.tile_channels();
         channel = tile * tile_channels + lane * (tile_channels / plan.lanes);
         own = tile * tile_channels + thread;
         if (thread >= tile_channels || own >= plan.channels) own = -1;
@@ -59,23 +59,23 @@ struct Chunk {
 template <Layout layout, int V>
 class Walk {
    public:
-    __device__ Walk(const Plan& plan, const Place& place, Direction direction) : plan_(plan), place_(place) {
-        const int64_t positions = plan.outer * plan.row_chunks;
-        const int64_t begin = positions * place.split / plan.splits;
-        const int64_t end = positions * (place.split + 1) / plan.splits;
+    __device__ Walk(const Plan& plan, const Place& place, Direction direction) : plan_(plan) {
+        const int64_t begin = place.split * plan.split_positions;
+        const int64_t rest = plan.positions() - begin;
+        const int here = static_cast<int>(rest < plan.split_positions ? rest : plan.split_positions);
         const bool forwards = direction == Direction::Forwards;
-        const int64_t start = forwards ? begin + place.row : end - 1 - place.row;
-        const int64_t mine = (end - begin - place.row + place.rows - 1) / place.rows;
-        left_ = place.channel < plan.channels && mine > 0 ? static_cast<int>(mine) : 0;
-        row_ = start, column_ = 0;
-        row_step_ = forwards ? place.rows : -place.rows, column_step_ = 0;
-        if constexpr (layout == Layout::ChannelsFirst) {
-            row_ = floor_div(start, plan.row_chunks);
-            column_ = static_cast<int>(start - row_ * plan.row_chunks);
-            const int step = row_step_;
-            row_step_ = floor_div(step, plan.row_chunks);
-            column_step_ = step - row_step_ * plan.row_chunks;
-        }
+        const int64_t start = begin + (forwards ? place.row : here - 1 - place.row);
+        const int step = forwards ? place.rows : -place.rows;
+        left_ = place.channel < plan.channels ? (here - place.row + place.rows - 1) / place.rows : 0;
+
+        // Position = outer index * columns + column.
+        const int64_t outer = floor_div(start, plan.columns);
+        const int outer_step = floor_div(step, plan.columns);
+        column_ = static_cast<int>(start - outer * plan.columns);
+        column_step_ = step - outer_step * plan.columns;
+        next_run_ = plan.channels * plan.inner;
+        at_ = outer * next_run_ + place.channel * plan.inner;
+        step_ = outer_step * next_run_;
     }
 
     __device__ bool more() const { return left_ > 0; }
@@ -86,49 +86,49 @@ class Walk {
 #pragma unroll
         for (int u = 0; u < U; ++u) {
             chunks[u] = chunk();
-            advance();
+            --left_;
+            at_ += step_;
+            if constexpr (layout == Layout::ChannelsLast) continue;  // column_ stays 0
+            column_ += column_step_;
+            if (column_ >= plan_.columns) column_ -= plan_.columns, at_ += next_run_;
         }
     }
 
    private:
     template <typename I>
     __device__ static I floor_div(I a, int b) {
+        if constexpr (layout == Layout::ChannelsLast) return a;  // there is one column
         return a / b - (a % b < 0);
-    }
-
-    __device__ __forceinline__ void advance() {
-        --left_;
-        row_ += row_step_;
-        if constexpr (layout == Layout::ChannelsFirst) {
-            column_ += column_step_;
-            if (column_ >= plan_.row_chunks) column_ -= plan_.row_chunks, ++row_;
-        }
     }
 
     __device__ __forceinline__ Chunk<V> chunk() const {
         const unsigned whole = left_ > 0 ? Chunk<V>::kWhole : 0;
-        if constexpr (layout == Layout::ChannelsLast) return {row_ * plan_.channels + place_.channel, whole};
-        const int64_t row_start = (row_ * plan_.channels + place_.channel) * plan_.inner;
-        const int before = static_cast<int>((row_start + plan_.misaligned) & (V - 1));  // elements since the boundary
-        const int64_t offset = static_cast<int64_t>(column_) * V - before;
-        const int64_t rest = plan_.inner - offset;  // up to the end of the row
-        const unsigned begun = column_ == 0 ? ~0u << before : ~0u;
-        const unsigned ended = rest >= V ? 0 : rest > 0 ? ~0u << rest : ~0u;
-        return {row_start + offset, whole & begun & ~ended};
+        const int64_t at = at_ + static_cast<int64_t>(column_) * V;
+        if constexpr (layout != Layout::ChannelsFirstUnaligned) {
+            return {at, whole};
+        } else {
+            // The run starts `before` elements after a boundary; after its whole pieces, at most 2 V - 2 elements remain.
+            const int before = static_cast<int>((at_ + plan_.misaligned) & (V - 1));
+            const int pieces = static_cast<int>(plan_.inner / V), rest = before + static_cast<int>(plan_.inner % V);
+            const int here = column_ < pieces ? V : column_ == pieces ? rest : rest - V;  // at most V count
+            const unsigned begun = column_ == 0 ? ~0u << before : ~0u;
+            const unsigned ended = here > 0 ? ~0u << here : ~0u;
+            return {at - before, whole & begun & ~ended};
+        }
     }
 
     const Plan& plan_;
-    const Place& place_;
-    int64_t row_;
-    int column_, row_step_, column_step_;
-    int left_;  // positions that this thread has still to visit
+    int64_t at_;                // the start of the run, in channels-last the element itself
+    int64_t step_, next_run_;   // elements
+    int column_, column_step_;  // the piece of the run
+    int left_;                  // positions that this thread has still to visit
 };
 
 // Whether a chunk can be accessed in one go. One that reaches over the ends of the tensor cannot, nor one in a tensor
 // that lies differently to the 16-byte boundaries than x.
 template <Layout layout, int V, typename T>
 __device__ __forceinline__ bool accessible(const Array<T>& array, const Chunk<V>& chunk) {
-    if constexpr (layout == Layout::ChannelsLast) return true;
+    if constexpr (layout != Layout::ChannelsFirstUnaligned) return true;
     return chunk.at >= 0 && chunk.at + V <= array.size &&
            reinterpret_cast<uintptr_t>(array.data + chunk.at) % kAccessBytes == 0;
 }
@@ -143,7 +143,7 @@ __device__ __forceinline__ void load_chunks(Array<const T> array, const Chunk<V>
         if (!chunks[u].empty() && accessible<layout, V>(array, chunks[u]))
             values[u] = load_vector<V>(array, chunks[u].at);
     }
-    if constexpr (layout == Layout::ChannelsFirst) {
+    if constexpr (layout == Layout::ChannelsFirstUnaligned) {
 #pragma unroll
         for (int u = 0; u < U; ++u) {
             if (chunks[u].empty() || accessible<layout, V>(array, chunks[u])) continue;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void store_chunks(Array<T> array, const Chunk<V> (&ch
             store_vector<V>(array, chunks[u].at, values[u]);
             continue;
         }
-        if constexpr (layout == Layout::ChannelsFirst) {
+        if constexpr (layout == Layout::ChannelsFirstUnaligned) {
 #pragma unroll
             for (int i = 0; i < V; ++i)
                 if (chunks[u].holds(i)) store(array, chunks[u].at + i, values[u].at[i]);
@@ -175,7 +175,7 @@ __device__ __forceinline__ void store_chunks(Array<T> array, const Chunk<V> (&ch
 // channel; in channels-last the U chunks are one group, of U values for each of the thread's V channels.
 template <Layout layout, int V, int U>
 struct Groups {
-    static constexpr bool kFirst = layout == Layout::ChannelsFirst;
+    static constexpr bool kFirst = layout != Layout::ChannelsLast;
     static constexpr int kCount = kFirst ? U : 1;
     static constexpr int kChannels = kFirst ? 1 : V;  // of a thread
     static constexpr int kValues = kFirst ? V : U;    // of a channel in a group

@@ -14,7 +14,6 @@ from .. import build
 from ..modes import RunningStats
 
 
-@torch.compiler.assume_constant_result
 def why_not(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
     if build.simulated() and device.type != "cpu":
@@ -24,6 +23,10 @@ def why_not(device: torch.device) -> str | None:
     if (reason := build.why_not()) is None:
         _register_shapes()
     return reason
+
+
+# torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forward_stats(
