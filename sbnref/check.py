@@ -277,7 +277,7 @@ SECTIONS = {
     "forward_apply": "Combining means and variances",
     "backward_stats": "The backward pass through a collective",
     "backward_apply": "The backward pass through a collective",
-    "layer": "Batch norm, and why a batch split over ranks breaks it",
+    "layer": "Batch norm, and what splitting the batch breaks",
 }
 
 

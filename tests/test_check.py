@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -307,3 +308,9 @@ def test_importing_sbnref_brings_in_nothing_heavy():
     heavy = "rich", "typer", "matplotlib", "hypothesis"
     code = f"import sys, sbnref; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_section_that_a_hint_names_exists():
+    pages = (Path(__file__).parents[1] / "docs" / "derivations").glob("*.md")
+    titles = {page.read_text().splitlines()[0].removeprefix("# ") for page in pages}
+    assert {*SECTIONS.values(), "Floating point", "Running statistics that agree on all ranks"} <= titles
