@@ -1,61 +1,15 @@
-"""What browser tests share: a headless Chromium, a server on localhost, and a bare page around the explorer."""
+"""What browser tests share: a headless Chromium and a server on localhost."""
 
 from __future__ import annotations
 
 import functools
 import http.server
-import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  # another site can be named
-
-HARNESS = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Explorer</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="_static/explorer/explorer.css"></head>
-<body data-theme="light"><div class="explorer"></div>
-<script type="module" src="_static/explorer/explorer.js"></script></body>
-</html>"""
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the site, and at /harness.html the explorer without it."""
-
-    def do_GET(self) -> None:
-        if self.path == "/favicon.ico":  # browsers ask for it; that there is none is no error
-            self.send_response(204)
-            self.end_headers()
-        elif urlsplit(self.path).path == "/harness.html":
-            body = HARNESS.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        else:
-            super().do_GET()
-
-    def translate_path(self, path: str) -> str:
-        # The explorer is tested as it stands in the source, whether or not the site has been built since.
-        if path.startswith("/_static/explorer/"):
-            return str(ROOT / "docs") + urlsplit(path).path
-        return super().translate_path(path)
-
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+from browsing import HTML, Browser, Handler
 
 
 @pytest.fixture(scope="session")
@@ -66,58 +20,6 @@ def server() -> Iterator[str]:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://localhost:{httpd.server_port}"
         httpd.shutdown()
-
-
-@dataclass
-class Browser:
-    """Chromium, and the address of the server that it visits."""
-
-    driver: object  # selenium's WebDriver, which is not there to be imported where these tests are skipped
-    server: str
-
-    def open(self, path: str, width: int = 1280, height: int = 900) -> None:
-        """Load a page from scratch."""
-        self.resize(width, height)
-        if "#" in path:  # a browser does not load a page again when only the fragment is another
-            self.driver.get("about:blank")
-        self.driver.get(f"{self.server}/{path}")
-
-    def show(self, case: str) -> None:
-        """Another case on the page that is open, by its fragment."""
-        self.driver.execute_async_script(
-            "const [hash, done] = arguments; if (hash === location.hash) return done();"
-            "addEventListener('hashchange', () => done(), { once: true }); location.hash = hash",
-            case,
-        )
-
-    def resize(self, width: int, height: int = 900) -> None:
-        """The window's inner size: a window itself cannot be as narrow as a phone."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-    def prefer(self, scheme: str) -> None:
-        """What the system asks for: 'light' or 'dark'."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def run(self, script: str, *arguments: object) -> object:
-        """The value that a script returns."""
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, condition: str, seconds: float = 5) -> None:
-        """Until a JavaScript expression holds."""
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: self.run(f"return {condition}"), condition)
-
-    def requests(self) -> list[str]:
-        """Addresses asked for since the last call."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-    def complaints(self) -> list[str]:
-        """What pages wrote to the console as errors since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import HTML, ROOT, Browser
+from browsing import HTML, ROOT, Browser
 
 from sbnref import modes
 from sbnref.conformance import oracle

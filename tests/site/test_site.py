@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import HTML, Browser
+from browsing import HTML, Browser
 
 GENERATED = ("_modules", "_static", "_sources", "_downloads")  # by Sphinx, or not pages
 

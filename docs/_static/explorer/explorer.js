@@ -44,7 +44,7 @@ const SKELETON = `
       <label class="link" hidden>Link <input type="text" readonly /></label>
     </div>
     <figure>
-      <svg role="img" aria-label="Distributions, and mean and standard deviation by mode; the summary and the table say the same in words."></svg>
+      <svg role="img" aria-label="Distributions, and mean ± standard deviation by mode, as in the table below."></svg>
       <figcaption>
         Above: the true distribution of all elements (area), and each rank's share of it (lines, numbered by rank).
         Below: mean (mark) ± standard deviation (bar) by mode, over the true distribution; the dashed line is the true
@@ -137,7 +137,8 @@ class Explorer {
       const button = event.target.closest(".remove");
       if (button) this.remove(Number(button.dataset.rank));
     });
-    for (const type of ["focusin", "pointerover"]) body.addEventListener(type, (event) => this.emphasize(event.target.closest("tr")));
+    for (const type of ["focusin", "pointerover"])
+      body.addEventListener(type, (event) => this.emphasize(event.target.closest("tr")));
     for (const type of ["focusout", "pointerout"]) body.addEventListener(type, () => this.emphasize(null));
   }
 
@@ -209,17 +210,21 @@ class Explorer {
     const { ranks } = this;
     const fragment = toFragment(ranks);
     const preset = PRESETS.find((candidate) => toFragment(candidate.ranks) === fragment);
-    this.find(".presets").querySelectorAll("button").forEach((button, i) => {
-      button.setAttribute("aria-pressed", String(PRESETS[i] === preset));
-    });
+    this.find(".presets")
+      .querySelectorAll("button")
+      .forEach((button, i) => {
+        button.setAttribute("aria-pressed", String(PRESETS[i] === preset));
+      });
     this.find(".note").textContent = preset?.note ?? "Your own case.";
     this.find(".copied").textContent = "";
     this.find(".link").hidden = true;
     this.find(".add").disabled = ranks.length === MAX_RANKS;
-    this.find(".inputs tbody").querySelectorAll("tr").forEach((row, r) => {
-      row.classList.toggle("empty", elements(ranks[r]) === 0);
-      row.querySelector(".remove").disabled = ranks.length === 1;
-    });
+    this.find(".inputs tbody")
+      .querySelectorAll("tr")
+      .forEach((row, r) => {
+        row.classList.toggle("empty", elements(ranks[r]) === 0);
+        row.querySelector(".remove").disabled = ranks.length === 1;
+      });
     this.find(".summary").textContent = summary(ranks);
     this.find(".results tbody").replaceChildren(...resultRows(ranks));
     this.find(".formulas").replaceChildren(...MODES.map((mode) => formula(ranks, mode)));
@@ -248,11 +253,20 @@ function inputRow(rank, r) {
     });
     return html("td", { class: field.key }, input);
   });
-  const remove = html("button", { type: "button", class: "remove", "data-rank": r, "aria-label": `Remove rank ${r}` }, "×");
+  const remove = html(
+    "button",
+    { type: "button", class: "remove", "data-rank": r, "aria-label": `Remove rank ${r}` },
+    "×",
+  );
   return html("tr", {}, html("th", { scope: "row" }, String(r)), ...cells, html("td", {}, remove));
 }
 
-/** Arrow keys where the browser's own step, 1, is too coarse. @param {KeyboardEvent} event @returns {boolean} Whether it was one. */
+/**
+ * Arrow keys where the browser's own step, 1, is too coarse.
+ *
+ * @param {KeyboardEvent} event
+ * @returns {boolean} Whether it was one.
+ */
 function stepped(event) {
   const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
   const field = FIELDS.find((candidate) => candidate.key === event.target.dataset.key);
@@ -272,7 +286,11 @@ function resultRows(ranks) {
 /** @param {"truth" | Mode} name @param {Moments | null} computed @param {Moments | null} real @returns {HTMLElement} */
 function resultRow(name, computed, real) {
   const label = name === "truth" ? "truth" : `'${name}'`;
-  const icon = svg("svg", { class: `icon estimate ${name}`, width: 18, height: 18, "aria-hidden": "true" }, mark(name, 9, 9));
+  const icon = svg(
+    "svg",
+    { class: `icon estimate ${name}`, width: 18, height: 18, "aria-hidden": "true" },
+    mark(name, 9, 9),
+  );
   const head = html("th", { scope: "row" }, icon, label);
   if (computed === null) return html("tr", {}, head, ...Array.from({ length: 3 }, () => html("td", {}, "none")));
   if (real === null) return html("tr", {}, head, ...["0", "0", "none"].map((text) => html("td", {}, text)));

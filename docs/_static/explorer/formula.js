@@ -25,7 +25,10 @@ export function formula(ranks, mode) {
   const title = html("h3", { id: `formula-${mode}` }, `Mode '${mode}'`);
   const rule = html("p", {}, italic("w"), ` = ${weighs}; `, italic("D"), ` = ${divides} = ${divisor}`);
   const means = terms(ranks, (rank, r) => `${weights[r]}·${signed(rank.mean)}`);
-  const squares = terms(ranks, (rank, r) => `${weights[r]}·(${square(rank)} + (${number(rank.mean)} − ${signed(mean)})²)`);
+  const squares = terms(
+    ranks,
+    (rank, r) => `${weights[r]}·(${square(rank)} + (${number(rank.mean)} − ${signed(mean)})²)`,
+  );
   return html(
     "section",
     { class: mode, "aria-labelledby": title.id },
@@ -60,7 +63,13 @@ function terms(ranks, term) {
   });
 }
 
-/** @param {string} name @param {(Node | string)[]} numerator @param {number} divisor @param {number} value @returns {HTMLElement} */
+/**
+ * @param {string} name
+ * @param {(Node | string)[]} numerator
+ * @param {number} divisor
+ * @param {number} value
+ * @returns {HTMLElement}
+ */
 function equation(name, numerator, divisor, value) {
   return html(
     "p",

@@ -69,10 +69,16 @@ function extent(ranks, real) {
   return [low - margin, high + margin];
 }
 
-/** @param {Rank[]} ranks @param {[number, number]} range @returns {number[]} Even steps, and finer ones around each mean. */
+/**
+ * @param {Rank[]} ranks
+ * @param {[number, number]} range
+ * @returns {number[]} Even steps, and finer ones around each mean.
+ */
 function abscissae(ranks, [low, high]) {
   const even = Array.from({ length: 161 }, (_, i) => low + ((high - low) * i) / 160);
-  const around = ranks.filter(smooth).flatMap((rank) => Array.from({ length: 57 }, (_, i) => rank.mean + ((i - 28) * rank.std) / 7));
+  const around = ranks
+    .filter(smooth)
+    .flatMap((rank) => Array.from({ length: 57 }, (_, i) => rank.mean + ((i - 28) * rank.std) / 7));
   return [...even, ...around].filter((value) => value >= low && value <= high).sort((a, b) => a - b);
 }
 
@@ -81,10 +87,18 @@ function smooth(rank) {
   return variance(rank) > 0;
 }
 
-/** @param {Rank} rank @param {number} all Elements on all ranks. @param {number} value @returns {number} Density, times the share of the elements. */
+/**
+ * @param {Rank} rank
+ * @param {number} all Elements on all ranks.
+ * @param {number} value
+ * @returns {number} Density, times the share of the elements.
+ */
 function share(rank, all, value) {
   if (!smooth(rank)) return 0;
-  return ((elements(rank) / all) * Math.exp(-0.5 * ((value - rank.mean) / rank.std) ** 2)) / (rank.std * Math.sqrt(2 * Math.PI));
+  return (
+    ((elements(rank) / all) * Math.exp(-0.5 * ((value - rank.mean) / rank.std) ** 2)) /
+    (rank.std * Math.sqrt(2 * Math.PI))
+  );
 }
 
 /** @param {Rank[]} ranks @param {number} value @returns {number} The true density. */
@@ -115,7 +129,9 @@ function distributions(scene, panel) {
   const mass = (rank) => spikeHeight(rank, all, panel - HEAD);
   const lines = ranks.flatMap((rank, r) => {
     if (elements(rank) === 0) return [];
-    const d = smooth(rank) ? curve(xs, x, (value) => y(share(rank, all, value))) : spike(x(rank.mean), panel - mass(rank), panel);
+    const d = smooth(rank)
+      ? curve(xs, x, (value) => y(share(rank, all, value)))
+      : spike(x(rank.mean), panel - mass(rank), panel);
     return [svg("path", { class: "rank", "data-rank": r, d })];
   });
   const peaks = ranks.flatMap((rank, r) => {
@@ -133,7 +149,14 @@ function distributions(scene, panel) {
   );
 }
 
-/** The true distribution as an area. @param {Scene} scene @param {number} base @param {number} height @returns {SVGElement} */
+/**
+ * The true distribution as an area.
+ *
+ * @param {Scene} scene
+ * @param {number} base
+ * @param {number} height
+ * @returns {SVGElement}
+ */
 function silhouette({ ranks, x, xs, top, real }, base, height) {
   if (real === null) return svg("g");
   const y = (value) => base - (top > 0 ? (height * mixture(ranks, value)) / top : 0);
@@ -154,7 +177,11 @@ function curve(xs, x, y) {
   return "M" + xs.map((value) => `${x(value).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
 }
 
-/** Equal elements have no density; their line is as high as their share, and high enough to be seen. @returns {number} */
+/**
+ * Equal elements have no density; their line is as high as their share, and high enough to be seen.
+ *
+ * @returns {number}
+ */
 function spikeHeight(rank, all, height) {
   return height * Math.max(elements(rank) / all, 0.04);
 }
@@ -188,7 +215,12 @@ function ranges(numbers) {
   return consecutive ? `${sorted[0]}–${sorted.at(-1)}` : sorted.join(", ");
 }
 
-/** One row: mean ± standard deviation over the true distribution. @param {Scene} scene @param {"truth" | import("./statistics.js").Mode} row */
+/**
+ * One row: mean ± standard deviation over the true distribution.
+ *
+ * @param {Scene} scene
+ * @param {"truth" | import("./statistics.js").Mode} row
+ */
 function estimate(scene, row, y) {
   const { ranks, real, x, width } = scene;
   const computed = row === "truth" ? real : combine(ranks, row);

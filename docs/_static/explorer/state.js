@@ -61,22 +61,22 @@ export const PRESETS = [
   {
     name: "Unequal spatial sizes",
     note:
-      "Images of several sizes: a sample of a large image brings more elements. Mode 'N' counts samples, so it is wrong " +
-      "as well; only mode 'exact' counts elements.",
+      "Images of several sizes: a sample of a large image brings more elements. Mode 'N' counts samples, so it is " +
+      "wrong as well; only mode 'exact' counts elements.",
     ranks: [rank(2, 32, 32, 1, 1), rank(3, 16, 16, 3, 1), rank(4, 8, 8, 6, 1)],
   },
   {
     name: "Means far apart",
     note:
-      "Each rank is narrow, the whole is wide: the variance is mostly the distance between the means. A small error in " +
-      "the weights is a large one in the result.",
+      "Each rank is narrow, the whole is wide: the variance is mostly the distance between the means. A small error " +
+      "in the weights is a large one in the result.",
     ranks: [rank(4, 8, 8, -8, 0.5), rank(4, 8, 8, 0, 0.5), rank(3, 8, 8, 8, 0.5)],
   },
   {
     name: "All empty",
     note:
-      "Nobody has data. There is nothing to be right about: the outputs are empty, and the running statistics stay as " +
-      "they are.",
+      "Nobody has data. There is nothing to be right about: the outputs are empty, and the running statistics stay " +
+      "as they are.",
     ranks: [rank(0, 8, 8, 0, 1), rank(0, 8, 8, 0, 1), rank(0, 8, 8, 0, 1)],
   },
 ];
@@ -113,7 +113,9 @@ export function fromFragment(fragment) {
     .replaceAll(/%2c/gi, ",") // some programs escape what they need not
     .split("/")
     .map((row) => row.split(",").map((text) => (text.trim() === "" ? NaN : Number(text))));
-  const readable = rows.every((row) => row.length === FIELDS.length && FIELDS.every((field, i) => allowed(field, row[i])));
+  const readable = rows.every(
+    (row) => row.length === FIELDS.length && FIELDS.every((field, i) => allowed(field, row[i])),
+  );
   if (!meansCase(fragment) || !readable || rows.length > MAX_RANKS) return null;
   return rows.map(([n, h, w, mean, std]) => rank(n, h, w, mean, std));
 }

@@ -32,7 +32,10 @@ export function elements(rank) {
   return rank.n * rank.h * rank.w;
 }
 
-/** @param {Rank} rank @returns {number} The local variance: a single element has none, whatever spread was asked for. */
+/**
+ * @param {Rank} rank
+ * @returns {number} The local variance: a single element has none, whatever spread was asked for.
+ */
 export function variance(rank) {
   return elements(rank) > 1 ? rank.std ** 2 : 0;
 }

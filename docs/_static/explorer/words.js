@@ -56,9 +56,13 @@ export function summary(ranks) {
   const real = truth(ranks);
   const empty = ranks.filter((rank) => elements(rank) === 0).length;
   if (real === null) {
-    return "Every rank is empty: there is no distribution, every mode gives mean 0 and variance 0, and the running statistics stay as they are.";
+    return (
+      "Every rank is empty: there is no distribution, every mode gives mean 0 and variance 0, " +
+      "and the running statistics stay as they are."
+    );
   }
-  const start = `${counted(ranks.length, "rank")}${empty ? `, ${empty} empty` : ""}, ${counted(sum(ranks.map(elements)), "element")} per channel.`;
+  const held = `${counted(ranks.length, "rank")}${empty ? `, ${empty} empty` : ""}`;
+  const start = `${held}, ${counted(sum(ranks.map(elements)), "element")} per channel.`;
   return [start, ...verdicts(ranks, real)].join(" ");
 }
 
@@ -77,5 +81,8 @@ function verdicts(ranks, real) {
     }
   }
   if (right.length === MODES.length) return ["All three modes agree with the truth."];
-  return [...sentences, `${right.length > 1 ? "Modes" : "Only mode"} ${list(right)} ${right.length > 1 ? "agree" : "agrees"} with the truth.`];
+  return [
+    ...sentences,
+    right.length > 1 ? `Modes ${list(right)} agree with the truth.` : `Only mode ${right[0]} agrees with the truth.`,
+  ];
 }
