@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint types docs docs-serve clean
+.PHONY: help demo test lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ demo: $(READY)  ## train on handwritten digits with empty ranks, in each statist
 	$(BIN)/sbnref demo
 
 test: $(READY)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/site
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check
@@ -23,6 +23,9 @@ types: $(READY)  ## check types
 
 docs: $(READY)  ## build the site into docs/_build/html, running the tutorials
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+test-site: docs  ## test the built site in a headless Chromium, and the solutions to the exercises
+	$(BIN)/pytest --no-cov tests/site
 
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
