@@ -1,9 +1,12 @@
 """What tests share: ranks, a world of each size started once, on first use; and lines for the summary at the end."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 import sbnref
 
@@ -22,6 +25,20 @@ def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
             return pools[world_size]
 
         yield of_size
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Iterator[sbnref.Ranks]:
+    """Two ranks whose layers run the simulated kernels. A process that has loaded the simulation keeps it."""
+    with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(2, timeout=120) as ranks:
+        environment.setenv("SBNREF_CUDASIM", "1")
+        environment.setenv("SBNREF_IMPL", "cuda")
+        build = "from sbnref import build; build.library()"  # before the ranks' time runs
+        subprocess.run((sys.executable, "-c", build), check=True)
+        chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
+        assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * 2
+        environment.undo()
+        yield ranks
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
 
 import copy
-import subprocess
-import sys
 from unittest.mock import patch
 
 import pytest
@@ -64,12 +62,8 @@ def test_all_modes_with_ragged_and_empty_ranks(world):
     world(2).run(compiled_steps, "reference", ["default", "N", "exact"], "aot_eager", RAGGED)
 
 
-def test_the_kernels(monkeypatch):
-    """Simulated, on ranks of its own: a process has either the simulation or the real kernels."""
-    monkeypatch.setenv("SBNREF_CUDASIM", "1")
-    subprocess.run((sys.executable, "-c", "import sbnref.build; sbnref.build.library()"), check=True)
-    with sbnref.Ranks(2, timeout=120) as ranks:
-        ranks.run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
+def test_the_kernels(simulated):
+    simulated.run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
 
 
 def test_inductor(world):

@@ -62,18 +62,26 @@ def training(wrap, accumulate: bool = False) -> None:
     agree(wrapped.state_dict(), alone.state_dict())
 
 
+@pytest.fixture(params=["reference", "cuda"])
+def ranks(request):
+    """Two ranks, for each implementation."""
+    if request.param == "cuda":
+        return request.getfixturevalue("simulated")
+    return request.getfixturevalue("world")(2)
+
+
 def ddp_in_every_way() -> None:
     for options in ({}, {"broadcast_buffers": False}, {"static_graph": True}, {"gradient_as_bucket_view": True}):
         training(lambda model, options=options: DistributedDataParallel(model, **options))
     training(DistributedDataParallel, accumulate=True)
 
 
-def test_distributed_data_parallel(world):
-    world(2).run(ddp_in_every_way)
+def test_distributed_data_parallel(ranks):
+    ranks.run(ddp_in_every_way)
 
 
-def test_fully_shard(world):
-    world(2).run(sharded)
+def test_fully_shard(ranks):
+    ranks.run(sharded)
 
 
 def sharded() -> None:
@@ -136,8 +144,8 @@ def checkpointed(use_reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoints_update_running_statistics_once(world, use_reentrant):
-    world(2).run(checkpointed, use_reentrant)
+def test_checkpoints_update_running_statistics_once(ranks, use_reentrant):
+    ranks.run(checkpointed, use_reentrant)
 
 
 def autocasted() -> None:
@@ -173,5 +181,5 @@ def autocasted() -> None:
     agree({n: p for n, p in model.named_parameters()}, {n: before[n] for n, _ in model.named_parameters()})
 
 
-def test_autocast_and_gradient_scaling(world):
-    world(2).run(autocasted)
+def test_autocast_and_gradient_scaling(ranks):
+    ranks.run(autocasted)
