@@ -1,0 +1,19 @@
+"""The kernels in a process of their own: a process has either the simulation or the real ones."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import sbnref
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Iterator[Callable]:
+    """``simulated(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SBNREF_CUDASIM", "1")
+        subprocess.run((sys.executable, "-c", "import sbnref.build; sbnref.build.library()"), check=True)
+        with sbnref.Ranks(1, timeout=300) as ranks:
+            yield lambda function, *args: ranks.run(function, *args)[0]
