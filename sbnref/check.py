@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .conformance.functions import death_in_words
 from .impls import STAGES
 from .report import Report
 
@@ -156,8 +157,21 @@ def check(
         if outcome.died is not None:
             at, result = outcome.died
             job["died"] = [*job["died"], at]  # type: ignore[misc]
+            if at in STAGES:
+                result = _smallest_death(job, at, result, timeout)
             results |= {stage: result for stage in (remaining if at == "import" else [at])}
     return Grade(target, [_grade(stage, results[stage]) for stage in todo])
+
+
+def _smallest_death(job: dict[str, Any], stage: str, result: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """The result of a stage that ended its process, on the smallest step that ends it: each is tried in a fork."""
+    if not hasattr(os, "fork"):
+        return result
+    again = _run({**job, "stages": [stage], "isolated": True}, timeout).results.get(stage, {})
+    if again.get("status") != "failed":  # it does not happen every time
+        return result
+    printed = result["failure"]["printed"]
+    return {**result, "tried": again["tried"], "failure": {**again["failure"], "printed": printed}}
 
 
 def template() -> str:
@@ -203,7 +217,7 @@ def _run(job: dict[str, Any], timeout: float) -> _Outcome:
     died = None
     if not any("done" in line for line in lines_read):
         started = [line["starting"] for line in lines_read if "starting" in line]
-        what = f"was still running after {timeout:g} s and was ended" if late else _death(process.returncode)
+        what = f"was still running after {timeout:g} s and was ended" if late else death_in_words(process.returncode)
         failure = {"step": trying, "what": what, "printed": printed, "features": []}
         result = {"status": "timed out" if late else "crashed", "failure": failure, "tried": 0}
         died = started[-1] if started else "import", result
@@ -256,14 +270,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     except ValueError:  # cut off where the process ended
         return None
     return value if isinstance(value, dict) else None
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended the process, with exit code {code}"
-    with suppress(ValueError):
-        return f"crashed the process, with signal {signal.Signals(-code).name}"
-    return f"crashed the process, with signal {-code}"
 
 
 def _grade(stage: str, result: dict[str, Any]) -> StageGrade:

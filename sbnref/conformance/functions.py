@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -70,6 +72,15 @@ def error_in_words(error: BaseException) -> str:
         if frames
         else text
     )
+
+
+def death_in_words(code: int) -> str:
+    """How a process ended, from its exit code; negative for a signal."""
+    if code >= 0:
+        return f"ended the process, with exit code {code}"
+    with suppress(ValueError):
+        return f"crashed the process, with signal {signal.Signals(-code).name}"
+    return f"crashed the process, with signal {-code}"
 
 
 def _is_graded(filename: str) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,8 +23,10 @@ import torch
 from ..impls import Implementation, reference, register_impl
 from ..launch import RankError, Ranks
 from .cases import cases
-from .functions import NotAnImplementation, load_functions
-from .search import Failure, search
+from .functions import NotAnImplementation, death_in_words, load_functions
+from .search import Failure, Step, examine, features_of, search
+
+SURVIVED = 77  # the exit code of a fork that has come to its end
 
 
 class _Grader:
@@ -35,13 +39,14 @@ class _Grader:
         self.results.flush()
 
     def grade(self, stage: str) -> None:
-        """Write the stage's result; for what ``forward_apply`` saves wrongly, its result anew."""
+        """Write the stage's result, and ``forward_apply``'s anew if it is what that saves that is wrong."""
         self.write(starting=stage)
+        isolated = self.job.get("isolated", False)
         try:
-            failure, tried = self.search(stage, reference)
+            failure, tried = self.search(stage, reference, self.dies if isolated else examine)
         except NotImplementedError as error:
             return self.write(stage=stage, status="not written", failure=asdict(Failure("", str(error))), tried=0)
-        if stage.startswith("backward") and "forward_apply" not in self.job["died"]:
+        if stage.startswith("backward") and not isolated and "forward_apply" not in self.job["died"]:
             # saved is laid out as the file's own forward_apply likes, or as the reference does
             with suppress(NotImplementedError):
                 by_own, again = self.search(stage, self.impl)
@@ -55,16 +60,37 @@ class _Grader:
             stage=stage, status="failed" if failure else "passed", failure=failure and asdict(failure), tried=tried
         )
 
-    def search(self, stage: str, saved_by: Implementation) -> tuple[Failure | None, int]:
-        """Half of the time for the search, so that it ends by itself before it is ended."""
+    def search(
+        self, stage: str, saved_by: Implementation, trial: Callable[..., Failure | None] = examine
+    ) -> tuple[Failure | None, int]:
+        """So much of the time that what a stage needs, two searches or one with forks, ends before it is ended."""
         return search(
             stage,
             self.impl,
             saved_by=saved_by,
             examples=self.job["examples"],
-            seconds=self.job["timeout"] / 3,
+            seconds=self.job["timeout"] * (0.8 if trial == self.dies else 0.3),
             tell=self.tell,
+            trial=trial,
         )
+
+    def dies(self, stage: str, impl: Implementation, step: Step, saved_by: Implementation) -> Failure | None:
+        """Try a step in a fork of this process, and see only whether that survives."""
+        limit = max(1.0, self.job["timeout"] / 20)
+        if (pid := os.fork()) == 0:
+            with suppress(BaseException):
+                examine(stage, impl, step, saved_by)
+            os._exit(SURVIVED)
+        end = time.monotonic() + limit
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                what = f"was still running after {limit:g} s and was ended"
+                return Failure(str(step), what, features=features_of(step))
+            time.sleep(0.001)
+        code = os.waitstatus_to_exitcode(ended[1])
+        return None if code == SURVIVED else Failure(str(step), death_in_words(code), features=features_of(step))
 
     def tell(self, step: str) -> None:
         """Note what is tried: if the process ends, it ended on this."""

@@ -196,7 +196,7 @@ def examine(stage: str, impl: Implementation, step: Step, saved_by: Implementati
                         f"the same call gave two different results for {quantity}", quantity=quantity, rank=rank
                     )
     except _Wrong as wrong:
-        return Failure(str(step), wrong.what, features=_features(step), **wrong.numbers)
+        return Failure(str(step), wrong.what, features=features_of(step), **wrong.numbers)
     return None
 
 
@@ -236,7 +236,7 @@ def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:
     )
 
 
-def _features(step: Step) -> tuple[str, ...]:
+def features_of(step: Step) -> tuple[str, ...]:
     """What the step has that the simplest one has not: after shrinking, each of these matters."""
     sizes = step.batch_sizes
     found = {
@@ -261,6 +261,7 @@ def search(
     examples: int = 100,
     seconds: float = 60,
     tell: Callable[[str], None] = lambda step: None,
+    trial: Callable[[str, Implementation, Step, Implementation], Failure | None] = examine,
 ) -> tuple[Failure | None, int]:
     """Look for the smallest training step on which a stage is wrong.
 
@@ -271,6 +272,7 @@ def search(
         examples: how many steps to try.
         seconds: when to stop trying and shrinking.
         tell: called with each step, in words, before it is tried.
+        trial: what is done with each step: :func:`examine`, or something with the same arguments.
 
     Returns:
         The failure on the smallest step found, or None; and how many steps were tried.
@@ -288,7 +290,7 @@ def search(
             return
         tried += 1
         tell(str(step))
-        if failure := examine(stage, impl, step, saved_by):
+        if failure := trial(stage, impl, step, saved_by):
             smallest[:] = [failure]
             raise _Wrong(failure.what)
 
