@@ -21,6 +21,7 @@ from . import reference
 if TYPE_CHECKING:
     from ..modes import RunningStats
 
+#: The names of the four functions, in their order.
 STAGES = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
 
 
