@@ -5,7 +5,7 @@ import sys
 
 import sbnref
 
-sys.path.insert(0, os.path.dirname(__file__))  # for gallery_style
+sys.path.insert(0, os.path.dirname(__file__))  # for the two modules beside this
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -43,7 +43,13 @@ html_title = "sbnref"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "learn/**/*.ipynb", "sg_execution_times.rst", "learn/sg_execution_times.rst"]
+exclude_patterns = [
+    "_build",
+    "_generated",
+    "learn/**/*.ipynb",
+    "sg_execution_times.rst",
+    "learn/sg_execution_times.rst",
+]
 copybutton_exclude = ".linenos, .gp, .go"
 
 sphinx_gallery_conf = {
@@ -60,3 +66,10 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "plot_gallery": os.environ.get("SBNREF_DOCS_RUN", "1") == "1",
 }
+
+
+def setup(app: object) -> None:
+    """Write what is drawn from result files before pages are read."""
+    import benchmark_results
+
+    app.connect("builder-inited", benchmark_results.write)
