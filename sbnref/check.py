@@ -140,38 +140,30 @@ def check(
         target = str(Path(target).resolve())
 
     todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
-    job = {
-        "target": target,
-        "folder": os.getcwd(),
-        "examples": examples,
-        "timeout": timeout,
-        "memory": memory,
-        "died": [],
-    }
+    job = {"target": target, "folder": os.getcwd(), "examples": examples, "timeout": timeout, "memory": memory}
     results: dict[str, dict[str, Any]] = {}
+    deaths: dict[str, dict[str, Any]] = {}  # of the process, by the stage that ended it
     while remaining := [stage for stage in todo if stage not in results]:
-        outcome = _run({**job, "stages": remaining}, timeout)
+        outcome = _run({**job, "stages": remaining, "died": list(deaths)}, timeout)
         if outcome.refused is not None:
             raise ValueError(outcome.refused)
-        results |= outcome.results
+        results |= {stage: _smallest_death(deaths.get(stage), result) for stage, result in outcome.results.items()}
         if outcome.died is not None:
             at, result = outcome.died
-            job["died"] = [*job["died"], at]  # type: ignore[misc]
-            if at in STAGES:
-                result = _smallest_death(job, at, result, timeout)
-            results |= {stage: result for stage in (remaining if at == "import" else [at])}
+            if at in deaths or at not in STAGES or not hasattr(os, "fork"):
+                results |= {stage: deaths.get(at, result) for stage in (remaining if at == "import" else [at])}
+            deaths.setdefault(at, result)  # the next process tries that stage's steps in forks, and then goes on
     return Grade(target, [_grade(stage, results[stage]) for stage in todo])
 
 
-def _smallest_death(job: dict[str, Any], stage: str, result: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """The result of a stage that ended its process, on the smallest step that ends it: each is tried in a fork."""
-    if not hasattr(os, "fork"):
+def _smallest_death(death: dict[str, Any] | None, result: dict[str, Any]) -> dict[str, Any]:
+    """A stage's result; where it ended its process, on the smallest step that does, if that was found in the forks."""
+    if death is None:
         return result
-    again = _run({**job, "stages": [stage], "isolated": True}, timeout).results.get(stage, {})
-    if again.get("status") != "failed":  # it does not happen every time
-        return result
-    printed = result["failure"]["printed"]
-    return {**result, "tried": again["tried"], "failure": {**again["failure"], "printed": printed}}
+    if result["status"] != "failed":  # it does not happen every time
+        return death
+    printed = death["failure"]["printed"]
+    return {**death, "tried": result["tried"], "failure": {**result["failure"], "printed": printed}}
 
 
 def template() -> str:

@@ -41,7 +41,7 @@ class _Grader:
     def grade(self, stage: str) -> None:
         """Write the stage's result, and ``forward_apply``'s anew if it is what that saves that is wrong."""
         self.write(starting=stage)
-        isolated = self.job.get("isolated", False)
+        isolated = stage in self.job["died"]
         try:
             failure, tried = self.search(stage, reference, self.dies if isolated else examine)
         except NotImplementedError as error:
