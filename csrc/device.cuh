@@ -131,7 +131,8 @@ __device__ __forceinline__ unsigned take_ticket(Array<unsigned> array, int64_t i
 }
 
 // What is per channel is read and written in float64, whatever it is stored in.
-__device__ inline double load_channel(const Buffer& buffer, int64_t i) {
+__device__ inline double load_channel(const Buffer& buffer, int64_t channel) {
+    const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {
         case Dtype::Half: return static_cast<float>(load(as<const c10::Half>(buffer), i));
         case Dtype::BFloat16: return static_cast<float>(load(as<const c10::BFloat16>(buffer), i));
@@ -140,7 +141,8 @@ __device__ inline double load_channel(const Buffer& buffer, int64_t i) {
     }
 }
 
-__device__ inline void store_channel(const Buffer& buffer, int64_t i, double value) {
+__device__ inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
+    const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {
         case Dtype::Half: return store(as<c10::Half>(buffer), i, c10::Half(static_cast<float>(value)));
         case Dtype::BFloat16: return store(as<c10::BFloat16>(buffer), i, c10::BFloat16(static_cast<float>(value)));

@@ -36,7 +36,7 @@ Dtype dtype_of(const Tensor& tensor) {
     }
 }
 
-Buffer buffer(const Tensor& dense) { return {dense.data_ptr(), dense.numel(), dtype_of(dense)}; }
+Buffer buffer(const Tensor& dense) { return {dense.data_ptr(), dense.numel(), dtype_of(dense), 1}; }
 
 // x itself where its elements lie side by side in whatever order, otherwise a copy in the nearest memory format.
 Tensor dense(const Tensor& x) {
@@ -65,13 +65,14 @@ Buffer statistics(const char* name, const Tensor& tensor, int64_t size, const Te
     return buffer(tensor);
 }
 
-// A contiguous vector (C,) of any floating dtype on x's device, or none.
+// A vector (C,) of any floating dtype on x's device, or none.
 Buffer per_channel(const char* name, const OptionalTensor& tensor, const Tensor& x) {
     if (!tensor) return {};
     TORCH_CHECK_VALUE(
-        tensor->numel() == x.size(1) && tensor->is_contiguous() && tensor->device() == x.device(), "expected ", name, " with ",
-        x.size(1), " contiguous numbers on ", x.device(), ", got ", tensor->sizes(), " on ", tensor->device());
-    return buffer(*tensor);
+        tensor->dim() == 1 && tensor->numel() == x.size(1) && tensor->device() == x.device(), "expected ", name,
+        " of shape [", x.size(1), "] on ", x.device(), ", got ", tensor->sizes(), " on ", tensor->device());
+    const int64_t stride = tensor->stride(0);
+    return {tensor->data_ptr(), (x.size(1) - 1) * stride + 1, dtype_of(*tensor), stride};
 }
 
 // ---- the plan ----

@@ -10,11 +10,12 @@ namespace sbnref {
 
 enum class Dtype : int { Half, BFloat16, Float, Double };
 
-// A contiguous piece of device memory. data is null for a tensor that is not there.
+// A piece of device memory. data is null for a tensor that is not there.
 struct Buffer {
     void* data = nullptr;
     int64_t size = 0;  // elements
     Dtype dtype = Dtype::Float;
+    int64_t stride = 1;  // from one channel to the next, where it is per channel
 };
 
 // Where the blocks of a reduction meet. Empty unless a tile is split over several.

@@ -88,7 +88,7 @@ class Walk {
             chunks[u] = chunk();
             --left_;
             at_ += step_;
-            if constexpr (layout == Layout::ChannelsLast) continue;  // column_ stays 0
+            if constexpr (layout == Layout::ChannelsLast) continue;
             column_ += column_step_;
             if (column_ >= plan_.columns) column_ -= plan_.columns, at_ += next_run_;
         }
@@ -103,9 +103,10 @@ class Walk {
 
     __device__ __forceinline__ Chunk<V> chunk() const {
         const unsigned whole = left_ > 0 ? Chunk<V>::kWhole : 0;
-        const int64_t at = at_ + static_cast<int64_t>(column_) * V;
-        if constexpr (layout != Layout::ChannelsFirstUnaligned) {
-            return {at, whole};
+        if constexpr (layout == Layout::ChannelsLast) {
+            return {at_, whole};
+        } else if constexpr (layout == Layout::ChannelsFirst) {
+            return {at_ + static_cast<int64_t>(column_) * V, whole};
         } else {
             // The run starts `before` elements after a boundary; after its whole pieces, at most 2 V - 2 elements remain.
             const int before = static_cast<int>((at_ + plan_.misaligned) & (V - 1));
@@ -113,7 +114,7 @@ class Walk {
             const int here = column_ < pieces ? V : column_ == pieces ? rest : rest - V;  // at most V count
             const unsigned begun = column_ == 0 ? ~0u << before : ~0u;
             const unsigned ended = here > 0 ? ~0u << here : ~0u;
-            return {at - before, whole & begun & ~ended};
+            return {at_ + static_cast<int64_t>(column_) * V - before, whole & begun & ~ended};
         }
     }
 

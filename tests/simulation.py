@@ -10,8 +10,8 @@ import sbnref
 
 
 @pytest.fixture(scope="session")
-def simulated() -> Iterator[Callable]:
-    """``simulated(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
+def simulation() -> Iterator[Callable]:
+    """``simulation(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SBNREF_CUDASIM", "1")
         subprocess.run((sys.executable, "-c", "import sbnref.build; sbnref.build.library()"), check=True)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from simulation import simulated  # noqa: F401
+from simulation import simulation  # noqa: F401
 from torch import Tensor
 
 from sbnref import build, functional
@@ -96,8 +96,8 @@ def check_stages(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_stages(simulated, dtype):  # noqa: F811
-    simulated(check_stages, dtype)
+def test_stages(simulation, dtype):  # noqa: F811
+    simulation(check_stages, dtype)
 
 
 def check_different_layouts() -> None:
@@ -113,8 +113,8 @@ def check_different_layouts() -> None:
     torch.testing.assert_close(got["dx"], want["dx"])
 
 
-def test_x_and_dy_in_different_layouts(simulated):  # noqa: F811
-    simulated(check_different_layouts)
+def test_x_and_dy_in_different_layouts(simulation):  # noqa: F811
+    simulation(check_different_layouts)
 
 
 def check_parameter_dtypes() -> None:
@@ -127,9 +127,18 @@ def check_parameter_dtypes() -> None:
             for name in ("y", "dx"):
                 torch.testing.assert_close(got[name], want[name])
 
+    table = tensor((4, 20), torch.float32).t().contiguous().t()  # rows with a stride
+    gamma, beta, *buffers = table.unbind()
+    x, total = tensor((6, 20, 9), torch.float32), reference.forward_stats(tensor((6, 20, 9), torch.float32), 1)
+    y, _ = cuda.forward_apply(x, total, 1, gamma, beta, 1e-5, RunningStats(*buffers, None), 0.1)
+    got, table = table.clone(), tensor((4, 20), torch.float32)
+    want_y, _ = reference.forward_apply(x, total, 1, table[0], table[1], 1e-5, RunningStats(*table[2:], None), 0.1)
+    assert torch.equal(got, table)
+    torch.testing.assert_close(y, want_y)
 
-def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulated):  # noqa: F811
-    simulated(check_parameter_dtypes)
+
+def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulation):  # noqa: F811
+    simulation(check_parameter_dtypes)
 
 
 def check_orders() -> None:
@@ -148,8 +157,8 @@ def check_orders() -> None:
         library.set_order("ascending")
 
 
-def test_results_do_not_depend_on_the_order_of_turns(simulated):  # noqa: F811
-    simulated(check_orders)
+def test_results_do_not_depend_on_the_order_of_turns(simulation):  # noqa: F811
+    simulation(check_orders)
 
 
 def check_not_finite() -> None:
@@ -167,8 +176,8 @@ def check_not_finite() -> None:
         assert mean[[0, 2]].isfinite().all()
 
 
-def test_nan_and_infinity_spoil_their_channel_only(simulated):  # noqa: F811
-    simulated(check_not_finite)
+def test_nan_and_infinity_spoil_their_channel_only(simulation):  # noqa: F811
+    simulation(check_not_finite)
 
 
 def check_many_channels() -> None:
@@ -178,8 +187,8 @@ def check_many_channels() -> None:
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
-def test_65536_channels(simulated):  # noqa: F811
-    simulated(check_many_channels)
+def test_65536_channels(simulation):  # noqa: F811
+    simulation(check_many_channels)
 
 
 def check_precision() -> None:
@@ -195,8 +204,8 @@ def check_precision() -> None:
         assert ((var / wanted_var - 1).abs()).max() < 1e-6 + 4e-16 * (offset / 1e-2) ** 2
 
 
-def test_offsets_and_outliers_cost_nothing(simulated):  # noqa: F811
-    simulated(check_precision)
+def test_offsets_and_outliers_cost_nothing(simulation):  # noqa: F811
+    simulation(check_precision)
 
 
 def check_gradients() -> None:
@@ -212,5 +221,5 @@ def check_gradients() -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_gradients_are_those_of_autograd(simulated):  # noqa: F811
-    simulated(check_gradients)
+def test_gradients_are_those_of_autograd(simulation):  # noqa: F811
+    simulation(check_gradients)
