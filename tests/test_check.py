@@ -38,7 +38,7 @@ def found(stage, **options):
 @pytest.mark.parametrize("bug", BUGS)
 def test_names_the_stage_of_each_planted_bug(bug):
     impl, guilty = BUGS[bug]
-    failures = {stage: search(stage, impl, examples=100 if stage == guilty else 20)[0] for stage in STAGES}
+    failures = {stage: search(stage, impl, examples=60 if stage == guilty else 10)[0] for stage in STAGES}
     assert [stage for stage in STAGES if failures[stage]] == [guilty]
     assert "1 rank " in failures[guilty].step or "2 ranks " in failures[guilty].step, "not shrunk"
 
