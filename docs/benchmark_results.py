@@ -19,8 +19,8 @@ def write(app: object) -> None:
     text = [section(file, result) for file, result in results.items()]
     if not any(row["suite"] == "gpu" for result in results.values() for row in result.rows):
         text.append(
-            "## On a GPU\n\nNo GPU result is committed yet. `make gpu-check` on a machine with a CUDA GPU writes one under "
-            "`benchmarks/results/`, and this page is drawn from the files there."
+            "## On a GPU\n\nNo GPU result is committed yet. `make gpu-check` on a machine with a CUDA GPU writes one "
+            "under `benchmarks/results/`, and this page is drawn from the files there."
         )
     (OUT / "benchmarks.md").write_text("\n\n".join(text) + "\n")
 
@@ -43,11 +43,11 @@ def section(file: Path, results: Results) -> str:
             parts.append("Collectives of a training step, and the bytes that each rank gives:")
             parts.append(table(rows, communication))
     for collective, model in results.notes.get("scaling", {}).items():
+        alpha, beta = f"{1e6 * model['alpha']:.0f} µs a message", f"{1e9 * model['beta']:.2f} ns a byte"
         parts.append(
-            f"**{collective}**: {1e6 * model['alpha']:.0f} µs a message and {1e9 * model['beta']:.2f} ns a byte fit "
-            f"the measurements, up to {model['measured_up_to']} ranks, to {model['median_error']:.0%} in the median and "
-            f"{model['largest_error']:.0%} at most. Lines beyond the measured points are this model's, with rings and "
-            "equal links assumed."
+            f"**{collective}**: {alpha} and {beta} fit the measurements, up to {model['measured_up_to']} ranks, to "
+            f"{model['median_error']:.0%} in the median and {model['largest_error']:.0%} at most. Lines beyond the "
+            "measured points are this model's, with rings and equal links assumed."
         )
     return "\n\n".join(parts)
 

@@ -74,6 +74,11 @@ def sync_batch_norm(
     """
     _check(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, stats_mode)
     if not training and running_mean is not None:
+        # parameters as wide as the arithmetic: F.batch_norm takes them with half inputs, and no other mixture
+        acc = torch.promote_types(input.dtype, torch.float32)
+        running_mean, running_var, weight, bias = (
+            None if t is None else t.to(acc) for t in (running_mean, running_var, weight, bias)
+        )
         return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
     process_group = resolve(group) if training else None

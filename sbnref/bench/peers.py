@@ -59,11 +59,11 @@ class _MMCVFunction(torch.autograd.Function):
         std = (var + eps).sqrt()
         shape = [1, -1] + [1] * (x.dim() - 2)
         xhat = (x.float() - mean.view(shape)) / std.view(shape)
-        momentum = momentum * total.clamp(max=1)  # no update where all ranks are empty
+        factor = momentum * total.clamp(max=1)  # no update where all ranks are empty
         corrected = count * ranks  # of this rank's own count
         unbiased = var * corrected / (corrected - 1) if corrected > 1 else var
-        running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
-        running_var.copy_(momentum * unbiased + (1 - momentum) * running_var)
+        running_mean.copy_(factor * mean + (1 - factor) * running_mean)
+        running_var.copy_(factor * unbiased + (1 - factor) * running_var)
         ctx.save_for_backward(xhat, std, weight)
         return (xhat * weight.view(shape) + bias.view(shape)).to(x.dtype)
 
@@ -102,7 +102,7 @@ class NaiveSyncBatchNorm(_BatchNorm):
                 raise AssertionError('stats_mode="" does not support a batch of size 0')
             ranks = dist.get_world_size() if group else 1
             mean, square = (all_reduce(torch.cat([x.mean(over), (x * x).mean(over)]), group) / ranks).chunk(2)
-            momentum: Any = self.momentum
+            factor: Any = self.momentum
         else:
             n, channels = x.shape[0], x.shape[1]
             ones = x.new_ones(1)
@@ -110,12 +110,12 @@ class NaiveSyncBatchNorm(_BatchNorm):
             reduced = all_reduce(sums * n, group)
             total = reduced[-1].detach()
             mean, square = (reduced[:-1] / total.clamp(min=1)).chunk(2)
-            momentum = total.clamp(max=1) * self.momentum
+            factor = total.clamp(max=1) * self.momentum
         var = square - mean * mean
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         with torch.no_grad():
-            self.running_mean += momentum * (mean - self.running_mean)
-            self.running_var += momentum * (var - self.running_var)
+            for running, value in ((self.running_mean, mean), (self.running_var, var)):
+                running += factor * (value - running)
         shape = [1, -1] + [1] * (x.dim() - 2)
         return (x * scale.view(shape) + shift.view(shape)).to(dtype)

@@ -332,8 +332,8 @@ def check_untracked(impl: str, device: str) -> None:
 def check_eval(impl: str, device: str) -> None:
     """Eval mode applies the running statistics, changes nothing and says nothing."""
     rank = dist.get_rank()
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        layer = random_layer(impl=impl, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    for dtype, param_dtype in [*DTYPES, (torch.float64, torch.float32), (torch.float32, torch.float64)]:
+        layer = random_layer(impl=impl, device=device, dtype=param_dtype)
         xs, _ = random_inputs([2, 3], [(4, 2), (4, 2)], dtype)
         layer(xs[rank].to(device))
         before = copy.deepcopy(layer.state_dict())
