@@ -61,9 +61,13 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     Array<double> payload)     // (2C + 2,)
 {
     using A = Accumulator<T>;
-    constexpr int U = kForwardUnroll;
+    // The accumulators of eight channels leave registers for three accesses in flight.
+    constexpr int U = layout == Layout::ChannelsLast && V == 8 ? 3 : kForwardUnroll;
     using G = Groups<layout, V, U>;
+    SHARED_ARRAY(double, pivots, kMaxTileChannels);  // the first element of each channel
     DYNAMIC_SHARED_ARRAY(Pair, scratch);
+    if (const int channel = Place(plan, Direction::Forwards).own; channel >= 0 && plan.count() > 0)
+        pivots[threadIdx.x] = static_cast<double>(load(x, channel * plan.inner));
 
     Moments<A> moments[G::kChannels];
     int count = 0;
@@ -93,17 +97,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     }
 
     const Place place(plan, Direction::Forwards);
-    // The first element of each channel, where there is one.
-    Vector<T, G::kChannels> pivots = {};
-    if (count > 0) pivots = load_vector<G::kChannels>(x, place.channel * plan.inner);
+    __syncthreads();
     const auto mine = [&](int k) {
-        return count > 0 ? moments[k].about(element(pivots, k), count) : Pair{0, 0};
+        return count > 0 ? moments[k].about(pivots[place.lane * G::kChannels + k], count) : Pair{0, 0};
     };
     Pair sum;
     if (!sum_over_tile<G::kChannels>(plan, place, mine, sum, scratch, partials, tickets)) return;
     const int64_t C = plan.channels;
     if (place.own >= 0) {
-        const double pivot = plan.count() > 0 ? static_cast<double>(load(x, place.own * plan.inner)) : 0;
+        const double pivot = plan.count() > 0 ? static_cast<double>(pivots[threadIdx.x]) : 0;
         const double offset = sum.first * per_count, mean = pivot + offset;
         const double var = not_negative(sum.second * per_count - offset * offset);
         store(payload, place.own, weight * mean);

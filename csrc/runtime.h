@@ -4,9 +4,7 @@
 #include "plan.h"
 #include "stages.h"
 
-#ifdef SBNREF_CUDASIM
-#include <cstdlib>
-#else
+#ifndef SBNREF_CUDASIM
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
@@ -34,18 +32,16 @@ inline bool capturing() { return false; }
 #define SBNREF_DISPATCH_KEY CUDA
 
 inline Device current_device() {
-    static Device devices[C10_COMPILE_TIME_MAX_GPUS] = {};
-    Device& device = devices[c10::cuda::current_device()];
-    if (device.multiprocessors == 0)
-        C10_CUDA_CHECK(cudaDeviceGetAttribute(
-            &device.multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
-    device.threads_per_multiprocessor = kMinBlocks * kMaxThreads;
-    device.threads_per_block = kMaxThreads;
-    return device;
+    int multiprocessors = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(
+        &multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
+    return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads};
 }
 inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 inline bool capturing() {
-    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    C10_CUDA_CHECK(cudaStreamIsCapturing(static_cast<cudaStream_t>(current_stream()), &status));
+    return status != cudaStreamCaptureStatusNone;
 }
 
 #endif

@@ -1,0 +1,215 @@
+"""What the kernels do to memory, counted in their simulation, beside what they cannot do without.
+
+The floor is one read of every input and one write of every output: a normalization layer computes next to nothing, so
+its time is its traffic. The simulation counts the bytes that the threads ask for, and the 32-byte sectors that the
+accesses of each warp touch: memory moves whole sectors, so bytes that share one cost nothing extra.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import build
+from .impls import STAGES, cuda
+from .report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+SECTOR = 32  # bytes
+
+
+@dataclass(frozen=True)
+class StageTraffic:
+    """What one stage did.
+
+    Attributes:
+        stage: its name.
+        launches: of kernels.
+        bytes_read: that the threads asked for.
+        bytes_written: likewise.
+        floor_read: the sizes of the tensors it has to read.
+        floor_written: the sizes of those it has to write.
+        sector_efficiency: the bytes asked for over the bytes of the sectors that were touched; 1 is the best.
+        plan: how the work was shared out, see :func:`launch_plan`.
+    """
+
+    stage: str
+    launches: int
+    bytes_read: int
+    bytes_written: int
+    floor_read: int
+    floor_written: int
+    sector_efficiency: float
+    plan: dict[str, Any]
+
+
+class Traffic(Report):
+    """The four stages on a tensor of zeros, simulated. Printing it shows a table, and the plans in words.
+
+    Args:
+        shape: of the input, (N, C, \\*).
+        dtype: of the input.
+        channels_last: whether the channels lie side by side in memory.
+        multiprocessors: of the GPU to plan for; 132 for an H100 or H200.
+
+    Attributes:
+        stages: a :class:`StageTraffic` for each.
+
+    Raises:
+        BuildError: the simulation cannot be built.
+        RuntimeError: this process uses the real kernels, or none; set ``SBNREF_CUDASIM=1``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        *,
+        channels_last: bool = False,
+        multiprocessors: int = 132,
+    ) -> None:
+        if (reason := cuda.why_not(torch.device("cpu"))) is not None:
+            raise RuntimeError(f"counting traffic takes the simulation: {reason}")
+        self.shape, self.dtype, self.channels_last = shape, dtype, channels_last
+        x = torch.zeros(shape, dtype=dtype)
+        if channels_last:
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        library = build.library()
+        library.simulate_multiprocessors(multiprocessors)
+        try:
+            self.stages = [_count(stage, x, call, multiprocessors) for stage, call in _calls(x).items()]
+        finally:
+            library.simulate_multiprocessors(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "channels_last": self.channels_last,
+            "stages": [vars(stage) for stage in self.stages],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("stage", style="bold")
+        for name in ("launches", "read", "of floor", "written", "of floor", "sector efficiency"):
+            table.add_column(name, justify="right")
+        for s in self.stages:
+            table.add_row(
+                s.stage,
+                str(s.launches),
+                _mebibytes(s.bytes_read),
+                _ratio(s.bytes_read, s.floor_read),
+                _mebibytes(s.bytes_written),
+                _ratio(s.bytes_written, s.floor_written),
+                f"{s.sector_efficiency:.3f}",
+            )
+        layout = "channels-last" if self.channels_last else "channels-first"
+        title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"
+        return Group(title, "", table, "", *(f"{s.stage}: {in_words(s.plan)}" for s in self.stages))
+
+
+def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) -> dict[str, Any]:
+    """How the kernels share out the work on a dense tensor.
+
+    Args:
+        x: (N, C, \\*), only its shape, strides and dtype matter.
+        backward: whether for the backward stages, which read two tensors.
+        multiprocessors: of the GPU to plan for; 0 for the one at hand, or the one that is simulated.
+
+    Returns:
+        ``layout``, ``aligned`` (to 16 bytes throughout), ``grid`` (blocks), ``block`` (threads), ``vector`` (elements
+        per access), ``lanes`` (threads side by side along the channels), ``tile_channels`` (that a block works on),
+        ``tiles``, ``splits`` (blocks that share a tile).
+
+    Raises:
+        BuildError: there is no library to ask.
+    """
+    channels = x.shape[1]
+    inner = x.numel() if channels == 1 else x.stride(1)
+    outer = x.numel() // (channels * inner) if x.numel() else 0
+    return build.library().launch_plan(
+        outer, channels, inner if outer else 1, x.element_size(), backward=backward, multiprocessors=multiprocessors
+    )
+
+
+def in_words(plan: dict[str, Any]) -> str:
+    """A launch plan as a sentence."""
+    elements = f"{plan['vector']} element{'s' if plan['vector'] > 1 else ''} at a time"
+    if plan["layout"] == "channels-last":
+        rows = plan["block"] // plan["lanes"]
+        work = (
+            f"each works on {plan['tile_channels']} neighbouring channels: {plan['lanes']} threads read a row of them "
+            f"side by side, {elements}, and {rows} rows are read at once"
+        )
+    else:
+        work = f"each works on one channel and reads it {elements}"
+        work += "" if plan["aligned"] else ", taking care of the ends, which are not aligned to 16 bytes"
+    split = (
+        f"; {plan['splits']} blocks share {'a channel' if plan['tile_channels'] == 1 else 'these channels'}, and the last "
+        "to finish adds up what they found"
+        if plan["splits"] > 1
+        else ""
+    )
+    return f"{plan['grid']} blocks of {plan['block']} threads; {work}{split}."
+
+
+def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
+    """The four stages on x, each with inputs of the right shape."""
+    channels = x.shape[1]
+    gamma, beta = x.new_ones(2, channels)
+    total = torch.ones(2 * channels + 2, dtype=torch.float64)
+    saved = torch.ones(4, channels, dtype=torch.float64)
+    return {
+        "forward_stats": lambda: cuda.forward_stats(x, 1),
+        "forward_apply": lambda: cuda.forward_apply(x, total, None, gamma, beta, 1e-5, None, None),
+        "backward_stats": lambda: cuda.backward_stats(x, x, saved),
+        "backward_apply": lambda: cuda.backward_apply(x, x, total[:-2].contiguous(), saved, gamma, 1.0),
+    }
+
+
+def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: int) -> StageTraffic:
+    library = build.library()
+    library.start_counting()
+    try:
+        call()
+    finally:
+        launches = library.stop_counting()
+    read, written, sectors = (sum(launch[key] for launch in launches) for key in ("bytes_read", "bytes_written", "sectors"))
+    backward = stage.startswith("backward")
+    size = x.numel() * x.element_size()
+    return StageTraffic(
+        stage=stage,
+        launches=len(launches),
+        bytes_read=read,
+        bytes_written=written,
+        floor_read=size * (2 if backward else 1),
+        floor_written=size if stage.endswith("apply") else 0,
+        sector_efficiency=(read + written) / (SECTOR * sectors) if sectors else 1.0,
+        plan=launch_plan(x, backward=backward, multiprocessors=multiprocessors),
+    )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.3f} MiB"
+
+
+def _ratio(size: int, floor: int) -> str:
+    return f"{size / floor:.4f}" if floor else "–"
+
+
+def simulate_in_this_process() -> None:
+    """Ask for the simulation, for commands that need nothing else. Call it before anything is built or loaded."""
+    os.environ["SBNREF_CUDASIM"] = "1"
