@@ -96,13 +96,14 @@ class NaiveSyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         group = dist.group.WORLD if dist.is_initialized() else None
         over = [d for d in range(x.dim()) if d != 1]
+        momentum: Any = self.momentum
         dtype, x = x.dtype, x.float() if x.dtype == torch.float16 else x
         if self.stats_mode == "":
             if x.shape[0] == 0:
                 raise AssertionError('stats_mode="" does not support a batch of size 0')
             ranks = dist.get_world_size() if group else 1
             mean, square = (all_reduce(torch.cat([x.mean(over), (x * x).mean(over)]), group) / ranks).chunk(2)
-            factor: Any = self.momentum
+            factor: Any = momentum
         else:
             n, channels = x.shape[0], x.shape[1]
             ones = x.new_ones(1)
@@ -110,12 +111,12 @@ class NaiveSyncBatchNorm(_BatchNorm):
             reduced = all_reduce(sums * n, group)
             total = reduced[-1].detach()
             mean, square = (reduced[:-1] / total.clamp(min=1)).chunk(2)
-            factor = total.clamp(max=1) * self.momentum
+            factor = total.clamp(max=1) * momentum
         var = square - mean * mean
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         with torch.no_grad():
-            for running, value in ((self.running_mean, mean), (self.running_var, var)):
+            for running, value in zip(self.buffers(), (mean, var), strict=False):
                 running += factor * (value - running)
         shape = [1, -1] + [1] * (x.dim() - 2)
         return (x * scale.view(shape) + shift.view(shape)).to(dtype)
