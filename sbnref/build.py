@@ -1,7 +1,7 @@
 """Finding the kernels' library: built ahead of time, built on first use and cached, or the reason why not.
 
-The library is one of two: the kernels compiled by nvcc for CUDA tensors, or, with ``SBNREF_CUDASIM=1``, the same sources
-compiled by the host's compiler against a simulation of the CUDA execution model, for CPU tensors.
+The library is one of two: the kernels compiled by nvcc for CUDA tensors, or, with ``SBNREF_CUDASIM=1``, the same
+sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU tensors.
 
 Environment variables:
 
@@ -78,11 +78,11 @@ def extension() -> Any:
     """The library as setuptools builds it ahead of time.
 
     Raises:
-        BuildError: nvcc is missing, or does not fit PyTorch.
+        BuildError: PyTorch has no CUDA, nvcc is missing, or the two do not fit.
     """
     from torch.utils.cpp_extension import CUDAExtension
 
-    _check_nvcc()
+    _check_cuda()
     return CUDAExtension(
         "sbnref._kernels",
         [os.path.relpath(CSRC / source) for source in HOST_SOURCES + CUDA_SOURCES],
@@ -115,7 +115,8 @@ def _on_first_use() -> ModuleType:
             _build(name, folder)
             finished.touch()
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -127,9 +128,8 @@ def _on_first_use() -> ModuleType:
 def _build(name: str, folder: Path) -> None:
     from torch.utils import cpp_extension
 
-    what, sources = "the simulation of its kernels", HOST_SOURCES + SIMULATION_SOURCES
-    if not simulated():
-        what, sources = f"its CUDA kernels for {', '.join(_architectures())}", HOST_SOURCES + CUDA_SOURCES
+    sources = HOST_SOURCES + (SIMULATION_SOURCES if simulated() else CUDA_SOURCES)
+    what = "the simulation of its kernels" if simulated() else f"its CUDA kernels for {', '.join(_architectures())}"
     print(f"sbnref: building {what} in {folder}, once; this takes about a minute", file=sys.stderr, flush=True)
     (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
     more = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
@@ -156,7 +156,10 @@ def _cache_folder(name: str) -> Path:
     from torch.utils.cpp_extension import get_default_build_root
 
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
-    parts += [os.environ.get("SBNREF_CUDASIM_FLAGS", "")] if simulated() else [str(torch.version.cuda), *_architectures()]
+    if simulated():
+        parts.append(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
+    else:
+        parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(p for p in CSRC.rglob("*") if p.is_file()):
         digest.update(source.relative_to(CSRC).as_posix().encode() + source.read_bytes())
@@ -185,30 +188,29 @@ def _check_tools() -> None:
         )
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         raise BuildError("building needs ninja; install it with: pip install ninja")
-    if simulated():
-        return
+    if not simulated():
+        _check_cuda()
+        if not torch.cuda.is_available():
+            raise BuildError("no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+
+
+def _check_cuda() -> None:
+    from torch.utils.cpp_extension import CUDA_HOME
+
     if torch.version.cuda is None:
         raise BuildError(
             f"PyTorch {torch.__version__} was built without CUDA; install one built with it (https://pytorch.org), "
             "or set SBNREF_CUDASIM=1 to simulate the kernels on CPU tensors"
         )
-    if not torch.cuda.is_available():
-        raise BuildError("no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES")
-    _check_nvcc()
-
-
-def _check_nvcc() -> None:
-    from torch.utils.cpp_extension import CUDA_HOME
-
     nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
     if CUDA_HOME is None or not nvcc.exists():
         raise BuildError(
-            f"building needs nvcc, and there is none{f' in {CUDA_HOME}' if CUDA_HOME else ''}; install the CUDA toolkit "
-            f"{torch.version.cuda} and set CUDA_HOME to its folder"
+            f"building needs nvcc, and there is none{f' in {CUDA_HOME}' if CUDA_HOME else ''}; "
+            f"install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME to its folder"
         )
     said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release (\d+)\.(\d+)", said)
-    if release is None or torch.version.cuda is None or release[1] != torch.version.cuda.split(".")[0]:
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
         raise BuildError(
             f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, but {nvcc} is of CUDA "
             f"{release[0].removeprefix('release ') if release else 'an unknown version'}; install the CUDA toolkit "

@@ -7,7 +7,6 @@ accesses of each warp touch: memory moves whole sectors, so bytes that share one
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import build
-from .impls import STAGES, cuda
+from .impls import cuda
 from .report import Report
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ class StageTraffic:
         bytes_written: likewise.
         floor_read: the sizes of the tensors it has to read.
         floor_written: the sizes of those it has to write.
-        sector_efficiency: the bytes asked for over the bytes of the sectors that were touched; 1 is the best.
+        sector_efficiency: the bytes asked for over the bytes of the sectors that were touched. 1 wastes nothing; it is
+            more where the threads of a warp ask for the same bytes.
         plan: how the work was shared out, see :func:`launch_plan`.
     """
 
@@ -157,13 +157,11 @@ def in_words(plan: dict[str, Any]) -> str:
     else:
         work = f"each works on one channel and reads it {elements}"
         work += "" if plan["aligned"] else ", taking care of the ends, which are not aligned to 16 bytes"
-    split = (
-        f"; {plan['splits']} blocks share {'a channel' if plan['tile_channels'] == 1 else 'these channels'}, and the last "
-        "to finish adds up what they found"
-        if plan["splits"] > 1
-        else ""
-    )
-    return f"{plan['grid']} blocks of {plan['block']} threads; {work}{split}."
+    if plan["splits"] > 1:
+        what = "a channel" if plan["tile_channels"] == 1 else "these channels"
+        work += f"; {plan['splits']} blocks share {what}, and the last to finish adds up what they found"
+    blocks = f"{plan['grid']} block{'s' if plan['grid'] > 1 else ''}"
+    return f"{blocks} of {plan['block']} threads; {work}."
 
 
 def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
@@ -187,7 +185,8 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
         call()
     finally:
         launches = library.stop_counting()
-    read, written, sectors = (sum(launch[key] for launch in launches) for key in ("bytes_read", "bytes_written", "sectors"))
+    keys = ("bytes_read", "bytes_written", "sectors")
+    read, written, sectors = (sum(launch[key] for launch in launches) for key in keys)
     backward = stage.startswith("backward")
     size = x.numel() * x.element_size()
     return StageTraffic(
@@ -208,8 +207,3 @@ def _mebibytes(size: int) -> str:
 
 def _ratio(size: int, floor: int) -> str:
     return f"{size / floor:.4f}" if floor else "–"
-
-
-def simulate_in_this_process() -> None:
-    """Ask for the simulation, for commands that need nothing else. Call it before anything is built or loaded."""
-    os.environ["SBNREF_CUDASIM"] = "1"

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import sbnref
+from sbnref import build
 
 
 @pytest.fixture(scope="session")
 def simulation() -> Iterator[Callable]:
     """``simulation(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SBNREF_CUDASIM", "1")
+    with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
+        environment.setenv("SBNREF_CUDASIM", "1")
         subprocess.run((sys.executable, "-c", "import sbnref.build; sbnref.build.library()"), check=True)
-        with sbnref.Ranks(1, timeout=300) as ranks:
-            yield lambda function, *args: ranks.run(function, *args)[0]
+        assert ranks.run(build.simulated) == [True]
+        environment.undo()
+        yield lambda function, *args: ranks.run(function, *args)[0]

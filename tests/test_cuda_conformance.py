@@ -7,6 +7,7 @@ import pytest
 from simulation import simulation  # noqa: F401
 
 import sbnref
+from sbnref import build
 from sbnref.conformance import cases
 
 
@@ -14,12 +15,14 @@ from sbnref.conformance import cases
 def simulated_world(simulation) -> Iterator[Callable[[int], sbnref.Ranks]]:  # noqa: F811
     """``simulated_world(4)`` is a pool of four ranks that run the kernels on CPU tensors."""
     pools: dict[int, sbnref.Ranks] = {}
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setenv("SBNREF_CUDASIM", "1")
+    with ExitStack() as stack:
 
         def of_size(world_size: int) -> sbnref.Ranks:
             if world_size not in pools:
                 pools[world_size] = stack.enter_context(sbnref.Ranks(world_size, timeout=120))
+                with pytest.MonkeyPatch.context() as environment:
+                    environment.setenv("SBNREF_CUDASIM", "1")
+                    assert all(pools[world_size].run(build.simulated))  # the ranks have started, with this set
             return pools[world_size]
 
         yield of_size

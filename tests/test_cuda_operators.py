@@ -37,7 +37,9 @@ def check_operators(kind: str) -> None:
     for name, args in calls(INPUTS[kind]()).items():
         torch.library.opcheck(getattr(torch.ops.sbnref, name).default, args)
         if name == "forward_apply":
-            torch.library.opcheck(torch.ops.sbnref.forward_apply.default, (*args[:2], None, None, None, 1e-5, *[None] * 4))
+            torch.library.opcheck(
+                torch.ops.sbnref.forward_apply.default, (*args[:2], None, None, None, 1e-5, *[None] * 4)
+            )
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -74,7 +76,9 @@ def check_refusals() -> None:
 
     refuses(ValueError, r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
     refuses(TypeError, "expected a tensor of float16, bfloat16, float32 or float64, got", "forward_stats", 0, x.int())
-    refuses(ValueError, "expected total with 8 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8))
+    refuses(
+        ValueError, "expected total with 8 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8)
+    )
     refuses(ValueError, r"expected gamma of shape \[3\] on cpu, got \[4\]", "forward_apply", 3, torch.zeros(4))
     refuses(ValueError, "expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
     refuses(ValueError, r"expected dy like x, \[4, 3\]", "backward_stats", 0, x[:2])

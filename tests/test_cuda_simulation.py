@@ -73,4 +73,7 @@ def test_a_failed_launch_does_not_spoil_the_next(row_sums):
 
 
 def test_an_order_that_does_not_exist_is_refused(row_sums):
-    assert "expected an order 'ascending', 'descending' or 'random:SEED', got 'sideways'" in row_sums("none", "sideways")[1]
+    assert (
+        "expected an order 'ascending', 'descending' or 'random:SEED', got 'sideways'"
+        in row_sums("none", "sideways")[1]
+    )

@@ -85,9 +85,8 @@ def check_stages(dtype: torch.dtype) -> None:
             # A result in the narrow type may be rounded the other way; a sum is off by the accumulator's rounding.
             kind = reference.accumulator(x) if of_sums else value.dtype
             atol = torch.finfo(kind).eps * (16 if of_sums else 4) * scale if kind.is_floating_point else 0
-            torch.testing.assert_close(
-                got[name], value, rtol=0, atol=atol, msg=lambda m: f"{name} of {shape}, {layout.__name__}: {m}"
-            )
+            what = f"{name} of {shape}, {layout.__name__}"
+            torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, what=what: f"{what}: {m}")
         for name in ("running_mean", "running_var", "saved"):
             name = name.removeprefix("running_")
             assert torch.equal(got[name], want[name]), f"{name} of {shape}: not bit for bit"
@@ -107,7 +106,7 @@ def check_different_layouts() -> None:
     for x_layout, dy_layout in itertools.product(LAYOUTS, LAYOUTS):
         got = run(cuda, x_layout(x), dy_layout(dy), torch.float32)
         for name in ("backward payload", "dx"):
-            torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-4, msg=lambda m: f"{dy_layout.__name__}: {m}")
+            torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-4, msg=dy_layout.__name__)
     expanded = torch.tensor(2.0).expand_as(x)
     want, got = run(reference, x, expanded, torch.float32), run(cuda, x, expanded, torch.float32)
     torch.testing.assert_close(got["dx"], want["dx"])
@@ -166,7 +165,9 @@ def check_not_finite() -> None:
         x = tensor((40, 3, 10), torch.float32)
         x[17, 1, 4] = value
         x = layout(x)
-        got, want = (functional.sync_batch_norm(x, None, None, training=True, impl=impl) for impl in ("cuda", "reference"))
+        got, want = (
+            functional.sync_batch_norm(x, None, None, training=True, impl=impl) for impl in ("cuda", "reference")
+        )
         assert got[:, 1].isnan().all(), "the whole channel"
         torch.testing.assert_close(got, want, equal_nan=True)
         mean, var = torch.zeros(3), torch.ones(3)
@@ -210,14 +211,16 @@ def test_offsets_and_outliers_cost_nothing(simulation):  # noqa: F811
 
 def check_gradients() -> None:
     for shape, mode, layout in itertools.product([(5, 3, 4), (6, 5)], ("default", "exact"), LAYOUTS):
-        x, gamma, beta = (tensor(s, torch.float64, i).requires_grad_() for i, s in enumerate((shape, shape[1:2], shape[1:2])))
-        dy = tensor(shape, torch.float64, 5)
-        y = functional.sync_batch_norm(
-            layout(x), None, None, gamma, beta, training=True, stats_mode=mode, impl="cuda"
+        x, gamma, beta = (
+            tensor(s, torch.float64, i).requires_grad_() for i, s in enumerate((shape, shape[1:2], shape[1:2]))
         )
+        dy = tensor(shape, torch.float64, 5)
+        y = functional.sync_batch_norm(layout(x), None, None, gamma, beta, training=True, stats_mode=mode, impl="cuda")
         got = torch.autograd.grad(y, (x, gamma, beta), dy)
         weight, divisor = (1, 1) if mode == "default" else (x.numel() // shape[1], None)
-        want = torch.autograd.grad(composed_sync_batch_norm(x, gamma, beta, 1e-5, weight, divisor, None), (x, gamma, beta), dy)
+        want = torch.autograd.grad(
+            composed_sync_batch_norm(x, gamma, beta, 1e-5, weight, divisor, None), (x, gamma, beta), dy
+        )
         torch.testing.assert_close(got, want)
 
 

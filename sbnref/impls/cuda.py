@@ -6,6 +6,8 @@ The kernels are in ``csrc``, one file per stage with the same name. Here are onl
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
@@ -33,6 +35,7 @@ def forward_stats(
     x: Tensor,  # (N, C, *)
     weight: int,
 ) -> Tensor:  # (2C + 2,)
+    """What this rank tells the others about its batch."""
     return torch.ops.sbnref.forward_stats(x, weight)
 
 
@@ -46,10 +49,9 @@ def forward_apply(
     running: RunningStats | None,  # updated in place
     momentum: float | None,
 ) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C)
+    """Normalize by the statistics of all ranks, and move the running ones."""
     mean, var, num_batches_tracked = running or (None, None, None)
-    return torch.ops.sbnref.forward_apply(
-        x, total, divisor, gamma, beta, eps, mean, var, num_batches_tracked, momentum
-    )
+    return torch.ops.sbnref.forward_apply(x, total, divisor, gamma, beta, eps, mean, var, num_batches_tracked, momentum)
 
 
 def backward_stats(
@@ -57,6 +59,7 @@ def backward_stats(
     x: Tensor,  # (N, C, *)
     saved: Tensor,  # (4, C)
 ) -> Tensor:  # (2C,)
+    """What this rank tells the others about its upstream gradient."""
     return torch.ops.sbnref.backward_stats(dy, x, saved)
 
 
@@ -68,14 +71,13 @@ def backward_apply(
     gamma: Tensor | None,  # (C,)
     k: float,
 ) -> Tensor:  # dx (N, C, *)
+    """The derivative of the loss, summed over all ranks, by this rank's input."""
     return torch.ops.sbnref.backward_apply(dy, x, total, saved, gamma, k)
 
 
+@functools.cache
 def _register_shapes() -> None:
     """Tell PyTorch what the operators return without running them. The operators exist once the library is loaded."""
-    if _shapes_registered:
-        return
-    _shapes_registered.append(True)
     fake = torch.library.register_fake
 
     @fake("sbnref::forward_stats")
@@ -93,9 +95,6 @@ def _register_shapes() -> None:
     @fake("sbnref::backward_apply")
     def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
         return _empty_like(x)
-
-
-_shapes_registered: list[bool] = []
 
 
 def _empty_like(x: Tensor) -> Tensor:

@@ -1,0 +1,165 @@
+"""Building the kernels' library: cached, locked, and every failure says what to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbnref import build
+from sbnref.impls import cuda
+
+LOAD = "from sbnref import build; print(build.library().build_info())"
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """As on a machine with a GPU, up to what a test takes away."""
+    monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def load(**environment: str) -> subprocess.CompletedProcess:
+    """Load the simulation in another process."""
+    environment = {**os.environ, "SBNREF_CUDASIM": "1", **environment}
+    return subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
+
+
+def test_where_it_runs(monkeypatch):
+    monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
+    assert "set SBNREF_CUDASIM=1 to simulate them" in cuda.why_not(torch.device("cpu"))
+    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+    assert "unset it to run them on the GPU" in cuda.why_not(torch.device("cuda"))
+
+
+def test_no_compiler(simulated, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="there is no 'no-such-compiler' on the PATH; install g\\+\\+"):
+        build._check_tools()
+
+
+def test_no_ninja(simulated, monkeypatch):
+    which, find = shutil.which, build.importlib.util.find_spec
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "ninja" else which(name))
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None if name == "ninja" else find(name))
+    with pytest.raises(build.BuildError, match="install it with: pip install ninja"):
+        build._check_tools()
+
+
+def test_no_sources(simulated, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "CSRC", tmp_path / "missing")
+    with pytest.raises(build.BuildError, match="the kernels' sources are missing, expected them in"):
+        build._check_tools()
+
+
+def test_pytorch_without_cuda(real, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(build.BuildError, match="was built without CUDA; install one built with it"):
+        build._check_tools()
+
+
+def test_no_gpu(real, monkeypatch):
+    monkeypatch.setattr(build, "_check_cuda", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(build.BuildError, match="no CUDA GPU is visible to PyTorch; see nvidia-smi"):
+        build._check_tools()
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_no_nvcc(real, monkeypatch, home):
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
+    with pytest.raises(build.BuildError, match=r"needs nvcc, and there is none.*install the CUDA toolkit 13\.0"):
+        build._check_tools()
+
+
+@pytest.mark.parametrize(
+    ("release", "fits"), [("release 13.1, V13.1.2", True), ("release 12.8, V12.8.1", False), ("", False)]
+)
+def test_nvcc_of_another_version(real, monkeypatch, tmp_path, release, fits):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {release}'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
+    if fits:
+        build._check_tools()
+        return
+    message = r"built with CUDA 13\.0, but .* is of CUDA (12\.8|an unknown version); install"
+    with pytest.raises(build.BuildError, match=message):
+        build._check_tools()
+
+
+def test_a_failed_compile_says_what_the_compiler_said_and_is_tried_again(tmp_path):
+    for _ in range(2):
+        run = load(TORCH_EXTENSIONS_DIR=str(tmp_path), SBNREF_CUDASIM_FLAGS="-fno-such-flag")
+        assert run.returncode != 0
+        assert "compiling the simulation of its kernels failed. The compiler said" in run.stderr
+        assert "-fno-such-flag" in run.stderr
+
+
+def test_processes_that_start_at_once_build_once(tmp_path):
+    environment = {**os.environ, "SBNREF_CUDASIM": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    # What is left of a build that was killed must not make anyone wait for ever.
+    environment["SBNREF_CUDASIM_FLAGS"] = "-O0"
+    processes = [
+        subprocess.Popen((sys.executable, "-c", LOAD), stdout=-1, stderr=-1, text=True, env=environment)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert all("'simulated': True" in out for out, _ in outputs), outputs
+    assert sum(err.count("sbnref: building the simulation of its kernels in") for _, err in outputs) == 1
+
+    again = subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
+    assert "sbnref: building" not in again.stderr, "it is cached"
+
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder / "sbnref_simulation.so").write_bytes(b"not a library")
+    broken = subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
+    assert f"does not load: {folder}" in broken.stderr
+    assert f"Delete {folder} to build it again" in broken.stderr
+
+
+def test_an_interrupted_build_blocks_nobody(tmp_path, simulated, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    stale = build._cache_folder("sbnref_simulation") / "lock"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    loads = []
+    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *args, **kwargs: loads.append(stale.exists()))
+    build._build("sbnref_simulation", stale.parent)
+    assert loads == [False]
+
+
+def test_a_library_built_for_another_pytorch(monkeypatch, tmp_path, real):
+    (tmp_path / "_kernels.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.setattr("sbnref.__path__", [*__import__("sbnref").__path__, str(tmp_path)])
+    with pytest.raises(build.BuildError, match=r"does not load with PyTorch .*: undefined symbol\. Install"):
+        build._ahead_of_time()
+
+
+def test_ahead_of_time(monkeypatch, real):
+    monkeypatch.setattr(build, "_check_cuda", lambda: None)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    extension = build.extension()
+    assert extension.name == "sbnref._kernels"
+    assert all(Path(source).exists() for source in extension.sources)
+
+
+def test_the_reason_is_kept(monkeypatch, real):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    build.library.cache_clear()
+    build.why_not.cache_clear()
+    try:
+        assert "was built without CUDA" in build.why_not()
+    finally:
+        build.why_not.cache_clear()

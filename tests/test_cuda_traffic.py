@@ -1,0 +1,70 @@
+"""What the kernels do to memory is held to the floor."""
+
+import pytest
+import torch
+from simulation import simulation  # noqa: F401
+
+from sbnref.impls import STAGES
+from sbnref.traffic import Traffic, in_words, launch_plan
+
+# Per channel and block: statistics, coefficients and partial results are at most twelve float64 numbers.
+PER_CHANNEL = 12 * 8
+SHAPES = [(8, 64, 56, 56), (4, 256, 28, 28), (1, 32, 24, 24, 24), (2, 8, 100, 152), (512, 1024), (64, 512, 8, 8)]
+
+
+def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> None:
+    traffic = Traffic(shape, dtype, channels_last=channels_last)
+    assert [s.stage for s in traffic.stages] == list(STAGES)
+    for s in traffic.stages:
+        assert s.launches == 1, s.stage
+        small = PER_CHANNEL * s.plan["tiles"] * s.plan["tile_channels"] * s.plan["splits"]
+        assert s.floor_read <= s.bytes_read <= s.floor_read + small, s.stage
+        assert s.floor_written <= s.bytes_written <= s.floor_written + small, s.stage
+        assert s.sector_efficiency >= 0.9, s.stage
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_everything_is_read_once_and_written_once(simulation, shape, dtype, channels_last):  # noqa: F811
+    simulation(check_floor, shape, dtype, channels_last)
+
+
+def check_unaligned() -> None:
+    """Rows of 49 elements: sectors are shared with the neighbouring channels, which run at about the same time."""
+    for dtype in (torch.float16, torch.float32):
+        for s in Traffic((16, 256, 7, 7), dtype).stages:
+            assert s.launches == 1
+            assert s.bytes_read < 1.2 * s.floor_read, s.stage
+            assert s.bytes_written <= s.floor_written + PER_CHANNEL * 256, s.stage
+            if s.stage.endswith("stats"):
+                assert s.sector_efficiency > 0.8, s.stage
+
+
+def test_unaligned_rows(simulation):  # noqa: F811
+    simulation(check_unaligned)
+
+
+def check_report() -> dict[str, str]:
+    first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
+    assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
+    x = torch.empty(4, 32, 192, 192, device="meta")
+    plans = {
+        "split": in_words(launch_plan(x, multiprocessors=132)),
+        "small": in_words(launch_plan(torch.empty(0, 3, device="meta"))),
+    }
+    return {"first": str(first), "last": str(last), **plans}
+
+
+def test_the_report_says_it_in_words(simulation):  # noqa: F811
+    said = simulation(check_report)
+    assert "input (2, 6, 9, 9), float32, channels-first" in said["first"]
+    assert "not aligned to 16 bytes" in " ".join(said["first"].split())
+    assert "neighbouring channels" in said["last"]
+    assert "8 blocks share a channel, and the last to finish adds up what they found." in said["split"]
+    assert said["small"].startswith("1 block of 32 threads")
+
+
+def test_counting_takes_the_simulation():
+    with pytest.raises(RuntimeError, match="SBNREF_CUDASIM=1"):
+        Traffic((2, 3))
