@@ -1,6 +1,8 @@
 """The simulation catches what goes wrong on a GPU, and says where."""
 
 import ctypes
+import os
+import shlex
 import subprocess
 
 import pytest
@@ -29,6 +31,7 @@ def row_sums(tmp_path_factory):
     sources = [CSRC / "sim" / "cudasim.cpp", "-x", "c++", "tests/cuda_broken/kernels.cu"]
     includes = [f"-I{folder}" for folder in [CSRC, *include_paths()]]
     flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS]
+    flags += shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))  # the sanitizers
     subprocess.run(["c++", *flags, *includes, *map(str, sources), "-o", str(library)], check=True)
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p

@@ -1,0 +1,86 @@
+"""The parts of benchmarks/gpu.py that need no GPU: the peer's kernels, simulated, and the report."""
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
+
+import sbnref
+from sbnref.build import CSRC, SIMULATION_FLAGS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def simulated_peer(gpu, tmp_path, monkeypatch):
+    """``gpu.MMCV`` on CPU tensors, alone."""
+    library = tmp_path / "mmcv.so"
+    flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS, f"-I{CSRC}"]
+    includes = [argument for folder in include_paths() for argument in ("-isystem", folder)]
+    sources = [str(CSRC / "sim" / "cudasim.cpp"), "-x", "c++", str(BENCHMARKS / "mmcv_passes.cu")]
+    subprocess.run(["c++", *flags, *includes, *sources, "-o", str(library)], check=True)
+    monkeypatch.setattr(gpu.MMCV, "library", ctypes.CDLL(str(library)))
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor)
+    return gpu.MMCV.apply
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_peer_computes_a_batch_norm(simulated_peer, dtype):
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, 5, 3, 7, 7, dtype=dtype)
+    weight, bias = torch.rand(2, 3)
+    results = []
+    for layer in (
+        lambda x, w, b, *running: simulated_peer(x, w, b, *running),
+        lambda x, w, b, *running: sbnref.functional.sync_batch_norm(x, *running, w, b, training=True),
+    ):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        running = torch.zeros(3), torch.ones(3)
+        y = layer(*leaves, *running)
+        results.append((y, *torch.autograd.grad(y, leaves, dy), *running))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-2 if dtype != torch.float32 else 1e-4, atol=1e-2)
+
+
+def test_the_report_names_the_worst_case(gpu):
+    rows = [
+        {
+            "layer": layer,
+            "median": median,
+            "shape": shape,
+            "dtype": "float32",
+            "layout": "contiguous",
+            "what": "forward",
+        }
+        | {"over_floor": median, "floor": 1.0, "beyond_cache": shape == (2, 3)}
+        for shape, medians in (((2, 3), (1.1, 3.3)), ((1, 3), (0.5, 0.4)))
+        for layer, median in zip(("sbnref", "torch sync"), medians, strict=True)
+    ]
+    answers = gpu.verdicts(rows)
+    assert answers["times as fast as torch sync"]["worst_case"][0] == "(1, 3)"
+    assert not answers["times as fast as torch sync"]["met"]
+    assert answers["over the floor, beyond the cache"]["met"]
+    assert answers["over the floor, in cache"]["worst"] == 0.5
+    table = list(gpu.lines(rows))
+    assert len(table) == 4
+    assert "3300000.0 ( 3.30)" in table[2]
+
+
+def test_without_a_gpu_it_says_so():
+    run = subprocess.run((sys.executable, BENCHMARKS / "gpu.py"), capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "needs the kernels on a GPU" in run.stderr
