@@ -33,7 +33,7 @@ def calls(x: torch.Tensor) -> dict[str, tuple]:
 
 
 def check_operators(kind: str) -> None:
-    assert cuda.why_not(torch.device("cpu")) is None
+    assert cuda.why_not(torch.get_default_device()) is None
     for name, args in calls(INPUTS[kind]()).items():
         torch.library.opcheck(getattr(torch.ops.sbnref, name).default, args)
         if name == "forward_apply":
@@ -49,7 +49,7 @@ def test_opcheck(simulation, kind):  # noqa: F811
 
 def check_strides(kind: str) -> None:
     """A wrong stride in the shapes without data breaks compiled code only later, so it is compared here."""
-    cuda.why_not(torch.device("cpu"))
+    cuda.why_not(torch.get_default_device())
     for name, args in calls(INPUTS[kind]()).items():
         operator = getattr(torch.ops.sbnref, name)
         real = operator(*args)
@@ -65,7 +65,7 @@ def test_shapes_and_strides_without_data(simulation, kind):  # noqa: F811
 
 
 def check_refusals() -> None:
-    cuda.why_not(torch.device("cpu"))
+    cuda.why_not(torch.get_default_device())
     x = torch.randn(4, 3)
     args = {name: list(values) for name, values in calls(x).items()}
 

@@ -1,7 +1,8 @@
-"""The parts of benchmarks/gpu.py that need no GPU: the peer's kernels, simulated, and the report."""
+"""What benchmarks/gpu.py and gpu_check.py do without a GPU: the peer's kernels, the parts, simulated; the reports."""
 
 import ctypes
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,17 @@ from sbnref.build import CSRC, SIMULATION_FLAGS
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
+def benchmark(name: str):
+    """One of the scripts, as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return benchmark("gpu")
 
 
 @pytest.fixture
@@ -80,7 +86,27 @@ def test_the_report_names_the_worst_case(gpu):
     assert "3300000.0 ( 3.30)" in table[2]
 
 
-def test_without_a_gpu_it_says_so():
-    run = subprocess.run((sys.executable, BENCHMARKS / "gpu.py"), capture_output=True, text=True)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("script", "message"), [("gpu", "needs the kernels on a GPU"), ("gpu_check", "needs a CUDA GPU")]
+)
+def test_without_a_gpu_it_says_so(script, message):
+    run = subprocess.run((sys.executable, BENCHMARKS / f"{script}.py"), capture_output=True, text=True)
     assert run.returncode == 2
-    assert "needs the kernels on a GPU" in run.stderr
+    assert message in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("part", ["build", "operators", "small_step"])
+def test_a_part_of_the_check_simulated(part):
+    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part)
+    subprocess.run(command, check=True, env={**os.environ, "SBNREF_CUDASIM": "1"})
+
+
+def test_a_part_that_fails_or_hangs_is_told_from_one_that_passes(capsys):
+    check = benchmark("gpu_check")
+    python = [sys.executable, "-c"]
+    assert check.run("a", [*python, "print('fine')"], 30).status == "passed"
+    failed = check.run("b", [*python, "raise SystemExit('broken')"], 30)
+    assert (failed.status, failed.printed) == ("failed", "broken\n")
+    assert check.run("c", [*python, "import time; time.sleep(30)"], 1).status == "timed out"
+    assert "broken" in capsys.readouterr().out
