@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
     if (updates && f.num_batches_tracked != nullptr && threadIdx.x == 0) {
         __threadfence();
         const unsigned last = static_cast<unsigned>(plan.tiles) - 1;
-        if (take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last && load(total, 2 * C + 1) > 0) 
+        if (take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last && load(total, 2 * C + 1) > 0)
             store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
     }
 
