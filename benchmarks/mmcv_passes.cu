@@ -1,5 +1,5 @@
-// The algorithm that mmcv.ops.SyncBatchNorm publishes, as a peer to be timed: five passes over the tensor, one block per
-// channel in each, one element at a time. It reads x three times forward and keeps xhat in float32.
+// The algorithm that mmcv.ops.SyncBatchNorm publishes, as a peer to be timed: five passes over the tensor, one block
+// per channel in each, one element at a time. It reads x three times forward and keeps xhat in float32.
 //
 // x, y, dy, dx: (N, C, S) contiguous; everything per channel: (C,) float32.
 #include "reduce.cuh"
@@ -32,8 +32,8 @@ __device__ Pair sum_over_channel(const Channel& channel, const F& f) {
 
 template <typename T>
 __global__ void mean_kernel(Channel channel, Array<const T> x, Array<float> mean) {
-    const Pair sum = sum_over_channel(
-        channel, [&](int64_t i, float& first, float&) { first += static_cast<float>(load(x, i)); });
+    const Pair sum =
+        sum_over_channel(channel, [&](int64_t i, float& first, float&) { first += static_cast<float>(load(x, i)); });
     if (threadIdx.x == 0) store(mean, blockIdx.x, static_cast<float>(sum.first / channel.count()));
 }
 

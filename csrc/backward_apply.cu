@@ -1,6 +1,7 @@
 // Stage 4: dx.  Reads dy and x once, writes dx once.
 //
-// dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - slope (x - hi) - offset.
+// dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - slope (x - hi) -
+// offset.
 #include "walk.cuh"
 
 namespace sbnref {
@@ -28,8 +29,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
         const double scale = b.gamma.data ? load_channel(b.gamma, channel) * invstd : invstd;
         const double slope = scale * k * sum_gx * invstd;
         const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
-        coefficients[threadIdx.x] = BackwardCoefficients<A>{
-            mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)};
+        coefficients[threadIdx.x] =
+            BackwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)};
     }
     __syncthreads();
 

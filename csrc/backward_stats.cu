@@ -9,12 +9,11 @@ namespace {
 
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel(
-    Plan plan,
-    Array<const T> dy, Array<const T> x,  // (outer, channels, inner)
-    Array<const double> saved,            // (4, C)
-    Array<double> partials,               // (tiles, splits, tile_channels, 2)
-    Array<unsigned> tickets,              // (kTickets,)
-    Array<double> payload)                // (2C,)
+    Plan plan, Array<const T> dy, Array<const T> x,  // (outer, channels, inner)
+    Array<const double> saved,                       // (4, C)
+    Array<double> partials,                          // (tiles, splits, tile_channels, 2)
+    Array<unsigned> tickets,                         // (kTickets,)
+    Array<double> payload)                           // (2C,)
 {
     using A = Accumulator<T>;
     constexpr int U = kBackwardUnroll;
@@ -58,8 +57,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel
                 }
             };
             const unsigned mask = G::mask(chunks, g);
-            if (mask == G::kWhole) take_in(G::kWhole);  // the common case, with a constant
-            else if (mask != 0) take_in(mask);
+            if (mask == G::kWhole)
+                take_in(G::kWhole);  // the common case, with a constant
+            else if (mask != 0)
+                take_in(mask);
         }
     }
 

@@ -42,8 +42,9 @@ void launch(
 #else
 
 #define SHARED_ARRAY(T, name, size) __shared__ T name[size]
-#define DYNAMIC_SHARED_ARRAY(T, name)                            \
-    extern __shared__ __align__(kAccessBytes) char name##_raw[]; \
+#define DYNAMIC_SHARED_ARRAY(T, name)         \
+    extern __shared__ __align__(kAccessBytes) \
+    char name##_raw[];                        \
     T* const name = reinterpret_cast<T*>(name##_raw)
 template <typename T>
 using SharedArray = T*;
@@ -60,8 +61,8 @@ void launch(
 
 #endif
 
-// threadIdx.x and blockIdx.x, read afresh every time: what is derived from them is then computed again where it is needed
-// rather than kept in registers over the loops.
+// threadIdx.x and blockIdx.x, read afresh every time: what is derived from them is then computed again where it is
+// needed rather than kept in registers over the loops.
 #ifdef SBNREF_CUDASIM
 inline unsigned thread_index() { return threadIdx.x; }
 inline unsigned block_index() { return blockIdx.x; }
@@ -226,7 +227,8 @@ void dispatch_layout(const Plan& plan, const F& f) {
         case Layout::ChannelsFirst: return f(Case<T, Layout::ChannelsFirst, widest>{});
         case Layout::ChannelsFirstUnaligned: return f(Case<T, Layout::ChannelsFirstUnaligned, widest>{});
         case Layout::ChannelsLast:
-            return plan.vector == 1 ? f(Case<T, Layout::ChannelsLast, 1>{}) : f(Case<T, Layout::ChannelsLast, widest>{});
+            return plan.vector == 1 ? f(Case<T, Layout::ChannelsLast, 1>{})
+                                    : f(Case<T, Layout::ChannelsLast, widest>{});
     }
 }
 

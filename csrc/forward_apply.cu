@@ -26,7 +26,8 @@ __device__ void update_running_stats(
     const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
     if (!(stats.count.value > 0)) return;
     const Rounded one{1}, others = stats.count - one;
-    const Rounded factor = f.cumulative ? one / Rounded{static_cast<double>(num_batches_tracked + 1)} : Rounded{f.momentum};
+    const Rounded factor =
+        f.cumulative ? one / Rounded{static_cast<double>(num_batches_tracked + 1)} : Rounded{f.momentum};
     const Rounded unbiased = stats.var * stats.count / (others.value < 1 ? one : others);
     const auto move = [&](const Buffer& buffer, Rounded value) {
         const Rounded before{load_channel(buffer, channel)};

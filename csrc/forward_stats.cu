@@ -53,12 +53,12 @@ struct Moments {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     Plan plan,
-    Array<const T> x,          // (outer, channels, inner)
+    Array<const T> x,  // (outer, channels, inner)
     double weight,
-    double per_count,          // 1 / m, or 0 where there are no elements
-    Array<double> partials,    // (tiles, splits, tile_channels, 2)
-    Array<unsigned> tickets,   // (kTickets,)
-    Array<double> payload)     // (2C + 2,)
+    double per_count,         // 1 / m, or 0 where there are no elements
+    Array<double> partials,   // (tiles, splits, tile_channels, 2)
+    Array<unsigned> tickets,  // (kTickets,)
+    Array<double> payload)    // (2C + 2,)
 {
     using A = Accumulator<T>;
     // The accumulators of eight channels leave registers for three accesses in flight.
@@ -86,13 +86,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
                     for (int k = 0; k < G::kChannels; ++k) moments[k].template start<G::kValues>(mask, value(k));
                 }
 #pragma unroll
-                for (int k = 0; k < G::kChannels; ++k)
-                    moments[k].template add<G::kValues>(count, mask, value(k));
+                for (int k = 0; k < G::kChannels; ++k) moments[k].template add<G::kValues>(count, mask, value(k));
                 count += __popc(mask);
             };
             const unsigned mask = G::mask(chunks, g);
-            if (mask == G::kWhole) take_in(G::kWhole);  // the common case, with a constant
-            else if (mask != 0) take_in(mask);
+            if (mask == G::kWhole)
+                take_in(G::kWhole);  // the common case, with a constant
+            else if (mask != 0)
+                take_in(mask);
         }
     }
 

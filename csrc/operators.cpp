@@ -47,9 +47,9 @@ Tensor dense(const Tensor& x) {
 // `other` with its elements in the order of x's.
 Tensor laid_out_like(const Tensor& other, const Tensor& x) {
     TORCH_CHECK_VALUE(
-        other.sizes() == x.sizes() && other.dtype() == x.dtype() && other.device() == x.device(), "expected dy like x, ",
-        x.sizes(), " of ", x.dtype(), " on ", x.device(), ", got ", other.sizes(), " of ", other.dtype(), " on ",
-        other.device());
+        other.sizes() == x.sizes() && other.dtype() == x.dtype() && other.device() == x.device(),
+        "expected dy like x, ", x.sizes(), " of ", x.dtype(), " on ", x.device(), ", got ", other.sizes(), " of ",
+        other.dtype(), " on ", other.device());
     bool same = true;
     for (int64_t d = 0; d < x.dim(); ++d) same &= x.size(d) == 1 || other.stride(d) == x.stride(d);
     return same || x.numel() == 0 ? other : at::empty_like(x).copy_(other);
@@ -60,8 +60,8 @@ Buffer statistics(const char* name, const Tensor& tensor, int64_t size, const Te
     TORCH_CHECK_VALUE(
         tensor.numel() == size && tensor.scalar_type() == at::kDouble && tensor.is_contiguous() &&
             tensor.device() == x.device(),
-        "expected ", name, " with ", size, " contiguous float64 numbers on ", x.device(), ", got ", tensor.sizes(), " of ",
-        tensor.dtype(), " on ", tensor.device());
+        "expected ", name, " with ", size, " contiguous float64 numbers on ", x.device(), ", got ", tensor.sizes(),
+        " of ", tensor.dtype(), " on ", tensor.device());
     return buffer(tensor);
 }
 
@@ -153,10 +153,20 @@ std::tuple<Tensor, Tensor> forward_apply_op(
     const bool counts = running_mean && num_batches_tracked;
     const Tensor ticket = counts ? tickets(x) : Tensor();
     const ForwardApply stage{
-        buffer(x), statistics("total", total, 2 * C + 2, x), divisor.value_or(0), per_channel("gamma", gamma, x),
-        per_channel("beta", beta, x), eps, per_channel("running_mean", running_mean, x),
-        per_channel("running_var", running_var, x), counts ? num_batches_tracked->data_ptr<int64_t>() : nullptr,
-        counts ? counters(ticket) : nullptr, !momentum, momentum.value_or(0), buffer(y), buffer(saved)};
+        buffer(x),
+        statistics("total", total, 2 * C + 2, x),
+        divisor.value_or(0),
+        per_channel("gamma", gamma, x),
+        per_channel("beta", beta, x),
+        eps,
+        per_channel("running_mean", running_mean, x),
+        per_channel("running_var", running_var, x),
+        counts ? num_batches_tracked->data_ptr<int64_t>() : nullptr,
+        counts ? counters(ticket) : nullptr,
+        !momentum,
+        momentum.value_or(0),
+        buffer(y),
+        buffer(saved)};
     forward_apply(plan_for(x, misaligned_elements(x) == 0, kForwardUnroll), stage, current_stream());
     return {y, saved};
 }
@@ -182,8 +192,13 @@ Tensor backward_apply_op(
     const int64_t C = x.size(1);
     const bool aligned = misaligned_elements(x) == 0 && misaligned_elements(dy) == 0;
     const BackwardApply stage{
-        buffer(dy), buffer(x), statistics("total", total, 2 * C, x), statistics("saved", saved, 4 * C, x),
-        per_channel("gamma", gamma, x), k.toDouble(), buffer(dx)};
+        buffer(dy),
+        buffer(x),
+        statistics("total", total, 2 * C, x),
+        statistics("saved", saved, 4 * C, x),
+        per_channel("gamma", gamma, x),
+        k.toDouble(),
+        buffer(dx)};
     backward_apply(plan_for(x, aligned, kBackwardUnroll), stage, current_stream());
     return dx;
 }

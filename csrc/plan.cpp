@@ -69,8 +69,8 @@ Plan make_plan(
     const int64_t wanted = next_power_of_two(ceil_div(positions, unroll) * plan.lanes);
     plan.threads = static_cast<int>(std::clamp<int64_t>(wanted, least_threads, device.threads_per_block));
     const int64_t rounds = ceil_div(positions, static_cast<int64_t>(plan.threads / plan.lanes) * unroll);
-    const int64_t resident = static_cast<int64_t>(device.multiprocessors) *
-                             std::max(1, device.threads_per_multiprocessor / plan.threads);
+    const int64_t resident =
+        static_cast<int64_t>(device.multiprocessors) * std::max(1, device.threads_per_multiprocessor / plan.threads);
     plan.splits = choose_splits(plan.tiles, rounds, resident);
     plan.split_positions = ceil_div(positions, plan.splits);
     return plan;

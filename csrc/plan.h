@@ -7,8 +7,8 @@
 namespace sbnref {
 
 // Where the channels lie in memory. Statistics treat every dimension but the channels alike, so any dense tensor is
-// (outer, channels, inner), and one with inner == 1 is a matrix whose rows hold all channels. Channels-first is unaligned
-// where not every run of `inner` elements starts and ends on a 16-byte boundary.
+// (outer, channels, inner), and one with inner == 1 is a matrix whose rows hold all channels. Channels-first is
+// unaligned where not every run of `inner` elements starts and ends on a 16-byte boundary.
 enum class Layout : int { ChannelsFirst, ChannelsFirstUnaligned, ChannelsLast };
 
 // What a plan has to know of the chip.

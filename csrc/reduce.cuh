@@ -32,7 +32,8 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
         Pair sum = mine(k);
         for (int offset = kWarp / 2; offset >= plan.lanes; offset /= 2)  // threads `lanes` apart hold the same channels
             sum = sum + shuffle_down(sum, offset);
-        if (static_cast<int>(threadIdx.x) % kWarp < plan.lanes) scratch[warp * tile_channels + place.lane * K + k] = sum;
+        if (static_cast<int>(threadIdx.x) % kWarp < plan.lanes)
+            scratch[warp * tile_channels + place.lane * K + k] = sum;
     }
     __syncthreads();
     Pair sum{0, 0};

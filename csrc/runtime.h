@@ -33,8 +33,8 @@ inline bool capturing() { return false; }
 
 inline Device current_device() {
     int multiprocessors = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(
-        &multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
+    C10_CUDA_CHECK(
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
     return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads};
 }
 inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }

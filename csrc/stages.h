@@ -35,18 +35,18 @@ struct ForwardStats {
 void forward_stats(const Plan&, const ForwardStats&, const Workspace&, Stream);
 
 struct ForwardApply {
-    Buffer x;                           // (outer, channels, inner)
-    Buffer total;                       // (2C + 2,) float64, the payloads of all ranks, summed
-    int64_t divisor;                    // D, or 0 for the sum of the weights
-    Buffer gamma, beta;                 // (C,) any dtype, or null
+    Buffer x;            // (outer, channels, inner)
+    Buffer total;        // (2C + 2,) float64, the payloads of all ranks, summed
+    int64_t divisor;     // D, or 0 for the sum of the weights
+    Buffer gamma, beta;  // (C,) any dtype, or null
     double eps;
-    Buffer running_mean, running_var;   // (C,) any dtype, or null; updated in place
-    int64_t* num_batches_tracked;       // () or null; updated in place
-    unsigned* tickets;                  // (kTickets,) where num_batches_tracked is given
-    bool cumulative;                    // average over all steps: momentum is 1 / num_batches_tracked
+    Buffer running_mean, running_var;  // (C,) any dtype, or null; updated in place
+    int64_t* num_batches_tracked;      // () or null; updated in place
+    unsigned* tickets;                 // (kTickets,) where num_batches_tracked is given
+    bool cumulative;                   // average over all steps: momentum is 1 / num_batches_tracked
     double momentum;
-    Buffer y;                           // (outer, channels, inner), out
-    Buffer saved;                       // (4, C) float64: mean, 1 / sigma, skew, 1 / D, out
+    Buffer y;      // (outer, channels, inner), out
+    Buffer saved;  // (4, C) float64: mean, 1 / sigma, skew, 1 / D, out
 };
 void forward_apply(const Plan&, const ForwardApply&, Stream);
 

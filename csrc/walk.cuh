@@ -5,12 +5,13 @@
 // channels-last are not aligned):
 //
 //   channels-first  every outer index has a run of `inner` elements. Runs are cut where memory has its 16-byte
-//                   boundaries; where they are unaligned, the first and the last piece lie partly outside. The pieces of
-//                   all runs form one sequence: no thread idles on short runs.
+//                   boundaries; where they are unaligned, the first and the last piece lie partly outside. The pieces
+//                   of all runs form one sequence: no thread idles on short runs.
 //   channels-last   a position is one of `outer` rows that hold all channels, and `lanes` threads read their channels
 //                   side by side.
 //
-// The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in turn.
+// The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in
+// turn.
 #pragma once
 
 #include "device.cuh"
@@ -108,7 +109,8 @@ class Walk {
         } else if constexpr (layout == Layout::ChannelsFirst) {
             return {at_ + static_cast<int64_t>(column_) * V, whole};
         } else {
-            // The run starts `before` elements after a boundary; after its whole pieces, at most 2 V - 2 elements remain.
+            // The run starts `before` elements after a boundary; after its whole pieces, at most 2 V - 2 elements
+            // remain.
             const int before = static_cast<int>((at_ + plan_.misaligned) & (V - 1));
             const int pieces = static_cast<int>(plan_.inner / V), rest = before + static_cast<int>(plan_.inner % V);
             const int here = column_ < pieces ? V : column_ == pieces ? rest : rest - V;  // at most V count
@@ -137,7 +139,8 @@ __device__ __forceinline__ bool accessible(const Array<T>& array, const Chunk<V>
 // Loads the chunks, with what lies beside them in the same 16 bytes. All wide loads are issued before the first value
 // is used.
 template <Layout layout, int V, typename T, int U>
-__device__ __forceinline__ void load_chunks(Array<const T> array, const Chunk<V> (&chunks)[U], Vector<T, V> (&values)[U]) {
+__device__ __forceinline__ void load_chunks(
+    Array<const T> array, const Chunk<V> (&chunks)[U], Vector<T, V> (&values)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
         values[u] = {};
@@ -157,7 +160,8 @@ __device__ __forceinline__ void load_chunks(Array<const T> array, const Chunk<V>
 
 // Stores the chunks and nothing beside them.
 template <Layout layout, int V, typename T, int U>
-__device__ __forceinline__ void store_chunks(Array<T> array, const Chunk<V> (&chunks)[U], const Vector<T, V> (&values)[U]) {
+__device__ __forceinline__ void store_chunks(
+    Array<T> array, const Chunk<V> (&chunks)[U], const Vector<T, V> (&values)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
         if (chunks[u].whole() && accessible<layout, V>(array, chunks[u])) {

@@ -42,7 +42,7 @@ struct Thread {
     Fiber fiber;
     State state;
     bool vote;
-    unsigned exchanges;                              // so far
+    unsigned exchanges;                             // so far
     std::unordered_map<const void*, int> executed;  // how often each access instruction has run, while counting
 };
 
@@ -80,10 +80,13 @@ struct Order {
     std::mt19937 random;
 
     explicit Order(const std::string& text) {
-        if (text == "descending") kind = Kind::Descending;
-        else if (text.rfind("random:", 0) == 0) kind = Kind::Random, random.seed(std::stoul(text.substr(7)));
+        if (text == "descending")
+            kind = Kind::Descending;
+        else if (text.rfind("random:", 0) == 0)
+            kind = Kind::Random, random.seed(std::stoul(text.substr(7)));
         else if (text != "ascending")
-            throw std::invalid_argument("expected an order 'ascending', 'descending' or 'random:SEED', got '" + text + "'");
+            throw std::invalid_argument(
+                "expected an order 'ascending', 'descending' or 'random:SEED', got '" + text + "'");
     }
 
     template <typename T>
@@ -223,18 +226,20 @@ void check_access(const void* array, int64_t size, int64_t i, int count, int byt
     const char* const verb = access == Access::Read ? "reads" : "writes";
     if (i < 0 || i + count > size)
         fail(
-            std::string(verb) + " elements [" + std::to_string(i) + ", " + std::to_string(i + count) + ") of a global array of " +
-            std::to_string(size));
+            std::string(verb) + " elements [" + std::to_string(i) + ", " + std::to_string(i + count) +
+            ") of a global array of " + std::to_string(size));
     const uintptr_t address = reinterpret_cast<uintptr_t>(array) + i * bytes;
     if (address % (static_cast<unsigned>(count) * bytes) != 0)
-        fail(std::string(verb) + " " + std::to_string(count * bytes) + " bytes at an address that is no multiple of it");
+        fail(
+            std::string(verb) + " " + std::to_string(count * bytes) + " bytes at an address that is no multiple of it");
     if (!counting) return;
     (access == Access::Read ? counts.back().bytes_read : counts.back().bytes_written) += count * bytes;
     // The lanes of a warp access memory together: those that execute the same instruction for the same time.
     const void* const instruction = __builtin_return_address(0);
     const int time = threads[threadIdx.x].executed[instruction]++;
     auto& sectors = warp_accesses[{threadIdx.x / kWarp, instruction, time}];
-    for (uintptr_t s = address / kSectorBytes; s <= (address + count * bytes - 1) / kSectorBytes; ++s) sectors.insert(s);
+    for (uintptr_t s = address / kSectorBytes; s <= (address + count * bytes - 1) / kSectorBytes; ++s)
+        sectors.insert(s);
 }
 
 void start_counting() {

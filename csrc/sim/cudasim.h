@@ -31,8 +31,7 @@ struct Index {
 // ---- launching ----
 
 // Runs `thread` in every thread of every block. Launches of several threads of the host run one after another.
-void launch(
-    const char* kernel, int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& thread);
+void launch(const char* kernel, int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& thread);
 
 // "ascending", "descending" or "random:SEED": the order in which blocks and, within them, threads take their turns.
 void set_order(const std::string& order);

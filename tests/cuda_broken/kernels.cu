@@ -1,21 +1,21 @@
 // Sums of rows, once right and then wrong in the ways that kernels go wrong. The simulation has to catch every one.
-#include "device.cuh"
-
 #include <string>
+
+#include "device.cuh"
 
 namespace sbnref {
 namespace {
 
 enum class Mistake {
     None,
-    MissingBarrier,    // shared memory is read while others still write it
-    OffByOneTail,      // the last thread reads one element too many
-    EarlyReturn,       // some threads leave, the others wait for them at the barrier
-    PartialShuffle,    // only half of a warp shuffles
-    Uninitialized,     // shared memory is read that nobody wrote
-    Misaligned,        // a vector is loaded from an odd element
+    MissingBarrier,     // shared memory is read while others still write it
+    OffByOneTail,       // the last thread reads one element too many
+    EarlyReturn,        // some threads leave, the others wait for them at the barrier
+    PartialShuffle,     // only half of a warp shuffles
+    Uninitialized,      // shared memory is read that nobody wrote
+    Misaligned,         // a vector is loaded from an odd element
     SharedOutOfBounds,  // one element past the end of shared memory
-    OrderOfBlocks,     // each block adds to what the one before it left
+    OrderOfBlocks,      // each block adds to what the one before it left
 };
 
 __global__ void row_sums(Mistake mistake, int columns, Array<const float> x, Array<float> sums) {
