@@ -105,12 +105,43 @@ def check(
     raise typer.Exit(report.score < 1)
 
 
-@app.command(epilog="Example: SBNREF_CUDASIM=1 sbnref info")
-def info(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+@app.command(epilog="Example: SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")
+def info(
+    shape: Annotated[
+        str, typer.Option(help="Of an input, (N, C, *), to show the kernels' launch plan for.")
+    ] = "32,64,56,56",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
     """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
     from .info import Info
 
-    _show(Info(), json)
+    _show(_or_exit(lambda: Info(tuple(map(int, shape.split(","))))), json)
+
+
+@app.command(epilog="Example: sbnref traffic 32,64,56,56 --dtype float16 --channels-last")
+def traffic(
+    shape: Annotated[str, typer.Argument(help="Of the input, (N, C, *).")] = "32,64,56,56",
+    dtype: Annotated[str, typer.Option(help="Of the input: float16, bfloat16, float32 or float64.")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels side by side in memory.")] = False,
+    multiprocessors: Annotated[int, typer.Option(min=1, help="Of the GPU to plan for.")] = 132,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Count in the simulation what the CUDA kernels read and write for a shape, and say how they share out the work."""
+    import os
+
+    os.environ["SBNREF_CUDASIM"] = "1"  # before the kernels are loaded
+    import torch
+
+    from .traffic import Traffic
+
+    def count() -> Traffic:
+        sizes = tuple(map(int, shape.split(",")))
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"expected a dtype such as float16, got {dtype!r}")
+        return Traffic(sizes, kind, channels_last=channels_last, multiprocessors=multiprocessors)
+
+    _show(_or_exit(count), json)
 
 
 bench = typer.Typer(help="Measure how fast the layer is, and read results.", invoke_without_command=True)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from . import __version__
 from .impls import impl_names, why_not
 from .report import Report
+from .traffic import in_words, launch_plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 VARIABLES = {
     "SBNREF_IMPL": "the implementation where none is asked for",
     "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
+    "SBNREF_CUDASIM_FLAGS": "more compiler flags for the simulation, sanitizers for example",
     "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
     "SBNREF_DEBUG_TIMEOUT": "seconds to wait for the other ranks then",
     "TORCH_EXTENSIONS_DIR": "where libraries that are built on first use are kept",
@@ -40,9 +42,15 @@ class Info(Report):
         build_cache: the folder where built libraries are kept.
         built: the libraries that lie in it.
         variables: the environment variables that matter and are set.
+        shape: the input, (N, C, *), that the launch plans are for.
+        plans: how the CUDA kernels share out the work on a float32 tensor of that shape, by pass; empty where they
+            cannot be loaded.
+
+    Args:
+        shape: of the input to plan for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...] = (32, 64, 56, 56)) -> None:
         from torch.utils.cpp_extension import get_default_build_root
 
         self.versions = {
@@ -66,6 +74,10 @@ class Info(Report):
         self.impls = {
             name: {device: why_not(name, torch.device(device)) for device in self.devices} for name in impl_names()
         }
+        self.shape, self.plans = shape, {}
+        if None in self.impls["cuda"].values():
+            x = torch.empty(shape, device="meta")
+            self.plans = {name: launch_plan(x, backward=name == "backward") for name in ("forward", "backward")}
         self.build_cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
         self.built = sorted(path.name for path in self.build_cache.glob("sbnref*") if path.is_dir())
         self.variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
@@ -94,6 +106,8 @@ class Info(Report):
                     else Text(f"not on {device}: {reason}", "yellow")
                 )
                 table.add_row(f"impl='{impl}'", on)
+        for name, plan in self.plans.items():
+            table.add_row(f"plan, {name}", f"{tuple(self.shape)} float32: {in_words(plan)}")
         table.add_row("build cache", f"{self.build_cache}, {len(self.built)} built")
         for library in self.built:
             table.add_row("", library)

@@ -102,9 +102,9 @@ class Traffic(Report):
         from rich.console import Group
         from rich.table import Table
 
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("stage", style="bold")
-        for name in ("launches", "read", "of floor", "written", "of floor", "sector efficiency"):
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("stage", style="bold", no_wrap=True)
+        for name in ("launches", "read", "of floor", "written", "of floor", "sectors used"):
             table.add_column(name, justify="right")
         for s in self.stages:
             table.add_row(
@@ -114,7 +114,7 @@ class Traffic(Report):
                 _ratio(s.bytes_read, s.floor_read),
                 _mebibytes(s.bytes_written),
                 _ratio(s.bytes_written, s.floor_written),
-                f"{s.sector_efficiency:.3f}",
+                f"{s.sector_efficiency:.1%}",
             )
         layout = "channels-last" if self.channels_last else "channels-first"
         title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"

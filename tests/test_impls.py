@@ -65,7 +65,7 @@ def test_the_backward_pass_uses_the_forward_pass_choice(recorder):
 
 
 def test_names_are_checked(recorder, monkeypatch):
-    with pytest.raises(ValueError, match=r"impl to be one of \('auto', 'reference', 'cuda', 'recorder'\), got 'fast'"):
+    with pytest.raises(ValueError, match=r"impl to be one of \('auto', 'reference', 'cuda',.*'recorder'\), got 'fast'"):
         sbnref.SyncBatchNorm(3, impl="fast")
     with pytest.raises(ValueError, match="got 'fast'"), sbnref.use_impl("fast"):
         pass

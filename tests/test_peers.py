@@ -107,9 +107,7 @@ def test_collectives_and_memory(world):
 
 
 def large_mean() -> dict[str, float]:
-    makers = dict(
-        ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale
-    )
+    makers = dict(ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale)
     errors = {}
     for name, make in makers.items():
         layer = make(CHANNELS)

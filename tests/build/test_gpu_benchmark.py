@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import include_paths
 import sbnref
 from sbnref.build import CSRC, SIMULATION_FLAGS
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def benchmark(name: str):
