@@ -101,7 +101,8 @@ for collective, values in measured.items():
 # Synchronize among fewer
 # -----------------------
 #
-# The statistics of 8 ranks are seldom worse than those of 800. A *group* limits who
+# The noise of the statistics falls with the square root of the number of samples
+# (:doc:`01_why_synchronize`), so a few ranks' samples may be enough. A *group* limits who
 # synchronizes with whom: here four ranks in two pairs.
 
 
