@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-build test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -11,16 +11,16 @@ help:  ## list the targets
 demo: $(READY)  ## train on handwritten digits with empty ranks, in each statistics mode
 	$(BIN)/sbnref demo
 
-test: $(READY)  ## run the tests
-	$(BIN)/pytest --ignore=tests/build --ignore=tests/site
+test: $(READY)  ## run the tests, all but those of the kernels and of the site
+	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
 
-test-build: $(READY)  ## test how the kernels are built, and compile them for GPUs where nvcc is there
-	$(BIN)/pytest --no-cov tests/build
+test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
+	$(BIN)/pytest --no-cov tests/cuda
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 test-sanitized: $(READY)  ## run the kernels' simulation under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/test_cuda_stages.py tests/test_cuda_simulation.py
+	SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cuda/test_stages.py tests/cuda/test_simulation.py
 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py

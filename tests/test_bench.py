@@ -76,6 +76,7 @@ def test_rounds_are_interleaved():
 def test_every_suite_runs_small(monkeypatch, tmp_path):
     monkeypatch.setattr(suites, "QUICK", [(2, 4, 3, 3)])
     monkeypatch.setattr(suites, "COMPILED", {})
+    monkeypatch.setattr(suites, "QUICK_WORLDS", (2,))
     file = tmp_path / "r.json"
     done = CliRunner().invoke(app, ["bench", "--quick", "--output", str(file)])
     assert done.exit_code == 0, done.output

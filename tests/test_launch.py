@@ -98,13 +98,14 @@ def test_the_same_script_runs_under_torchrun(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
+            import sys
             import torch.distributed as dist
             import sbnref
 
             def main():
                 return dist.get_rank(), dist.get_world_size()
 
-            print("results", sbnref.launch(main, 2))
+            sys.stdout.write(f"results {sbnref.launch(main, 2)}\\n")  # in one piece
         """)
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]

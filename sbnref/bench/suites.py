@@ -36,6 +36,7 @@ SHAPES: list[Shape] = [
 ]
 QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
 TINY: Shape = (2, 8, 2, 2)
+WORLDS, QUICK_WORLDS = (2, 4, 8, 12, 16), (2, 4)  # whose collectives are timed
 
 
 def fairscale(channels: int) -> nn.Module:
@@ -172,7 +173,7 @@ def _processes(shape: Shape, repetitions: int) -> list[Row]:
 def scaling(results: Results, quick: bool) -> None:
     """Our all-reduce against an all-gather of every rank's statistics, as the world grows; and a model of both."""
     rows = []
-    for world_size in (2, 4) if quick else (2, 4, 8, 12, 16):
+    for world_size in QUICK_WORLDS if quick else WORLDS:
         with Ranks(world_size, timeout=600) as ranks:
             for channels in (64,) if quick else (64, 256, 1024, 4096):
                 rows += ranks.run(_collectives, channels, 10 if quick else 40)[0]

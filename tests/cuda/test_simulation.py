@@ -28,7 +28,7 @@ MISTAKES = {
 def row_sums(tmp_path_factory):
     """``row_sums(mistake, order)`` gives the sums of four rows and what the simulation said."""
     library = tmp_path_factory.mktemp("broken") / "broken.so"
-    sources = [CSRC / "sim" / "cudasim.cpp", "-x", "c++", "tests/cuda_broken/kernels.cu"]
+    sources = [CSRC / "sim" / "cudasim.cpp", "-x", "c++", "tests/cuda/broken/kernels.cu"]
     includes = [f"-I{folder}" for folder in [CSRC, *include_paths()]]
     flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS]
     flags += shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))  # the sanitizers
