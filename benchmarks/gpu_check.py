@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE.parent / folder) for folder in (".", "tests", "tests/cuda")]
 
 # A single part also runs simulated, with SBNREF_CUDASIM=1.
 DEVICE = "cpu" if os.environ.get("SBNREF_CUDASIM", "0") not in ("", "0") else "cuda"
@@ -75,7 +75,7 @@ def conformance() -> None:
 
 def stages() -> None:
     """Every stage beside its twin in plain PyTorch: layouts, dtypes, precision, gradients."""
-    import test_cuda_stages as checks
+    import test_stages as checks
 
     torch.set_default_device(DEVICE)
     for dtype in checks.DTYPES:
@@ -90,7 +90,7 @@ def stages() -> None:
 
 def operators() -> None:
     """``torch.library.opcheck`` on every operator."""
-    import test_cuda_operators as checks
+    import test_operators as checks
 
     torch.set_default_device(DEVICE)
     for kind in checks.INPUTS:
@@ -100,7 +100,7 @@ def operators() -> None:
 
 def determinism() -> None:
     """Twenty runs of every stage agree bit for bit."""
-    import test_cuda_stages as checks
+    import test_stages as checks
 
     from sbnref.impls import cuda
 
@@ -126,7 +126,7 @@ def graphs() -> None:
 
 def small_step() -> None:
     """A step in each layout and dtype, split over blocks and unaligned: for compute-sanitizer."""
-    import test_cuda_stages as checks
+    import test_stages as checks
 
     from sbnref.impls import cuda
 
