@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,6 +37,9 @@ SHAPES: list[Shape] = [
 ]
 QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
 TINY: Shape = (2, 8, 2, 2)
+# For glibc: freed memory stays with the process. Otherwise large tensors may be mapped anew each time or not, and page
+# faults, which are the same for every layer, take up to half of what is measured.
+SETTLED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 WORLDS, QUICK_WORLDS = (2, 4, 8, 12, 16), (2, 4)  # whose collectives are timed
 
 
@@ -72,6 +76,7 @@ COMPILED: dict[str, LayerMaker] = {
 
 def run(suites: list[str], quick: bool) -> Results:
     """Run the suites of these names, showing progress."""
+    os.environ |= SETTLED  # read by the processes that measure, when they start
     results = Results()
     with Progress(transient=True) as progress:
         for name in progress.track(suites, description="benchmarks"):

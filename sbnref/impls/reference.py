@@ -25,14 +25,20 @@ def forward_stats(
     """What this rank tells the others about its batch."""
     wide = payload_dtype(x.device)
     m = x.numel() // x.shape[1]
-    x = x.to(accumulator(x))
+    x = samples(x.to(accumulator(x)))
+    n, _, s = x.shape
 
-    # A corrected two-pass: the deviations are taken about a rounded mean, and what the rounding cost is put back.
-    center = sum_of(x) / max(m, 1)  # (C,)
-    deviation = x - over(x, center)  # (N, C, *)
-    correction = sum_of(deviation).to(wide) / max(m, 1)
-    mean = center.to(wide) + correction
-    var = sum_of(deviation * deviation).to(wide) / max(m, 1) - correction * correction
+    # Sample by sample, since one fits in the cache: compiled code reads x from memory once. Within a sample a corrected
+    # two-pass: the deviations are taken about a rounded mean, and what the rounding cost is put back.
+    center = x.sum(2) / max(s, 1)  # (N, C)
+    deviation = x - center[..., None]  # (N, C, S)
+    correction = deviation.sum(2).to(wide) / max(s, 1)
+    means = center.to(wide) + correction
+    variances = (deviation * deviation).sum(2).to(wide) / max(s, 1) - correction * correction
+
+    # The samples weigh the same. What their means differ by is variance too; ranks are combined likewise, by weight.
+    mean = means.sum(0) / max(n, 1)  # (C,)
+    var = (variances + (means - mean) ** 2).sum(0) / max(n, 1)
 
     tail = mean.new_full((1,), weight), mean.new_full((1,), m)
     return torch.cat([weight * mean, weight * (var + mean * mean), *tail])
@@ -59,7 +65,7 @@ def forward_apply(
     hi, lo = split(stats.mean, acc)
     scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
     shift = -lo * scale if beta is None else beta.to(invstd.dtype) - lo * scale
-    hi, factor, shift = torch.stack([hi, scale, shift]).to(acc)
+    hi, factor, shift = torch.stack([t.to(acc) for t in (hi, scale, shift)])
     y = (x.to(acc) - over(x, hi)) * over(x, factor) + over(x, shift)
 
     # Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
@@ -74,12 +80,13 @@ def backward_stats(
     saved: Tensor,  # (4, C)
 ) -> Tensor:  # (2C,) [sum g, sum g xhat]
     """What this rank tells the others about its upstream gradient."""
-    mean, invstd, _, _ = saved
+    mean, invstd, _, inverse_divisor = saved
     acc = accumulator(x)
     hi, lo = split(mean, acc)
-    g = dy.to(acc)
-    sum_g = sum_of(g).to(saved.dtype)
-    sum_g_deviation = sum_of(g * (x.to(acc) - over(x, hi))).to(saved.dtype)
+    # Both sums take a factor per channel, given back: of two alike, compiled code makes one loop that reads dy once.
+    g = dy.to(acc) * over(x, inverse_divisor.to(acc))
+    sum_g = sum_of(g).to(saved.dtype) / inverse_divisor
+    sum_g_deviation = sum_of((x.to(acc) - over(x, hi)).mul_(g)).to(saved.dtype) / inverse_divisor
     return torch.cat([sum_g, (sum_g_deviation - lo * sum_g) * invstd])  # xhat = (x - hi - lo) / sigma
 
 
@@ -102,7 +109,7 @@ def backward_apply(
     element = scale * k * inverse_divisor
     slope = -element * b * invstd
     offset = -element * (a - (lo * invstd + skew) * b)
-    hi, scale, slope, offset = torch.stack([hi, scale, slope, offset]).to(acc)
+    hi, scale, slope, offset = torch.stack([t.to(acc) for t in (hi, scale, slope, offset)])
     rest = (x.to(acc) - over(x, hi)) * over(x, slope) + over(x, offset)
     return torch.addcmul(rest, dy.to(acc), over(x, scale)).to(x.dtype)  # in this order the least is held at once
 
@@ -112,9 +119,15 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def samples(x: Tensor) -> Tensor:  # (N, C, *) -> (N, C, S), or (1, C, N) where S would be 1
+    """The elements of each sample in a row; a batch of vectors, (N, C), is one sample of N elements."""
+    x = x.unsqueeze(-1).flatten(2)
+    return x.transpose(0, 2) if x.shape[2] == 1 else x
+
+
 def sum_of(x: Tensor) -> Tensor:  # (N, C, *) -> (C,)
-    """The sum over everything but the channels."""
-    return x.sum([d for d in range(x.dim()) if d != 1])
+    """The sum over everything but the channels, a sample at a time."""
+    return samples(x).sum(2).sum(0)
 
 
 def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1)
