@@ -12,16 +12,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sbnref
 from sbnref import build
 from sbnref.autograd import SyncBatchNormFunction
+from sbnref.bench.results import Results
+from sbnref.bench.timing import spread
 from sbnref.impls import cuda
 
 Shape = tuple[int, ...]
@@ -225,7 +223,7 @@ def measure(shape: Shape, dtype: torch.dtype, channels_last: bool, bandwidth: fl
             torch.autograd.grad(forward(i), inputs[i % copies], dys[i % copies])
 
         for what, work, passes in (("forward", forward, 3), ("backward", backward, 5), ("both", both, 8)):
-            first, median, third = statistics.quantiles(device_seconds(work, repetitions), n=4)
+            times = spread(device_seconds(work, repetitions))
             floor = passes * size / bandwidth
             rows.append(
                 {
@@ -236,13 +234,10 @@ def measure(shape: Shape, dtype: torch.dtype, channels_last: bool, bandwidth: fl
                     "layout": "channels_last" if channels_last else "contiguous",
                     "dtype": str(dtype).removeprefix("torch."),
                     "world_size": 1,
-                    "median": median,
-                    "first_quartile": first,
-                    "third_quartile": third,
-                    "repetitions": SAMPLES,
+                    **times,
                     "floor": floor,
-                    "over_floor": median / floor,
-                    "input_bytes": size,
+                    "over_floor": times["median"] / floor,
+                    "bytes_moved": passes * size,
                     "beyond_cache": 2 * size > cache,
                 }
             )
@@ -351,17 +346,8 @@ def main() -> int:
     if left_out:
         print(f"left out for want of time: {left_out}")
     if options.output:
-        name = torch.cuda.get_device_name()
-        result = {
-            "machine": {"system": f"{platform.system()} {platform.machine()}", "gpu": name, "cores": os.cpu_count()},
-            "versions": {"sbnref": sbnref.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "commit": "",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "notes": {"bandwidth": bandwidth, "verdicts": answers, "left_out": left_out},
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, default=str))
+        notes = {"bandwidth": bandwidth, "verdicts": answers, "left_out": left_out}
+        Results(rows=rows, notes=notes).save(options.output)
     dist.destroy_process_group()
     return 0 if all(answer["met"] for answer in answers.values()) else 1
 

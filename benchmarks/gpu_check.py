@@ -9,7 +9,6 @@ others. The whole takes at most eight minutes. Results go to ``benchmarks/result
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -206,10 +204,11 @@ def main() -> int:
     gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
     output = HERE / "results" / f"{gpu}-{date.today()}.json"
     outcomes = check_all(output)
-    result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"rows": [], "notes": {}}
-    result["notes"]["checks"] = [asdict(outcome) for outcome in outcomes]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, default=str))
+    from sbnref.bench.results import Results, load
+
+    results = load(output) if output.exists() else Results()
+    results.notes["checks"] = [asdict(outcome) for outcome in outcomes]
+    results.save(output)
     print(f"written to {output}")
     return 0 if all(outcome.status in ("passed", "skipped") for outcome in outcomes) else 1
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sbnref.bench import load
 from sbnref.bench.figures import draw
-from sbnref.bench.results import Results, Row, microseconds
-from sbnref.bench.show import TITLES, communication, memory
+from sbnref.bench.results import Results, Row, tabulate
+from sbnref.bench.show import TITLES, in_words
 
 DOCS = Path(__file__).parent
 FILES = sorted((DOCS.parent / "benchmarks" / "results").glob("*.json"))
@@ -35,33 +35,16 @@ def section(file: Path, results: Results) -> str:
         parts.append(f"### {TITLES.get(suite, suite)}")
         if suite in figures:
             parts.append(f"![{TITLES.get(suite, suite)}](_generated/{figures[suite].name})")
-        parts.append(table(rows, microseconds))
-        if any("peak_bytes" in row for row in rows):
-            parts.append("Peak memory of a training step, in sizes of the input:")
-            parts.append(table([row for row in rows if "peak_bytes" in row], memory))
-        if any("collectives" in row for row in rows):
-            parts.append("Collectives of a training step, and the bytes that each rank gives:")
-            parts.append(table(rows, communication))
-    for collective, model in results.notes.get("scaling", {}).items():
-        alpha, beta = f"{1e6 * model['alpha']:.0f} µs a message", f"{1e9 * model['beta']:.2f} ns a byte"
-        parts.append(
-            f"**{collective}**: {alpha} and {beta} fit the measurements, up to {model['measured_up_to']} ranks, to "
-            f"{model['median_error']:.0%} in the median and {model['largest_error']:.0%} at most. Lines beyond the "
-            "measured points are this model's, with rings and equal links assumed."
-        )
+        parts.append(f"<details>\n<summary>The numbers</summary>\n\n{table(rows)}\n\n</details>")
+    parts += [in_words(*item) for item in results.notes.get("scaling", {}).items()]
     return "\n\n".join(parts)
 
 
-def table(rows: list[Row], cell: object) -> str:
-    """Markdown: a line for each input, a column for each layer."""
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    lines: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        shape = "×".join(map(str, row["shape"]))
-        key = (shape, row.get("layout", ""), row["dtype"], row["world_size"], row["what"])
-        lines.setdefault(key, {})[row["layer"]] = row
-    names = ["shape", "layout", "dtype", "ranks", "", *layers]
-    body = [
-        [*map(str, key), *(cell(of[layer]) if layer in of else "" for layer in layers)] for key, of in lines.items()
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *body])
+def table(rows: list[Row]) -> str:
+    """Markdown: for each input a line for each layer."""
+    headings, inputs = tabulate(rows)
+    body = []
+    for name, lines in inputs.items():
+        body += [[f"**{name}**", *[""] * (len(headings) - 1)], *lines]
+    marks = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, marks, *body])

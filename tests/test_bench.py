@@ -37,19 +37,19 @@ def test_compare_flags_what_is_beyond_noise():
 
 
 def test_the_model_finds_the_latency_and_bandwidth_it_was_given():
-    alpha, beta = 5e-6, 2e-9
+    true, cores = {"alpha": 5e-6, "beta": 2e-9}, 3
     rows = []
     for collective in ("all-reduce", "all-gather"):
         for world_size in (2, 4, 8):
             for size in (1e3, 1e5):
-                messages, amount = growth.steps(collective, world_size, size)
-                seconds = alpha * messages + beta * amount
+                seconds = growth.predict(true, collective, world_size, size, cores)
                 rows.append({"layer": collective, "world_size": world_size, "bytes": size, "median": seconds})
-    for model in growth.fit(rows).values():
-        assert model["alpha"] == pytest.approx(alpha)
-        assert model["beta"] == pytest.approx(beta)
+    for model in growth.fit(rows, cores).values():
+        assert model["alpha"] == pytest.approx(true["alpha"])
+        assert model["beta"] == pytest.approx(true["beta"])
         assert model["largest_error"] < 1e-9
-        assert growth.predict(model, "all-reduce", 4096, 1e3) > growth.predict(model, "all-reduce", 2048, 1e3)
+        few, many = (growth.predict(model, "all-reduce", world_size, 1e3) for world_size in (2048, 4096))
+        assert few < many < growth.predict(model, "all-reduce", 4096, 1e3, cores)
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -90,7 +90,8 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
 
     shown = CliRunner().invoke(app, ["bench", "show", str(file), "--figures", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    assert "Peak memory" in shown.output
+    for word in ("peak", "collectives", "reads", "E[x²]−E[x]²", "2×4×3×3"):
+        assert word in shown.output
     for suite in ("one_process", "scaling"):
         assert (tmp_path / f"r-{suite}.png").read_bytes().startswith(b"\x89PNG")
     compared = CliRunner().invoke(app, ["bench", "compare", str(file), str(file)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,20 +56,47 @@ def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
 
 def scaling(plt: Any, rows: list[Row], results: Results) -> Any:
     """Measured times of the two collectives and the fitted model, by world size."""
-    sizes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axes, shape in zip(both, (sizes[0], sizes[-1]), strict=True):
+    models = results.notes["scaling"]
+    sizes = sorted({row["shape"][0] for row in rows if row["shape"][0] <= 4096})
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axes, channels in zip(both, (sizes[0], sizes[-1]), strict=True):
         for collective, color in zip(("all-reduce", "all-gather"), COLORS, strict=False):
-            points = [row for row in rows if row["layer"] == collective and tuple(row["shape"]) == shape]
-            worlds = [row["world_size"] for row in points]
+            model = models[collective]
+            points = [row for row in rows if row["layer"] == collective and row["shape"][0] == channels]
+            worlds, size = [row["world_size"] for row in points], points[0]["bytes"]
             axes.loglog(worlds, [1e6 * row["median"] for row in points], "o", color=color, label=collective)
-            model = results.notes["scaling"][collective]
-            modeled = [1e6 * predict(model, collective, world, points[0]["bytes"]) for world in WORLDS]
-            axes.loglog(WORLDS, modeled, "-", color=color, linewidth=1)
-        axes.set(title=f"{shape[0]} channels", xlabel="ranks (points: measured; lines: the model)")
-    both[0].set(ylabel="µs")
-    both[0].legend(frameon=False)
+            for style, at, cores in ((":", worlds, model["cores"]), ("-", WORLDS, math.inf)):
+                axes.loglog(at, [1e6 * predict(model, collective, g, size, cores) for g in at], style, color=color)
+        axes.set(title=f"{channels} channels", xlabel="ranks")
+    shared = f"on {models['all-reduce']['cores']} cores"
+    both[0].plot([], [], ":", color="black", label=f"model, {shared}")
+    both[0].plot([], [], "-", color="black", label="model, a core each")
+    both[0].set(ylabel=f"µs (points: measured {shared})")
+    both[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-FIGURES: dict[str, Callable[[Any, list[Row], Results], Any]] = {"one_process": one_process, "scaling": scaling}
+def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
+    """Bytes that the pass has to move over its time, against the bytes; the roof is the bandwidth of copying."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    for axes, what in zip(both, ("forward", "backward"), strict=True):
+        axes.axhline(results.notes["bandwidth"] / 1e9, color="black", linewidth=0.8, label="copying")
+        for layer, color in zip(layers, COLORS, strict=False):
+            for layout, marker in (("contiguous", "o"), ("channels_last", "^")):
+                points = [r for r in rows if (r["layer"], r["what"], r["layout"]) == (layer, what, layout)]
+                sizes = [row["bytes_moved"] / 1e6 for row in points]
+                speeds = [row["bytes_moved"] / row["median"] / 1e9 for row in points]
+                name = {"contiguous": layer, "channels_last": f"{layer}, channels-last"}[layout]
+                axes.loglog(sizes, speeds, marker, color=color, markersize=4, linestyle="", label=name)
+        axes.set(title=what, xlabel="MB that the pass has to move")
+    both[0].set(ylabel="GB/s")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Any, list[Row], Results], Any]] = {
+    "one_process": one_process,
+    "scaling": scaling,
+    "gpu": gpu,
+}

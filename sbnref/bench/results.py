@@ -1,4 +1,4 @@
-"""Results as JSON files that name their machine and versions, and what is made of them: tables, and comparisons."""
+"""Results as JSON files that name their machine and versions, and what is made of them: tables and comparisons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 Row = dict[str, Any]
 KEY = ("suite", "layer", "what", "shape", "layout", "dtype", "world_size")  # what makes two rows the same measurement
@@ -59,7 +58,10 @@ def machine() -> dict[str, Any]:
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {"system": f"{platform.system()} {platform.machine()}", "cpu": model, "cores": os.cpu_count()}
+    about = {"system": f"{platform.system()} {platform.machine()}", "cpu": model, "cores": os.cpu_count()}
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
 
 
 def versions() -> dict[str, str]:
@@ -82,27 +84,61 @@ def commit() -> str:
         return ""
 
 
-def microseconds(row: Row) -> str:
-    """The median, and half the distance of the quartiles as its spread."""
-    half = (row["third_quartile"] - row["first_quartile"]) / 2
-    return f"{1e6 * row['median']:,.0f} ±{1e6 * half:,.0f}"
+# What a row may know besides its times: its heading, and how it is written.
+EXTRAS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "peak_bytes": ("peak memory, inputs", lambda row: f"{row['peak_bytes'] / row['input_bytes']:.2f}"),
+    "collectives": ("collectives", lambda row: str(row["collectives"])),
+    "bytes_sent": ("bytes given", lambda row: f"{row['bytes_sent']:,}"),
+    "bytes": ("bytes given", lambda row: f"{row['bytes']:,}"),
+    "host_reads": ("host reads", lambda row: str(row["host_reads"])),
+    "over_floor": ("over the floor", lambda row: f"{row['over_floor']:.2f}"),
+}
 
 
-def table(rows: list[Row], title: str, cell: Callable[[Row], str] = microseconds) -> Table:
-    """A line for each shape, layout, dtype and what is timed; a column for each layer."""
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+def tabulate(rows: list[Row]) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """The rows of a suite as a table.
+
+    Returns:
+        The headings; and for each input the lines, one for each layer: its times, as the median and half the distance
+        of the quartiles, how many times the first layer's they are, and what else is known.
+    """
+    whats = list(dict.fromkeys(row["what"] for row in rows))
+    extras = [(name, *how) for name, how in EXTRAS.items() if any(name in row for row in rows)]
+    inputs: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        key = (*(str(row.get(k, "")) for k in ("shape", "layout", "dtype", "world_size")), row["what"])
-        lines.setdefault(key, {})[row["layer"]] = row
-    shown = Table(title=title)
-    for heading in ("shape", "layout", "dtype", "ranks", "what"):
-        shown.add_column(heading)
-    for layer in layers:
-        shown.add_column(layer, justify="right")
-    for key, by_layer in lines.items():
-        shown.add_row(*key, *(cell(by_layer[layer]) if layer in by_layer else "" for layer in layers))
-    return shown
+        layers = inputs.setdefault(_input(row), {})
+        layers.setdefault(row["layer"], {})[row["what"]] = row
+    headings = ["layer", *(heading for what in whats for heading in (f"{what}, µs", "×")), *(e[1] for e in extras)]
+    lines: dict[str, list[list[str]]] = {}
+    for name, layers in inputs.items():
+        first = next(iter(layers.values()))
+        lines[name] = [
+            [
+                layer,
+                *(cell for what in whats for cell in _time(of.get(what), first.get(what))),
+                *(next((write(row) for row in reversed(of.values()) if e in row), "") for e, _, write in extras),
+            ]
+            for layer, of in layers.items()
+        ]
+    return headings, lines
+
+
+def _input(row: Row) -> str:
+    words = [f"{row['shape'][0]} channels"] if row["suite"] == "scaling" else []
+    words = words or ["×".join(map(str, row["shape"])), row["dtype"]]
+    if row.get("layout") == "channels_last":
+        words.append("channels-last")
+    if row["world_size"] > 1:
+        words.append(f"{row['world_size']} ranks")
+    return ", ".join(words)
+
+
+def _time(row: Row | None, first: Row | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    half = (row["third_quartile"] - row["first_quartile"]) / 2
+    ratio = f"{row['median'] / first['median']:.2f}" if first is not None else ""
+    return f"{1e6 * row['median']:,.0f} ±{1e6 * half:,.0f}", ratio
 
 
 def compare(before: Results, after: Results) -> list[Row]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from .results import Results, Row, table
+from .results import Results, tabulate
 
 TITLES = {
-    "one_process": "One process: µs, median ± half the distance of the quartiles",
-    "processes": "Several processes, one thread each: µs of a training step",
-    "scaling": "Collectives: µs",
-    "overhead": "Overhead on a few numbers: µs of a training step",
-    "gpu": "GPU: µs of device time",
+    "one_process": "One process",
+    "processes": "Several processes, one thread each",
+    "scaling": "Collectives",
+    "overhead": "Overhead, on a few numbers",
+    "gpu": "On a GPU: time of the device",
 }
 
 
@@ -23,29 +24,26 @@ def show(results: Results, console: Console | None = None) -> None:
     console = console or Console()
     console.print(f"{results.machine}, {results.versions}, commit {results.commit}, {results.date}")
     for suite in dict.fromkeys(row["suite"] for row in results.rows):
-        rows = [row for row in results.rows if row["suite"] == suite]
-        console.print(table(rows, TITLES.get(suite, suite)))
-        if any("peak_bytes" in row for row in rows):
-            steps = [row for row in rows if "peak_bytes" in row]
-            console.print(table(steps, "Peak memory of a training step, in sizes of the input", memory))
-        if any("collectives" in row for row in rows):
-            console.print(table(rows, "Collectives of a training step, and bytes each rank gives", communication))
+        headings, inputs = tabulate([row for row in results.rows if row["suite"] == suite])
+        table = Table(title=TITLES.get(suite, suite), title_justify="left", box=None, padding=(0, 1, 0, 0))
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        for name, lines in inputs.items():
+            table.add_row(f"\n[bold]{name}")
+            for line in lines:
+                table.add_row(*map(escape, line))
+        console.print(table)
     for collective, model in results.notes.get("scaling", {}).items():
-        console.print(
-            f"{collective}: {1e6 * model['alpha']:.0f} µs a message and {1e9 * model['beta']:.2f} ns a byte fit the "
-            f"measurements up to {model['measured_up_to']} ranks to {model['median_error']:.0%} in the median "
-            f"({model['largest_error']:.0%} at most)."
-        )
+        console.print(in_words(collective, model))
 
 
-def memory(row: Row) -> str:
-    """Peak over the input's size."""
-    return f"{row['peak_bytes'] / row['input_bytes']:.2f}"
-
-
-def communication(row: Row) -> str:
-    """How many collectives, and their bytes."""
-    return f"{row['collectives']}: {row['bytes_sent']:,} B"
+def in_words(collective: str, model: dict[str, float]) -> str:
+    """What :mod:`sbnref.bench.growth` has fitted."""
+    return (
+        f"{collective}: {1e6 * model['alpha']:.0f} µs a message and {1e9 * model['beta']:.2f} ns a byte, shared out "
+        f"over {model['cores']} cores, fit the measurements up to {model['measured_up_to']} ranks to "
+        f"{model['median_error']:.0%} in the median and {model['largest_error']:.0%} at most."
+    )
 
 
 def show_comparison(rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..conformance.watch import Watch
@@ -76,6 +75,8 @@ COMPILED: dict[str, LayerMaker] = {
 
 def run(suites: list[str], quick: bool) -> Results:
     """Run the suites of these names, showing progress."""
+    from rich.progress import Progress
+
     os.environ |= SETTLED  # read by the processes that measure, when they start
     results = Results()
     with Progress(transient=True) as progress:
@@ -176,14 +177,17 @@ def _processes(shape: Shape, repetitions: int) -> list[Row]:
 
 
 def scaling(results: Results, quick: bool) -> None:
-    """Our all-reduce against an all-gather of every rank's statistics, as the world grows; and a model of both."""
+    """Our all-reduce against an all-gather of every rank's statistics, as the world grows; and a model of both.
+
+    More channels than a layer has are there for the bandwidth, which small messages do not tell.
+    """
     rows = []
     for world_size in QUICK_WORLDS if quick else WORLDS:
         with Ranks(world_size, timeout=600) as ranks:
-            for channels in (64,) if quick else (64, 256, 1024, 4096):
+            for channels in (64, 1 << 19) if quick else (64, 256, 1024, 4096, 1 << 16, 1 << 19):
                 rows += ranks.run(_collectives, channels, 10 if quick else 40)[0]
     results.rows += rows
-    results.notes["scaling"] = growth.fit(rows)
+    results.notes["scaling"] = growth.fit(rows, results.machine["cores"])
 
 
 def _collectives(channels: int, repetitions: int) -> list[Row]:

@@ -5,7 +5,8 @@ Four stages, two on each side of a collective:
     forward_stats  -> all-reduce -> forward_apply         backward_stats -> all-reduce -> backward_apply
 
 Shapes: N samples, C channels, ``*`` any number of spatial dimensions. Sums run over everything but the channels.
-Elements are handled in ``acc``, float32 or float64; what is per channel is float64, since it costs nothing there.
+Elements are handled in ``acc``, float32 or float64; what is per channel is float64, since it costs nothing there, and
+stays so where it meets float32.
 What meets the elements is stacked first: compiled code keeps a stack, and would work out anything else anew for every
 element it meets.
 """
@@ -33,8 +34,8 @@ def forward_stats(
     center = x.sum(2) / max(s, 1)  # (N, C)
     deviation = x - center[..., None]  # (N, C, S)
     correction = deviation.sum(2).to(wide) / max(s, 1)
-    means = center.to(wide) + correction
-    variances = (deviation * deviation).sum(2).to(wide) / max(s, 1) - correction * correction
+    means = center + correction
+    variances = deviation.square_().sum(2).to(wide) / max(s, 1) - correction * correction
 
     # The samples weigh the same. What their means differ by is variance too; ranks are combined likewise, by weight.
     mean = means.sum(0) / max(n, 1)  # (C,)
@@ -63,10 +64,10 @@ def forward_apply(
     # y = gamma (x - mean) / sigma + beta, with the mean in two parts: x - hi is exact where x is near the mean.
     acc = accumulator(x)
     hi, lo = split(stats.mean, acc)
-    scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
-    shift = -lo * scale if beta is None else beta.to(invstd.dtype) - lo * scale
+    scale = invstd if gamma is None else gamma * invstd
+    shift = -lo * scale if beta is None else beta - lo * scale
     hi, factor, shift = torch.stack([t.to(acc) for t in (hi, scale, shift)])
-    y = (x.to(acc) - over(x, hi)) * over(x, factor) + over(x, shift)
+    y = (x.to(acc) - over(x, hi)).mul_(over(x, factor)).add_(over(x, shift))
 
     # Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
     skew = stats.mean * invstd * (1 - stats.weight / stats.divisor)
@@ -85,8 +86,8 @@ def backward_stats(
     hi, lo = split(mean, acc)
     # Both sums take a factor per channel, given back: of two alike, compiled code makes one loop that reads dy once.
     g = dy.to(acc) * over(x, inverse_divisor.to(acc))
-    sum_g = sum_of(g).to(saved.dtype) / inverse_divisor
-    sum_g_deviation = sum_of((x.to(acc) - over(x, hi)).mul_(g)).to(saved.dtype) / inverse_divisor
+    sum_g = sum_of(g) / inverse_divisor
+    sum_g_deviation = sum_of((x.to(acc) - over(x, hi)).mul_(g)) / inverse_divisor
     return torch.cat([sum_g, (sum_g_deviation - lo * sum_g) * invstd])  # xhat = (x - hi - lo) / sigma
 
 
@@ -105,13 +106,13 @@ def backward_apply(
     hi, lo = split(mean, acc)
 
     # dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected as dx = scale g + slope (x - hi) + offset.
-    scale = invstd if gamma is None else gamma.to(invstd.dtype) * invstd
+    scale = invstd if gamma is None else gamma * invstd
     element = scale * k * inverse_divisor
     slope = -element * b * invstd
     offset = -element * (a - (lo * invstd + skew) * b)
     hi, scale, slope, offset = torch.stack([t.to(acc) for t in (hi, scale, slope, offset)])
-    rest = (x.to(acc) - over(x, hi)) * over(x, slope) + over(x, offset)
-    return torch.addcmul(rest, dy.to(acc), over(x, scale)).to(x.dtype)  # in this order the least is held at once
+    dx = (x.to(acc) - over(x, hi)).mul_(over(x, slope)).add_(over(x, offset))
+    return dx.addcmul_(dy.to(acc), over(x, scale)).to(x.dtype)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -138,4 +139,4 @@ def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1)
 def split(mean: Tensor, acc: torch.dtype) -> tuple[Tensor, Tensor]:
     """The mean as hi + lo: hi rounded to ``acc``, lo what the rounding left. Both are (C,)."""
     hi = mean.to(acc)
-    return hi, mean - hi.to(mean.dtype)
+    return hi, mean - hi
