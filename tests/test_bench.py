@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from sbnref.bench import compare, growth, load, suites, timing
-from sbnref.bench.results import Results
+from sbnref.bench.figures import draw
+from sbnref.bench.results import Results, tabulate
 from sbnref.cli import app
 
 
@@ -96,6 +97,21 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
         assert (tmp_path / f"r-{suite}.png").read_bytes().startswith(b"\x89PNG")
     compared = CliRunner().invoke(app, ["bench", "compare", str(file), str(file)])
     assert compared.exit_code == 0, compared.output
+
+
+def test_a_gpus_results_are_drawn_against_the_bandwidth_of_copying(tmp_path):
+    rows = [
+        row(size / speed, layer, suite="gpu", what=what, layout=layout, bytes_moved=size, over_floor=2e12 / speed)
+        for layer, speed in (("sbnref", 1.9e12), ("torch sync", 0.8e12))
+        for what in ("forward", "backward", "both")
+        for layout in ("contiguous", "channels_last")
+        for size in (1e7, 1e8)
+    ]
+    figures = draw(Results(rows=rows, notes={"bandwidth": 2e12}), tmp_path, "h100")
+    assert [figure.name for figure in figures] == ["h100-gpu.png"]
+    headings, inputs = tabulate(rows)
+    assert headings[-1] == "over the floor"
+    assert [lines[0][-1] for lines in inputs.values()] == ["1.05", "1.05"]
 
 
 def test_unknown_suites_are_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,14 +37,20 @@ SHAPES: list[Shape] = [
 ]
 QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
 TINY: Shape = (2, 8, 2, 2)
-# For glibc: freed memory stays with the process. Otherwise large tensors may be mapped anew each time or not, and page
-# faults, which are the same for every layer, take up to half of what is measured.
-SETTLED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+# For the processes that measure, when they start. glibc keeps freed memory: otherwise large tensors may be mapped anew
+# each time or not, and page faults, which are the same for every layer, take up to half of what is measured. The
+# profiler keeps quiet.
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "KINETO_LOG_LEVEL": "99",
+}
 WORLDS, QUICK_WORLDS = (2, 4, 8, 12, 16), (2, 4)  # whose collectives are timed
 
 
 def fairscale(channels: int) -> nn.Module:
     """fairscale's layer, of the real package. It synchronizes wherever a process group is up, in a world of one too."""
+    warnings.filterwarnings("ignore", module="fairscale")  # of what it uses that is deprecated
     from fairscale.experimental.nn import SyncBatchNorm as Layer
 
     return Layer(channels)
@@ -77,7 +84,7 @@ def run(suites: list[str], quick: bool) -> Results:
     """Run the suites of these names, showing progress."""
     from rich.progress import Progress
 
-    os.environ |= SETTLED  # read by the processes that measure, when they start
+    os.environ |= ENVIRONMENT
     results = Results()
     with Progress(transient=True) as progress:
         for name in progress.track(suites, description="benchmarks"):
