@@ -70,6 +70,7 @@ std::vector<std::pair<const char*, std::unique_ptr<SharedBase>>> shared_arrays;
 
 bool counting = false;
 std::vector<Traffic> counts;
+Observer observer;
 // The sectors that a warp touches in one execution of one access instruction.
 std::map<std::tuple<int, const void*, int>, std::set<uintptr_t>> warp_accesses;
 
@@ -178,7 +179,10 @@ void run_block(std::vector<int>& turns) {
         }
     } while (release());
     shared_arrays.clear();
-    for (const auto& [access, sectors] : warp_accesses) counts.back().sectors += static_cast<int64_t>(sectors.size());
+    for (const auto& [access, sectors] : warp_accesses) {
+        counts.back().sectors += static_cast<int64_t>(sectors.size());
+        if (observer) observer(counts.size() - 1, blockIdx.x, std::get<2>(access), sectors);
+    }
     warp_accesses.clear();
 }
 
@@ -252,6 +256,11 @@ std::vector<Traffic> stop_counting() {
     const std::lock_guard<std::mutex> lock(one_launch);
     counting = false;
     return std::exchange(counts, {});
+}
+
+void set_observer(Observer told) {
+    const std::lock_guard<std::mutex> lock(one_launch);
+    observer = std::move(told);
 }
 
 void check_shared(const char* name, std::vector<SharedElement>& elements, int64_t i, Access access) {

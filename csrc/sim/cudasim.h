@@ -12,6 +12,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -56,6 +57,11 @@ struct Traffic {
 // Starts counting afresh, or returns what was counted since, one entry per launch, and stops.
 void start_counting();
 std::vector<Traffic> stop_counting();
+
+// Told, while counting, of every access instruction of every warp: in which launch, which 32-byte sectors of memory it
+// touched, and how often the warp had executed that instruction before. A model of a cache can be fed from it.
+using Observer = std::function<void(size_t launch, unsigned block, int time, const std::set<uintptr_t>& sectors)>;
+void set_observer(Observer observer);
 
 // ---- shared memory ----
 

@@ -1,0 +1,203 @@
+"""Every rung of the tutorials' ladder of kernels, simulated and compiled: it is right, and moves what it says."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_compile_check import compiled, includes  # noqa: F401 (a fixture)
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+from sbnref.build import NVCC_FLAGS
+
+sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
+from kernels import ladder
+
+SHAPES = {
+    "aligned": (4, 6, 12, 14),
+    "ragged": (3, 5, 7, 9),
+    "more channels than a tile": (2, 37, 4, 4),
+    "a matrix": (50, 33),
+    "one channel": (3, 1, 16, 16),
+    "one element": (1, 40, 1, 1),
+    "as many blocks as work": (9, 2, 32, 32),
+}
+ORDERS = ("ascending", "descending", "random:1", "random:2")
+PAYLOAD = [name for name, rung in ladder.RUNGS.items() if len(rung.doors) == 2]
+
+
+def tensor(rung: str, shape: tuple[int, ...], mean: float = 1, seed: int = 0) -> torch.Tensor:
+    """Random numbers with standard deviation 1, in the layout that the rung is for."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    return x.contiguous(memory_format=torch.channels_last) if rung.startswith("7") and x.dim() == 4 else x
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    """In float64."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    deviations = x.double() - x.double().mean(dims, keepdim=True)
+    return (deviations / (deviations.square().mean(dims, keepdim=True) + 1e-5).sqrt()).float()
+
+
+def payload(x: torch.Tensor, weight: float) -> torch.Tensor:
+    """[w mean, w (var + mean²), w, m], in float64."""
+    of_channel = x.double().movedim(1, 0).flatten(1)
+    count = of_channel.shape[1]
+    sums = (of_channel.mean(1), of_channel.square().mean(1)) if count else torch.zeros(2, len(of_channel))
+    return torch.cat([weight * sums[0], weight * sums[1], torch.tensor([weight, count], dtype=torch.float64)])
+
+
+@pytest.fixture
+def turns():
+    """Sets the order of turns, and sets it back."""
+    yield ladder.set_order
+    ladder.set_order("ascending")
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape, turns):
+    x = tensor(rung, shape)
+    results = []
+    for order in ORDERS:
+        turns(order)
+        call = ladder.Call(rung, x)
+        y = call.run()
+        torch.testing.assert_close(y, reference(x), rtol=1e-5, atol=1e-5)
+        if rung in PAYLOAD:
+            torch.testing.assert_close(call.payload, payload(x, 1), rtol=1e-6, atol=1e-6)
+        assert not call.tickets.any()
+        results.append((y, call.payload))
+    for y, sent in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(sent, results[0][1])
+
+
+@pytest.mark.parametrize("rung", [name for name in ladder.RUNGS if name not in ("4 wide", "7 channels-last")])
+def test_a_rung_reads_through_strides(rung):
+    x = tensor("7", SHAPES["ragged"])
+    torch.testing.assert_close(ladder.Call(rung, x).run(), reference(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_rung_refuses_channels_that_are_apart():
+    with pytest.raises(ValueError, match="expects channels side by side, got strides"):
+        ladder.Call("7 channels-last", torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_an_empty_tensor(rung):
+    call = ladder.Call(rung, tensor(rung, (0, 5, 4, 4)), weight=0)
+    assert call.run().shape == (0, 5, 4, 4)
+    assert not call.payload.any()
+
+
+@pytest.mark.parametrize("rung", PAYLOAD)
+def test_payloads_of_ranks_add_up(rung):
+    parts = [tensor(rung, (n, 5, 6, 6), mean=n, seed=n) for n in (3, 0, 1)]
+    calls = [ladder.Call(rung, x, weight=x[:, 0].numel()) for x in parts]
+    for call in calls:
+        call.run(call.rung.doors[0])
+    total = sum(call.payload for call in calls)
+    for call in calls:
+        call.payload.copy_(total)
+        call.run(call.rung.doors[1])
+    got = torch.cat([call.y for call in calls])
+    torch.testing.assert_close(got, reference(torch.cat(parts)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_a_mean_far_above_the_deviations(rung):
+    x = tensor(rung, (4, 3, 16, 16), mean=1e4)
+    error = (ladder.Call(rung, x).run() - reference(x)).abs().max()
+    # A float32 mean is off by up to 5e-4 there; the payload's is not, and what is left are the threads' own means.
+    assert error < (2e-4 if rung in PAYLOAD else 2e-3)
+    textbook = x.square().mean([0, 2, 3]) - x.mean([0, 2, 3]).square()
+    assert ((textbook - x.double().var([0, 2, 3], correction=0)).abs() > 0.5).any()
+
+
+FLOORS = {  # launches, blocks, reads of x, writes of y
+    "1 naive": (3, 8, 3, 1),
+    "2 Welford": (2, 8, 2, 1),
+    "3 split": (3, 136, 2, 1),
+    "4 wide": (3, 64, 2, 1),
+    "5 payload": (2, 64, 2, 1),
+    "6 backwards": (2, 64, 2, 1),
+    "7 channels-last": (2, 132, 2, 1),
+}
+
+
+@pytest.mark.parametrize(("rung", "floor"), FLOORS.items(), ids=FLOORS)
+def test_what_a_rung_moves(rung, floor):
+    x = tensor(rung, (33, 8, 16, 16))
+    counts = ladder.count(ladder.Call(rung, x))
+    launches, blocks, reads, writes = floor
+    size = 4 * x.numel()
+    # Besides, every block leaves a partial result for every channel, at most twice the bytes of three float64.
+    partials = 50 * counts.blocks * ladder.RUNGS[rung].tile
+    assert (counts.launches, counts.blocks) == (launches, blocks)
+    assert reads * size <= counts.read <= reads * size + partials
+    assert writes * size <= counts.written <= writes * size + partials
+
+
+def test_wide_accesses_are_a_quarter_of_the_instructions():
+    split, wide = (ladder.count(ladder.Call(rung, tensor(rung, (33, 8, 16, 16)))) for rung in ("3 split", "4 wide"))
+    assert split.moved == pytest.approx(wide.moved, rel=0.02)
+    assert 3.5 < split.requests / wide.requests < 4
+
+
+def test_on_channels_last_a_channel_per_thread_wastes_no_sector():
+    x = tensor("7", (4, 32, 16, 16))
+    wasteful, thrifty = (ladder.count(ladder.Call(rung, x)).moved for rung in ("2 Welford", "7 channels-last"))
+    assert wasteful / (3 * 4 * x.numel()) > 7.9
+    assert wasteful / thrifty > 4  # the partial results count on a tensor this small
+
+
+def test_the_second_pass_starts_where_the_first_one_ended():
+    x = tensor("6", (33, 8, 16, 16))
+    for rung, backwards in (("5 payload", False), ("6 backwards", True)):
+        call = ladder.Call(rung, x)
+        trace = ladder.count(call).trace
+        first = x.data_ptr() // 32
+        of_x = trace[(trace[:, 4] >= first) & (trace[:, 4] < first + x.numel() // 8)]
+        blocks = of_x[:, 1].max()
+        ended, started = of_x[(of_x[:, 0] == 0)], of_x[(of_x[:, 0] == 1)]
+        ended, started = ended[ended[:, 1] == blocks, 4], started[started[:, 1] == 0, 4]
+        assert torch.isin(started, ended).any() == backwards
+
+
+@pytest.mark.parametrize(
+    ("source", "barrier", "rung"),
+    [
+        ("ladder.cuh", 0, "1 naive"),
+        ("ladder.cuh", 1, "1 naive"),
+        ("2_welford.cu", 0, "2 Welford"),
+        ("7_channels_last.cu", 0, "7 channels-last"),
+        ("7_channels_last.cu", 1, "7 channels-last"),
+    ],
+)
+def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
+    shutil.copytree(ladder.KERNELS, tmp_path, dirs_exist_ok=True)
+    parts = (tmp_path / source).read_text().split("__syncthreads();")
+    parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
+    (tmp_path / source).write_text("__syncthreads();".join(parts))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    broken = ladder.library.__wrapped__(kernels=tmp_path)
+    monkeypatch.setattr(ladder, "library", lambda cuda: broken)
+    for order in ORDERS:
+        ladder.set_order(order)
+        said = r"simulated kernel .* (before it is written|without a barrier in between)"
+        with pytest.raises(RuntimeError, match=said):
+            ladder.Call(rung, tensor(rung, (2, 3, 32, 32))).run()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: there is no nvcc on the PATH")
+def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
+    flags = ["-std=c++17", *COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Werror=all-warnings", *targets, *includes]
+    compiled(["nvcc", *flags, "-c", str(ladder.KERNELS / "ladder.cu"), "-o", str(tmp_path / "ladder.o")])
+
+
+def test_every_rung_has_a_file_and_every_file_a_rung():
+    files = {path.name for path in ladder.KERNELS.glob("[0-9]_*.cu")}
+    assert files == {rung.source for rung in ladder.RUNGS.values()}

@@ -1,0 +1,62 @@
+// Rung 2, Welford: mean and variance in one pass. A thread takes in one element after
+// the other, and what the threads found is merged. x is read twice.
+#pragma once
+
+#include "1_naive.cu"
+
+namespace sbnref::ladder {
+
+template <typename A>
+struct Moments {
+    A count, mean, m2;  // m2 = sum of (x - mean)^2
+};
+
+// Welford's update.
+__device__ inline void add(Moments<float>& to, float x) {
+    to.count += 1;
+    const float delta = x - to.mean;
+    to.mean += delta / to.count;
+    to.m2 += delta * (x - to.mean);
+}
+
+// Chan's formula: the moments of two sets together.
+template <typename A>
+__device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
+    const A count = a.count + b.count, delta = b.mean - a.mean;
+    const A fraction = count > 0 ? b.count / count : 0;
+    return {
+        count, a.mean + delta * fraction,
+        a.m2 + b.m2 + delta * delta * a.count * fraction};
+}
+
+// Merged over the threads of a block, for thread 0, always in the same order.
+__device__ inline Moments<double> merge_over_block(const Moments<float>& mine) {
+    SHARED_ARRAY(Moments<double>, of_thread, kThreads);
+    of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half)
+            of_thread[threadIdx.x] = merge(
+                Moments<double>(of_thread[threadIdx.x]),
+                Moments<double>(of_thread[threadIdx.x + half]));
+    }
+    return of_thread[threadIdx.x];
+}
+
+__global__ void welford_statistics(Problem p) {
+    const int64_t c = blockIdx.x;
+    Moments<float> mine{};
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
+        add(mine, load(p.x, p.at(c, i)));
+    const Moments<double> all = merge_over_block(mine);
+    if (threadIdx.x != 0) return;
+    store(p.mean, c, static_cast<float>(all.mean));
+    store(p.var, c, static_cast<float>(all.m2 / all.count));
+}
+
+inline void welford(const Problem& p) {
+    launch("statistics", welford_statistics, p.C, p);
+    launch("normalize", naive_normalize, p.C, p);
+}
+
+}  // namespace sbnref::ladder

@@ -1,0 +1,74 @@
+// Rung 3, split: several blocks share a channel, so that every multiprocessor has work.
+// Each leaves what it found in memory; a small kernel merges, always in the same order.
+#pragma once
+
+#include "2_welford.cu"
+
+namespace sbnref::ladder {
+
+// This thread's part of x: every step-th position of a channel, from `first` on.
+struct Share {
+    int64_t channel, split, first, step;
+
+    __device__ Share(const Problem& p, int64_t block)
+        : channel(block / p.splits),
+          split(block % p.splits),
+          first(split * kThreads + threadIdx.x),
+          step(p.splits * kThreads) {}
+};
+
+// Where a number of a partial result is; the channels are neighbours.
+__device__ inline int64_t partial(
+    const Problem& p, int number, int64_t split, int64_t c) {
+    return (number * p.splits + split) * p.C + c;
+}
+
+__device__ inline void store_partial(
+    const Problem& p, int64_t split, int64_t c, const Moments<double>& found) {
+    store(p.partials, partial(p, 0, split, c), found.count);
+    store(p.partials, partial(p, 1, split, c), found.mean);
+    store(p.partials, partial(p, 2, split, c), found.m2);
+}
+
+__device__ inline Moments<double> merge_partials(const Problem& p, int64_t c) {
+    Moments<double> all{};
+    for (int64_t split = 0; split < p.splits; ++split) {
+        const auto number = [&](int k) {
+            return read(p.partials, partial(p, k, split, c));
+        };
+        all = merge(all, Moments<double>{number(0), number(1), number(2)});
+    }
+    return all;
+}
+
+__global__ void split_statistics(Problem p) {
+    const Share share(p, blockIdx.x);
+    Moments<float> mine{};
+    for (int64_t i = share.first; i < p.count(); i += share.step)
+        add(mine, load(p.x, p.at(share.channel, i)));
+    const Moments<double> found = merge_over_block(mine);
+    if (threadIdx.x == 0) store_partial(p, share.split, share.channel, found);
+}
+
+__global__ void split_merge(Problem p) {
+    const int64_t c = blockIdx.x * kThreads + threadIdx.x;  // a thread for each channel
+    if (c >= p.C) return;
+    const Moments<double> all = merge_partials(p, c);
+    store(p.mean, c, static_cast<float>(all.mean));
+    store(p.var, c, static_cast<float>(all.m2 / all.count));
+}
+
+__global__ void split_normalize(Problem p) {
+    const Share share(p, blockIdx.x);
+    const Line line = once_per_block([&] { return normalizing(p, share.channel); });
+    for (int64_t i = share.first; i < p.count(); i += share.step)
+        store(p.y, p.at(share.channel, i), line(load(p.x, p.at(share.channel, i))));
+}
+
+inline void split(const Problem& p) {
+    launch("statistics", split_statistics, p.C * p.splits, p);
+    launch("merge", split_merge, (p.C + kThreads - 1) / kThreads, p);
+    launch("normalize", split_normalize, p.C * p.splits, p);
+}
+
+}  // namespace sbnref::ladder

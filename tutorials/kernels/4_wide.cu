@@ -1,0 +1,63 @@
+// Rung 4, wide: 16 bytes at a time, where the spatial size is a multiple of four
+// floats. A quarter of the instructions, and one division for four elements.
+#pragma once
+
+#include "3_split.cu"
+
+namespace sbnref::ladder {
+
+// The moments of V values: two passes over registers cost no memory traffic.
+template <int V>
+__device__ Moments<float> moments(const Vector<float, V>& x) {
+    float sum = 0, m2 = 0;
+    for (int k = 0; k < V; ++k) sum += x.at[k] - x.at[0];
+    const float mean = sum / V;  // from the first value on
+    for (int k = 0; k < V; ++k) {
+        const float deviation = x.at[k] - x.at[0] - mean;
+        m2 += deviation * deviation;
+    }
+    return {V, x.at[0] + mean, m2};
+}
+
+// What this block's threads find together, for thread 0.
+template <int V>
+__device__ Moments<double> wide_moments(const Problem& p, const Share& share) {
+    Moments<float> mine{};
+    for (int64_t i = share.first; i < p.count() / V; i += share.step)
+        mine = merge(mine, moments(load_vector<V>(p.x, p.at(share.channel, i * V))));
+    return merge_over_block(mine);
+}
+
+template <int V>
+__global__ void wide_statistics(Problem p) {
+    const Share share(p, blockIdx.x);
+    const Moments<double> found = wide_moments<V>(p, share);
+    if (threadIdx.x == 0) store_partial(p, share.split, share.channel, found);
+}
+
+// Normalizes the V elements at position i of a channel.
+template <int V>
+__device__ void normalize(const Problem& p, const Line& line, int64_t c, int64_t i) {
+    Vector<float, V> values = load_vector<V>(p.x, p.at(c, i * V));
+    for (int k = 0; k < V; ++k) values.at[k] = line(values.at[k]);
+    store_vector<V>(p.y, p.at(c, i * V), values);
+}
+
+template <int V>
+__global__ void wide_normalize(Problem p) {
+    const Share share(p, blockIdx.x);
+    const Line line = once_per_block([&] { return normalizing(p, share.channel); });
+    for (int64_t i = share.first; i < p.count() / V; i += share.step)
+        normalize<V>(p, line, share.channel, i);
+}
+
+inline bool fits(const Problem& p) { return p.S % 4 == 0 && p.stride_s == 1; }
+
+inline void wide(const Problem& p) {
+    const int64_t blocks = p.C * p.splits;
+    launch("statistics", fits(p) ? wide_statistics<4> : wide_statistics<1>, blocks, p);
+    launch("merge", split_merge, (p.C + kThreads - 1) / kThreads, p);
+    launch("normalize", fits(p) ? wide_normalize<4> : wide_normalize<1>, blocks, p);
+}
+
+}  // namespace sbnref::ladder

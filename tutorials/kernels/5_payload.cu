@@ -1,0 +1,62 @@
+// Rung 5, payload: the block that finishes last merges, and writes what this rank tells
+// the others, [w mean, w (var + mean^2), w, m] in float64. One launch for each stage;
+// between them is the all-reduce, which turns this rank's payload into the group's.
+#pragma once
+
+#include "4_wide.cu"
+
+namespace sbnref::ladder {
+
+// Called by one thread for every channel that the block worked on.
+__device__ inline void finish(
+    const Problem& p, int64_t split, int64_t c, const Moments<double>& found) {
+    store_partial(p, split, c, found);
+    __threadfence();  // the partial results are seen before the ticket is
+    const unsigned last = static_cast<unsigned>(p.splits) - 1;
+    if (take_ticket(p.tickets, c, last) != last) return;
+    __threadfence();
+    const Moments<double> all = merge_partials(p, c);
+    const double var = all.count > 0 ? all.m2 / all.count : 0;
+    store(p.payload, c, p.weight * all.mean);
+    store(p.payload, p.C + c, p.weight * (var + all.mean * all.mean));
+    if (c != 0) return;
+    store(p.payload, 2 * p.C, p.weight);
+    store(p.payload, 2 * p.C + 1, all.count);
+}
+
+template <int V>
+__global__ void payload_statistics(Problem p) {
+    const Share share(p, blockIdx.x);
+    const Moments<double> found = wide_moments<V>(p, share);
+    if (threadIdx.x == 0) finish(p, share.split, share.channel, found);
+}
+
+// The line that normalizes a channel, from the group's payload. The mean is kept in two
+// parts: x - hi is exact where x is near the mean.
+__device__ inline Line from_payload(const Problem& p, int64_t c) {
+    const double w = read(p.payload, 2 * p.C), mean = read(p.payload, c) / w;
+    const double var = read(p.payload, p.C + c) / w - mean * mean;
+    const double scale = 1 / sqrt(not_negative(var) + p.eps);
+    const Split<float> parts(mean);
+    return {parts.hi, static_cast<float>(scale), static_cast<float>(-parts.lo * scale)};
+}
+
+template <int V>
+__global__ void payload_normalize(Problem p) {
+    const Share share(p, blockIdx.x);
+    const Line line = once_per_block([&] { return from_payload(p, share.channel); });
+    for (int64_t i = share.first; i < p.count() / V; i += share.step)
+        normalize<V>(p, line, share.channel, i);
+}
+
+inline void payload_stats(const Problem& p) {
+    const auto kernel = fits(p) ? payload_statistics<4> : payload_statistics<1>;
+    launch("statistics", kernel, p.C * p.splits, p);
+}
+
+inline void payload_apply(const Problem& p) {
+    const auto kernel = fits(p) ? payload_normalize<4> : payload_normalize<1>;
+    launch("normalize", kernel, p.C * p.splits, p);
+}
+
+}  // namespace sbnref::ladder

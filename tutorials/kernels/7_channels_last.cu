@@ -1,0 +1,64 @@
+// Rung 7, channels-last: neighbouring threads take neighbouring channels, because these
+// are neighbours in memory. A block works on 32 channels: every warp reads a row of
+// them, and the block's warps read different rows.
+#pragma once
+
+#include "6_backwards.cu"
+
+namespace sbnref::ladder {
+
+constexpr int kRows = kThreads / kWarp;  // that a block reads at once
+
+// This thread's part of x: every step-th row of a channel, from `first` on.
+struct Column {
+    int64_t channel, split, first, step;
+
+    __device__ Column(const Problem& p, int64_t block)
+        : channel(block / p.splits * kWarp + threadIdx.x % kWarp),
+          split(block % p.splits),
+          first(channel < p.C ? split * kRows + threadIdx.x / kWarp : p.count()),
+          step(p.splits * kRows) {}
+};
+
+__global__ void channels_last_statistics(Problem p) {
+    const Column column(p, blockIdx.x);
+    Moments<float> mine{};
+    for (int64_t row = column.first; row < p.count(); row += column.step)
+        add(mine, load(p.x, row * p.C + column.channel));
+
+    SHARED_ARRAY(Moments<double>, of_thread, kThreads);
+    of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};
+    __syncthreads();
+    if (threadIdx.x >= kWarp || column.channel >= p.C) return;
+    Moments<double> found{};
+    for (int row = 0; row < kRows; ++row)
+        found = merge(found, Moments<double>(of_thread[row * kWarp + threadIdx.x]));
+    finish(p, column.split, column.channel, found);
+}
+
+__global__ void channels_last_normalize(Problem p) {
+    const Column column(p, gridDim.x - 1 - blockIdx.x);
+    SHARED_ARRAY(Line, lines, kWarp);
+    if (threadIdx.x < kWarp && column.channel < p.C)
+        lines[threadIdx.x] = from_payload(p, column.channel);
+    __syncthreads();
+    if (column.channel >= p.C) return;
+    const Line line = lines[threadIdx.x % kWarp];
+    const int64_t last = last_position(column.first, column.step, p.count());
+    for (int64_t row = last; row >= 0; row -= column.step) {
+        const int64_t at = row * p.C + column.channel;
+        store(p.y, at, line(load(p.x, at)));
+    }
+}
+
+inline void channels_last_stats(const Problem& p) {
+    const int64_t tiles = (p.C + kWarp - 1) / kWarp;
+    launch("statistics", channels_last_statistics, tiles * p.splits, p);
+}
+
+inline void channels_last_apply(const Problem& p) {
+    const int64_t tiles = (p.C + kWarp - 1) / kWarp;
+    launch("normalize", channels_last_normalize, tiles * p.splits, p);
+}
+
+}  // namespace sbnref::ladder

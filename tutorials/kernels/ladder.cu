@@ -1,0 +1,81 @@
+// The rungs as one library, with doors that Python can open: C functions that return
+// what went wrong, or null.
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "7_channels_last.cu"
+
+namespace {
+
+template <typename F>
+const char* said(const F& run) {
+    static std::string message;
+    try {
+        run();
+        return nullptr;
+    } catch (const std::exception& error) {
+        return (message = error.what()).c_str();
+    }
+}
+
+}  // namespace
+
+#define DOOR(name)                                                                 \
+    extern "C" const char* ladder_##name(const sbnref::ladder::Problem* problem) { \
+        return said([&] { sbnref::ladder::name(*problem); });                      \
+    }
+
+DOOR(naive)
+DOOR(welford)
+DOOR(split)
+DOOR(wide)
+DOOR(payload_stats)
+DOOR(payload_apply)
+DOOR(backwards_apply)
+DOOR(channels_last_stats)
+DOOR(channels_last_apply)
+
+#ifdef SBNREF_CUDASIM
+
+namespace {
+std::vector<int64_t>
+    trace;  // (accesses of a warp, sectors): launch, block, time, access, sector
+std::vector<int64_t> counts;  // (launches): bytes read, bytes written
+}  // namespace
+
+extern "C" void ladder_start_counting() {
+    trace.clear();
+    cudasim::set_observer([access = int64_t{0}](
+                              size_t launch, unsigned block, int time,
+                              const auto& sectors) mutable {
+        for (const uintptr_t sector : sectors)
+            trace.insert(
+                trace.end(), {int64_t(launch), block, time, access, int64_t(sector)});
+        ++access;
+    });
+    cudasim::start_counting();
+}
+
+extern "C" void ladder_stop_counting() {
+    counts.clear();
+    for (const cudasim::Traffic& t : cudasim::stop_counting())
+        counts.insert(counts.end(), {t.bytes_read, t.bytes_written});
+    cudasim::set_observer(nullptr);
+}
+
+extern "C" int64_t ladder_trace(const int64_t** numbers) {
+    *numbers = trace.data();
+    return static_cast<int64_t>(trace.size());
+}
+
+extern "C" int64_t ladder_counts(const int64_t** numbers) {
+    *numbers = counts.data();
+    return static_cast<int64_t>(counts.size());
+}
+
+extern "C" const char* ladder_set_order(const char* order) {
+    return said([&] { cudasim::set_order(order); });
+}
+
+#endif
