@@ -12,6 +12,7 @@ import hashlib
 import os
 import shlex
 import subprocess
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils import cpp_extension
 from sbnref.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
 
 KERNELS = Path(__file__).resolve().parent
+SECTOR = 32  # bytes
 THREADS = 256  # of a block, as in ladder.cuh
 
 
@@ -86,6 +88,7 @@ class Call:
         x: (N, C, \\*) float32, contiguous or channels-last.
         weight: w, what this rank weighs.
         blocks: how many to launch at least, where several share a channel and there is work for them.
+        kernels: the folder of the sources, to try out a changed copy.
 
     Attributes:
         y: as x, the normalized tensor.
@@ -101,8 +104,9 @@ class Call:
         weight: float = 1,
         eps: float = 1e-5,
         blocks: int = 132,
+        kernels: Path = KERNELS,
     ) -> None:
-        self.rung, self.x = RUNGS[rung], x
+        self.rung, self.x, self.kernels = RUNGS[rung], x, kernels
         n, c = x.shape[:2]
         s = x[:1, :1].numel() if n else 1
         channels_last = c > 1 and x.stride(1) == 1 and s > 1
@@ -127,7 +131,7 @@ class Call:
 
     def run(self, *doors: str) -> Tensor:
         """Launch the kernels, those behind some of the doors only where they are named; y."""
-        lib = library(self.x.is_cuda)
+        lib = library(self.x.is_cuda, self.kernels)
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         for door in doors or self.rung.doors:
@@ -158,12 +162,12 @@ class Counts:
     @property
     def moved(self) -> int:
         """Bytes of the sectors that were touched: memory moves whole sectors."""
-        return 32 * len(self.trace)
+        return SECTOR * len(self.trace)
 
 
 def count(call: Call) -> Counts:
     """Run a call on CPU tensors and count."""
-    lib = library(cuda=False)
+    lib = library(cuda=False, kernels=call.kernels)
     lib.ladder_start_counting()
     try:
         call.run()
@@ -183,9 +187,36 @@ def count(call: Call) -> Counts:
     )
 
 
-def set_order(order: str) -> None:
+def fetched(call: Call, counts: Counts, capacity: int) -> float:
+    """The share of x that the last pass has to fetch past a cache of so many bytes, by a model of both.
+
+    The cache keeps the sectors that were used last; the blocks run all at once and in step.
+    """
+    launch, block, time, _, sector = counts.trace.T
+    order = ((launch * (time.max() + 1) + time) * (block.max() + 1) + block).argsort(
+        stable=True
+    )
+    in_last_pass = (launch == launch.max())[order].tolist()
+    begin, end = (
+        address // SECTOR
+        for address in (call.x.data_ptr(), call.x.data_ptr() + call.x.nbytes)
+    )
+    kept: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for at, last in zip(sector[order].tolist(), in_last_pass, strict=True):
+        if at in kept:
+            kept.move_to_end(at)
+            continue
+        misses += last and begin <= at < end
+        kept[at] = None
+        if len(kept) > capacity // SECTOR:
+            kept.popitem(last=False)
+    return misses / (end - begin)
+
+
+def set_order(order: str, kernels: Path = KERNELS) -> None:
     """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
-    _check(library(cuda=False).ladder_set_order(order.encode()))
+    _check(library(cuda=False, kernels=kernels).ladder_set_order(order.encode()))
 
 
 @functools.cache

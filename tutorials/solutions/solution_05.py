@@ -1,0 +1,109 @@
+"""Solutions to tutorial 5, from formula to kernel."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from kernels import ladder
+
+from sbnref import functional
+
+torch.manual_seed(0)
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    """The layer of one rank, in the precision of x."""
+    return functional.sync_batch_norm(x, None, None, training=True, impl="reference")
+
+
+# 1. Let the cache hold K bytes and x be X long. Forwards, where K < X, the first of x are gone, and fetching one
+# displaces the next. Where K > X, the first K - X bytes of y find room; from then on y displaces what of x comes next.
+# Backwards, y displaces the oldest of x that is left: the two meet when K / 2 have been read and as many written.
+x = torch.randn(16, 32, 28, 28)
+calls = [ladder.Call(rung, x) for rung in ("5 payload", "6 backwards")]
+counts = [ladder.count(call) for call in calls]
+for capacity in (0.4, 0.8, 1.2, 1.6):
+    predicted = 1 - max(0, capacity - 1), 1 - capacity / 2
+    got = [
+        ladder.fetched(call, count, int(capacity * x.nbytes))
+        for call, count in zip(calls, counts, strict=True)
+    ]
+    print(
+        f"1. a cache of {capacity} x: forwards {got[0]:.2f}, predicted {predicted[0]:.2f}; "
+        f"backwards {got[1]:.2f}, predicted {predicted[1]:.2f}"
+    )
+    assert abs(got[0] - predicted[0]) < 0.1
+    assert abs(got[1] - predicted[1]) < 0.1
+
+
+def changed(source: str, old: str, new: str) -> Path:
+    """A copy of the kernels with one place changed."""
+    folder = Path(tempfile.mkdtemp()) / "kernels"
+    shutil.copytree(ladder.KERNELS, folder)
+    text = (folder / source).read_text()
+    assert old in text
+    (folder / source).write_text(text.replace(old, new))
+    return folder
+
+
+# 2. The simulation names a thread that reads what another one wrote since the last barrier, or what nobody has written
+# yet: which of the two depends on who comes first, that there is a mistake does not. A GPU says nothing. It may even
+# be right most of the time.
+kernels = changed("2_welford.cu", "__syncthreads();", "")
+for order in ("ascending", "descending", "random:0"):
+    ladder.set_order(order, kernels)
+    try:
+        ladder.Call("2 Welford", x[:2], kernels=kernels).run()
+    except RuntimeError as error:
+        print(f"2. {order}: {error}")
+    else:
+        raise AssertionError("the missing barrier went unnoticed")
+
+# 3. w = m on every rank makes it 'exact': then S1 / W is the mean of all elements. 'default' divides by D = G, the
+# number of ranks, where rung 5 divides by W, the number of those with data.
+parts = [torch.randn(4, 6, 8, 8) + 2, torch.randn(0, 6, 8, 8)]
+calls = [ladder.Call("5 payload", part, weight=part[:, 0].numel()) for part in parts]
+for call in calls:
+    call.run("payload_stats")
+total = sum(call.payload for call in calls)
+for call in calls:
+    call.payload.copy_(total)
+    call.run("payload_apply")
+torch.testing.assert_close(
+    torch.cat([call.y for call in calls]),
+    reference(torch.cat(parts)),
+    rtol=1e-5,
+    atol=1e-5,
+)
+print("3. the two ranks have normalized by the statistics of all elements")
+
+# 4. Deviations from a value of the data are small, so their running mean is rounded finely.
+kernels = changed(
+    "7_channels_last.cu",
+    "add(mine, load(p.x, row * p.C + column.channel));",
+    """{
+        const float value = load(p.x, row * p.C + column.channel);
+        if (mine.count == 0) shift = value;
+        add(mine, value - shift);
+    }""",
+)
+source = kernels / "7_channels_last.cu"
+text = source.read_text().replace(
+    "Moments<float> mine{};", "Moments<float> mine{};\n    float shift = 0;"
+)
+text = text.replace(
+    "{mine.count, mine.mean, mine.m2}",
+    "{mine.count, static_cast<double>(shift) + mine.mean, mine.m2}",
+)
+source.write_text(text)
+far = (torch.randn(8, 32, 14, 14) + 1e4).contiguous(memory_format=torch.channels_last)
+errors = []
+for folder in (ladder.KERNELS, kernels):
+    y = ladder.Call("7 channels-last", far, kernels=folder).run()
+    errors.append((y - reference(far.double())).abs().max().item())
+print(f"4. at a mean of 10^4: error {errors[0]:.0e} before, {errors[1]:.0e} after")
+assert errors[1] < errors[0] / 10
