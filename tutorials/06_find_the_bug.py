@@ -14,8 +14,8 @@ and the same upstream gradient, and look for the first stage at which they part.
 # A broken implementation
 # -----------------------
 #
-# This one passes a casual test: with equal batches its outputs are right. It differs
-# from the reference in one line. Do not read it yet.
+# This one passes a casual test: its outputs are right, and with equal batches so are
+# its gradients. It differs from the reference in one stage. Do not read it yet.
 
 from types import SimpleNamespace
 
@@ -77,8 +77,10 @@ with sbnref.Ranks(2) as ranks:
 
 # %%
 # Unequal batches point at the stage: everything up to ``backward_apply`` agrees, its
-# ``dx`` does not. Now read the function above: mode ``'N'`` needs :math:`k_r/D` with
-# :math:`D = \\sum_r n_r`.
+# ``dx`` does not. Now read the function above. An element of rank :math:`r` weighs
+# :math:`w_r / (D m_r)` in the mean (:doc:`/derivations/backward`). In mode ``'N'`` that
+# is :math:`n_r / (m_r \sum_q n_q)`; the function takes :math:`1 / (G m_r)`, which is the
+# same only if all :math:`n_r` are.
 #
 # A bug that hides in precision
 # -----------------------------
@@ -145,8 +147,10 @@ print(report.first_divergence.problems)
 # ---------
 #
 # 1. Write a ``forward_apply`` that forgets :math:`M/(M-1)` in the running variance.
-#    Which batch size makes it hardest to see?
-# 2. Write a ``backward_apply`` that drops the last term. Which batches does the
-#    comparison need to find it?
+#    (:doc:`/howto/implement` has its arguments; :func:`sbnref.modes.combine` reads mean
+#    and variance off the total.) From which batch size on does the comparison not see it?
+# 2. Write a ``backward_apply`` that drops the last term; the reference keeps
+#    :math:`\mu/\sigma \cdot (1 - W/D)` in ``saved[2]``. Which batches, in which mode,
+#    does the comparison need to find it?
 # 3. Why does the comparison feed both implementations the *same* total, instead of
-#    letting each compute its own?
+#    letting each compute its own? Break ``forward_stats`` and see which stages differ.

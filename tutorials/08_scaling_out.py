@@ -164,4 +164,4 @@ print(sbnref.launch(along_a_mesh, 4))
 # 3. Measure ``dist.all_reduce`` of 10, 10⁴ and 10⁶ numbers. From which size on does the
 #    time grow?
 # 4. Choose groups for 64 GPUs in 8 machines such that statistics never cross the
-#    network between machines.
+#    network between machines. (``torchrun`` numbers ranks machine by machine.)

@@ -116,6 +116,7 @@ head.load_state_dict(before.state_dict(), strict=True)
 #
 # 1. Give rank 1 as many boxes as rank 0, and the others too. What happens to the
 #    difference of the gradients, and why?
-# 2. Train both heads for 50 steps in mode ``'N'`` on random boxes. Do they drift apart?
+# 2. Train both heads for 50 steps in mode ``'N'`` on random boxes, with unequal batches
+#    and then with equal ones. Do they drift apart?
 # 3. Compare the running variances of mmcv's algorithm between the ranks after one step.
 #    Which term of its formula is local?

@@ -1,0 +1,138 @@
+"""Solutions to tutorial 10, write your own implementation: sbnref check tutorials/solutions/solution_10.py
+
+float32 where there are elements (float64 for float64), float64 per channel, and the mean as hi + lo: x - hi is exact
+where x is near the mean, and lo goes into a shift that is there anyway.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """What elements are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def along(x: Tensor, per_channel: Tensor) -> Tensor:
+    """(C,) in the dtype of x and the shape that broadcasts against it."""
+    return per_channel.to(x.dtype).view([-1 if d == 1 else 1 for d in range(x.dim())])
+
+
+def summed(x: Tensor) -> Tensor:
+    """(N, C, *) to (C,), float64."""
+    return x.sum([d for d in range(x.dim()) if d != 1]).double()
+
+
+def split(mean: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The mean as hi + lo."""
+    hi = mean.to(dtype)
+    lo = mean - hi.double()
+    return hi, lo
+
+
+def forward_stats(x, weight):
+    """The local mean and variance, by the corrected two-pass."""
+    m = x.numel() // x.shape[1]
+    x = wide(x)
+    center = (summed(x) / max(m, 1)).to(x.dtype)
+    d = x - along(x, center)
+    correction = summed(d) / max(m, 1)
+    mean = center.double() + correction
+    var = summed(d * d) / max(m, 1) - correction * correction
+    tail = mean.new_tensor([weight, m])
+    return torch.cat([weight * mean, weight * (var + mean * mean), tail])
+
+
+def forward_apply(x, total, divisor, gamma, beta, eps, running, momentum):
+    """1. What the total says, the running statistics, and the output."""
+    s1, s2 = total[:-2].chunk(2)
+    w, m = total[-2:]
+    d = w.clamp(min=1) if divisor is None else torch.full_like(w, divisor)
+    mean = s1 / d
+    var = ((s2 - 2 * mean * s1 + mean * mean * w) / d).clamp(min=0)
+
+    if running is not None:
+        running_mean, running_var, steps = running
+        seen = m > 0  # if every rank is empty nothing moves; the host is not asked
+        if steps is not None:
+            steps.add_(seen)
+        factor = 1 / steps.double() if momentum is None else momentum
+        unbiased = var * m / (m - 1).clamp(min=1)
+        for buffer, value in ((running_mean, mean), (running_var, unbiased)):
+            before = buffer.double()
+            moved = before * (1 - factor) + value * factor
+            buffer.copy_(torch.where(seen, moved, before))
+
+    invstd = torch.rsqrt(var + eps)
+    scale = invstd if gamma is None else gamma.double() * invstd
+    wx = wide(x)
+    hi, lo = split(mean, wx.dtype)
+    shift = -lo * scale if beta is None else beta.double() - lo * scale
+    y = (wx - along(wx, hi)) * along(wx, scale) + along(wx, shift)
+    skew = mean * invstd * (1 - w / d)
+    return y.to(x.dtype), torch.stack([mean, invstd, skew, (1 / d).expand_as(mean)])
+
+
+def backward_stats(dy, x, saved):
+    """2. [sum g, sum g xhat] with xhat = (x - hi - lo) / sigma."""
+    mean, invstd, _, _ = saved
+    g, wx = wide(dy), wide(x)
+    hi, lo = split(mean, wx.dtype)
+    sum_g = summed(g)
+    sum_g_xhat = (summed(g * (wx - along(wx, hi))) - lo * sum_g) * invstd
+    return torch.cat([sum_g, sum_g_xhat])
+
+
+def backward_apply(dy, x, total, saved, gamma, k):
+    """2. The boxed formula, collected as scale g + slope (x - hi) + offset."""
+    mean, invstd, skew, inverse_divisor = saved
+    a, b = total.chunk(2)
+    wx = wide(x)
+    hi, lo = split(mean, wx.dtype)
+    scale = invstd if gamma is None else gamma.double() * invstd
+    element = scale * k * inverse_divisor
+    slope = -element * b * invstd
+    offset = -element * (a - (lo * invstd + skew) * b)
+    d = wx - along(wx, hi)
+    dx = along(wx, scale) * wide(dy) + along(wx, slope) * d + along(wx, offset)
+    return dx.to(x.dtype)
+
+
+if __name__ == "__main__":
+    import sbnref
+    from sbnref.check import check
+
+    report = check(__file__, examples=60)
+    print(f"1. score {report.score:.2f}")
+    assert report.score == 1, report
+
+    # 2. The same with the mean rounded to one number: what is left of the failing step is a large mean.
+    text = Path(__file__).read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        rounded = Path(folder) / "rounded.py"
+        rounded.write_text(text.replace("lo = mean - hi.double()", "lo = 0 * mean"))
+        report = check(str(rounded), examples=60)
+    print("2.", report)
+    found = {grade.stage: grade.status for grade in report.stages}
+    assert "failed" in (found["backward_stats"], found["backward_apply"])
+
+    # 3. Forward and backward, the fastest of five. Which is faster depends on the machine.
+    sbnref.register_impl("mine", sys.modules[__name__])
+    x, dy = torch.randn(2, 32, 64, 56, 56)
+    x.requires_grad_()
+    outputs, fastest = {}, {}
+    for impl in ("reference", "mine"):
+        layer, times = sbnref.SyncBatchNorm(64, impl=impl), []
+        for _ in range(5):
+            start = time.perf_counter()
+            outputs[impl] = layer(x)
+            outputs[impl].backward(dy)
+            times.append(time.perf_counter() - start)
+        fastest[impl] = min(times)
+    print("3.", *(f"{impl} {1e3 * t:.0f} ms;" for impl, t in fastest.items()))
+    torch.testing.assert_close(outputs["mine"], outputs["reference"])
