@@ -16,6 +16,7 @@ TITLES = {
     "scaling": "Collectives",
     "overhead": "Overhead, on a few numbers",
     "gpu": "On a GPU: time of the device",
+    "ladder": "On a GPU: the ladder of kernels of tutorial 5",
 }
 
 

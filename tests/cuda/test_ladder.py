@@ -3,12 +3,15 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_compile_check import compiled, includes  # noqa: F401 (a fixture)
+from test_gpu_benchmark import benchmark
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
+from sbnref.bench.results import tabulate
 from sbnref.build import NVCC_FLAGS
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
@@ -195,6 +198,21 @@ def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
         said = r"simulated kernel .* (before it is written|without a barrier in between)"
         with pytest.raises(RuntimeError, match=said):
             ladder.Call(rung, tensor(rung, (2, 3, 32, 32)), kernels=tmp_path).run()
+
+
+def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(gpu, "LADDER_SHAPES", [(2, 5, 8, 8)])
+    monkeypatch.setattr(gpu, "device_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
+    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, channels_last: tensor("7" if channels_last else "1", shape))
+    chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
+    rows = gpu.measure_ladder(1e9)
+    assert [row["layer"] for row in rows] == list(ladder.RUNGS)
+    assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"]
+    assert {row["over_floor"] for row in rows} == {1e-3 / (3 * 4 * 2 * 5 * 8 * 8 / 1e9)}
+    _, inputs = tabulate(rows)
+    assert sum(map(len, inputs.values())) == len(rows)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: there is no nvcc on the PATH")
