@@ -1,4 +1,4 @@
-"""Every python block of the documentation runs: page by page, the blocks of a page one after another."""
+"""Every python block of the documentation runs, page by page; every test and every case that a page names exists."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import sbnref
+from sbnref.conformance import cases
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BLOCKS = {
     page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     for page in sorted(DOCS.rglob("*.md"))
@@ -27,3 +29,22 @@ def test_page(page, world, monkeypatch, tmp_path):
     for block in BLOCKS[page]:
         exec(compile(block, str(page), "exec"), namespace)
     torch._dynamo.reset()
+
+
+def exists(name: str, families: dict[str, list[str]]) -> bool:
+    """Whether a test ``tests/FILE.py::FUNCTION`` or a case, where … stands for anything, is there. All else passes."""
+    if name.startswith("tests/"):
+        path, _, function = name.partition("::")
+        return (ROOT / path).exists() and (not function or f"\ndef {function}(" in (ROOT / path).read_text())
+    wanted = ".*".join(map(re.escape, name.split("…")))
+    return any(re.fullmatch(wanted, case) for case in families.get(name.split(": ")[0], [name]))
+
+
+def test_what_pages_name_exists():
+    families: dict[str, list[str]] = {}
+    for case in cases():
+        families.setdefault(case.name.split(": ")[0], []).append(case.name)
+    texts = {page: page.read_text() for page in [*BLOCKS, *ROOT.glob("*.md"), *ROOT.glob("tutorials/*.py")]}
+    named = {(str(page), name) for page, text in texts.items() for name in re.findall(r"`([^`\n]+)`", text)}
+    assert [(page, name) for page, name in sorted(named) if not exists(name, families)] == []
+    assert len([name for _, name in named if "::" in name]) > 10  # the pattern still finds them

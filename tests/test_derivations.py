@@ -1,0 +1,86 @@
+"""Formulas of the derivations that no line of the package computes as they stand, against brute force in float64."""
+
+import torch
+
+from sbnref.conformance.oracle import forward
+
+close = torch.testing.assert_close
+
+
+def ranks(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Each rank's elements of one channel, (n, 1, *), with means and spreads of their own; differentiable."""
+    torch.manual_seed(0)
+    return [
+        (torch.randn(n, 1, *s, dtype=torch.float64) * (r + 1) + 3 * r + 2).requires_grad_()
+        for r, (n, *s) in enumerate(sizes)
+    ]
+
+
+def statistics(xs: list[torch.Tensor], stats_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the variance by the definition of the mode."""
+    one = torch.ones(1, dtype=torch.float64)
+    _, mean, var = forward(xs, one, one, stats_mode, 1e-5)
+    return mean, var
+
+
+def test_two_sets_combine_by_chans_formula():
+    a, b = (x.flatten() for x in ranks((5,), (9,)))
+    both, m = torch.cat([a, b]), 14
+    v_a, v_b, v = (x.var(correction=0) for x in (a, b, both))
+    close(m * v, 5 * v_a + 9 * v_b + 5 * 9 / m * (a.mean() - b.mean()) ** 2)
+    close(m * v, 5 * (v_a + (a.mean() - both.mean()) ** 2) + 9 * (v_b + (b.mean() - both.mean()) ** 2))
+
+
+def test_the_variance_of_all_is_within_plus_between():
+    xs = ranks((5, 2), (1, 3), (4, 4))
+    everything = torch.cat([x.flatten() for x in xs])
+    mean, var = statistics(xs, "exact")
+    close(mean[0], everything.mean())
+    close(var[0], everything.var(correction=0))
+
+
+def test_the_skew_of_default():
+    for empty in (1, 2, 3):
+        full = ranks(*[(6, 2)] * (4 - empty))
+        mean, var = statistics(full, "default")  # of the ranks that have data
+        skewed_mean, skewed_var = statistics([*full, *ranks(*[(0, 2)] * empty)], "default")
+        q = empty / 4
+        close(skewed_mean, (1 - q) * mean)
+        close(skewed_var, (1 - q) * (var + q**2 * mean**2))
+        grows = mean**2 > var * 4**2 / (empty * (4 - empty))
+        assert torch.equal(skewed_var > var, grows)
+
+
+def test_n_is_off_where_spatial_sizes_differ():
+    xs = ranks((3, 4), (3, 12))
+    n, exact = statistics(xs, "N")[0], statistics(xs, "exact")[0]
+    close(n - exact, (1 / 2 - 4 / (4 + 12)) * (xs[0].mean() - xs[1].mean()).view(1))
+
+
+def test_the_pieces_of_the_backward_pass():
+    """How mean and variance depend on an element, in every mode, with an empty rank and without."""
+    for sizes in ([(2, 3), (5, 1), (4, 2)], [(2, 3), (0, 1), (4, 2)]):
+        for stats_mode in ("default", "N", "exact"):
+            xs = ranks(*sizes)
+            mean, var = statistics(xs, stats_mode)
+            weigh = {"default": lambda x: min(x.numel(), 1), "N": len, "exact": torch.Tensor.numel}[stats_mode]
+            w = [weigh(x) for x in xs]
+            d = len(xs) if stats_mode == "default" else sum(w)
+            dmeans, dvars = (
+                torch.autograd.grad(value, xs, retain_graph=True, materialize_grads=True) for value in (mean, var)
+            )
+            for x, weight, dmean, dvar in zip(xs, w, dmeans, dvars, strict=True):
+                k = weight / (d * max(x.numel(), 1))
+                close(dmean, torch.full_like(x, k))
+                close(dvar, 2 * k * (x - mean) - 2 * k * mean * (1 - sum(w) / d))
+
+
+def test_the_derivatives_by_mean_and_variance():
+    x, g = torch.randn(2, 7, dtype=torch.float64)
+    mean, var, gamma = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 1.7, 0.9))
+    sigma = (var + 1e-5).sqrt()
+    loss = (g * gamma * (x - mean) / sigma).sum()
+    by_mean, by_var = torch.autograd.grad(loss, (mean, var))
+    b = (g * (x - mean) / sigma).sum()
+    close(by_mean, -gamma / sigma * g.sum())
+    close(by_var, -gamma / (2 * sigma**2) * b)
