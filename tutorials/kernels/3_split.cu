@@ -17,10 +17,9 @@ struct Share {
           step(p.splits * kThreads) {}
 };
 
-// Where a number of a partial result is; the channels are neighbours.
-__device__ inline int64_t partial(
-    const Problem& p, int number, int64_t split, int64_t c) {
-    return (number * p.splits + split) * p.C + c;
+// Where number k of a partial result is; the channels are neighbours.
+__device__ inline int64_t partial(const Problem& p, int k, int64_t split, int64_t c) {
+    return (k * p.splits + split) * p.C + c;
 }
 
 __device__ inline void store_partial(
@@ -32,11 +31,9 @@ __device__ inline void store_partial(
 
 __device__ inline Moments<double> merge_partials(const Problem& p, int64_t c) {
     Moments<double> all{};
-    for (int64_t split = 0; split < p.splits; ++split) {
-        const auto number = [&](int k) {
-            return read(p.partials, partial(p, k, split, c));
-        };
-        all = merge(all, Moments<double>{number(0), number(1), number(2)});
+    for (int64_t s = 0; s < p.splits; ++s) {
+        const auto at = [&](int k) { return read(p.partials, partial(p, k, s, c)); };
+        all = merge<double>(all, {at(0), at(1), at(2)});
     }
     return all;
 }
