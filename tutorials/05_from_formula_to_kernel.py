@@ -300,16 +300,17 @@ climb("7 channels-last", last, far_last)
 # The whole ladder
 # ----------------
 #
-# Everything that was counted, in one table; the cache of the model is as large as x.
+# Everything that was counted, in one table. Bytes are in units of x, and the cache of the
+# model is as large as x.
 
 table = {}
 for name, (counts, call, error) in results.items():
     table[name] = {
         "launches": counts.launches,
         "blocks": counts.blocks,
-        "x read": counts.read / size,
-        "x written": counts.written / size,
-        "x moved": counts.moved / size,
+        "read": counts.read / size,
+        "written": counts.written / size,
+        "moved": counts.moved / size,
         "instructions": counts.requests,
         "fetched": ladder.fetched(call, counts, size),
         "error": error,
@@ -320,7 +321,7 @@ print(f"{'':18}" + "".join(f"{heading:>{len(heading) + 2}}" for heading in headi
 for name, row in table.items():
     cells = zip(headings, formats, strict=True)
     print(f"{name:18}" + "".join(f"{row[h]:>{len(h) + 2}{f}}" for h, f in cells))
-print(f"{'floor':18}{'':18}{2:>8.2f}{1:>11.2f}{3:>9.2f}")
+print(f"{'floor':18}{'':18}{2:>6.2f}{1:>9.2f}{3:>7.2f}")
 
 # %%
 # The same as a picture.
@@ -330,14 +331,14 @@ import matplotlib.pyplot as plt
 titles = {
     "launches": "launches",
     "blocks": "blocks of the first one",
-    "x read": "bytes read, over x",
-    "x written": "bytes written, over x",
-    "x moved": "bytes moved, over x",
+    "read": "bytes read, over x",
+    "written": "bytes written, over x",
+    "moved": "bytes moved, over x",
     "instructions": "access instructions",
     "fetched": "of x fetched again (model)",
     "error": "error at 1000 deviations",
 }
-lines = {"blocks": MULTIPROCESSORS, "x read": 2, "x written": 1, "x moved": 3}
+lines = {"blocks": MULTIPROCESSORS, "read": 2, "written": 1, "moved": 3}
 figure, axes = plt.subplots(4, 2, figsize=(7.5, 9), sharey=True)
 names = list(table)[::-1]
 for ax, (column, title) in zip(axes.flat, titles.items(), strict=True):

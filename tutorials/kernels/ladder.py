@@ -188,9 +188,9 @@ def count(call: Call) -> Counts:
 
 
 def fetched(call: Call, counts: Counts, capacity: int) -> float:
-    """The share of x that the last pass has to fetch past a cache of so many bytes, by a model of both.
+    """The share of x that the last pass has to fetch past a cache of so many bytes.
 
-    The cache keeps the sectors that were used last; the blocks run all at once and in step.
+    A model: the cache keeps the sectors used last; the blocks run all at once, in step.
     """
     launch, block, time, _, sector = counts.trace.T
     order = ((launch * (time.max() + 1) + time) * (block.max() + 1) + block).argsort(
