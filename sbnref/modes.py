@@ -59,11 +59,11 @@ def payload_dtype(device: torch.device) -> torch.dtype:
 class Statistics(NamedTuple):
     """What a total says. Every field lies on the total's device and has its dtype."""
 
-    mean: Tensor  # (C,)
-    var: Tensor  # (C,) biased
-    divisor: Tensor  # () D
-    weight: Tensor  # () W, the sum of the weights
-    elements: Tensor  # () M, the number of elements per channel on all ranks together
+    mean: Tensor  #: (C,)
+    var: Tensor  #: (C,) biased
+    divisor: Tensor  #: () D
+    weight: Tensor  #: () W, the sum of the weights
+    elements: Tensor  #: () M, the number of elements per channel on all ranks together
 
 
 def combine(total: Tensor, divisor: int | None) -> Statistics:
@@ -87,9 +87,9 @@ def combine(total: Tensor, divisor: int | None) -> Statistics:
 class RunningStats(NamedTuple):
     """The buffers that training updates in place."""
 
-    mean: Tensor  # (C,) any floating dtype
-    var: Tensor  # (C,) unbiased
-    num_batches_tracked: Tensor | None  # () int64
+    mean: Tensor  #: (C,) any floating dtype
+    var: Tensor  #: (C,) unbiased
+    num_batches_tracked: Tensor | None  #: () int64
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class SyncBatchNorm(_BatchNorm):
     batch is empty too. In eval mode nothing is communicated.
 
     Args:
-        num_features: C.
+        num_features: the number of channels, C.
         eps: added to the variance.
         momentum: the weight of a step in the running statistics; None for the cumulative average.
         affine: whether there are a ``weight`` (ones at first) and a ``bias`` (zeros). Their gradients are averaged

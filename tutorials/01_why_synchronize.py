@@ -9,7 +9,8 @@ samples. Is that the same training?
 # %%
 # Take one channel whose elements are drawn from a normal distribution with mean 2 and
 # standard deviation 3, and look at the mean and the standard deviation that a process
-# sees, for batches of growing size.
+# sees, for batches of growing size. Their spread is their standard deviation over many
+# batches.
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,7 +37,7 @@ for ax, name, estimates, predicted in (
         label="measured, 2000 batches",
     )
     ax.loglog(sizes, predicted, color="#d1495b", label="predicted")
-    ax.set(title=f"spread of the batch's {name}", xlabel="samples in a batch")
+    ax.set(title=f"spread of the {name}", xlabel="samples in a batch")
 axes[0].legend(frameon=False)
 plt.show()
 
@@ -63,7 +64,7 @@ for ax, values, title in zip(axes, (x, alone, together), titles, strict=True):
     for rank in range(4):
         ax.hist(values[rank], bins=40, alpha=0.6, label=f"rank {rank}")
     ax.set(title=title, yticks=[])
-axes[0].legend(frameon=False, fontsize=8)
+axes[1].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %%
@@ -98,10 +99,8 @@ def normalize(data):
 
 
 outputs = sbnref.launch(normalize, 4, x)
-print(
-    "largest difference from one process:",
-    (torch.stack(outputs)[..., 0] - together).abs().max().item(),
-)
+difference = (torch.stack(outputs)[..., 0] - together).abs().max()
+print(f"largest difference from one process: {difference:.0e}")
 
 # %%
 # Exercises

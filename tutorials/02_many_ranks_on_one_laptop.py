@@ -102,7 +102,8 @@ except TimeoutError as error:
 # ----------------------------
 #
 # Started by ``torchrun``, the processes are there already, and :func:`sbnref.launch`
-# uses them. Here is a script of four lines, run both ways:
+# uses them. Here is a script of two lines, run both ways; under ``torchrun`` it is every
+# process's script, so each prints:
 
 import subprocess
 import sys

@@ -92,8 +92,8 @@ plt.show()
 # %%
 # The line goes through the points: this is not noise but arithmetic. The mean shrinks
 # by the share of empty ranks. The variance of a channel with mean 0 shrinks by the same
-# share; that of a channel with mean 3 first *grows*, because deviations are taken from
-# a mean that belongs to nobody. Modes ``'N'`` and ``'exact'`` are right with any number
+# share; that of a channel with mean 3 *grows*, because deviations are taken from a mean
+# that belongs to nobody. Modes ``'N'`` and ``'exact'`` are right with any number
 # of empty ranks.
 
 for mode, rows in measured.items():
@@ -171,7 +171,9 @@ for mode, r in results.items():
 # %%
 # The measured points scatter about the prediction because the ranks that have data hold
 # different classes: even without an empty rank ``'default'`` weighs a rank with one
-# digit like a rank with eight.
+# digit like a rank with eight. The running mean is held to that of all samples seen,
+# through the last step's weights. It lags behind them in both modes; what ``'default'``
+# has on top is the skew.
 #
 # Exercises
 # ---------

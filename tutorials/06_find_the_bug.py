@@ -60,12 +60,12 @@ def compare_on(sizes):
 
 
 def verdict(report):
-    """What a report says in a line."""
+    """What a report says in short."""
     if report["agrees"]:
         return "the two agree"
     first = report["first_divergence"]
     return (
-        f"they part at {first['stage']}, in {first['quantity']}: "
+        f"they part at {first['stage']}, in {first['quantity']}:\n"
         f"{first['absolute']:.1e} apart where rounding allows {first['allowed']:.1e}, "
         f"channel {first['channel']}, rank {first['rank']}"
     )

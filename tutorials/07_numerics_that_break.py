@@ -39,7 +39,8 @@ for offset in offsets:
     x = (noise + offset).float()
     true = x.double().var(correction=0)  # of the rounded data
     for name, formula in formulas.items():
-        errors[name].append(abs(formula(x).double() - true) / true + 1e-9)
+        error = abs(formula(x).double() - true) / true
+        errors[name].append(error.clamp(min=1e-9))  # a logarithmic axis has no zero
 
 figure, ax = plt.subplots(figsize=(7, 3.4))
 for name, values in errors.items():
@@ -53,12 +54,14 @@ ax.set_ylim(1e-9, 1e8)
 ax.legend(frameon=False)
 plt.show()
 
-print("one pass at a mean of 10^4:", one_pass((noise + 1e4).float()).item())
+for power in range(4, 8):
+    variance = one_pass((noise + 10**power).float()).item()
+    print(f"one pass at a mean of 10^{power}: {variance:.0f}")
 
 # %%
-# The line is the prediction of :doc:`/derivations/precision`. Above the gray line
-# nothing is left of the variance; half of the time it is negative, and its square root
-# NaN.
+# The dotted line is the prediction of :doc:`/derivations/precision`. From the gray line
+# on the error is as large as the variance. What comes out may be negative, and then its
+# square root is NaN.
 #
 # The mean that does not fit
 # --------------------------
@@ -100,6 +103,9 @@ ax.legend(frameon=False)
 plt.show()
 
 # %%
+# What is left from :math:`10^5` on is the rounding of what the ranks send, a relative
+# :math:`10^{-16} (\mu/\sigma)^2` in the variance (:doc:`/derivations/payload`).
+#
 # float16
 # -------
 #
@@ -135,8 +141,9 @@ print(
 # ------------
 #
 # With one value per channel there is no spread: the variance is zero, the output is
-# :math:`\beta`, and the layer refuses. With two values the output is always
-# :math:`\pm 1`, whatever they are: all information but the order is lost.
+# :math:`\beta`, and the layer refuses. With two values that differ the output is always
+# :math:`\pm 1`, whatever they are (but for :math:`\varepsilon`): all information but the
+# order is lost.
 
 layer = sbnref.SyncBatchNorm(3, affine=False)
 try:

@@ -43,9 +43,9 @@ plt.show()
 # What it takes here
 # ------------------
 #
-# Measured on the machine that built this page, over the loopback interface, with
-# processes that share its cores: a lower bound on nothing, but it shows the shape. The
-# median of 50 calls each.
+# Measured on the machine that built this page, over the loopback interface: the median
+# of 50 calls each. Where there are more ranks than cores they take turns, and a call
+# waits for all of them.
 
 import os
 import statistics
@@ -93,10 +93,10 @@ for collective, values in measured.items():
     )
 
 # %%
-# Sizes of a few kilobytes are all latency: what counts is how many collectives there
-# are, not how long they are. A network with 50 layers makes 100 of them in a step.
-# ``benchmarks/`` fits a model of latency and bandwidth to measurements and says what
-# follows for larger worlds.
+# A few kilobytes are all latency (exercise 3 measures it): what counts is how many
+# collectives there are, not how much they carry. A network with 50 such layers makes 100
+# of them in a step. :doc:`/benchmarks` fits a model of latency and bandwidth to
+# measurements and says what follows for larger worlds.
 #
 # Synchronize among fewer
 # -----------------------

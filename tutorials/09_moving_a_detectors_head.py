@@ -53,8 +53,8 @@ print(after[1])
 # The numbers
 # -----------
 #
-# Four ranks with 12, 0, 5 and 9 boxes. Forward: both modes of mmcv, number for number.
-# Backward: compare with autograd of the definition.
+# Four ranks with 12, 0, 5 and 9 boxes go through both heads, in both modes that mmcv has.
+# How far apart are the outputs, and the gradients of the input?
 
 
 def compare(state, mode):
@@ -108,8 +108,8 @@ head.load_state_dict(before.state_dict(), strict=True)
 # recover within a few times 1/momentum steps; or recompute them over some batches with
 # :func:`torch.optim.swa_utils.update_bn`, which knows every layer that is a batch norm.
 #
-# A model that was built by somebody else is converted in place of being rebuilt: see
-# :doc:`/howto/index`.
+# A model that was built by somebody else is converted rather than rebuilt:
+# :doc:`/howto/convert`; what else a move takes: :doc:`/howto/migrate`.
 #
 # Exercises
 # ---------

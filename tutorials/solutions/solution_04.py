@@ -1,6 +1,9 @@
 """Solutions to tutorial 4, deriving and testing the backward pass."""
 
 import torch
+import torch.distributed as dist
+
+import sbnref
 
 EPS = 1e-5
 
@@ -58,7 +61,45 @@ print("2. mode 'N' passes")
 # uncorrelated with the normalized input. Data with mean zero hides it.
 print("3. data whose mean is zero")
 
+
 # 4. Without the term A the gradients no longer sum to zero; all three tests look at dx and notice, unless A is zero.
-broken = backward(gs, xs, missing_mean_term=True)
-assert not torch.allclose(torch.cat(broken), torch.cat(by_autograd(xs, gs)))
-print("4. dropping A is noticed")
+# Of another EPS the first two know nothing, because forward and backward share it. The layer has its own.
+def by_differences(xs, gs, step=1e-6):
+    """What moving each element a little does to the loss."""
+    grads = [torch.zeros_like(x) for x in xs]
+    for grad, x in zip(grads, xs, strict=True):
+        for i in range(len(x)):
+            losses = []
+            for moved in (step, -step):
+                x[i] += moved
+                pairs = zip(forward(xs)[0], gs, strict=True)
+                losses.append(sum((y * g).sum() for y, g in pairs))
+                x[i] -= moved
+            grad[i] = (losses[0] - losses[1]) / (2 * step)
+    return grads
+
+
+def of_the_layer(xs, gs):
+    """Runs on every rank: the gradient of this rank's elements, two to a sample."""
+    x, g = (ts[dist.get_rank()].view(-1, 1, 2) for ts in (xs, gs))
+    x = x.requires_grad_()
+    sbnref.SyncBatchNorm(1, affine=False, stats_mode="N")(x).backward(g)
+    return x.grad.flatten()
+
+
+layer = sbnref.launch(of_the_layer, 4, xs, gs)
+
+
+def noticed(**broken):
+    """Which of the three tests notice."""
+    tests = [by_autograd(xs, gs), by_differences(xs, gs), layer]
+    got = torch.cat(backward(gs, xs, **broken))
+    return [not torch.allclose(got, torch.cat(list(t)), rtol=1e-6) for t in tests]
+
+
+assert noticed() == [False, False, False]
+print("4. A is dropped, noticed:", noticed(missing_mean_term=True))
+assert noticed(missing_mean_term=True) == [True, True, True]
+EPS = 1e-1
+print("4. EPS is another, noticed:", noticed())
+assert noticed() == [False, False, True]
