@@ -69,6 +69,15 @@ def test_dark_is_followed_when_the_system_asks(browser):
     assert browser.run("return getComputedStyle(document.body).backgroundColor") != light
 
 
+def test_reports_and_figures_keep_a_white_card_in_the_dark(browser):
+    browser.prefer("dark")
+    browser.open("learn/06_find_the_bug.html")
+    background = "return getComputedStyle(document.querySelector('.output_html pre')).backgroundColor"
+    assert browser.run(background) == "rgb(255, 255, 255)"
+    browser.open("learn/01_why_synchronize.html")
+    assert browser.run(background.replace(".output_html pre", "article img")) == "rgb(255, 255, 255)"
+
+
 def test_a_phone_gets_the_menu(browser):
     browser.open("index.html", 360, 740)
     browser.driver.find_element("css selector", ".mobile-header .nav-overlay-icon").click()
