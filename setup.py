@@ -6,7 +6,7 @@ import sys
 from setuptools import setup
 
 options = {}
-if os.environ.get("SBNREF_BUILD_CUDA", "0") not in ("", "0"):
+if os.environ.get("SBNREF_BUILD_CUDA", "").lower() not in ("", "0", "false", "no", "off"):
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from torch.utils.cpp_extension import BuildExtension
 

@@ -46,9 +46,14 @@ class BuildError(RuntimeError):
     """The library cannot be had; the message says why and what to do about it."""
 
 
+def flag(variable: str) -> bool:
+    """Whether an environment variable is set, and not to a word for no."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
+
+
 def simulated() -> bool:
     """Whether ``SBNREF_CUDASIM`` asks for the simulation."""
-    return os.environ.get("SBNREF_CUDASIM", "") not in ("", "0")
+    return flag("SBNREF_CUDASIM")
 
 
 @functools.cache

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,6 +37,7 @@ def demo(
     """Train on handwritten digits with ranks that are often empty, in every statistics mode, and compare."""
     from .demo import run
 
+    _or_exit(lambda: _make_folder(output))
     run(ranks=ranks, steps=steps, seed=seed, output=output, as_json=json)
 
 
@@ -59,15 +63,17 @@ def compare(
 ) -> None:
     """Run two implementations on the same input and the same gradient, and find the first stage that diverges.
 
-    Exit code 0: they agree. 1: they diverge. 2: the comparison could not be made.
+    Exit code 0: they agree. 1: they diverge. 2: there was nothing to compare.
     """
-    from .compare import RandomLayer, compare_on_ranks
+    from .compare import Comparison, RandomLayer, compare_on_ranks
 
-    report = _or_exit(
-        lambda: compare_on_ranks(target or RandomLayer(shape, empty_rank, dtype, stats_mode, device), impl, ranks)
-    )
+    def run() -> Comparison:
+        random = RandomLayer(_sizes(shape), empty_rank, dtype, stats_mode, device)
+        return compare_on_ranks(target or random, impl, ranks)
+
+    report = _or_exit(run)
     _show(report, json)
-    raise typer.Exit(not report.agrees)
+    raise typer.Exit(2 if report.agrees and report.empty else not report.agrees)
 
 
 @app.command(epilog="Example: sbnref check --template > mine.py, then sbnref check mine.py --stage forward_stats")
@@ -115,7 +121,7 @@ def info(
     """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
     from .info import Info
 
-    _show(_or_exit(lambda: Info(tuple(map(int, shape.split(","))))), json)
+    _show(_or_exit(lambda: Info(_sizes(shape))), json)
 
 
 @app.command(epilog="Example: sbnref traffic 32,64,56,56 --dtype float16 --channels-last")
@@ -135,11 +141,10 @@ def traffic(
     from .traffic import Traffic
 
     def count() -> Traffic:
-        sizes = tuple(map(int, shape.split(",")))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype):
             raise ValueError(f"expected a dtype such as float16, got {dtype!r}")
-        return Traffic(sizes, kind, channels_last=channels_last, multiprocessors=multiprocessors)
+        return Traffic(_sizes(shape), kind, channels_last=channels_last, multiprocessors=multiprocessors)
 
     _show(_or_exit(count), json)
 
@@ -165,6 +170,8 @@ def bench_run(
 
     if unknown := set(suite or []) - set(SUITES):
         raise typer.BadParameter(f"expected suites of {tuple(SUITES)}, got {sorted(unknown)}")
+    if output is not None:
+        _or_exit(lambda: _make_folder(output.parent))
     results = run(suite or list(SUITES), quick)
     show(results)
     if output is not None:
@@ -173,7 +180,7 @@ def bench_run(
 
 @bench.command("show", epilog="Example: sbnref bench show benchmarks/results/*.json --figures figures")
 def bench_show(
-    files: Annotated[list[Path], typer.Argument(exists=True, help="Files that sbnref bench wrote.")],
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files that sbnref bench wrote.")],
     figures: Annotated[Path | None, typer.Option(help="A folder to draw figures in.")] = None,
 ) -> None:
     """Print the tables of result files, and draw their figures."""
@@ -182,7 +189,7 @@ def bench_show(
     from .bench.show import show
 
     for file in files:
-        results = load(file)
+        results = _or_exit(partial(load, file))
         show(results)
         if figures is not None:
             for path in draw(results, figures, file.stem):
@@ -191,7 +198,8 @@ def bench_show(
 
 @bench.command("compare", epilog="Example: sbnref bench compare before.json after.json")
 def bench_compare(
-    before: Annotated[Path, typer.Argument(exists=True)], after: Annotated[Path, typer.Argument(exists=True)]
+    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to measure against.")],
+    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to judge.")],
 ) -> None:
     """Compare two result files of one machine. Exit code 1: something is slower by more than noise."""
     from .bench import compare as compare_results
@@ -201,6 +209,25 @@ def bench_compare(
     rows = _or_exit(lambda: compare_results(load(before), load(after)))
     show_comparison(rows)
     raise typer.Exit(any(row["verdict"] == "slower" for row in rows))
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
+    """The numbers in ``'N,C,*'``."""
+    if not re.fullmatch(r"[0-9]+(,[1-9][0-9]*)+", shape):
+        raise ValueError(
+            "expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
+            f"got {shape!r}"
+        )
+    return tuple(map(int, shape.split(",")))
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder that can be written to; asked for before the minutes of work whose results go there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"expected a folder to write the results to, got {folder}: {error.strerror}") from error
 
 
 def _show(report: Any, as_json: bool) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from .conformance.stages import Bounded, Exact, Share, channel_of, difference, r
 from .functional import DTYPES, check_stats_mode
 from .impls import Implementation, choose_impl, impl_names, register_impl, use_impl
 from .launch import launch
-from .layers import synchronized_layers
+from .layers import input_of, synchronized_layers
 from .modes import RunningStats, payload_dtype
 from .module import SyncBatchNorm
 from .report import Report, jsonable
@@ -101,6 +100,11 @@ class Comparison(Report):
         return all(row.agrees for row in self.rows)
 
     @property
+    def empty(self) -> bool:
+        """Whether no layer's input had an element on any rank, so that there was next to nothing to compare."""
+        return not any(row.index for row in self.rows if row.quantity == "dx")
+
+    @property
     def first_divergence(self) -> Row | None:
         """The worst rank's row of the first stage that diverges, None where all agree."""
         diverging = [row for row in self._worst_ranks() if not row.agrees]
@@ -113,6 +117,7 @@ class Comparison(Report):
             {
                 "impls": list(self.impls),
                 "agrees": self.agrees,
+                "empty": self.empty,
                 "first_divergence": None if first is None else asdict(first),
                 "rows": [{**asdict(row), "agrees": row.agrees} for row in self.rows],
             }
@@ -124,6 +129,8 @@ class Comparison(Report):
         ranks = len({row.rank for row in self.rows})
         first = self.first_divergence
         a, b = self.impls
+        if first is None and self.empty:
+            return f"Nothing was compared: the input was empty on every rank, which {a} and {b} both take."
         if first is None:
             return (
                 f"{a} and {b} agree in every stage of {_count(layers, 'layer')} on {_count(ranks, 'rank')}: "
@@ -157,7 +164,8 @@ class Comparison(Report):
                 parts.append(
                     Text(f"layer {name}: agrees, {closest.quantity} the least ({closest.share:.2f} of what is allowed)")
                 )
-        return Group(*parts, "", Text(self.verdict(), "green" if self.agrees else "bold red"))
+        color = "bold red" if not self.agrees else "yellow" if self.empty else "green"
+        return Group(*parts, "", Text(self.verdict(), color))
 
     def _worst_ranks(self) -> list[Row]:
         """The row of the worst rank for each layer and quantity, layers and stages in order."""
@@ -199,8 +207,7 @@ def compare(
         >>> sbnref.compare(layer, torch.randn(4, 8, 5, 5), impls=("reference", "reference")).agrees
         True
     """
-    if len(impls) != 2:
-        raise ValueError(f"expected the names of two implementations, got {impls!r}")
+    _check_two(impls)
     calls = _run_once(model, inputs, impls[0], upstream, seed)
     rows = [row for call in calls for row in _compare_call(call, (impls[0], impls[1]))]
     if resolve(None) is not None:
@@ -215,22 +222,20 @@ class RandomLayer:
     """A layer and random input for it: what ``sbnref compare`` runs without a target.
 
     Attributes:
-        shape: of each rank's input, ``'N,C,*'``.
+        shape: of each rank's input, (N, C, \\*).
         empty_rank: a rank whose input has no samples.
         dtype: of the input, by its name; parameters are float32, or float64 for float64.
         stats_mode: of the layer.
         device: where all lies.
     """
 
-    shape: str
+    shape: tuple[int, ...]
     empty_rank: int | None = None
     dtype: str = "float32"
     stats_mode: str = "default"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d+(,[1-9]\d*)+", self.shape):
-            raise ValueError(f"expected a shape of at least 2 dimensions N,C,*, such as 4,8,16,16, got {self.shape!r}")
         names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
         if self.dtype not in names:
             raise ValueError(f"expected dtype to be one of {', '.join(names)}, got {self.dtype!r}")
@@ -241,7 +246,7 @@ class RandomLayer:
         rank = dist.get_rank()
         dtype = getattr(torch, self.dtype)
         generator = torch.Generator().manual_seed(rank)
-        samples, channels, *spatial = map(int, self.shape.split(","))
+        samples, channels, *spatial = self.shape
         x = torch.randn(0 if rank == self.empty_rank else samples, channels, *spatial, generator=generator) + rank
         parameters = torch.promote_types(dtype, torch.float32)
         layer = SyncBatchNorm(channels, stats_mode=self.stats_mode, device=self.device, dtype=parameters)
@@ -258,16 +263,24 @@ def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str], ranks: int
         ranks: how many.
 
     Raises:
-        ValueError: there is no such target or implementation.
+        ValueError: there is no such target, implementation or rank.
         RuntimeError: an implementation cannot run here.
         RankError: what the target does failed.
     """
+    _check_two(impls)
     make = _find(target) if isinstance(target, str) else target
+    if isinstance(make, RandomLayer) and make.empty_rank is not None and not 0 <= make.empty_rank < ranks:
+        raise ValueError(f"expected empty_rank to be one of the {ranks} ranks, 0 to {ranks - 1}, got {make.empty_rank}")
     for name in impls:
         _register_file(name)
         if isinstance(make, RandomLayer):
             choose_impl(name, torch.device(make.device))  # refused here, in a sentence, rather than on the ranks
     return launch(_compare_here, ranks, target, tuple(impls))[0]
+
+
+def _check_two(impls: Sequence[str]) -> None:
+    if len(impls) != 2:
+        raise ValueError(f"expected the names of two implementations, got {list(impls)}")
 
 
 def _compare_here(target: str | RandomLayer, impls: tuple[str, ...]) -> Comparison:
@@ -327,7 +340,7 @@ def _run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int
     with ExitStack() as hooks:
         for name, layer in synchronized_layers(model).items():
             for handle in (
-                layer.register_forward_pre_hook(_keep_input(name, calls)),
+                layer.register_forward_pre_hook(_keep_input(name, calls), with_kwargs=True),
                 layer.register_forward_hook(_keep_gradient(calls)),
             ):
                 hooks.callback(handle.remove)
@@ -350,7 +363,7 @@ def _run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int
 
 
 def _keep_input(name: str, calls: list[_Call]) -> Callable[..., None]:
-    def hook(layer: SyncBatchNorm, args: tuple[Tensor, ...]) -> None:
+    def hook(layer: SyncBatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if not layer.training:
             return
         before = sum(call.layer is layer for call in calls)
@@ -361,7 +374,7 @@ def _keep_input(name: str, calls: list[_Call]) -> Callable[..., None]:
                 layer.running_mean.clone(), layer.running_var.clone(), None if steps is None else steps.clone()
             )
         called = f"{name} (call {before + 1})" if before else name
-        calls.append(_Call(called, layer, args[0].detach().clone(), running))
+        calls.append(_Call(called, layer, input_of(args, kwargs).detach().clone(), running))
 
     return hook
 

@@ -109,8 +109,8 @@ class Info(Report):
         for name, plan in self.plans.items():
             table.add_row(f"plan, {name}", f"{tuple(self.shape)} float32: {in_words(plan)}")
         table.add_row("build cache", f"{self.build_cache}, {len(self.built)} built")
-        for library in self.built:
-            table.add_row("", library)
         for name, value in self.variables.items():
             table.add_row(name, f"{value} ({VARIABLES[name]})")
+            if name == "SBNREF_IMPL" and value not in ("", "auto", *self.impls):
+                table.add_row("", Text(f"there is no implementation {value!r}", "yellow"))
         return table

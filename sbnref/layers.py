@@ -1,4 +1,4 @@
-"""Find the synchronized batch norms of a model."""
+"""Find the synchronized batch norms of a model, and what they are called with."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def synchronized_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, 
         found = f"only {', '.join(others)}; sbnref.convert_sync_batchnorm(model) converts them" if others else "none"
         raise ValueError(f"expected a model with a layer of type sbnref.SyncBatchNorm, found {found}")
     return layers
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The one argument of a layer's call, by position or by name, as a hook gets them."""
+    (x,) = (*args, *kwargs.values())
+    return x

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .collectives import resolve, world_size
 from .impls import reference
-from .layers import synchronized_layers
+from .layers import input_of, synchronized_layers
 from .modes import STATS_MODES, combine, fixed_divisor, payload_dtype, rank_weight
 from .recompute import recomputing
 from .report import Report, jsonable, ranks_in_words
@@ -263,7 +263,10 @@ def monitor(model: nn.Module, *, every: int = 1) -> Iterator[Monitor]:
         raise ValueError(f"expected every to be at least 1, got {every}")
     watched = synchronized_layers(model, nn.SyncBatchNorm)
     layers = {name: Layer(name, getattr(layer, "stats_mode", "exact")) for name, layer in watched.items()}
-    handles = [watched[name].register_forward_hook(_Recorder(record, every)) for name, record in layers.items()]
+    handles = [
+        watched[name].register_forward_hook(_Recorder(record, every), with_kwargs=True)
+        for name, record in layers.items()
+    ]
     try:
         yield Monitor(layers)
     finally:
@@ -279,14 +282,15 @@ class _Recorder:
         self.calls = 0
 
     @torch.no_grad()
-    def __call__(self, layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
+    def __call__(self, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
         if not layer.training or recomputing():
             return
         self.calls += 1
         if (self.calls - 1) % self.every == 0:
             group = resolve(layer.process_group if isinstance(layer, nn.SyncBatchNorm) else layer.group)
             self.record.ranks = (0,) if group is None else tuple(dist.get_process_group_ranks(group))
-            self.record.steps.append(_step(_rows(layer, args[0], group), layer.num_features, self.record.ranks))
+            rows = _rows(layer, input_of(args, kwargs), group)
+            self.record.steps.append(_step(rows, layer.num_features, self.record.ranks))
 
 
 def _rows(layer: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:  # (G, 4C + 3)

@@ -135,8 +135,11 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
         ``tiles``, ``splits`` (blocks that share a tile).
 
     Raises:
+        ValueError: the tensor has no channels.
         BuildError: there is no library to ask.
     """
+    if x.dim() < 2 or x.shape[1] == 0:
+        raise ValueError(f"expected a tensor (N, C, *) with at least one channel, got shape {tuple(x.shape)}")
     channels = x.shape[1]
     inner = x.numel() if channels == 1 else x.stride(1)
     outer = x.numel() // (channels * inner) if x.numel() else 0

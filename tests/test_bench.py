@@ -114,6 +114,17 @@ def test_a_gpus_results_are_drawn_against_the_bandwidth_of_copying(tmp_path):
     assert [lines[0][-1] for lines in inputs.values()] == ["1.05", "1.05"]
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "not JSON", '{"rows": [], "more": 1}'])
+def test_a_file_that_is_not_of_results_is_named(content, tmp_path):
+    file = tmp_path / "r.json"
+    file.write_text(content)
+    for command in (["show", str(file)], ["compare", str(file), str(file)]):
+        run = CliRunner().invoke(app, ["bench", *command])
+        assert run.exit_code == 2
+        assert run.stderr.startswith("sbnref: expected results that sbnref bench wrote")
+        assert str(file) in run.stderr
+
+
 def test_unknown_suites_are_named():
     done = CliRunner().invoke(app, ["bench", "--suite", "speed"])
     assert done.exit_code == 2

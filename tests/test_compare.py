@@ -158,7 +158,7 @@ class Twice(nn.Module):
         self.unused = sbnref.SyncBatchNorm(3)
 
     def forward(self, x, scale):
-        y = self.norm(self.frozen(x))
+        y = self.norm(input=self.frozen(x))
         z = self.norm(y.detach() * scale).detach()
         return {"loss": (y.relu() * z).sum(), "other": [y, 3]}
 
@@ -265,6 +265,10 @@ def test_command(tmp_path):
     ("arguments", "text"),
     [
         (["--shape", "4"], "expected a shape of at least 2 dimensions N,C,*"),
+        (["--shape", "4,0"], "of which only N may be 0, such as 4,8,16,16, got '4,0'"),
+        (["--empty-rank", "7"], "expected empty_rank to be one of the 2 ranks, 0 to 1, got 7"),
+        (["--empty-rank", "-1"], "0 to 1, got -1"),
+        (["--impl", "reference"], "expected the names of two implementations, got ['reference']"),
         (["--dtype", "int8"], "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
         (["--stats-mode", "M"], "expected stats_mode"),
         (["--impl", "reference", "--impl", "gpu"], "expected impl to be one of"),
@@ -275,14 +279,22 @@ def test_command(tmp_path):
     ],
 )
 def test_command_refuses_in_a_sentence(arguments, text):
-    run = CliRunner().invoke(app, ["compare", *arguments])
+    impls = [] if "--impl" in arguments else ["--impl", "reference", "--impl", "reference"]
+    run = CliRunner().invoke(app, ["compare", *arguments, *impls])
     assert run.exit_code == 2
     assert run.stderr.startswith("sbnref: ")
     assert text in run.stderr
 
 
+def test_command_says_that_there_was_nothing_to_compare():
+    both = ["--impl", "reference", "--impl", "reference"]
+    run = CliRunner().invoke(app, ["compare", *both, "--ranks", "1", "--shape", "0,3,2"])
+    assert run.exit_code == 2
+    assert "Nothing was compared: the input was empty on every rank" in " ".join(run.stdout.split())
+
+
 def random_layer():
-    layer, x = RandomLayer("4,8,2", empty_rank=1, dtype="bfloat16", stats_mode="N")()
+    layer, x = RandomLayer((4, 8, 2), empty_rank=1, dtype="bfloat16", stats_mode="N")()
     return tuple(x.shape), x.dtype, layer.weight.dtype, layer.stats_mode
 
 

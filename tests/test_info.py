@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
 from typer.testing import CliRunner
 
+from sbnref import build
 from sbnref.cli import app
+from sbnref.traffic import launch_plan
 
 
 def test_as_a_table(monkeypatch):
@@ -19,6 +23,36 @@ def test_as_a_table(monkeypatch):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where none is asked for" in " ".join(run.stdout.split())
+
+
+def test_an_implementation_that_does_not_exist_is_told(monkeypatch):
+    monkeypatch.setenv("SBNREF_IMPL", "gpu")
+    assert "there is no implementation 'gpu'" in CliRunner().invoke(app, ["info"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("False", False), ("off", False)]
+)
+def test_flags_have_words_for_no(value, on, monkeypatch):
+    monkeypatch.setenv("SBNREF_CUDASIM", value)
+    assert build.simulated() == on
+
+
+@pytest.mark.parametrize("shape", ["4", "x", "4,0", "-1,2", "4,"])
+@pytest.mark.parametrize("command", [["info", "--shape"], ["traffic"]])
+def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
+    monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets it
+    run = CliRunner().invoke(app, [*command, "--", shape] if command == ["traffic"] else [*command, shape])
+    assert run.exit_code == 2
+    assert run.stderr == (
+        "sbnref: expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
+        f"got {shape!r}\n"
+    )
+
+
+def test_a_plan_takes_a_channel():
+    with pytest.raises(ValueError, match=r"at least one channel, got shape \(4, 0\)"):
+        launch_plan(torch.empty(4, 0))
 
 
 def test_as_json(monkeypatch, tmp_path):

@@ -141,6 +141,13 @@ def test_torch_layers_are_watched_where_they_run():
     assert watch.layers["1"].verdict() == "layer 1: 'exact' gave the statistics of the whole batch."
 
 
+def test_a_layer_called_by_name_is_recorded():
+    layer = sbnref.SyncBatchNorm(3)
+    with sbnref.monitor(layer) as watch:
+        layer(input=torch.randn(4, 3))
+    assert watch.layers["SyncBatchNorm"].steps[0].batch_sizes == (4,)
+
+
 def test_plot(world, tmp_path):
     watch = world(4).run(equal_batches, [[], [2]])[0]
     figure = watch.plot()

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,23 @@ class Results:
 
 
 def load(path: Path) -> Results:
-    """Read a file that :meth:`Results.save` wrote."""
-    return Results(**json.loads(path.read_text()))
+    """Read a file that :meth:`Results.save` wrote.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected results that sbnref bench wrote, but {path} is not JSON: {error}") from error
+    keys = {
+        field.name for field in fields(Results)
+    }  # all of them: what is missing would be filled in from this machine
+    if not isinstance(content, dict) or content.keys() != keys:
+        raise ValueError(
+            f"expected results that sbnref bench wrote, with {', '.join(sorted(keys))}, but {path} has others"
+        )
+    return Results(**content)
 
 
 def machine() -> dict[str, Any]:
