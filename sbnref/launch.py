@@ -10,11 +10,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -76,19 +77,20 @@ class Ranks:
     """
 
     def __init__(self, world_size: int, *, timeout: float = 300) -> None:
-        if world_size < 1:
-            raise ValueError(f"expected a world of at least 1 rank, got {world_size}")
+        if not isinstance(world_size, SupportsIndex) or world_size < 1:
+            raise ValueError(f"expected a world of at least 1 rank, as an integer, got {world_size!r}")
         self.world_size = world_size
         self.timeout = timeout
         self._executors: list[ProcessPoolExecutor] = []  # one single-process executor per rank
-        self._pids: list[int] = []
+        self._processes: list[BaseProcess] = []
+        self._meeting_point = ExitStack()  # the folder where the ranks find each other
 
     def run(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run ``fn(*args, **kwargs)`` on every rank; see :func:`launch`."""
         call = pickle.dumps((fn, args, kwargs))
         if not self._executors:
             self._start()
-        return self._collect([executor.submit(_call, call) for executor in self._executors])
+        return self._collect([_submit(executor, call) for executor in self._executors])
 
     def close(self) -> None:
         """End the processes and wait until they are gone."""
@@ -98,6 +100,7 @@ class Ranks:
                 executor.submit(_leave_group)
         for executor in executors:
             executor.shutdown()
+        self._meeting_point.close()
 
     def __enter__(self) -> Ranks:
         return self
@@ -106,16 +109,17 @@ class Ranks:
         self.close()
 
     def _start(self) -> None:
-        self._meeting_point = tempfile.TemporaryDirectory(prefix="sbnref-")
-        store = Path(self._meeting_point.name, "store").as_uri()
+        folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
+        store = Path(self._meeting_point.enter_context(folder), "store").as_uri()
         self._executors = [
             ProcessPoolExecutor(1, get_context("spawn"), _join_group, (rank, self.world_size, store, self.timeout))
             for rank in range(self.world_size)
         ]
-        self._pids = []
+        self._processes = []
         with _nameless_main():
             starts = [executor.submit(_getpid) for executor in self._executors]
-        self._pids = self._collect(starts)
+        children = {child.pid: child for child in active_children()}
+        self._processes = [children[pid] for pid in self._collect(starts)]
 
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
         done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
@@ -123,19 +127,30 @@ class Ranks:
         if failed or running:
             self._kill()
         if failed:
-            raise RankError(failed[0], str(futures[failed[0]].exception()))
+            raise RankError(failed[0], self._what_happened(failed[0], futures[failed[0]].exception()))
         if running:
             late = [rank for rank, future in enumerate(futures) if future in running]
-            raise TimeoutError(f"ranks {late} of {self.world_size} had not returned after {self.timeout} s")
+            raise TimeoutError(
+                f"ranks {late} of {self.world_size} had not returned after {self.timeout} s; "
+                "if a layer waits for another rank, SBNREF_DEBUG=1 tells why"
+            )
         return [pickle.loads(future.result()) for future in futures]
 
     def _kill(self) -> None:
         executors, self._executors = self._executors, []
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in self._processes:
+            process.kill()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
+        self._meeting_point.close()
+
+    def _what_happened(self, rank: int, error: BaseException | None) -> str:
+        """A rank's own traceback, or how it died."""
+        code = self._processes[rank].exitcode if isinstance(error, BrokenExecutor) and self._processes else None
+        if code is None:
+            return str(error)
+        how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+        return f"its process {how}"
 
 
 @contextmanager
@@ -154,6 +169,16 @@ def _nameless_main() -> Iterator[None]:
 
 class _RemoteError(Exception):
     """Carries a rank's traceback as text, which can be sent whatever the exception was."""
+
+
+def _submit(executor: ProcessPoolExecutor, call: bytes) -> Future[bytes]:
+    """What becomes of the call on a rank; one that died since the last run fails like one that dies in this run."""
+    try:
+        return executor.submit(_call, call)
+    except BrokenExecutor as error:
+        dead: Future[bytes] = Future()
+        dead.set_exception(error)
+        return dead
 
 
 def _call(call: bytes) -> bytes:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -67,9 +68,19 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
             ranks.run(die)
         assert all(map(gone, pids))
 
+        ranks.run(os.getpid)
+        with pytest.raises(sbnref.RankError, match="rank 1 failed:\n\nits process ended with exit code 3"):
+            ranks.run(lambda: os._exit(3) if dist.get_rank() == 1 else None)
+
+        pids = ranks.run(os.getpid)
+        os.kill(pids[1], signal.SIGKILL)  # between two runs
+        assert gone(pids[1])
+        with pytest.raises(sbnref.RankError, match=r"rank 1 failed:\n\nits process was ended by signal 9 \("):
+            ranks.run(os.getpid)
+
         pids = ranks.run(os.getpid)
         ranks.timeout = 1
-        with pytest.raises(TimeoutError, match=r"ranks \[0\] of 2 had not returned after 1 s"):
+        with pytest.raises(TimeoutError, match=r"ranks \[0\] of 2 had not returned after 1 s.*SBNREF_DEBUG=1"):
             ranks.run(lambda: time.sleep(60 if dist.get_rank() == 0 else 0))
         assert all(map(gone, pids))
 
@@ -89,9 +100,24 @@ def test_ranks_do_not_outlive_a_killed_parent():
     assert all(map(gone, pids))
 
 
-def test_a_world_has_a_rank():
-    with pytest.raises(ValueError, match="at least 1 rank, got 0"):
-        sbnref.Ranks(0)
+@pytest.mark.parametrize("end", ["close", "failure"])
+def test_nothing_is_left_in_the_folder_for_temporary_files(end, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ranks = sbnref.Ranks(2)
+    ranks.run(os.getpid)
+    assert len(list(tmp_path.glob("sbnref-*"))) == 1
+    if end == "close":
+        ranks.close()
+    else:
+        with pytest.raises(sbnref.RankError):
+            ranks.run(fail, 1)
+    assert list(tmp_path.glob("sbnref-*")) == []
+
+
+@pytest.mark.parametrize("world_size", [0, "2", 2.5])
+def test_a_world_has_a_rank(world_size):
+    with pytest.raises(ValueError, match=f"at least 1 rank, as an integer, got {world_size!r}"):
+        sbnref.Ranks(world_size)
 
 
 def test_the_same_script_runs_under_torchrun(tmp_path):
