@@ -62,8 +62,9 @@ class SyncBatchNormFunction(torch.autograd.Function):
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """The gradients of x, gamma and beta as functions of x, gamma, beta and dy that can be differentiated again."""
-    x, gamma, beta, _ = ctx.saved_tensors
-    wanted = [t for t in (x, gamma, beta) if t is not None and t.requires_grad]
-    y = composed_sync_batch_norm(x, gamma, beta, *ctx.layer)
-    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(grads) if t is not None and t.requires_grad else None for t in (x, gamma, beta)]
+    given = ctx.saved_tensors[:3]
+    # By all of them, wanted or not: ranks may want different ones, and each is reached through collectives.
+    inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in given]
+    y = composed_sync_batch_norm(*inputs, *ctx.layer)
+    grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], dy, create_graph=True))
+    return [None if t is None else next(grads) for t in inputs]

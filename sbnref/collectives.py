@@ -26,26 +26,34 @@ def resolve(group: Group) -> ProcessGroup | None:
         ValueError: this process is not in the group, or the mesh has more than one dimension.
         TypeError: ``group`` is none of the above.
     """
+    check_group(group)
     if group is None:
-        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-    elif isinstance(group, dist.ProcessGroup):
-        pass
-    elif group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
-        )
+        group, member = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None, True
     elif isinstance(group, dist.device_mesh.DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
                 f"expected a one-dimensional DeviceMesh, got one of {group.ndim} dimensions {group.mesh_dim_names}; "
                 "name the dimension to synchronize along: mesh['name']"
             )
-        group = group.get_group()
+        member = group.get_coordinate() is not None
+        group = group.get_group() if member else None
     else:
+        member = group is not dist.GroupMember.NON_GROUP_MEMBER
+    if not member:
+        raise ValueError(
+            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
+        )
+    return group if group is not None and group.size() > 1 else None
+
+
+def check_group(group: Group) -> None:
+    """Raise :class:`TypeError` unless ``group`` is something that :func:`resolve` takes."""
+    absent = group is None or group is dist.GroupMember.NON_GROUP_MEMBER
+    is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
+    if not (absent or is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
         raise TypeError(
             f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
         )
-    return group if group is not None and group.size() > 1 else None
 
 
 def world_size(group: ProcessGroup | None) -> int:

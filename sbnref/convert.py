@@ -53,8 +53,9 @@ def convert_sync_batchnorm(
 
     Raises:
         ValueError: no such ``stats_mode`` or ``impl``.
-        TypeError: a batch norm does more than normalize (a forward pass of its own, lazy or computed parameters,
-            channels in the last dimension): converting would lose it. Nothing is changed then.
+        TypeError: ``group`` is of the wrong kind, or a batch norm does more than normalize (a forward pass of its
+            own, lazy or computed parameters, channels in the last dimension): converting would lose it. Nothing is
+            changed then.
     """
 
     def convert(layer: nn.Module) -> nn.Module:
@@ -62,7 +63,9 @@ def convert_sync_batchnorm(
         converted.reverts_to = _unsynchronized(layer)
         return converted
 
-    SyncBatchNorm(1, stats_mode=stats_mode, impl=impl)  # refuses what is wrong with the arguments before any change
+    SyncBatchNorm(
+        1, group=group, stats_mode=stats_mode, impl=impl
+    )  # refuses what is wrong with the arguments before any change
     return _replace(module, lambda layer: isinstance(layer, _BatchNorm) or _kind(layer) in SYNC_BATCH_NORMS, convert)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 ENABLED = os.environ.get("SBNREF_DEBUG", "0") not in ("", "0")  # read once, when sbnref is imported
-TIMEOUT = float(os.environ.get("SBNREF_DEBUG_TIMEOUT", "300"))  # seconds to wait for the other ranks
+TIMEOUT = float(os.environ.get("SBNREF_DEBUG_TIMEOUT", "300") if ENABLED else 0)  # seconds to wait for the other ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,7 +82,12 @@ def _agree(given: dict[str, Any]) -> None:
         "channels": x.shape[1] if isinstance(x, Tensor) and x.dim() > 1 else None,
         "dtype": str(getattr(x, "dtype", type(x).__name__)),
         "stats_mode": given["stats_mode"],
+        "eps": given["eps"],
+        "momentum": given["momentum"],
         "training": given["training"],
+        # whether this rank will come to the backward pass's collective
+        "gradients": torch.is_grad_enabled()
+        and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),
     }
     refusal = _refusal(given)
     all_bring = _exchange(group, {**mine, "refuses": None if refusal is None else str(refusal)})
@@ -164,5 +169,6 @@ def _bring(brought: dict[str, Any]) -> str:
     mode = "training" if brought["training"] else "eval mode"
     return (
         f"layer {brought['layer']!r}, {brought['channels']} channels, {brought['dtype']}, "
-        f"stats_mode={brought['stats_mode']!r}, {mode}"
+        f"stats_mode={brought['stats_mode']!r}, eps={brought['eps']}, momentum={brought['momentum']}, {mode}, "
+        f"{'with' if brought['gradients'] else 'without'} gradients"
     )

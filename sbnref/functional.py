@@ -32,6 +32,7 @@ def sync_batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     *,
+    num_features: int | None = None,
     num_batches_tracked: Tensor | None = None,
     group: Group = None,
     stats_mode: str = "default",
@@ -55,7 +56,8 @@ def sync_batch_norm(
         training: True takes the statistics of all ranks; False the running ones or, where there are none, this rank's
             own, and communicates nothing.
         momentum: the weight of this step in the running statistics; None for the cumulative average.
-        eps: added to the variance.
+        eps: added to the variance; positive where statistics are taken.
+        num_features: C, where it is known; None to take any.
         num_batches_tracked: () int64, counts the steps that had data; needed for ``momentum=None``.
         group: the ranks to synchronize: None for all, a ``ProcessGroup`` or a one-dimensional ``DeviceMesh``.
         stats_mode: ``'default'``, ``'N'`` (both as in ``mmcv.ops.SyncBatchNorm``) or ``'exact'``.
@@ -65,14 +67,26 @@ def sync_batch_norm(
         (N, C, \*), in the dtype and memory format of ``input``.
 
     Raises:
-        TypeError: a dtype, or the group, is of the wrong kind.
-        ValueError: a shape, ``stats_mode`` or ``impl`` is not what is expected, this process is not in the group, or
-            one value per channel is to be normalized by itself.
+        TypeError: a dtype, a layout, a number or the group is of the wrong kind.
+        ValueError: a shape, a device, ``eps``, ``stats_mode`` or ``impl`` is not what is expected, this process is not
+            in the group, or one value per channel is to be normalized by itself.
         RuntimeError: the implementation asked for cannot run on the input's device.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
-    _check(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, stats_mode)
+    _check(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        num_features,
+        num_batches_tracked,
+        stats_mode,
+    )
     if not training and running_mean is not None:
         # parameters as wide as the arithmetic: F.batch_norm takes them with half inputs, and no other mixture
         acc = torch.promote_types(input.dtype, torch.float32)
@@ -106,7 +120,10 @@ def _check(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    training: bool,
     momentum: float | None,
+    eps: float,
+    num_features: int | None,
     num_batches_tracked: Tensor | None,
     stats_mode: str,
 ) -> None:
@@ -115,12 +132,16 @@ def _check(
         raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
     if input.dtype not in DTYPES:
         raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
+    if input.is_nested or input.layout != torch.strided:
+        raise TypeError(f"expected a dense input, got {'a nested one' if input.is_nested else input.layout}")
     if input.dim() < 2:
         raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
     check_stats_mode(stats_mode)
     channels = input.shape[1]
     if channels == 0:
         raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
+    if num_features is not None and channels != num_features:
+        raise ValueError(f"expected input of {num_features} channels (N, C, *), got shape {tuple(input.shape)}")
     for name, tensor in (
         ("running_mean", running_mean),
         ("running_var", running_var),
@@ -140,5 +161,16 @@ def _check(
             raise ValueError(f"expected {name} on the input's device {input.device}, got it on {tensor.device}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got one of them")
+    count = num_batches_tracked
+    if count is not None and (count.dtype, count.dim(), count.device) != (torch.int64, 0, input.device):
+        raise TypeError(
+            f"expected num_batches_tracked of shape () and dtype torch.int64 on the input's device {input.device}, got "
+            f"shape {tuple(count.shape)}, {count.dtype}, on {count.device}"
+        )
+    for name, number in (("eps", eps), *(() if momentum is None else (("momentum", momentum),))):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"expected {name} to be a number, got {number!r}")
+    if (training or running_mean is None) and not eps > 0:
+        raise ValueError(f"expected a positive eps to take statistics with, got {eps!r}")
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .collectives import check_group
 from .functional import check_stats_mode, sync_batch_norm
 from .impls import check_name
 
 if TYPE_CHECKING:
     from .collectives import Group
+
+
+torch.fx.wrap("sync_batch_norm")  # a call in a symbolic trace, as F.batch_norm is
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -57,6 +61,7 @@ class SyncBatchNorm(_BatchNorm):
 
     Raises:
         ValueError: no such ``stats_mode`` or ``impl``.
+        TypeError: ``group`` is of the wrong kind.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
 
@@ -97,6 +102,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @group.setter
     def group(self, group: Group) -> None:
+        check_group(group)
         self._group = _GroupReference(group)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -111,6 +117,7 @@ class SyncBatchNorm(_BatchNorm):
             self.training,
             self.momentum,
             self.eps,
+            num_features=self.num_features,
             num_batches_tracked=self.num_batches_tracked if tracks else None,
             group=self.group,
             stats_mode=self.stats_mode,

@@ -240,6 +240,8 @@ def test_wrong_choices_change_nothing():
         with pytest.raises(ValueError, match="expected"):
             convert_sync_batchnorm(network, **options)
         assert type(network[0]) is nn.BatchNorm2d
+    with pytest.raises(TypeError, match=r"expected group to be None, .* got str"):
+        convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), "exact")  # the mode where the group belongs
     assert convert_sync_batchnorm(nn.Linear(2, 2)).in_features == 2
 
 

@@ -38,6 +38,10 @@ def step(case):
         x = x.double()
     if case == "mode" and rank == 2:
         model[0].stats_mode = "exact"
+    if case == "eps" and rank == 2:
+        model[0].eps = 1e-3
+    if case == "no gradients" and rank == 1:
+        model.requires_grad_(False)
     if case == "training" and rank == 0:
         model.eval()
     if case == "refusal" and rank == 1:
@@ -70,13 +74,19 @@ def step(case):
         ("dtype", ["differ in dtype", "rank 2: layer '0', 4 channels, torch.float64"]),
         (
             "mode",
-            ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact', training"],
+            ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact'"],
         ),
         (
             "training",
-            ["differ in training", "rank 0: layer '0', 4 channels, torch.float32, stats_mode='default', eval mode"],
+            [
+                "differ in training",
+                "rank 0: layer '0', 4 channels, torch.float32, stats_mode='default', eps=1e-05, momentum=0.1, "
+                "eval mode, with gradients",
+            ],
         ),
-        ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected running_mean of shape"]),
+        ("eps", ["differ in eps", "rank 2: layer '0'", "eps=0.001"]),
+        ("no gradients", ["differ in gradients", "training, without gradients"]),
+        ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected input of 4 channels"]),
         ("function", ["differ in stats_mode", "layer 'sync_batch_norm'"]),
         ("not a tensor", ["rank 1 refuses the input", "expected input to be a Tensor, got list"]),
     ],

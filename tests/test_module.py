@@ -121,3 +121,27 @@ def test_device_and_dtype(dtype):
     layer = SyncBatchNorm(4, device="meta", dtype=dtype)
     assert layer.weight.is_meta
     assert layer.running_var.dtype == dtype
+
+
+def test_a_symbolic_trace_calls_it():
+    model = nn.Sequential(SyncBatchNorm(4, stats_mode="exact"), nn.ReLU())
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(traced(x), model(x))
+    torch.testing.assert_close(traced.get_buffer("0.running_mean"), model[0].running_mean)
+
+
+def test_channels_are_checked_where_no_parameter_tells():
+    layer = SyncBatchNorm(3, affine=False, track_running_stats=False)
+    with pytest.raises(ValueError, match=r"expected input of 3 channels \(N, C, \*\), got shape \(4, 5, 2\)"):
+        layer(torch.randn(4, 5, 2))
+
+
+def test_gradients_in_batches():
+    layer = SyncBatchNorm(3, stats_mode="exact").double()
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    y, dys = layer(x), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    together = torch.autograd.grad(y, [x, *layer.parameters()], dys, is_grads_batched=True, retain_graph=True)
+    for i, dy in enumerate(dys):
+        alone = torch.autograd.grad(y, [x, *layer.parameters()], dy, retain_graph=True)
+        torch.testing.assert_close([t[i] for t in together], list(alone))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from ..composed import composed_sync_batch_norm
@@ -70,6 +70,7 @@ def _cases() -> Iterator[tuple[str, int, Callable[[str, str], Any]]]:
         yield f"accuracy: {name}", 2, partial(check_accuracy, name)
     for stats_mode in STATS_MODES:
         yield f"second derivatives: {stats_mode}", 3, partial(check_double_backward, stats_mode)
+    yield "second derivatives: of something else on every rank", 2, check_partial_double_backward
     yield "running statistics: equal bit for bit, alternating batches", 4, check_running_stats
     yield "running statistics: cumulative average", 3, check_cumulative_average
     yield "options: affine=False", 2, partial(check_step, "N", [2, 3], affine=False)
@@ -349,6 +350,24 @@ def check_eval(impl: str, device: str) -> None:
             assert torch.equal(tensor, before[name]), name
 
 
+def check_partial_double_backward(impl: str, device: str) -> None:
+    """Where ranks want second derivatives by different parameters, their collectives still meet, and x gets its own."""
+    xs, dys = random_inputs([2, 3], [(4,), (4,)], torch.float64)
+    rank = dist.get_rank()
+    gamma = torch.linspace(0.5, 1.5, CHANNELS, dtype=torch.float64, device=device)
+
+    def second(wanted: tuple[bool, bool], name: str) -> Tensor:
+        x = xs[rank].detach().to(device).requires_grad_()
+        w, b = (t.clone().requires_grad_(wants) for t, wants in zip((gamma, gamma - 1), wanted, strict=True))
+        y = sync_batch_norm(x, None, None, w, b, True, stats_mode="exact", impl=name)
+        (dx,) = torch.autograd.grad((y**3 * dys[rank].to(device)).sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    close("ddx", second((rank == 0, rank == 1), impl), second((True, True), "reference"), rtol=1e-9, atol=1e-9)
+
+
 def check_partial_gradients(impl: str, device: str) -> None:
     """Whatever needs a gradient gets the right one, and what does not gets none."""
     rank = dist.get_rank()
@@ -400,6 +419,13 @@ def check_device_mesh(impl: str, device: str) -> None:
     layer = random_layer(group=mesh, impl=impl, device=device)
     with refusal(ValueError, "one-dimensional DeviceMesh, got one of 2 dimensions"):
         layer(xs[rank].to(device))
+
+    layer = random_layer(group=DeviceMesh(mesh_device, [0, 1, 2]), stats_mode="N", impl=impl, device=device)
+    if rank == 3:
+        with refusal(ValueError, "rank 3 is not a member"):
+            layer(xs[rank].to(device))
+    else:
+        compare_step(layer, xs[:3], dys[:3], rank)
 
 
 def check_costs(impl: str, device: str) -> None:
@@ -518,11 +544,12 @@ def check_refusals(impl: str, device: str) -> None:
     x = torch.randn(2, CHANNELS, 3, device=device)
     bad_inputs = [
         (ValueError, "at least 2 dimensions (N, C, *), got shape (5,)", x[0, :, 0]),
-        (ValueError, "of shape (C,) = (4,) for input of shape (2, 4, 3), got (5,)", x[:, :4]),
+        (ValueError, "input of 5 channels (N, C, *), got shape (2, 4, 3)", x[:, :4]),
         (ValueError, "at least 1 channel", x[:, :0]),
         (TypeError, "torch.int64", x.long()),
         (TypeError, "torch.complex64", x.to(torch.complex64)),
         (TypeError, "to be a Tensor, got list", x.tolist()),
+        (TypeError, "a dense input, got torch.sparse_coo", x.to_sparse()),
     ]
     for error, text, bad in bad_inputs:
         with refusal(error, text):
@@ -541,6 +568,7 @@ def check_refusals(impl: str, device: str) -> None:
         (dict(running_var=None), "running_mean and running_var both or neither"),
         (dict(running_mean=mean[:3]), "running_mean of shape (C,) = (5,)"),
         (dict(momentum=None), "num_batches_tracked"),
+        (dict(eps=0), "a positive eps to take statistics with, got 0"),
         (dict(bias=mean.to("meta")), f"on the input's device {x.device}, got it on meta"),
     ]
     for arguments, text in bad_arguments:
@@ -548,10 +576,21 @@ def check_refusals(impl: str, device: str) -> None:
             sync_batch_norm(
                 x, **{"running_mean": mean, "running_var": var, "training": True, "impl": impl, **arguments}
             )
+    wrong_types: list[tuple[dict[str, Any], str]] = [
+        (dict(eps="exact"), "eps to be a number, got 'exact'"),
+        (dict(momentum=True), "momentum to be a number, got True"),
+        (dict(num_batches_tracked=torch.zeros(1, device=device)), "dtype torch.int64"),
+        (dict(num_batches_tracked=torch.tensor(0, device="meta")), "on meta"),
+    ]
+    for arguments, text in wrong_types:
+        with refusal(TypeError, text):
+            sync_batch_norm(x, mean, var, training=True, impl=impl, **arguments)
     with refusal(TypeError, "weight of one of the dtypes"):
         sync_batch_norm(x, mean, var, mean.long(), mean, training=True, impl=impl)
     with refusal(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
-        random_layer(group=[0, 1], impl=impl, device=device)(x)
+        random_layer(group=[0, 1], impl=impl, device=device)
+    with refusal(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
+        sync_batch_norm(x, None, None, training=True, impl=impl, group=[0, 1])  # type: ignore[arg-type]
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} was changed"
 

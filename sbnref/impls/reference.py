@@ -13,6 +13,8 @@ element it meets.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,7 @@ def backward_stats(
     # Both sums take a factor per channel, given back: of two alike, compiled code makes one loop that reads dy once.
     g = dy.to(acc) * over(x, inverse_divisor.to(acc))
     sum_g = sum_of(g) / inverse_divisor
-    sum_g_deviation = sum_of((x.to(acc) - over(x, hi)).mul_(g)) / inverse_divisor
+    sum_g_deviation = sum_of(g.mul_(x.to(acc) - over(x, hi))) / inverse_divisor
     return torch.cat([sum_g, (sum_g_deviation - lo * sum_g) * invstd])  # xhat = (x - hi - lo) / sigma
 
 
@@ -111,8 +113,8 @@ def backward_apply(
     slope = -element * b * invstd
     offset = -element * (a - (lo * invstd + skew) * b)
     hi, scale, slope, offset = torch.stack([t.to(acc) for t in (hi, scale, slope, offset)])
-    dx = (x.to(acc) - over(x, hi)).mul_(over(x, slope)).add_(over(x, offset))
-    return dx.addcmul_(dy.to(acc), over(x, scale)).to(x.dtype)
+    dx = (dy.to(acc) * over(x, scale)).addcmul_(x.to(acc) - over(x, hi), over(x, slope))
+    return dx.add_(over(x, offset)).to(x.dtype)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -122,7 +124,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 def samples(x: Tensor) -> Tensor:  # (N, C, *) -> (N, C, S), or (1, C, N) where S would be 1
     """The elements of each sample in a row; a batch of vectors, (N, C), is one sample of N elements."""
-    x = x.unsqueeze(-1).flatten(2)
+    x = x.reshape(*x.shape[:2], prod(x.shape[2:]))
     return x.transpose(0, 2) if x.shape[2] == 1 else x
 
 
