@@ -45,6 +45,7 @@ clean:  ## remove what the other targets made
 	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache demo-output docs/_build docs/learn
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing PyTorch and the tools for tests and documentation in .venv, once. This takes a few minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Under torch's wrappers: DistributedDataParallel, FSDP2, meshes, checkpoints, autocast, gradient scaling."""
+"""Under torch's wrappers: parallel training, meshes, checkpoints, autocast, gradient scaling, torch.func."""
 
 import copy
 from contextlib import nullcontext
@@ -183,3 +183,17 @@ def autocasted() -> None:
 
 def test_autocast_and_gradient_scaling(ranks):
     ranks.run(autocasted)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_torch_func_is_refused_in_training_and_runs_in_eval_mode(transform):
+    layer, x = SyncBatchNorm(3), torch.randn(2, 4, 3)
+    run = {
+        "grad": lambda: torch.func.grad(lambda x: layer(x).sum())(x[0]),
+        "vmap": lambda: torch.func.vmap(layer)(x),
+        "jvp": lambda: torch.func.jvp(layer, (x[0],), (x[1],)),
+    }[transform]
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        run()
+    layer.eval()
+    run()
