@@ -63,7 +63,7 @@ def compare(
 ) -> None:
     """Run two implementations on the same input and the same gradient, and find the first stage that diverges.
 
-    Exit code 0: they agree. 1: they diverge. 2: there was nothing to compare.
+    Exit code 0: they agree. 1: they diverge. 2: there was nothing to compare, or it was refused.
     """
     from .compare import Comparison, RandomLayer, compare_on_ranks
 

@@ -84,6 +84,8 @@ def impl_names() -> tuple[str, ...]:
 def use_impl(name: str) -> Iterator[None]:
     """Within the ``with`` block every layer uses the implementation ``name``, whatever it was built with.
 
+    It holds for the whole process, for layers in other threads too.
+
     Raises:
         ValueError: there is no such implementation.
     """
