@@ -44,7 +44,7 @@ def sync_batch_norm(
         y = \gamma \, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
         \mu = \frac{1}{D} \sum_r w_r \mu_r, \qquad v = \frac{1}{D} \sum_r w_r \left( v_r + (\mu_r - \mu)^2 \right)
 
-    with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first ten arguments are those of
+    with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first eight arguments are those of
     :func:`torch.nn.functional.batch_norm`. In training every rank of the group has to call, a rank without data too.
 
     Args:
