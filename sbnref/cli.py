@@ -68,8 +68,8 @@ def compare(
     from .compare import Comparison, RandomLayer, compare_on_ranks
 
     def run() -> Comparison:
-        random = RandomLayer(_sizes(shape), empty_rank, dtype, stats_mode, device)
-        return compare_on_ranks(target or random, impl, ranks)
+        what = target or RandomLayer(_sizes(shape), empty_rank, dtype, stats_mode, device)
+        return compare_on_ranks(what, impl, ranks)
 
     report = _or_exit(run)
     _show(report, json)
