@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .build import flag
 from .collectives import resolve
 from .impls import choose_impl
 from .report import in_words, ranks_in_words
@@ -27,13 +28,21 @@ from .report import in_words, ranks_in_words
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-ENABLED = os.environ.get("SBNREF_DEBUG", "0") not in ("", "0")  # read once, when sbnref is imported
-TIMEOUT = float(os.environ.get("SBNREF_DEBUG_TIMEOUT", "300") if ENABLED else 0)  # seconds to wait for the other ranks
+ENABLED = flag("SBNREF_DEBUG")  # read once, when sbnref is imported
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _modules: list[nn.Module] = []  # those whose forward is running, the outermost first
 _calls: Counter[str] = Counter()  # by the name of the group
+
+
+def _timeout() -> float:
+    """Seconds to wait for the other ranks."""
+    text = os.environ.get("SBNREF_DEBUG_TIMEOUT", "300")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected SBNREF_DEBUG_TIMEOUT to be a number of seconds, got {text!r}") from None
 
 
 class MismatchError(RuntimeError):
@@ -126,15 +135,16 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
     keys = {rank: f"{call}/{rank}" for rank in ranks}
     own = keys[dist.get_rank()]
     store.set(own, json.dumps(mine))
+    timeout = _timeout()
     try:
-        store.wait(list(keys.values()), timedelta(seconds=TIMEOUT))
+        store.wait(list(keys.values()), timedelta(seconds=timeout))
     except RuntimeError:  # a FileStore raises it, a TCPStore its subclass DistStoreError
         store.set(own, json.dumps({**mine, "gone": True}))
         missing = [rank for rank, key in keys.items() if not store.check([key])]
         if not missing:
             raise
         raise MismatchError(
-            f"SBNREF_DEBUG: {ranks_in_words(missing)} did not make call {call} of this group within {TIMEOUT:g} s "
+            f"SBNREF_DEBUG: {ranks_in_words(missing)} did not make call {call} of this group within {timeout:g} s "
             f"(SBNREF_DEBUG_TIMEOUT), while rank {dist.get_rank()} is there with {_bring(mine)}. With SBNREF_DEBUG=1 "
             "every rank has to make every call, in eval mode as well."
         ) from None
