@@ -50,7 +50,7 @@ def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
     axes.set_xscale("log", base=2)
     axes.set(xlabel="time of forward + backward over eager F.batch_norm's, float32; less is faster")
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
