@@ -35,8 +35,8 @@ def section(file: Path, results: Results) -> str:
         parts.append(f"### {TITLES.get(suite, suite)}")
         if suite in figures:
             parts.append(f"![{TITLES.get(suite, suite)}](_generated/{figures[suite].name})")
+        parts += [in_words(*model) for model in results.notes.get(suite, {}).items()]
         parts.append(f"<details>\n<summary>The numbers</summary>\n\n{table(rows)}\n\n</details>")
-    parts += [in_words(*item) for item in results.notes.get("scaling", {}).items()]
     return "\n\n".join(parts)
 
 
