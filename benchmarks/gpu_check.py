@@ -22,11 +22,14 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / folder) for folder in (".", "tests", "tests/cuda")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sbnref.build import simulated
+
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parent / folder) for folder in ("tests", "tests/cuda")]
 # A single part also runs simulated, with SBNREF_CUDASIM=1.
-DEVICE = "cpu" if os.environ.get("SBNREF_CUDASIM", "0") not in ("", "0") else "cuda"
+DEVICE = "cpu" if simulated() else "cuda"
 TOTAL_SECONDS = 470
 KEPT = 3000  # characters of what a part printed
 

@@ -56,9 +56,7 @@ def load(path: Path) -> Results:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"expected results that sbnref bench wrote, but {path} is not JSON: {error}") from error
-    keys = {
-        field.name for field in fields(Results)
-    }  # all of them: what is missing would be filled in from this machine
+    keys = {field.name for field in fields(Results)}  # what is missing would be filled in from this machine
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(
             f"expected results that sbnref bench wrote, with {', '.join(sorted(keys))}, but {path} has others"
@@ -139,8 +137,10 @@ def tabulate(rows: list[Row]) -> tuple[list[str], dict[str, list[list[str]]]]:
 
 
 def _input(row: Row) -> str:
-    words = [f"{row['shape'][0]} channels"] if row["suite"] == "scaling" else []
-    words = words or ["×".join(map(str, row["shape"])), row["dtype"]]
+    if row["suite"] == "scaling":  # the two collectives send different dtypes
+        words = [f"{row['shape'][0]} channels"]
+    else:
+        words = ["×".join(map(str, row["shape"])), row["dtype"]]
     if row.get("layout") == "channels_last":
         words.append("channels-last")
     if row["world_size"] > 1:
