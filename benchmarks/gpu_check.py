@@ -202,7 +202,7 @@ def main() -> int:
         PARTS[options.part]()
         return 0
     if not torch.cuda.is_available():
-        print("gpu-check needs a CUDA GPU, and PyTorch sees none; without one, make test simulates the kernels")
+        print("gpu-check needs a CUDA GPU, and PyTorch sees none; without one, make test-cuda simulates the kernels")
         return 2
     gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
     output = HERE / "results" / f"{gpu}-{date.today()}.json"
