@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test test-compile test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -13,6 +13,9 @@ demo: $(READY)  ## train on handwritten digits with empty ranks, in each statist
 
 test: $(READY)  ## run the tests, all but those of the kernels and of the site
 	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
+
+test-compile: $(READY)  ## run compiled training steps in every combination of three choices
+	$(BIN)/pytest --no-cov --ways 3 tests/test_compile_matrix.py
 
 test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
 	$(BIN)/pytest --no-cov tests/cuda

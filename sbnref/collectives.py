@@ -74,9 +74,42 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group_name: str) -> Tensor:
         ctx.group_name = group_name
-        total = torch.ops._c10d_functional.all_reduce(tensor.contiguous(), "sum", group_name)
-        return torch.ops._c10d_functional.wait_tensor(total)
+        # The operator for compiled code takes some microseconds more, which eager code need not pay.
+        reduce = torch.ops.sbnref.all_reduce if torch.compiler.is_compiling() else _all_reduce_now
+        return reduce(tensor.contiguous(), group_name)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(grad, ctx.group_name), None
+
+
+def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:
+    total = torch.ops._c10d_functional.all_reduce(tensor, "sum", group_name)
+    return torch.ops._c10d_functional.wait_tensor(total)
+
+
+# ---- what a compiler sees: an operator with an effect ----
+#
+# PyTorch's functional collectives are pure to torch.compile, which may therefore merge two that are given the same
+# payload (an empty rank's payloads are all the same constant), move one that depends on no gradient from the backward
+# pass into the forward pass, run one again where a backward pass needs its result, and reorder two that do not depend
+# on each other. Each rank compiles by itself, sees other payloads, and decides otherwise: ranks then wait for
+# collectives that others do not make. An operator with an ordered effect is run as often, and in the order, in which
+# the program calls it. PyTorch means to merge (its issues 130918 and 146045), and 2.14.1 still does: this stays needed
+# until PyTorch gives its own collectives such an effect.
+
+_LIBRARY = torch.library.Library("sbnref", "FRAGMENT")
+_LIBRARY.define("all_reduce(Tensor payload, str group_name) -> Tensor")
+_LIBRARY.impl("all_reduce", _all_reduce_now, "CompositeExplicitAutograd")
+_LIBRARY._register_effectful_op("sbnref::all_reduce", torch._library.effects.EffectType.ORDERED)
+
+
+@torch.library.register_fake("sbnref::all_reduce", lib=_LIBRARY)
+def _(payload: Tensor, group_name: str) -> Tensor:
+    # What has an effect cannot be run again: take it out of the checkpoint that is being traced, if one is. PyTorch's
+    # own rule for such operators exempts checkpoints, and fails on them.
+    torch.fx.traceback.current_meta.pop("recompute", None)
+    return torch.empty_like(payload)
+
+
+torch.utils.checkpoint.SAC_IGNORED_OPS.add(torch.ops.sbnref.all_reduce.default)  # a checkpoint does not mark it anew

@@ -96,7 +96,7 @@ def test_without_a_gpu_it_says_so(script, message):
     assert message in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("part", ["build", "operators", "small_step"])
+@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step"])
 def test_a_part_of_the_check_simulated(part):
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part)
     subprocess.run(command, check=True, env={**os.environ, "SBNREF_CUDASIM": "1"})
