@@ -33,8 +33,8 @@ def simulated() -> Iterator[sbnref.Ranks]:
     with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(2, timeout=120) as ranks:
         environment.setenv("SBNREF_CUDASIM", "1")
         environment.setenv("SBNREF_IMPL", "cuda")
-        build = "from sbnref import build; build.library()"  # before the ranks' time runs
-        subprocess.run((sys.executable, "-c", build), check=True)
+        load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
+        subprocess.run((sys.executable, "-c", load), check=True)
         chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
         assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * 2
         environment.undo()

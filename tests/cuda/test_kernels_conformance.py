@@ -7,8 +7,8 @@ import pytest
 from simulation import simulation  # noqa: F401
 
 import sbnref
-from sbnref import build
 from sbnref.conformance import cases
+from sbnref.impls import build
 
 
 @pytest.fixture(scope="module")
