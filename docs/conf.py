@@ -5,7 +5,7 @@ import sys
 
 import sbnref
 
-sys.path.insert(0, os.path.dirname(__file__))  # for the two modules beside this
+sys.path.insert(0, os.path.dirname(__file__))  # for the modules beside this
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -24,7 +24,7 @@ extensions = [
 ]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:func", r"(compare|monitor)"),  # within their own module: the name is also a module's
+    ("py:func", r"(check|compare|monitor)"),  # within their own module: the name is also a module's
     # of packages whose pages are not read at build time
     ("py:.*", r"(torch|collections|numpy|typing|pathlib|contextlib)\..*"),
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
@@ -69,7 +69,9 @@ sphinx_gallery_conf = {
 
 
 def setup(app: object) -> None:
-    """Write what is drawn from result files before pages are read."""
+    """Write what is drawn from result files, and from the imports, before pages are read."""
     import benchmark_results
+    import inside
 
     app.connect("builder-inited", benchmark_results.write)
+    app.connect("builder-inited", inside.write)
