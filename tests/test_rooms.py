@@ -13,7 +13,17 @@ import sbnref
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sbnref"
-HEAVY = ("rich", "typer", "hypothesis", "matplotlib", "sklearn", "grimp", "torch._dynamo", "torch._inductor")
+HEAVY = (
+    "sbnref.conformance",
+    "rich",
+    "typer",
+    "hypothesis",
+    "matplotlib",
+    "sklearn",
+    "grimp",
+    "torch._dynamo",
+    "torch._inductor",
+)
 
 
 def imports(path: Path) -> set[str]:

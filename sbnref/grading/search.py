@@ -17,7 +17,8 @@ from hypothesis.errors import Flaky
 from torch import Tensor
 
 from ..conformance.oracle import over
-from ..conformance.stages import Bounded, ContractError, Exact, Share, difference, run_stage, times_allowed
+from ..conformance.stages import Bounded, ContractError, Exact, Share, difference, run_stage
+from ..debugging.report import times_allowed
 from ..impls import Implementation, reference
 from ..impls.files import error_in_words
 from ..modes import STATS_MODES, RunningStats

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,52 +13,7 @@ from ...conformance.stages import Bounded, Exact, Share, channel_of, difference,
 from ...impls import Implementation, choose_impl
 from ...modes import payload_dtype
 from .run import Call
-
-
-@dataclass(frozen=True)
-class Row:
-    """One quantity of one stage of one layer on one rank, from both implementations.
-
-    Attributes:
-        layer: its name in the model.
-        stage: the stage function, ``'all-reduce'``, or ``'parameters'`` for what follows from the backward total.
-        quantity: what the stage gives: payload, total, y, running_mean, dx and so on.
-        rank: the rank in the default process group.
-        unit: the dtype whose units in the last place ``ulp`` counts.
-        absolute: the largest difference.
-        relative: the largest difference over the largest magnitude in its channel.
-        ulp: the same in units in the last place.
-        allowed: the difference that rounding explains, at the worst place.
-        share: the difference over what is allowed, at the worst place; above 1 the two have parted.
-        channel: of the worst place, None where the quantity has no channels.
-        index: of the worst place.
-        values: what each implementation gave there.
-        exact: what float64 gives there.
-        wrong: the implementations that are further from float64 than rounding explains, or broke the contract.
-        problems: what an implementation did besides: raised, returned something else, gave two results in two runs.
-    """
-
-    layer: str
-    stage: str
-    quantity: str
-    rank: int
-    unit: str
-    absolute: float
-    relative: float
-    ulp: float
-    allowed: float
-    share: float
-    channel: int | None
-    index: tuple[int, ...]
-    values: dict[str, float]
-    exact: float
-    wrong: tuple[str, ...]
-    problems: dict[str, str]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether rounding explains the difference, and nothing else went wrong."""
-        return self.share <= 1 and not self.problems
+from .tell import Row
 
 
 def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:

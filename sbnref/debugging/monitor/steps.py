@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -146,7 +145,7 @@ def _projection(got: Tensor, true: Tensor) -> tuple[float, float]:
 def _average(values: Iterable[float]) -> float:
     """Of those that are finite."""
     finite = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(finite) if finite else 0.0
+    return math.fsum(finite) / len(finite) if finite else 0.0
 
 
 def _changed(mean: float, var: float) -> str:
