@@ -2,10 +2,13 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,20 +54,24 @@ def room_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
-def drawn(package: Path = PACKAGE) -> dict:
-    """The squares that docs/inside.py draws for a package: from each room's file name, those it imports from."""
-    script = (
-        "import inside, json, re\n"
-        "svg = inside.matrix(inside.rooms())\n"
-        "print(json.dumps(re.findall(r'<title>(\\S+) imports from (\\S+?)(, an exception.*?)?</title>', svg)))"
-    )
-    environment = {"PYTHONPATH": f"{package.parent}:{ROOT / 'docs'}", "PATH": ""}
+def page(expression: str, package: Path = PACKAGE) -> Any:
+    """What docs/inside.py makes of a package."""
     run = subprocess.run(
-        (sys.executable, "-c", script), capture_output=True, text=True, env=environment, cwd=package.parent
+        (sys.executable, "-c", f"import inside, json, re; print(json.dumps({expression}))"),
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{package.parent}:{ROOT / 'docs'}", "PATH": ""},
+        cwd=package.parent,
     )
     assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def drawn(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """The rooms that each room imports from, by the squares that are drawn."""
     squares: dict[str, set[str]] = {}
-    for importer, imported, _ in json.loads(run.stdout.splitlines()[-1]):
+    titles = r"<title>(\S+) imports from ([^\s,<]+)"
+    for importer, imported in page(f"re.findall({titles!r}, inside.matrix(inside.rooms()))", package):
         squares.setdefault(name_of(importer), set()).add(name_of(imported))
     return squares
 
@@ -90,6 +97,17 @@ def test_the_page_draws_the_imports():
             expected[room] = expected.get(room, set()) | others
     assert drawn() == expected
     assert expected["functional"] >= {"autograd", "debugging"}, "the hook is among them"
+
+
+def test_each_file_on_the_way_of_the_data_imports_the_next():
+    svg = page("inside.way()")
+    files = re.findall(r'class="name"[^>]*>(\w+\.py)<', svg)
+    assert files == ["module.py", "functional.py", "autograd.py", "collectives.py"]
+    for file, following in pairwise(files):
+        assert f"sbnref.{name_of(following)}" in imports(PACKAGE / file)
+    assert sorted(re.findall(r'class="name"[^>]*>(\w+)<', svg)) == sorted(sbnref.impls.STAGES)
+    for implementation in ("reference", "cuda"):
+        assert f"impls/{implementation}.py" in svg
 
 
 def test_the_page_draws_an_import_that_was_not_there(copy):
