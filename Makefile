@@ -28,9 +28,10 @@ test-sanitized: $(READY)  ## run the kernels' simulation under AddressSanitizer 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
 
-lint: $(READY)  ## check style
+lint: $(READY)  ## check style, and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 types: $(READY)  ## check types
 	$(BIN)/mypy
@@ -45,7 +46,7 @@ docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache demo-output docs/_build docs/learn
+	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-output docs/_build docs/learn
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the tools for tests and documentation in .venv, once. This takes a few minutes."

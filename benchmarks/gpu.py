@@ -29,11 +29,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sbnref
-from sbnref import build
 from sbnref.autograd import SyncBatchNormFunction
 from sbnref.bench.results import Results
 from sbnref.bench.timing import spread
-from sbnref.impls import cuda
+from sbnref.impls import build, cuda
 
 Shape = tuple[int, ...]
 

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sbnref.build import simulated
+from sbnref.impls.build import simulated
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / folder) for folder in ("tests", "tests/cuda")]
@@ -49,9 +49,9 @@ class Outcome:
 
 def build() -> None:
     """The kernels are compiled for this GPU, or found where they were."""
-    from sbnref import build
+    from sbnref.impls import cuda
 
-    print(build.library().build_info())
+    print(cuda.library().build_info())
 
 
 def conformance() -> None:

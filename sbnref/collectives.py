@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .refusals import check_group, check_member
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,32 +30,12 @@ def resolve(group: Group) -> ProcessGroup | None:
     """
     check_group(group)
     if group is None:
-        group, member = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None, True
-    elif isinstance(group, dist.device_mesh.DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(
-                f"expected a one-dimensional DeviceMesh, got one of {group.ndim} dimensions {group.mesh_dim_names}; "
-                "name the dimension to synchronize along: mesh['name']"
-            )
-        member = group.get_coordinate() is not None
-        group = group.get_group() if member else None
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     else:
-        member = group is not dist.GroupMember.NON_GROUP_MEMBER
-    if not member:
-        raise ValueError(
-            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
-        )
+        check_member(group)
+        if isinstance(group, dist.device_mesh.DeviceMesh):
+            group = group.get_group()
     return group if group is not None and group.size() > 1 else None
-
-
-def check_group(group: Group) -> None:
-    """Raise :class:`TypeError` unless ``group`` is something that :func:`resolve` takes."""
-    absent = group is None or group is dist.GroupMember.NON_GROUP_MEMBER
-    is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
-    if not (absent or is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
-        raise TypeError(
-            f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
-        )
 
 
 def world_size(group: ProcessGroup | None) -> int:

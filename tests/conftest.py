@@ -45,8 +45,8 @@ def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
                 with pytest.MonkeyPatch.context() as environment:
                     environment.setenv("SBNREF_CUDASIM", "1")
                     environment.setenv("SBNREF_IMPL", "cuda")
-                    build = "from sbnref import build; build.library()"  # before the ranks' time runs
-                    subprocess.run((sys.executable, "-c", build), check=True)
+                    load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
+                    subprocess.run((sys.executable, "-c", load), check=True)
                     chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
                 assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * world_size
             return pools[world_size]

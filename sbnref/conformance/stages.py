@@ -285,8 +285,3 @@ def channel_of(quantity: str, index: tuple[int, ...], channels: int) -> int | No
     if not index or (quantity in ("payload", "total") and index[0] >= 2 * channels):
         return None
     return index[0] % channels
-
-
-def times_allowed(share: float) -> str:
-    """A share of what is allowed, above 1, in words."""
-    return f"{share:.3g} times what rounding explains" if share < torch.inf else "which no rounding explains"

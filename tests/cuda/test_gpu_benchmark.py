@@ -12,7 +12,7 @@ import torch
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
-from sbnref.build import CSRC, SIMULATION_FLAGS
+from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

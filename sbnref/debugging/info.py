@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from . import __version__
-from .impls import impl_names, why_not
+from .. import __version__
+from ..impls import impl_names, why_not
 from .report import Report
 from .traffic import in_words, launch_plan
 
