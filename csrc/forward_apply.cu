@@ -21,7 +21,7 @@ __device__ Statistics combine(Array<const double> total, int64_t divisor, int64_
     return {mean, {not_negative(var.value)}, d, weight, read(2 * channels + 1)};
 }
 
-// As sbnref/modes.py: update_running_stats, for one channel. num_batches_tracked is still the number before this step.
+// As sbnref/running.py: update_running_stats, for one channel. num_batches_tracked is still the number before it.
 __device__ void update_running_stats(
     const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
     if (!(stats.count.value > 0)) return;

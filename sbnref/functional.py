@@ -12,9 +12,9 @@ from .autograd import SyncBatchNormFunction
 from .collectives import resolve
 from .debugging.agreement import agree_first
 from .impls import choose_impl
-from .modes import RunningStats
 from .recompute import recomputing
 from .refusals import check_call, check_spread
+from .running import RunningStats
 
 if TYPE_CHECKING:
     from .collectives import Group

@@ -141,8 +141,8 @@ def test_the_contract_can_be_broken(copy, file, line, said):
     assert said in run.stdout
 
 
-def test_the_reference_imports_nothing_but_modes():
-    assert imports(PACKAGE / "impls" / "reference.py") == {"sbnref.modes"}
+def test_the_reference_imports_nothing_but_the_rules_on_channels():
+    assert imports(PACKAGE / "impls" / "reference.py") == {"sbnref.modes", "sbnref.running"}
 
 
 def test_importing_is_light():

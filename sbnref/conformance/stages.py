@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..impls import Implementation, reference
-from ..modes import RunningStats, combine, fixed_divisor, payload_dtype, rank_weight
+from ..modes import combine, fixed_divisor, payload_dtype, rank_weight
+from ..running import RunningStats
 from .oracle import elements_per_channel, flat, over
 
 # How many roundings of the type it accumulates in an implementation may be off by. Sums in any sensible order stay

@@ -21,7 +21,8 @@ from ..conformance.stages import Bounded, ContractError, Exact, Share, differenc
 from ..debugging.report import times_allowed
 from ..impls import Implementation, reference
 from ..impls.files import error_in_words
-from ..modes import STATS_MODES, RunningStats
+from ..modes import STATS_MODES
+from ..running import RunningStats
 
 MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
 

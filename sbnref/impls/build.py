@@ -199,10 +199,15 @@ def _more_flags(library: Library) -> str:
     return os.environ.get(library.more_flags, "") if library.more_flags else ""
 
 
-def _cache_folder(library: Library) -> Path:
-    """One folder for each combination of what a library depends on."""
+def cache() -> Path:
+    """Where the folders of the libraries lie that are built on first use."""
     from torch.utils.cpp_extension import get_default_build_root
 
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def _cache_folder(library: Library) -> Path:
+    """One folder for each combination of what a library depends on."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
     parts.append(_more_flags(library))
     if library.cuda:
@@ -211,8 +216,7 @@ def _cache_folder(library: Library) -> Path:
     for source in sorted(p for p in CSRC.rglob("*") if p.is_file()):
         digest.update(source.relative_to(CSRC).as_posix().encode() + source.read_bytes())
     digest.update(Path(__file__).read_bytes())
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    return Path(root) / f"{library.name}-{digest.hexdigest()[:16]}"
+    return cache() / f"{library.name}-{digest.hexdigest()[:16]}"
 
 
 def _architectures() -> list[str]:

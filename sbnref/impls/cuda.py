@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from ..modes import RunningStats
+from ..running import RunningStats
 from . import build
 
 

@@ -15,7 +15,7 @@ from .refusals import refusal
 def cases() -> Iterator[Case]:
     """Family ``groups``."""
     yield Case("groups: a subgroup of the world", 4, check_subgroup)
-    yield Case("groups: device meshes", 4, check_device_mesh)
+    yield Case("groups: device meshes, one rank of a subgroup empty", 4, check_device_mesh)
 
 
 def check_subgroup(impl: str, device: str) -> None:

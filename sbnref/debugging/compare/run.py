@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...collectives import resolve
 from ...impls import use_impl
-from ...modes import RunningStats
 from ...module import SyncBatchNorm
+from ...running import RunningStats
 from ..layers import input_of, synchronized_layers
 
 if TYPE_CHECKING:
