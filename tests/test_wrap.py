@@ -66,7 +66,7 @@ def training(wrap, accumulate: bool = False) -> None:
 def ranks(request):
     """Two ranks, for each implementation."""
     if request.param == "cuda":
-        return request.getfixturevalue("simulated")
+        return request.getfixturevalue("simulated")(2)
     return request.getfixturevalue("world")(2)
 
 
