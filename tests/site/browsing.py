@@ -65,6 +65,8 @@ class Browser:
         if "#" in path:  # a browser does not load a page again when only the fragment is another
             self.driver.get("about:blank")
         self.driver.get(f"{self.server}/{path}")
+        if path.startswith(("harness.html", "explorer.html")):  # its modules may come after the page
+            self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
 
     def show(self, case: str) -> None:
         """Another case on the page that is open, by its fragment."""
