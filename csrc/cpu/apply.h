@@ -1,0 +1,159 @@
+// One output element for every input element, for the stages that apply.
+//
+// The output is made in chunks that lie one after another in memory, whatever the rows; a thread works on its chunks
+// backwards, so that it starts on what the first pass left in the cache. Within a chunk rows follow each other forwards:
+// the last lanes of a row may run over into the next one, which is written after it.
+//
+// An output too large to be found in the cache by whoever reads it next is *streamed*: a chunk is made in L1 and leaves
+// it in whole cache lines, around the caches. An ordinary store first fetches the line that it is going to overwrite, a
+// third of all that is moved when y is made from x; and it throws out of the cache a line of x, which the backward pass
+// could have found there. Lines that are written in two parts would ruin this, and rows are rarely whole lines: hence
+// the detour over L1.
+//
+// A stage says what an element becomes, given K coefficients of its channel:
+//
+//   Lanes<A> map(Load load, const Lanes<A> (&coefficients)[K])   load(p) gives the lanes of a tensor p
+#pragma once
+
+#include <unistd.h>
+
+#include "stages.h"
+
+namespace sbnref::cpu {
+
+// K coefficients for every channel; for columns, beside each other for as many rows as make a good length.
+template <typename A, int K>
+struct Coefficients {
+    static constexpr int64_t kLeastWidth = 512;
+
+    explicit Coefficients(const Shape& shape)
+        : channels(shape.channels),
+          width(shape.inner > 1 ? channels : ceil_div(kLeastWidth, channels) * channels),
+          stride(width + Lanes<A>::kCount),  // the lanes of the last column may run over
+          values(K * stride) {}
+
+    void set(int64_t channel, const A (&of_channel)[K]) {
+        for (int64_t column = channel; column < width; column += channels)
+            for (int k = 0; k < K; ++k) values[k * stride + column] = of_channel[k];
+    }
+    const A* at(int k, int64_t column) const { return values.data() + k * stride + column; }
+
+    int64_t channels, width, stride;
+    std::vector<A> values;  // (K, stride)
+};
+
+constexpr int64_t kChunk = 2048;  // elements: 16 KiB at most
+
+inline int64_t last_level_cache() {
+    static const int64_t bytes = [] {
+        int64_t bytes = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+        bytes = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE));
+#endif
+        return bytes > 0 ? bytes : 32 << 20;
+    }();
+    return bytes;
+}
+
+inline bool streams(const Buffer& out, int64_t element_size) {
+    return out.size * element_size > last_level_cache() / 2 && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
+}
+
+// Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.
+inline void stream(void* to, const void* from, size_t bytes) {
+    size_t done = 0;
+#ifdef __SSE2__
+    const auto* source = static_cast<const char*>(from);
+    auto* target = static_cast<char*>(to);
+    for (; done + kLanesBytes <= bytes; done += kLanesBytes) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kRegisters; ++i) {
+            const size_t at = done + i * kRegisterBytes;
+#if defined(__AVX512F__)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(target + at), _mm512_load_si512(source + at));
+#elif defined(__AVX2__)
+            _mm256_stream_si256(
+                reinterpret_cast<__m256i*>(target + at),
+                _mm256_load_si256(reinterpret_cast<const __m256i*>(source + at)));
+#else
+            _mm_stream_si128(
+                reinterpret_cast<__m128i*>(target + at), _mm_load_si128(reinterpret_cast<const __m128i*>(source + at)));
+#endif
+        }
+    }
+#endif
+    std::memcpy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done, bytes - done);
+}
+
+// Streamed lines are seen by other threads only after this.
+inline void finish_streaming() {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+// Makes the elements from `begin` to `end`. What lies between their end in `out` and out_end may be overwritten.
+template <typename Stage, typename A, int K, typename T>
+SBNREF_INLINE void make_rows(
+    const Shape& shape, const Stage& stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out,
+    T* out_end) {
+    constexpr int64_t L = Lanes<A>::kCount;
+    int64_t row = begin / shape.inner, channel = row % shape.channels;
+    for (int64_t at = begin; at < end; ++row, channel = channel + 1 == shape.channels ? 0 : channel + 1) {
+        Lanes<A> c[K];
+        for (int k = 0; k < K; ++k) c[k] = all(*coefficients.at(k, channel));
+        const int64_t stop = std::min((row + 1) * shape.inner, end);
+        for (; at + L <= stop; at += L, out += L) store(out, stage.map([&](auto p) { return load(p.data + at); }, c));
+        if (const int64_t rest = stop - at; rest > 0) {
+            store(out, stage.map([&](auto p) { return load(p.data + at, rest, p.end()); }, c), rest, out_end);
+            at += rest, out += rest;
+        }
+    }
+}
+
+template <typename Stage, typename A, int K, typename T>
+SBNREF_INLINE void make_columns(
+    const Stage& stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out, T* out_end) {
+    constexpr int64_t L = Lanes<A>::kCount;
+    int64_t column = begin % coefficients.channels;
+    for (int64_t at = begin; at < end; column = 0) {
+        const int64_t stop = std::min(at + coefficients.width - column, end);
+        Lanes<A> c[K];
+        for (; at + L <= stop; at += L, out += L, column += L) {
+            for (int k = 0; k < K; ++k) c[k] = load(coefficients.at(k, column));
+            store(out, stage.map([&](auto p) { return load(p.data + at); }, c));
+        }
+        if (const int64_t rest = stop - at; rest > 0) {
+            for (int k = 0; k < K; ++k) c[k] = load(coefficients.at(k, column));
+            store(out, stage.map([&](auto p) { return load(p.data + at, rest, p.end()); }, c), rest, out_end);
+            at += rest, out += rest;
+        }
+    }
+}
+
+template <typename Stage, typename A, int K, typename T>
+void apply(const Shape& shape, const Stage& stage, const Coefficients<A, K>& coefficients, T* out) {
+    const int64_t size = shape.size();
+    const bool streamed = streams({out, size, {}, 1}, sizeof(T));
+    const auto make = [&](int64_t begin, int64_t end, T* to, T* to_end) {
+        if (shape.inner > 1)
+            make_rows(shape, stage, coefficients, begin, end, to, to_end);
+        else
+            make_columns(stage, coefficients, begin, end, to, to_end);
+    };
+    in_parallel(ceil_div(size, kChunk), kLeastWork / kChunk, [&](int64_t first, int64_t last) {
+        for (int64_t chunk = last; chunk-- > first;) {
+            const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, size);
+            if (streamed) {
+                alignas(kLanesBytes) T made[kChunk + Lanes<A>::kCount];
+                make(begin, end, made, std::end(made));
+                stream(out + begin, made, (end - begin) * sizeof(T));
+            } else {
+                make(begin, end, out + begin, out + end);
+            }
+        }
+        if (streamed) finish_streaming();
+    });
+}
+
+}  // namespace sbnref::cpu

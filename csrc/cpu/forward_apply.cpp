@@ -1,0 +1,83 @@
+// Stage 2: y, the running statistics, and what the backward pass needs.  Reads x once, writes y once.
+//
+// What the total says of a channel becomes y = (x - hi) scale + shift before the elements are touched. The statistics
+// and the running ones are what ranks have to agree on bit for bit, among each other and with the reference: they are
+// computed in its order of operations, none fused with another (-ffp-contract=off).
+#include <cmath>
+
+#include "apply.h"
+
+namespace sbnref::cpu {
+namespace {
+
+// max(0, v), letting NaN through as torch.clamp does and fmax does not.
+double not_negative(double v) { return v < 0 ? 0 : v; }
+
+// What a total says of a channel, as sbnref/modes.py: combine.
+struct Statistics {
+    double mean, var, divisor, weight, count;
+};
+
+Statistics combine(const double* total, int64_t divisor, int64_t channels, int64_t channel) {
+    const double s1 = total[channel], s2 = total[channels + channel], weight = total[2 * channels];
+    const double d = divisor > 0 ? static_cast<double>(divisor) : weight < 1 ? 1 : weight;
+    const double mean = s1 / d;
+    return {mean, not_negative((s2 - 2 * mean * s1 + mean * mean * weight) / d), d, weight, total[2 * channels + 1]};
+}
+
+// As sbnref/modes.py: update_running_stats, for one channel.
+void update_running_stats(const ForwardApply& f, const Statistics& stats, double factor, int64_t channel) {
+    const double others = stats.count - 1, unbiased = stats.var * stats.count / (others < 1 ? 1 : others);
+    const auto move = [&](const Buffer& buffer, double value) {
+        store_channel(buffer, channel, load_channel(buffer, channel) * (1 - factor) + value * factor);
+    };
+    move(f.running_mean, stats.mean);
+    move(f.running_var, unbiased);
+}
+
+template <typename T>
+struct Normalize {
+    Array<const T> x;
+
+    template <typename Load, typename Lanes>
+    SBNREF_INLINE Lanes map(const Load& load, const Lanes (&c)[3]) const {
+        const auto &[hi, scale, shift] = c;
+        return (load(x) - hi) * scale + shift;
+    }
+};
+
+}  // namespace
+
+void forward_apply(const Shape& shape, const ForwardApply& f) {
+    const int64_t C = shape.channels;
+    const double* const total = as<double>(f.total);
+    double* const saved = as<double>(f.saved);
+    const bool updates = f.running_mean.data != nullptr && total[2 * C + 1] > 0;
+    if (updates && f.num_batches_tracked != nullptr) ++*f.num_batches_tracked;
+    const double factor = f.cumulative && updates ? 1 / static_cast<double>(*f.num_batches_tracked) : f.momentum;
+
+    dispatch(f.x.dtype, [&](auto* typed) {
+        using T = std::remove_pointer_t<decltype(typed)>;
+        using A = Accumulator<T>;
+        Coefficients<A, 3> coefficients(shape);
+        in_parallel(C, kLeastChannels, [&](int64_t begin, int64_t end) {
+            for (int64_t c = begin; c < end; ++c) {
+                const Statistics stats = combine(total, f.divisor, C, c);
+                const double invstd = 1 / std::sqrt(stats.var + f.eps);
+                const Split<A> mean(stats.mean);
+                const double scale = f.gamma.data ? load_channel(f.gamma, c) * invstd : invstd;
+                const double shift = (f.beta.data ? load_channel(f.beta, c) : 0) - mean.lo * scale;
+                coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(shift)});
+                saved[c] = stats.mean;
+                saved[C + c] = invstd;
+                // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+                saved[2 * C + c] = stats.mean * invstd * (1 - stats.weight / stats.divisor);
+                saved[3 * C + c] = 1 / stats.divisor;
+                if (updates) update_running_stats(f, stats, factor, c);
+            }
+        });
+        apply(shape, Normalize<T>{elements<const T>(f.x)}, coefficients, as<T>(f.y));
+    });
+}
+
+}  // namespace sbnref::cpu

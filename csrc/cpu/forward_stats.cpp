@@ -1,0 +1,69 @@
+// Stage 1: what this rank knows of the statistics.  Reads x once; writes 2C + 2 numbers.
+//
+// A block sums its deviations d = x - center and their squares, about a center near its mean: mean = center + sum d / n,
+// and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, of which little cancels. The blocks' means and
+// squares are merged in float64 by Chan's formula.
+#include "reduce.h"
+
+namespace sbnref::cpu {
+namespace {
+
+template <typename T>
+struct Moments {
+    using A = Accumulator<T>;
+    static constexpr bool kSearches = true;
+
+    Array<const T> x;
+
+    template <typename Load>
+    SBNREF_INLINE Terms<A> terms(const Load& load, const Lanes<A>& center) const {
+        const Lanes<A> d = load(x) - center;
+        return {d, d * d};
+    }
+
+    // [mean, sum (x - mean)^2] of a block
+    static Pair partial(const Pair& sums, double count, A center) {
+        const double distance = sums.first / count;
+        const double square = sums.second - sums.first * distance;
+        return {center + distance, square < 0 ? 0 : square};
+    }
+};
+
+}  // namespace
+
+void forward_stats(const Shape& shape, const ForwardStats& f) {
+    const int64_t C = shape.channels;
+    const double count = static_cast<double>(shape.count()), per_count = count > 0 ? 1 / count : 0;
+    double *const payload = as<double>(f.payload), *const means = payload, *const squares = payload + C;
+    dispatch(f.x.dtype, [&](auto* typed) {
+        using T = std::remove_pointer_t<decltype(typed)>;
+        Partials partials = reduce(shape, Moments<T>{elements<const T>(f.x)});
+        const int64_t groups = partials.groups();
+
+        // Group by group, so that neighbouring channels are worked on at once. The sum of the means is taken about the
+        // first of them: then it is as exact as they are.
+        in_parallel(C, ceil_div(kLeastWork, groups + 1), [&](int64_t begin, int64_t end) {
+            std::fill(means + begin, means + end, 0.0);
+            std::fill(squares + begin, squares + end, 0.0);
+            for (int64_t g = 0; g < groups; ++g)
+                for (int64_t c = begin; c < end; ++c)
+                    means[c] += partials.counts[g] * (partials.at(g, c).first - partials.at(0, c).first);
+            for (int64_t c = begin; c < end; ++c)
+                means[c] = means[c] * per_count + (groups > 0 ? partials.at(0, c).first : 0);
+            for (int64_t g = 0; g < groups; ++g) {
+                for (int64_t c = begin; c < end; ++c) {
+                    const double apart = partials.at(g, c).first - means[c];
+                    squares[c] += partials.at(g, c).second + partials.counts[g] * apart * apart;
+                }
+            }
+            for (int64_t c = begin; c < end; ++c) {
+                squares[c] = f.weight * (squares[c] * per_count + means[c] * means[c]);
+                means[c] *= f.weight;
+            }
+        });
+    });
+    payload[2 * C] = f.weight;
+    payload[2 * C + 1] = count;
+}
+
+}  // namespace sbnref::cpu

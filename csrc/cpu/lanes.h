@@ -1,0 +1,213 @@
+// Sixteen numbers at once, and the types they are stored in.
+//
+// A Lanes is 64 bytes of numbers that one operation works on: one register with AVX-512, two with AVX, four with SSE or
+// NEON. Every CPU adds up in the same lanes and no multiplication is fused with an addition, so the same input gives the
+// same bits on all of them.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define SBNREF_INLINE inline __attribute__((always_inline))
+
+namespace sbnref::cpu {
+
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+constexpr int kLanesBytes = 64;
+constexpr int kRegisters = kLanesBytes / kRegisterBytes;  // that make up a Lanes
+
+// A register: `bytes` of numbers that the compiler adds and multiplies at once (GNU C's vector extension).
+template <typename N, int bytes = kRegisterBytes>
+struct RegisterOf {
+    typedef N type __attribute__((vector_size(bytes)));
+};
+template <typename N, int bytes = kRegisterBytes>
+using Register = typename RegisterOf<N, bytes>::type;
+
+template <typename A>
+struct Lanes {
+    static constexpr int kCount = kLanesBytes / sizeof(A);
+    static constexpr int kPerRegister = kCount / kRegisters;
+
+    Register<A> part[kRegisters];
+};
+
+// ---- arithmetic ----
+
+template <typename A>
+SBNREF_INLINE Lanes<A> operator+(Lanes<A> a, const Lanes<A>& b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) a.part[i] += b.part[i];
+    return a;
+}
+
+template <typename A>
+SBNREF_INLINE Lanes<A> operator-(Lanes<A> a, const Lanes<A>& b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) a.part[i] -= b.part[i];
+    return a;
+}
+
+template <typename A>
+SBNREF_INLINE Lanes<A> operator*(Lanes<A> a, const Lanes<A>& b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) a.part[i] *= b.part[i];
+    return a;
+}
+
+template <typename A>
+SBNREF_INLINE Lanes<A> all(A value) {
+    Lanes<A> lanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) lanes.part[i] = value - Register<A>{};
+    return lanes;
+}
+
+// The first n lanes, zeros for the rest, whatever stood there.
+template <typename A>
+SBNREF_INLINE Lanes<A> keep(Lanes<A> lanes, int64_t n) {
+    using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+    constexpr int P = Lanes<A>::kPerRegister;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+        Register<Bits> lane;
+#pragma GCC unroll 16
+        for (int j = 0; j < P; ++j) lane[j] = i * P + j;
+        const Register<Bits> kept = lane < static_cast<Bits>(n);
+        lanes.part[i] = (Register<A>)((Register<Bits>)lanes.part[i] & kept);
+    }
+    return lanes;
+}
+
+// The sum over the lanes, in float64.
+template <typename A>
+SBNREF_INLINE double sum(const Lanes<A>& lanes) {
+    A values[Lanes<A>::kCount];
+    std::memcpy(values, &lanes, sizeof(lanes));
+    double sums[4] = {};
+    for (int i = 0; i < Lanes<A>::kCount; i += 4)
+        for (int j = 0; j < 4; ++j) sums[j] += values[i + j];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// ---- loads and stores: halves are widened and rounded on the way ----
+
+template <typename T>
+struct AccumulatorOf {
+    using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+    using type = double;
+};
+// What elements are handled in: float, and double where they are double.
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+template <typename T>
+SBNREF_INLINE Lanes<T> load(const T* from) {  // float, double
+    Lanes<T> lanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i)  // register by register: of 64 bytes at once a compiler makes a copy in memory
+        std::memcpy(&lanes.part[i], from + i * Lanes<T>::kPerRegister, kRegisterBytes);
+    return lanes;
+}
+
+template <typename T>
+SBNREF_INLINE void store(T* to, const Lanes<T>& lanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i)
+        std::memcpy(to + i * Lanes<T>::kPerRegister, &lanes.part[i], kRegisterBytes);
+}
+
+// A bfloat16 is the upper half of a float.
+SBNREF_INLINE Lanes<float> load(const c10::BFloat16* from) {
+    constexpr int P = Lanes<float>::kPerRegister;
+    Lanes<float> lanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+        Register<uint16_t, kRegisterBytes / 2> upper;
+        std::memcpy(&upper, from + i * P, sizeof(upper));
+        lanes.part[i] = (Register<float>)(__builtin_convertvector(upper, Register<uint32_t>) << 16);
+    }
+    return lanes;
+}
+
+// To the nearest, ties to even: what is cut off carries into the upper half where it is more than half a unit there.
+SBNREF_INLINE void store(c10::BFloat16* to, const Lanes<float>& lanes) {
+    constexpr int P = Lanes<float>::kPerRegister;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+        const auto bits = (Register<uint32_t>)lanes.part[i];
+        const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
+        const auto number = (Register<uint32_t>)(lanes.part[i] == lanes.part[i]);
+        const auto upper = (((rounded & number) | (0x7fc00000 & ~number)) >> 16);
+        const auto narrow = __builtin_convertvector(upper, Register<uint16_t, kRegisterBytes / 2>);
+        std::memcpy(to + i * P, &narrow, sizeof(narrow));
+    }
+}
+
+SBNREF_INLINE Lanes<float> load(const c10::Half* from) {
+    constexpr int P = Lanes<float>::kPerRegister;
+    Lanes<float> lanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+#if defined(__AVX512F__)
+        lanes.part[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * P)));
+#elif defined(__AVX2__) && defined(__F16C__)
+        lanes.part[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * P)));
+#else
+        for (int j = 0; j < P; ++j) lanes.part[i][j] = static_cast<float>(from[i * P + j]);
+#endif
+    }
+    return lanes;
+}
+
+SBNREF_INLINE void store(c10::Half* to, const Lanes<float>& lanes) {
+    constexpr int P = Lanes<float>::kPerRegister;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+#if defined(__AVX512F__)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * P), _mm512_cvtps_ph(lanes.part[i], 0));
+#elif defined(__AVX2__) && defined(__F16C__)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * P), _mm256_cvtps_ph(lanes.part[i], 0));
+#else
+        for (int j = 0; j < P; ++j) to[i * P + j] = static_cast<c10::Half>(static_cast<float>(lanes.part[i][j]));
+#endif
+    }
+}
+
+// n elements of an array that ends at `end`. The lanes after them hold whatever follows in memory.
+template <typename T>
+SBNREF_INLINE Lanes<Accumulator<T>> load(const T* from, int64_t n, const T* end) {
+    constexpr int K = Lanes<Accumulator<T>>::kCount;
+    if (end - from >= K) return load(from);
+    T padded[K] = {};
+    std::memcpy(static_cast<void*>(padded), from, n * sizeof(T));
+    return load(padded);
+}
+
+// The first n lanes, to an array that ends at `end`; what follows there may be overwritten.
+template <typename T>
+SBNREF_INLINE void store(T* to, const Lanes<Accumulator<T>>& lanes, int64_t n, const T* end) {
+    constexpr int K = Lanes<Accumulator<T>>::kCount;
+    if (end - to >= K) return store(to, lanes);
+    T padded[K];
+    store(padded, lanes);
+    std::memcpy(static_cast<void*>(to), padded, n * sizeof(T));
+}
+
+}  // namespace sbnref::cpu

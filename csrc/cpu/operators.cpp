@@ -1,0 +1,61 @@
+// The four stages for CPU tensors as PyTorch operators, and PyTorch's threads for them.
+#include <ATen/Parallel.h>
+
+#include <tuple>
+
+#include "../tensors.h"
+#include "stages.h"
+
+namespace sbnref::cpu {
+
+void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
+    at::parallel_for(0, count, grain, f);
+}
+
+namespace {
+
+Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
+    const Tensor x = dense(x_in), payload = empty_statistics({2 * x.size(1) + 2}, x);
+    forward_stats(shape_of(x), {buffer(x), static_cast<double>(weight), buffer(payload)});
+    return payload;
+}
+
+std::tuple<Tensor, Tensor> forward_apply_op(
+    const Tensor& x_in, const Tensor& total, std::optional<int64_t> divisor, const OptionalTensor& gamma,
+    const OptionalTensor& beta, double eps, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
+    const Tensor x = dense(x_in), y = at::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
+    forward_apply(
+        shape_of(x), forward_apply_stage(
+                         x, total, divisor, gamma, beta, eps, running_mean, running_var, num_batches_tracked, momentum,
+                         y, saved));
+    return {y, saved};
+}
+
+Tensor backward_stats_op(const Tensor& dy_in, const Tensor& x_in, const Tensor& saved) {
+    const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), payload = empty_statistics({2 * x.size(1)}, x);
+    backward_stats(
+        shape_of(x), {buffer(dy), buffer(x), statistics("saved", saved, 4 * x.size(1), x), buffer(payload)});
+    return payload;
+}
+
+Tensor backward_apply_op(
+    const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma,
+    const at::Scalar& k) {
+    const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), dx = at::empty_like(x);
+    backward_apply(shape_of(x), backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx));
+    return dx;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(sbnref_cpu, m) { define_stages(m); }
+
+TORCH_LIBRARY_IMPL(sbnref_cpu, CPU, m) {
+    m.impl("forward_stats", forward_stats_op);
+    m.impl("forward_apply", forward_apply_op);
+    m.impl("backward_stats", backward_stats_op);
+    m.impl("backward_apply", backward_apply_op);
+}
+
+}  // namespace sbnref::cpu

@@ -1,0 +1,297 @@
+// Two sums per channel, for the stages that reduce.
+//
+// The tensor is cut into blocks that depend on its shape alone, never on the number of threads. A block leaves two
+// float64 numbers for each of its channels, and whoever needs them combines the blocks in their order: the same bits
+// whatever the threads.
+//
+//   rows      (inner > 1)   Long rows are cut into pieces that fit in L1. Of short ones a block takes some neighbouring
+//                           channels of many samples: every channel keeps its lanes of sums, so what a row costs beside
+//                           its elements is little.
+//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time, so that
+//                           the sums are fetched and put back once for four of them. Where there are few channels a
+//                           line is several rows.
+//
+// A stage says what is summed, about a center per channel:
+//
+//   Terms<A> terms(Load load, const Lanes<A>& center)   load(p) gives the lanes of a tensor p at the place in question
+//   A center(channel)                                   or, where kSearches is set, the block finds its center itself
+#pragma once
+
+#include "stages.h"
+
+namespace sbnref::cpu {
+
+struct Pair {
+    double first, second;
+};
+
+template <typename A>
+struct Terms {
+    Lanes<A> first, second;
+};
+
+template <typename A>
+SBNREF_INLINE Terms<A> operator+(const Terms<A>& a, const Terms<A>& b) {
+    return {a.first + b.first, a.second + b.second};
+}
+
+// What the blocks leave.
+struct Partials {
+    Partials(int64_t groups, int64_t channels) : channels(channels), counts(groups), pairs(groups * channels) {}
+
+    int64_t groups() const { return static_cast<int64_t>(counts.size()); }
+    Pair& at(int64_t group, int64_t channel) { return pairs[group * channels + channel]; }
+
+    int64_t channels;
+    std::vector<double> counts;  // (groups,) elements per channel
+    std::vector<Pair> pairs;     // (groups, channels)
+};
+
+// ---- finding a center ----
+
+// Sums of squares are taken about a center near the mean: then hardly anything cancels in them. A block guesses one from
+// its first elements, and where these were not like the rest (an outlier, the edge of an image) looks at the channel
+// once more, about the mean that is known now.
+
+// Whether more of [sum d, sum d^2] is due to the distance of center and mean than to the variance.
+inline bool off_center(const Pair& sums, double count) {
+    const double of_distance = sums.first * sums.first / count;
+    return of_distance > sums.second - of_distance;
+}
+
+// ---- rows ----
+
+constexpr int64_t kPiece = 4096;   // elements of a channel in a block, about
+constexpr int64_t kMostRows = 64;  // channels in a block
+constexpr int64_t kGuess = 64;     // elements to guess a center from
+
+struct RowBlock {
+    int64_t group;                     // which of the blocks that share a channel
+    int64_t sample, samples;           // the first, how many
+    int64_t channel, channels;         // likewise
+    int64_t element, length;           // likewise, of each row
+    double count() const { return static_cast<double>(samples * length); }
+};
+
+struct RowCut {
+    explicit RowCut(const Shape& s) : shape(s) {
+        segments = ceil_div(shape.inner, kPiece);
+        length = ceil_div(ceil_div(shape.inner, segments), kLanesBytes) * kLanesBytes;
+        segments = ceil_div(shape.inner, length);
+        const int64_t most_samples = std::clamp<int64_t>(kPiece / shape.inner, 1, std::max<int64_t>(shape.outer, 1));
+        sample_groups = ceil_div(shape.outer, most_samples);
+        samples = sample_groups == 0 ? 1 : ceil_div(shape.outer, sample_groups);
+        sample_groups = ceil_div(shape.outer, samples);
+        channels = std::clamp<int64_t>(kPiece / 2 / shape.inner, 1, kMostRows);
+        channel_groups = ceil_div(shape.channels, channels);
+    }
+
+    int64_t blocks() const { return sample_groups * channel_groups * segments; }
+    int64_t groups() const { return sample_groups * segments; }
+
+    RowBlock block(int64_t i) const {  // in the order of memory, but for the samples of a block
+        const int64_t segment = i % segments, c = i / segments % channel_groups, n = i / segments / channel_groups;
+        const auto rest = [](int64_t size, int64_t begin, int64_t most) { return std::min(size - begin, most); };
+        return {
+            n * segments + segment,
+            n * samples,
+            rest(shape.outer, n * samples, samples),
+            c * channels,
+            rest(shape.channels, c * channels, channels),
+            segment * length,
+            rest(shape.inner, segment * length, length)};
+    }
+
+    Shape shape;
+    int64_t segments, length, sample_groups, samples, channel_groups, channels;
+};
+
+// Adds the terms of elements at to at + length, all about one center.
+template <typename Stage, typename A = typename Stage::A>
+SBNREF_INLINE Terms<A> add_row(const Stage& stage, int64_t at, int64_t length, A center, const Terms<A>& sums) {
+    constexpr int64_t K = Lanes<A>::kCount;
+    const Lanes<A> about = all(center);
+    const auto terms = [&](int64_t i) { return stage.terms([&](auto p) { return load(p.data + at + i); }, about); };
+    Terms<A> even = sums, odd{};  // two chains of additions, so that one need not wait for the other
+    int64_t i = 0;
+    for (; i + 2 * K <= length; i += 2 * K) {
+        even = even + terms(i);
+        odd = odd + terms(i + K);
+    }
+    if (i + K <= length) {
+        even = even + terms(i);
+        i += K;
+    }
+    if (const int64_t rest = length - i; rest > 0) {
+        const Terms<A> t =
+            stage.terms([&](auto p) { return load(p.data + at + i, rest, p.end()); }, about);
+        odd = odd + Terms<A>{keep(t.first, rest), keep(t.second, rest)};
+    }
+    return even + odd;
+}
+
+template <typename Stage>
+Partials reduce_rows(const Shape& shape, const Stage& stage) {
+    using A = typename Stage::A;
+    const RowCut cut(shape);
+    Partials partials(cut.groups(), shape.channels);
+    const int64_t grain = ceil_div(cut.blocks() * kLeastWork, shape.size());
+    in_parallel(cut.blocks(), grain, [&](int64_t begin, int64_t end) {
+        Terms<A> sums[kMostRows];
+        A centers[kMostRows];
+        for (int64_t i = begin; i < end; ++i) {
+            const RowBlock block = cut.block(i);
+            const double count = block.count();
+            const auto row = [&](int64_t sample, int64_t k) {
+                return ((block.sample + sample) * shape.channels + block.channel + k) * shape.inner + block.element;
+            };
+            const auto add = [&](int64_t k, int64_t last) {
+                std::fill(sums + k, sums + last, Terms<A>{});
+                for (int64_t sample = 0; sample < block.samples; ++sample)
+                    for (int64_t j = k; j < last; ++j)
+                        sums[j] = add_row(stage, row(sample, j), block.length, centers[j], sums[j]);
+            };
+            const auto added = [&](int64_t k) { return Pair{sum(sums[k].first), sum(sums[k].second)}; };
+
+            for (int64_t k = 0; k < block.channels; ++k) {
+                if constexpr (Stage::kSearches) {
+                    const int64_t some = std::min(block.length, kGuess);
+                    centers[k] = static_cast<A>(sum(add_row(stage, row(0, k), some, A{}, Terms<A>{}).first) / some);
+                } else {
+                    centers[k] = stage.center(block.channel + k);
+                }
+            }
+            add(0, block.channels);
+            for (int64_t k = 0; k < block.channels; ++k) {
+                Pair pair = added(k);
+                if (Stage::kSearches && off_center(pair, count)) {
+                    centers[k] = static_cast<A>(centers[k] + pair.first / count);
+                    add(k, k + 1);
+                    pair = added(k);
+                }
+                partials.at(block.group, block.channel + k) = stage.partial(pair, count, centers[k]);
+            }
+            if (block.channel == 0) partials.counts[block.group] = count;
+        }
+    });
+    return partials;
+}
+
+// ---- columns ----
+
+constexpr int64_t kMostColumns = 512;  // in a block
+constexpr int64_t kBlockLines = 128;
+constexpr int64_t kGuessLines = 8;  // to guess centers from
+
+struct ColumnCut {
+    explicit ColumnCut(const Shape& s) : shape(s) {
+        const int64_t C = shape.channels;
+        repeats = std::max<int64_t>(kMostColumns / C, 1);
+        tiles = ceil_div(C, kMostColumns);
+        channels = tiles == 1 ? C : ceil_div(ceil_div(C, tiles), kLanesBytes) * kLanesBytes;
+        tiles = ceil_div(C, channels);
+        rows = repeats * kBlockLines;
+        groups = ceil_div(shape.outer, rows);
+    }
+    int64_t blocks() const { return groups * tiles; }
+
+    Shape shape;
+    int64_t repeats;   // rows in a line
+    int64_t tiles;     // blocks side by side
+    int64_t channels;  // in a tile
+    int64_t rows;      // in a block
+    int64_t groups;    // blocks one after another
+};
+
+// Adds R lines of the tensor, `stride` elements apart, to the sums of their columns.
+template <int R, typename Stage, typename A = typename Stage::A>
+SBNREF_INLINE void add_lines(
+    const Stage& stage, int64_t at, int64_t stride, int64_t width, const A* centers, A* sum_first, A* sum_second) {
+    constexpr int64_t K = Lanes<A>::kCount;
+    const auto add = [&](int64_t column, const auto& load_at, const auto& kept) {
+        const Lanes<A> center = load(centers + column);
+        Terms<A> sums{};
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+            sums = sums + stage.terms([&](auto p) { return load_at(p, at + r * stride + column); }, center);
+        store(sum_first + column, load(sum_first + column) + kept(sums.first));
+        store(sum_second + column, load(sum_second + column) + kept(sums.second));
+    };
+    int64_t column = 0;
+    for (; column + K <= width; column += K)
+        add(column, [](auto p, int64_t i) { return load(p.data + i); }, [](const Lanes<A>& lanes) { return lanes; });
+    if (const int64_t rest = width - column; rest > 0)
+        add(column, [&](auto p, int64_t i) { return load(p.data + i, rest, p.end()); },
+            [&](const Lanes<A>& lanes) { return keep(lanes, rest); });
+}
+
+template <typename Stage>
+Partials reduce_columns(const Shape& shape, const Stage& stage) {
+    using A = typename Stage::A;
+    const ColumnCut cut(shape);
+    const int64_t C = shape.channels;
+    Partials partials(cut.groups, C);
+    const int64_t grain = ceil_div(cut.blocks() * kLeastWork, std::max<int64_t>(shape.size(), 1));
+    in_parallel(cut.blocks(), grain, [&](int64_t begin, int64_t end) {
+        constexpr int64_t room = kMostColumns + Lanes<A>::kCount;
+        alignas(kLanesBytes) A centers[room], sum_first[room], sum_second[room];
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t group = i / cut.tiles, channel = i % cut.tiles * cut.channels;
+            const int64_t channels = std::min(cut.channels, C - channel);
+            const int64_t row = group * cut.rows, rows = std::min(cut.rows, shape.outer - row);
+            const int64_t at = row * C + channel, width = channels * cut.repeats, stride = C * cut.repeats;
+
+            const auto add = [&](int64_t rows) {
+                std::fill(sum_first, sum_first + room, A{});
+                std::fill(sum_second, sum_second + room, A{});
+                const int64_t lines = rows / cut.repeats;
+                int64_t line = 0;
+                for (; line + 4 <= lines; line += 4)
+                    add_lines<4>(stage, at + line * stride, stride, width, centers, sum_first, sum_second);
+                for (; line < lines; ++line)
+                    add_lines<1>(stage, at + line * stride, stride, width, centers, sum_first, sum_second);
+                if (const int64_t rest = rows % cut.repeats; rest > 0)
+                    add_lines<1>(stage, at + line * stride, 0, channels * rest, centers, sum_first, sum_second);
+            };
+            const auto added = [&](int64_t k) {
+                Pair pair{};
+                for (int64_t column = k; column < width; column += channels)
+                    pair = {pair.first + sum_first[column], pair.second + sum_second[column]};
+                return pair;
+            };
+            const auto center = [&](int64_t k, A value) {
+                for (int64_t column = k; column < width; column += channels) centers[column] = value;
+            };
+
+            if constexpr (Stage::kSearches) {
+                const int64_t some = std::min(rows, kGuessLines * cut.repeats);
+                std::fill(centers, centers + room, A{});
+                add(some);
+                for (int64_t k = 0; k < channels; ++k) center(k, static_cast<A>(added(k).first / some));
+            } else {
+                for (int64_t k = 0; k < channels; ++k) center(k, stage.center(channel + k));
+            }
+            add(rows);
+            if constexpr (Stage::kSearches) {
+                bool again = false;
+                for (int64_t k = 0; k < channels; ++k) {
+                    if (!off_center(added(k), rows)) continue;
+                    center(k, static_cast<A>(centers[k] + added(k).first / rows));
+                    again = true;
+                }
+                if (again) add(rows);
+            }
+            for (int64_t k = 0; k < channels; ++k)
+                partials.at(group, channel + k) = stage.partial(added(k), rows, centers[k]);
+            if (channel == 0) partials.counts[group] = rows;
+        }
+    });
+    return partials;
+}
+
+template <typename Stage>
+Partials reduce(const Shape& shape, const Stage& stage) {
+    return shape.inner > 1 ? reduce_rows(shape, stage) : reduce_columns(shape, stage);
+}
+
+}  // namespace sbnref::cpu

@@ -1,0 +1,87 @@
+// The four stages for CPU tensors, and what they share: threads, what is per channel, the element types.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "../shape.h"
+#include "../stages.h"
+#include "lanes.h"
+
+namespace sbnref::cpu {
+
+void forward_stats(const Shape&, const ForwardStats&);
+void forward_apply(const Shape&, const ForwardApply&);
+void backward_stats(const Shape&, const BackwardStats&);
+void backward_apply(const Shape&, const BackwardApply&);
+
+// Calls f(begin, end) for parts of [0, count), each on a thread of PyTorch's, where the parts have `grain` or more.
+void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
+
+constexpr int64_t kLeastWork = 32768;     // elements that are worth another thread
+constexpr int64_t kLeastChannels = 2048;  // whose coefficients are
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+T* as(const Buffer& buffer) {
+    return static_cast<T*>(buffer.data);
+}
+
+// The elements of a tensor, in the order of memory.
+template <typename T>
+struct Array {
+    T* data;
+    int64_t size;
+
+    T* end() const { return data + size; }
+};
+
+template <typename T>
+Array<T> elements(const Buffer& buffer) {
+    return {as<T>(buffer), buffer.size};
+}
+
+// ---- what is per channel is read and written in float64, whatever it is stored in ----
+
+inline double load_channel(const Buffer& buffer, int64_t channel) {
+    const int64_t i = channel * buffer.stride;
+    switch (buffer.dtype) {
+        case Dtype::Half: return static_cast<float>(as<c10::Half>(buffer)[i]);
+        case Dtype::BFloat16: return static_cast<float>(as<c10::BFloat16>(buffer)[i]);
+        case Dtype::Float: return as<float>(buffer)[i];
+        default: return as<double>(buffer)[i];
+    }
+}
+
+inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
+    const int64_t i = channel * buffer.stride;
+    switch (buffer.dtype) {
+        case Dtype::Half: as<c10::Half>(buffer)[i] = static_cast<float>(value); break;
+        case Dtype::BFloat16: as<c10::BFloat16>(buffer)[i] = static_cast<float>(value); break;
+        case Dtype::Float: as<float>(buffer)[i] = static_cast<float>(value); break;
+        default: as<double>(buffer)[i] = value;
+    }
+}
+
+// A mean as hi + lo: hi rounded to A, lo what the rounding left. x - hi is exact where x is near the mean.
+template <typename A>
+struct Split {
+    A hi;
+    double lo;
+    explicit Split(double mean) : hi(static_cast<A>(mean)), lo(mean - static_cast<double>(hi)) {}
+};
+
+// Calls f with a null pointer of the elements' type.
+template <typename F>
+void dispatch(Dtype dtype, const F& f) {
+    switch (dtype) {
+        case Dtype::Half: return f(static_cast<c10::Half*>(nullptr));
+        case Dtype::BFloat16: return f(static_cast<c10::BFloat16*>(nullptr));
+        case Dtype::Float: return f(static_cast<float*>(nullptr));
+        case Dtype::Double: return f(static_cast<double*>(nullptr));
+    }
+}
+
+}  // namespace sbnref::cpu
