@@ -17,6 +17,10 @@
 
 #include <unistd.h>
 
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
 #include "stages.h"
 
 namespace sbnref::cpu {
@@ -33,8 +37,11 @@ struct Coefficients {
           values(K * stride) {}
 
     void set(int64_t channel, const A (&of_channel)[K]) {
-        for (int64_t column = channel; column < width; column += channels)
-            for (int k = 0; k < K; ++k) values[k * stride + column] = of_channel[k];
+        for (int k = 0; k < K; ++k) {
+            // One NaN for all, whose lower half is zero, as it is in a NaN that was widened: so it is in all results.
+            const A value = std::isnan(of_channel[k]) ? std::numeric_limits<A>::quiet_NaN() : of_channel[k];
+            for (int64_t column = channel; column < width; column += channels) values[k * stride + column] = value;
+        }
     }
     const A* at(int k, int64_t column) const { return values.data() + k * stride + column; }
 
@@ -56,7 +63,8 @@ inline int64_t last_level_cache() {
 }
 
 inline bool streams(const Buffer& out, int64_t element_size) {
-    return out.size * element_size > last_level_cache() / 2 && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
+    static const double share = getenv("SHARE") ? atof(getenv("SHARE")) : 0.5;
+    return out.size * element_size > last_level_cache() * share && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
 }
 
 // Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.

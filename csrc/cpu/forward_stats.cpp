@@ -22,8 +22,8 @@ struct Moments {
     }
 
     // [mean, sum (x - mean)^2] of a block
-    static Pair partial(const Pair& sums, double count, A center) {
-        const double distance = sums.first / count;
+    static Pair partial(const Pair& sums, double per_count, A center) {
+        const double distance = sums.first * per_count;
         const double square = sums.second - sums.first * distance;
         return {center + distance, square < 0 ? 0 : square};
     }

@@ -139,25 +139,39 @@ SBNREF_INLINE Lanes<float> load(const c10::BFloat16* from) {
     Lanes<float> lanes;
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) {
-        Register<uint16_t, kRegisterBytes / 2> upper;
-        std::memcpy(&upper, from + i * P, sizeof(upper));
-        lanes.part[i] = (Register<float>)(__builtin_convertvector(upper, Register<uint32_t>) << 16);
+#if defined(__AVX512F__)
+        const auto upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * P)));
+#elif defined(__AVX2__)
+        const auto upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * P)));
+#else
+        Register<uint16_t, kRegisterBytes / 2> narrow;
+        std::memcpy(&narrow, from + i * P, sizeof(narrow));
+        const auto upper = __builtin_convertvector(narrow, Register<uint32_t>);
+#endif
+        lanes.part[i] = (Register<float>)((Register<uint32_t>)upper << 16);
     }
     return lanes;
 }
 
-// To the nearest, ties to even: what is cut off carries into the upper half where it is more than half a unit there.
+// To the nearest, ties to even: what is cut off carries into the upper half where it is more than half a unit there. A
+// NaN whose lower half is all ones would be carried over into a number; none of ours is, see Coefficients::set.
 SBNREF_INLINE void store(c10::BFloat16* to, const Lanes<float>& lanes) {
-    constexpr int P = Lanes<float>::kPerRegister;
+    Register<uint32_t> upper[kRegisters];
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) {
         const auto bits = (Register<uint32_t>)lanes.part[i];
-        const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
-        const auto number = (Register<uint32_t>)(lanes.part[i] == lanes.part[i]);
-        const auto upper = (((rounded & number) | (0x7fc00000 & ~number)) >> 16);
-        const auto narrow = __builtin_convertvector(upper, Register<uint16_t, kRegisterBytes / 2>);
-        std::memcpy(to + i * P, &narrow, sizeof(narrow));
+        upper[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     }
+#if defined(__AVX2__) && !defined(__AVX512F__)  // packs within each half of a register
+    const auto packed = _mm256_packus_epi32((__m256i)upper[0], (__m256i)upper[1]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0b11011000));
+#else
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) {
+        const auto narrow = __builtin_convertvector(upper[i], Register<uint16_t, kRegisterBytes / 2>);
+        std::memcpy(to + i * Lanes<float>::kPerRegister, &narrow, sizeof(narrow));
+    }
+#endif
 }
 
 SBNREF_INLINE Lanes<float> load(const c10::Half* from) {

@@ -54,8 +54,8 @@ struct Partials {
 // once more, about the mean that is known now.
 
 // Whether more of [sum d, sum d^2] is due to the distance of center and mean than to the variance.
-inline bool off_center(const Pair& sums, double count) {
-    const double of_distance = sums.first * sums.first / count;
+inline bool off_center(const Pair& sums, double per_count) {
+    const double of_distance = sums.first * sums.first * per_count;
     return of_distance > sums.second - of_distance;
 }
 
@@ -111,7 +111,9 @@ template <typename Stage, typename A = typename Stage::A>
 SBNREF_INLINE Terms<A> add_row(const Stage& stage, int64_t at, int64_t length, A center, const Terms<A>& sums) {
     constexpr int64_t K = Lanes<A>::kCount;
     const Lanes<A> about = all(center);
-    const auto terms = [&](int64_t i) { return stage.terms([&](auto p) { return load(p.data + at + i); }, about); };
+    const auto terms = [&](int64_t i) __attribute__((always_inline)) {
+        return stage.terms([&](auto p) { return load(p.data + at + i); }, about);
+    };
     Terms<A> even = sums, odd{};  // two chains of additions, so that one need not wait for the other
     int64_t i = 0;
     for (; i + 2 * K <= length; i += 2 * K) {
@@ -141,7 +143,7 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
         A centers[kMostRows];
         for (int64_t i = begin; i < end; ++i) {
             const RowBlock block = cut.block(i);
-            const double count = block.count();
+            const double count = block.count(), per_count = 1 / count;
             const auto row = [&](int64_t sample, int64_t k) {
                 return ((block.sample + sample) * shape.channels + block.channel + k) * shape.inner + block.element;
             };
@@ -164,12 +166,12 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
             add(0, block.channels);
             for (int64_t k = 0; k < block.channels; ++k) {
                 Pair pair = added(k);
-                if (Stage::kSearches && off_center(pair, count)) {
-                    centers[k] = static_cast<A>(centers[k] + pair.first / count);
+                if (Stage::kSearches && off_center(pair, per_count)) {
+                    centers[k] = static_cast<A>(centers[k] + pair.first * per_count);
                     add(k, k + 1);
                     pair = added(k);
                 }
-                partials.at(block.group, block.channel + k) = stage.partial(pair, count, centers[k]);
+                partials.at(block.group, block.channel + k) = stage.partial(pair, per_count, centers[k]);
             }
             if (block.channel == 0) partials.counts[block.group] = count;
         }
@@ -208,12 +210,14 @@ template <int R, typename Stage, typename A = typename Stage::A>
 SBNREF_INLINE void add_lines(
     const Stage& stage, int64_t at, int64_t stride, int64_t width, const A* centers, A* sum_first, A* sum_second) {
     constexpr int64_t K = Lanes<A>::kCount;
-    const auto add = [&](int64_t column, const auto& load_at, const auto& kept) {
+    const auto add = [&](int64_t column, const auto& load_at, const auto& kept) __attribute__((always_inline)) {
         const Lanes<A> center = load(centers + column);
-        Terms<A> sums{};
+        const auto line = [&](int r) __attribute__((always_inline)) {
+            return stage.terms([&](auto p) { return load_at(p, at + r * stride + column); }, center);
+        };
+        Terms<A> sums = line(0);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-            sums = sums + stage.terms([&](auto p) { return load_at(p, at + r * stride + column); }, center);
+        for (int r = 1; r < R; ++r) sums = sums + line(r);
         store(sum_first + column, load(sum_first + column) + kept(sums.first));
         store(sum_second + column, load(sum_second + column) + kept(sums.second));
     };
@@ -235,6 +239,7 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
     in_parallel(cut.blocks(), grain, [&](int64_t begin, int64_t end) {
         constexpr int64_t room = kMostColumns + Lanes<A>::kCount;
         alignas(kLanesBytes) A centers[room], sum_first[room], sum_second[room];
+        Pair pairs[kMostColumns];
         for (int64_t i = begin; i < end; ++i) {
             const int64_t group = i / cut.tiles, channel = i % cut.tiles * cut.channels;
             const int64_t channels = std::min(cut.channels, C - channel);
@@ -253,36 +258,43 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
                 if (const int64_t rest = rows % cut.repeats; rest > 0)
                     add_lines<1>(stage, at + line * stride, 0, channels * rest, centers, sum_first, sum_second);
             };
-            const auto added = [&](int64_t k) {
-                Pair pair{};
-                for (int64_t column = k; column < width; column += channels)
-                    pair = {pair.first + sum_first[column], pair.second + sum_second[column]};
-                return pair;
+            // The sums of the columns that hold the same channel, to pairs[0, channels).
+            const auto fold = [&] {
+                for (int64_t k = 0; k < channels; ++k) pairs[k] = {sum_first[k], sum_second[k]};
+                for (int64_t column = channels; column < width; column += channels)
+                    for (int64_t k = 0; k < channels; ++k)
+                        pairs[k] = {pairs[k].first + sum_first[column + k], pairs[k].second + sum_second[column + k]};
             };
-            const auto center = [&](int64_t k, A value) {
-                for (int64_t column = k; column < width; column += channels) centers[column] = value;
+            const auto repeat_centers = [&] {
+                for (int64_t column = channels; column < width; ++column) centers[column] = centers[column - channels];
             };
 
             if constexpr (Stage::kSearches) {
                 const int64_t some = std::min(rows, kGuessLines * cut.repeats);
                 std::fill(centers, centers + room, A{});
                 add(some);
-                for (int64_t k = 0; k < channels; ++k) center(k, static_cast<A>(added(k).first / some));
+                fold();
+                for (int64_t k = 0; k < channels; ++k) centers[k] = static_cast<A>(pairs[k].first * (1.0 / some));
             } else {
-                for (int64_t k = 0; k < channels; ++k) center(k, stage.center(channel + k));
+                for (int64_t k = 0; k < channels; ++k) centers[k] = stage.center(channel + k);
             }
+            repeat_centers();
             add(rows);
+            fold();
+            const double per_row = 1.0 / rows;
             if constexpr (Stage::kSearches) {
-                bool again = false;
-                for (int64_t k = 0; k < channels; ++k) {
-                    if (!off_center(added(k), rows)) continue;
-                    center(k, static_cast<A>(centers[k] + added(k).first / rows));
-                    again = true;
+                int again = 0;
+                for (int64_t k = 0; k < channels; ++k) again |= off_center(pairs[k], per_row);
+                if (again) {
+                    for (int64_t k = 0; k < channels; ++k)
+                        centers[k] = static_cast<A>(centers[k] + pairs[k].first * per_row);
+                    repeat_centers();
+                    add(rows);
+                    fold();
                 }
-                if (again) add(rows);
             }
-            for (int64_t k = 0; k < channels; ++k)
-                partials.at(group, channel + k) = stage.partial(added(k), rows, centers[k]);
+            Pair* const left = &partials.at(group, channel);
+            for (int64_t k = 0; k < channels; ++k) left[k] = stage.partial(pairs[k], per_row, centers[k]);
             if (channel == 0) partials.counts[group] = rows;
         }
     });
