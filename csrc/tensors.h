@@ -1,5 +1,5 @@
-// From PyTorch's tensors to the stages' arguments: what is refused, what is made dense. The operators for CUDA and those
-// for CPUs both stand on this, so they take and refuse the same.
+// From PyTorch's tensors to the stages' arguments: what is refused, what is made dense. The operators for CUDA and
+// those for CPUs both stand on this, so they take and refuse the same.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,8 +1,9 @@
 // One output element for every input element, for the stages that apply.
 //
-// The output is made in chunks that lie one after another in memory, whatever the rows; a thread works on its chunks
-// backwards, so that it starts on what the first pass left in the cache. Within a chunk rows follow each other forwards:
-// the last lanes of a row may run over into the next one, which is written after it.
+// The output is made in chunks that lie one after another in memory, whatever the rows. Within a chunk rows follow each
+// other forwards: the last lanes of a row may run over into the next one, which is written after it. A thread goes
+// through its share backwards, so that it starts on what the first pass left in the cache; but by stretches of a
+// million elements, and forwards in each, since what fetches memory ahead of its use foresees an ascending walk only.
 //
 // An output too large to be found in the cache by whoever reads it next is *streamed*: a chunk is made in L1 and leaves
 // it in whole cache lines, around the caches. An ordinary store first fetches the line that it is going to overwrite, a
@@ -18,7 +19,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "stages.h"
@@ -49,7 +49,8 @@ struct Coefficients {
     std::vector<A> values;  // (K, stride)
 };
 
-constexpr int64_t kChunk = 2048;  // elements: 16 KiB at most
+constexpr int64_t kChunk = 2048;   // elements: 16 KiB at most
+constexpr int64_t kStretch = 512;  // chunks
 
 inline int64_t last_level_cache() {
     static const int64_t bytes = [] {
@@ -63,8 +64,7 @@ inline int64_t last_level_cache() {
 }
 
 inline bool streams(const Buffer& out, int64_t element_size) {
-    static const double share = getenv("SHARE") ? atof(getenv("SHARE")) : 0.5;
-    return out.size * element_size > last_level_cache() * share && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
+    return out.size * element_size > last_level_cache() && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
 }
 
 // Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.
@@ -150,15 +150,19 @@ void apply(const Shape& shape, const Stage& stage, const Coefficients<A, K>& coe
             make_columns(stage, coefficients, begin, end, to, to_end);
     };
     in_parallel(ceil_div(size, kChunk), kLeastWork / kChunk, [&](int64_t first, int64_t last) {
-        for (int64_t chunk = last; chunk-- > first;) {
-            const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, size);
-            if (streamed) {
-                alignas(kLanesBytes) T made[kChunk + Lanes<A>::kCount];
-                make(begin, end, made, std::end(made));
-                stream(out + begin, made, (end - begin) * sizeof(T));
-            } else {
-                make(begin, end, out + begin, out + end);
+        for (int64_t stretch_end = last; stretch_end > first;) {
+            const int64_t stretch = std::max(stretch_end - kStretch, first);
+            for (int64_t chunk = stretch; chunk < stretch_end; ++chunk) {
+                const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, size);
+                if (streamed) {
+                    alignas(kLanesBytes) T made[kChunk + Lanes<A>::kCount];
+                    make(begin, end, made, std::end(made));
+                    stream(out + begin, made, (end - begin) * sizeof(T));
+                } else {
+                    make(begin, end, out + begin, out + end);
+                }
             }
+            stretch_end = stretch;
         }
         if (streamed) finish_streaming();
     });

@@ -13,7 +13,7 @@ struct Differentiate {
 
     template <typename Load, typename Lanes>
     SBNREF_INLINE Lanes map(const Load& load, const Lanes (&c)[4]) const {
-        const auto &[hi, scale, slope, offset] = c;
+        const auto& [hi, scale, slope, offset] = c;
         return load(dy) * scale - ((load(x) - hi) * slope + offset);
     }
 };
@@ -36,12 +36,10 @@ void backward_apply(const Shape& shape, const BackwardApply& b) {
                 const double scale = b.gamma.data ? load_channel(b.gamma, c) * invstd : invstd;
                 const double slope = scale * k * sum_gx * invstd;
                 const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
-                coefficients.set(
-                    c, {mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)});
+                coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)});
             }
         });
-        apply(
-            shape, Differentiate<T>{elements<const T>(b.dy), elements<const T>(b.x)}, coefficients, as<T>(b.dx));
+        apply(shape, Differentiate<T>{elements<const T>(b.dy), elements<const T>(b.x)}, coefficients, as<T>(b.dx));
     });
 }
 

@@ -34,8 +34,7 @@ void backward_stats(const Shape& shape, const BackwardStats& b) {
     double *const sum_g = as<double>(b.payload), *const sum_gx = sum_g + C;
     dispatch(b.x.dtype, [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
-        Partials partials =
-            reduce(shape, Gradients<T>{elements<const T>(b.dy), elements<const T>(b.x), means});
+        Partials partials = reduce(shape, Gradients<T>{elements<const T>(b.dy), elements<const T>(b.x), means});
         in_parallel(C, ceil_div(kLeastWork, partials.groups() + 1), [&](int64_t begin, int64_t end) {
             std::fill(sum_g + begin, sum_g + end, 0.0);
             std::fill(sum_gx + begin, sum_gx + end, 0.0);

@@ -41,7 +41,7 @@ struct Normalize {
 
     template <typename Load, typename Lanes>
     SBNREF_INLINE Lanes map(const Load& load, const Lanes (&c)[3]) const {
-        const auto &[hi, scale, shift] = c;
+        const auto& [hi, scale, shift] = c;
         return (load(x) - hi) * scale + shift;
     }
 };

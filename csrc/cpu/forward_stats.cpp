@@ -1,7 +1,7 @@
 // Stage 1: what this rank knows of the statistics.  Reads x once; writes 2C + 2 numbers.
 //
-// A block sums its deviations d = x - center and their squares, about a center near its mean: mean = center + sum d / n,
-// and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, of which little cancels. The blocks' means and
+// A block sums its deviations d = x - center and their squares, about a center near its mean: mean = center + sum d /
+// n, and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, of which little cancels. The blocks' means and
 // squares are merged in float64 by Chan's formula.
 #include "reduce.h"
 

@@ -1,8 +1,8 @@
 // Sixteen numbers at once, and the types they are stored in.
 //
 // A Lanes is 64 bytes of numbers that one operation works on: one register with AVX-512, two with AVX, four with SSE or
-// NEON. Every CPU adds up in the same lanes and no multiplication is fused with an addition, so the same input gives the
-// same bits on all of them.
+// NEON. Every CPU adds up in the same lanes and no multiplication is fused with an addition, so the same input gives
+// the same bits on all of them.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -129,8 +130,7 @@ SBNREF_INLINE Lanes<T> load(const T* from) {  // float, double
 template <typename T>
 SBNREF_INLINE void store(T* to, const Lanes<T>& lanes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kRegisters; ++i)
-        std::memcpy(to + i * Lanes<T>::kPerRegister, &lanes.part[i], kRegisterBytes);
+    for (int i = 0; i < kRegisters; ++i) std::memcpy(to + i * Lanes<T>::kPerRegister, &lanes.part[i], kRegisterBytes);
 }
 
 // A bfloat16 is the upper half of a float.

@@ -26,16 +26,15 @@ std::tuple<Tensor, Tensor> forward_apply_op(
     const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
     const Tensor x = dense(x_in), y = at::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
     forward_apply(
-        shape_of(x), forward_apply_stage(
-                         x, total, divisor, gamma, beta, eps, running_mean, running_var, num_batches_tracked, momentum,
-                         y, saved));
+        shape_of(x),
+        forward_apply_stage(
+            x, total, divisor, gamma, beta, eps, running_mean, running_var, num_batches_tracked, momentum, y, saved));
     return {y, saved};
 }
 
 Tensor backward_stats_op(const Tensor& dy_in, const Tensor& x_in, const Tensor& saved) {
     const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), payload = empty_statistics({2 * x.size(1)}, x);
-    backward_stats(
-        shape_of(x), {buffer(dy), buffer(x), statistics("saved", saved, 4 * x.size(1), x), buffer(payload)});
+    backward_stats(shape_of(x), {buffer(dy), buffer(x), statistics("saved", saved, 4 * x.size(1), x), buffer(payload)});
     return payload;
 }
 

@@ -7,7 +7,8 @@
 //   rows      (inner > 1)   Long rows are cut into pieces that fit in L1. Of short ones a block takes some neighbouring
 //                           channels of many samples: every channel keeps its lanes of sums, so what a row costs beside
 //                           its elements is little.
-//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time, so that
+//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time, so
+//   that
 //                           the sums are fetched and put back once for four of them. Where there are few channels a
 //                           line is several rows.
 //
@@ -49,9 +50,9 @@ struct Partials {
 
 // ---- finding a center ----
 
-// Sums of squares are taken about a center near the mean: then hardly anything cancels in them. A block guesses one from
-// its first elements, and where these were not like the rest (an outlier, the edge of an image) looks at the channel
-// once more, about the mean that is known now.
+// Sums of squares are taken about a center near the mean: then hardly anything cancels in them. A block guesses one
+// from its first elements, and where these were not like the rest (an outlier, the edge of an image) looks at the
+// channel once more, about the mean that is known now.
 
 // Whether more of [sum d, sum d^2] is due to the distance of center and mean than to the variance.
 inline bool off_center(const Pair& sums, double per_count) {
@@ -66,10 +67,10 @@ constexpr int64_t kMostRows = 64;  // channels in a block
 constexpr int64_t kGuess = 64;     // elements to guess a center from
 
 struct RowBlock {
-    int64_t group;                     // which of the blocks that share a channel
-    int64_t sample, samples;           // the first, how many
-    int64_t channel, channels;         // likewise
-    int64_t element, length;           // likewise, of each row
+    int64_t group;              // which of the blocks that share a channel
+    int64_t sample, samples;    // the first, how many
+    int64_t channel, channels;  // likewise
+    int64_t element, length;    // likewise, of each row
     double count() const { return static_cast<double>(samples * length); }
 };
 
@@ -125,8 +126,7 @@ SBNREF_INLINE Terms<A> add_row(const Stage& stage, int64_t at, int64_t length, A
         i += K;
     }
     if (const int64_t rest = length - i; rest > 0) {
-        const Terms<A> t =
-            stage.terms([&](auto p) { return load(p.data + at + i, rest, p.end()); }, about);
+        const Terms<A> t = stage.terms([&](auto p) { return load(p.data + at + i, rest, p.end()); }, about);
         odd = odd + Terms<A>{keep(t.first, rest), keep(t.second, rest)};
     }
     return even + odd;
@@ -184,6 +184,7 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 constexpr int64_t kMostColumns = 512;  // in a block
 constexpr int64_t kBlockLines = 128;
 constexpr int64_t kGuessLines = 8;  // to guess centers from
+constexpr int64_t kLinesAhead = 4;  // of their use, lines are fetched
 
 struct ColumnCut {
     explicit ColumnCut(const Shape& s) : shape(s) {
@@ -213,7 +214,14 @@ SBNREF_INLINE void add_lines(
     const auto add = [&](int64_t column, const auto& load_at, const auto& kept) __attribute__((always_inline)) {
         const Lanes<A> center = load(centers + column);
         const auto line = [&](int r) __attribute__((always_inline)) {
-            return stage.terms([&](auto p) { return load_at(p, at + r * stride + column); }, center);
+            const int64_t place = at + r * stride + column;
+            return stage.terms(
+                [&](auto p) {
+                    __builtin_prefetch(
+                        p.data + place + kLinesAhead * stride);  // several lines at once are hard to foresee
+                    return load_at(p, place);
+                },
+                center);
         };
         Terms<A> sums = line(0);
 #pragma GCC unroll 4
@@ -225,7 +233,8 @@ SBNREF_INLINE void add_lines(
     for (; column + K <= width; column += K)
         add(column, [](auto p, int64_t i) { return load(p.data + i); }, [](const Lanes<A>& lanes) { return lanes; });
     if (const int64_t rest = width - column; rest > 0)
-        add(column, [&](auto p, int64_t i) { return load(p.data + i, rest, p.end()); },
+        add(
+            column, [&](auto p, int64_t i) { return load(p.data + i, rest, p.end()); },
             [&](const Lanes<A>& lanes) { return keep(lanes, rest); });
 }
 
