@@ -16,8 +16,6 @@
 //   Lanes<A> map(Load load, const Lanes<A> (&coefficients)[K])   load(p) gives the lanes of a tensor p
 #pragma once
 
-#include <unistd.h>
-
 #include <cmath>
 #include <limits>
 
@@ -51,17 +49,6 @@ struct Coefficients {
 
 constexpr int64_t kChunk = 2048;   // elements: 16 KiB at most
 constexpr int64_t kStretch = 512;  // chunks
-
-inline int64_t last_level_cache() {
-    static const int64_t bytes = [] {
-        int64_t bytes = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-        bytes = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE));
-#endif
-        return bytes > 0 ? bytes : 32 << 20;
-    }();
-    return bytes;
-}
 
 inline bool streams(const Buffer& out, int64_t element_size) {
     return out.size * element_size > last_level_cache() && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;

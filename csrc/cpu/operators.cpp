@@ -1,6 +1,9 @@
-// The four stages for CPU tensors as PyTorch operators, and PyTorch's threads for them.
+// The four stages for CPU tensors as PyTorch operators, and what they ask of the machine: threads, the size of its
+// cache.
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
+#include <string>
 #include <tuple>
 
 #include "../tensors.h"
@@ -12,7 +15,21 @@ void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t,
     at::parallel_for(0, count, grain, f);
 }
 
+int64_t last_level_cache() {
+    static const int64_t bytes = [] {
+        int64_t bytes = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE  // glibc's
+        bytes = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE));
+#endif
+        return bytes > 0 ? bytes : int64_t{32} << 20;
+    }();
+    return bytes;
+}
+
 namespace {
+
+// How this library was built, and what it found.
+std::tuple<std::string, int64_t, int64_t> build_info() { return {__VERSION__, 8 * kRegisterBytes, last_level_cache()}; }
 
 Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
     const Tensor x = dense(x_in), payload = empty_statistics({2 * x.size(1) + 2}, x);
@@ -48,7 +65,10 @@ Tensor backward_apply_op(
 
 }  // namespace
 
-TORCH_LIBRARY(sbnref_cpu, m) { define_stages(m); }
+TORCH_LIBRARY(sbnref_cpu, m) {
+    define_stages(m);
+    m.def("build_info() -> (str compiler, int vector_bits, int last_level_cache)", build_info);
+}
 
 TORCH_LIBRARY_IMPL(sbnref_cpu, CPU, m) {
     m.impl("forward_stats", forward_stats_op);

@@ -52,19 +52,24 @@ struct Partials {
 
 // Sums of squares are taken about a center near the mean: then hardly anything cancels in them. A block guesses one
 // from its first elements, and where these were not like the rest (an outlier, the edge of an image) looks at the
-// channel once more, about the mean that is known now.
+// channel once more, about the mean that is known now. Where all elements are about as far from the center, every
+// addition may be rounded the same way: the mean is then off by a quarter of a unit in the last place of the distance
+// for every addition in a row. So fewer additions allow for more distance.
 
-// Whether more of [sum d, sum d^2] is due to the distance of center and mean than to the variance.
-inline bool off_center(const Pair& sums, double per_count) {
+// Whether [sum d, sum d^2] say that center and mean are more than `most` standard deviations apart.
+inline bool off_center(const Pair& sums, double per_count, double most) {
     const double of_distance = sums.first * sums.first * per_count;
-    return of_distance > sums.second - of_distance;
+    return of_distance > (sums.second - of_distance) * (most * most);
 }
 
 // ---- rows ----
 
 constexpr int64_t kPiece = 4096;   // elements of a channel in a block, about
 constexpr int64_t kMostRows = 64;  // channels in a block
-constexpr int64_t kGuess = 64;     // elements to guess a center from
+constexpr int64_t kMostSamples = 64;
+constexpr int64_t kRun = 512;         // elements of a row that are added up before their sum is added to others'
+constexpr int64_t kGuess = 64;        // elements to guess a center from
+constexpr double kRowDistance = 0.5;  // see off_center: up to 64 additions in a row
 
 struct RowBlock {
     int64_t group;              // which of the blocks that share a channel
@@ -79,7 +84,7 @@ struct RowCut {
         segments = ceil_div(shape.inner, kPiece);
         length = ceil_div(ceil_div(shape.inner, segments), kLanesBytes) * kLanesBytes;
         segments = ceil_div(shape.inner, length);
-        const int64_t most_samples = std::clamp<int64_t>(kPiece / shape.inner, 1, std::max<int64_t>(shape.outer, 1));
+        const int64_t most_samples = std::clamp<int64_t>(kPiece / shape.inner, 1, kMostSamples);
         sample_groups = ceil_div(shape.outer, most_samples);
         samples = sample_groups == 0 ? 1 : ceil_div(shape.outer, sample_groups);
         sample_groups = ceil_div(shape.outer, samples);
@@ -107,15 +112,14 @@ struct RowCut {
     int64_t segments, length, sample_groups, samples, channel_groups, channels;
 };
 
-// Adds the terms of elements at to at + length, all about one center.
+// The sum of the terms of elements at to at + length, all about one center. No more than a run.
 template <typename Stage, typename A = typename Stage::A>
-SBNREF_INLINE Terms<A> add_row(const Stage& stage, int64_t at, int64_t length, A center, const Terms<A>& sums) {
+SBNREF_INLINE Terms<A> sum_of_run(const Stage& stage, int64_t at, int64_t length, const Lanes<A>& center) {
     constexpr int64_t K = Lanes<A>::kCount;
-    const Lanes<A> about = all(center);
     const auto terms = [&](int64_t i) __attribute__((always_inline)) {
-        return stage.terms([&](auto p) { return load(p.data + at + i); }, about);
+        return stage.terms([&](auto p) { return load(p.data + at + i); }, center);
     };
-    Terms<A> even = sums, odd{};  // two chains of additions, so that one need not wait for the other
+    Terms<A> even{}, odd{};  // two chains of additions, so that one need not wait for the other
     int64_t i = 0;
     for (; i + 2 * K <= length; i += 2 * K) {
         even = even + terms(i);
@@ -126,7 +130,7 @@ SBNREF_INLINE Terms<A> add_row(const Stage& stage, int64_t at, int64_t length, A
         i += K;
     }
     if (const int64_t rest = length - i; rest > 0) {
-        const Terms<A> t = stage.terms([&](auto p) { return load(p.data + at + i, rest, p.end()); }, about);
+        const Terms<A> t = stage.terms([&](auto p) { return load(p.data + at + i, rest, p.end()); }, center);
         odd = odd + Terms<A>{keep(t.first, rest), keep(t.second, rest)};
     }
     return even + odd;
@@ -151,14 +155,17 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
                 std::fill(sums + k, sums + last, Terms<A>{});
                 for (int64_t sample = 0; sample < block.samples; ++sample)
                     for (int64_t j = k; j < last; ++j)
-                        sums[j] = add_row(stage, row(sample, j), block.length, centers[j], sums[j]);
+                        for (int64_t i = 0; i < block.length; i += kRun)
+                            sums[j] = sums[j] +
+                                      sum_of_run(
+                                          stage, row(sample, j) + i, std::min(block.length - i, kRun), all(centers[j]));
             };
             const auto added = [&](int64_t k) { return Pair{sum(sums[k].first), sum(sums[k].second)}; };
 
             for (int64_t k = 0; k < block.channels; ++k) {
                 if constexpr (Stage::kSearches) {
                     const int64_t some = std::min(block.length, kGuess);
-                    centers[k] = static_cast<A>(sum(add_row(stage, row(0, k), some, A{}, Terms<A>{}).first) / some);
+                    centers[k] = static_cast<A>(sum(sum_of_run(stage, row(0, k), some, all(A{})).first) / some);
                 } else {
                     centers[k] = stage.center(block.channel + k);
                 }
@@ -166,7 +173,7 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
             add(0, block.channels);
             for (int64_t k = 0; k < block.channels; ++k) {
                 Pair pair = added(k);
-                if (Stage::kSearches && off_center(pair, per_count)) {
+                if (Stage::kSearches && off_center(pair, per_count, kRowDistance)) {
                     centers[k] = static_cast<A>(centers[k] + pair.first * per_count);
                     add(k, k + 1);
                     pair = added(k);
@@ -183,8 +190,9 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 
 constexpr int64_t kMostColumns = 512;  // in a block
 constexpr int64_t kBlockLines = 128;
-constexpr int64_t kGuessLines = 8;  // to guess centers from
-constexpr int64_t kLinesAhead = 4;  // of their use, lines are fetched
+constexpr int64_t kGuessLines = 16;    // to guess centers from
+constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row
+constexpr int64_t kLinesAhead = 4;     // of their use, lines are fetched
 
 struct ColumnCut {
     explicit ColumnCut(const Shape& s) : shape(s) {
@@ -293,7 +301,7 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
             const double per_row = 1.0 / rows;
             if constexpr (Stage::kSearches) {
                 int again = 0;
-                for (int64_t k = 0; k < channels; ++k) again |= off_center(pairs[k], per_row);
+                for (int64_t k = 0; k < channels; ++k) again |= off_center(pairs[k], per_row, kColumnDistance);
                 if (again) {
                     for (int64_t k = 0; k < channels; ++k)
                         centers[k] = static_cast<A>(centers[k] + pairs[k].first * per_row);

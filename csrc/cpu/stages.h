@@ -19,6 +19,9 @@ void backward_apply(const Shape&, const BackwardApply&);
 // Calls f(begin, end) for parts of [0, count), each on a thread of PyTorch's, where the parts have `grain` or more.
 void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
 
+// Bytes of the largest cache; a guess where the system does not say.
+int64_t last_level_cache();
+
 constexpr int64_t kLeastWork = 32768;     // elements that are worth another thread
 constexpr int64_t kLeastChannels = 2048;  // whose coefficients are
 
