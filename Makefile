@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test test-compile test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -13,6 +13,9 @@ demo: $(READY)  ## train on handwritten digits with empty ranks, in each statist
 
 test: $(READY)  ## run the tests, all but those of the kernels and of the site
 	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
+
+test-compile: $(READY)  ## run compiled training steps in every combination of three choices
+	$(BIN)/pytest --no-cov --ways 3 tests/test_compile_matrix.py
 
 test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
 	$(BIN)/pytest --no-cov tests/cuda
@@ -25,9 +28,10 @@ test-sanitized: $(READY)  ## run the kernels' simulation under AddressSanitizer 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
 
-lint: $(READY)  ## check style
+lint: $(READY)  ## check style, and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 types: $(READY)  ## check types
 	$(BIN)/mypy
@@ -42,7 +46,7 @@ docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache demo-output docs/_build docs/learn
+	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-output docs/_build docs/learn
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the tools for tests and documentation in .venv, once. This takes a few minutes."

@@ -10,7 +10,7 @@ if os.environ.get("SBNREF_BUILD_CUDA", "").lower() not in ("", "0", "false", "no
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from torch.utils.cpp_extension import BuildExtension
 
-    from sbnref.build import extension
+    from sbnref.impls.build import KERNELS, extension
 
-    options = {"ext_modules": [extension()], "cmdclass": {"build_ext": BuildExtension}}
+    options = {"ext_modules": [extension(KERNELS)], "cmdclass": {"build_ext": BuildExtension}}
 setup(**options)

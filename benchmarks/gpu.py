@@ -29,11 +29,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sbnref
-from sbnref import build
 from sbnref.autograd import SyncBatchNormFunction
 from sbnref.bench.results import Results
 from sbnref.bench.timing import spread
-from sbnref.impls import cuda
+from sbnref.impls import build, cuda
 
 Shape = tuple[int, ...]
 
@@ -74,7 +73,7 @@ class Parameters:
 
 def sbnref_kernels(x: Tensor, p: Parameters) -> Tensor:
     """Ours, collectives included."""
-    running = sbnref.modes.RunningStats(p.mean, p.var, p.steps)
+    running = sbnref.running.RunningStats(p.mean, p.var, p.steps)
     return SyncBatchNormFunction.apply(x, p.weight, p.bias, running, 0.1, 1e-5, "exact", dist.group.WORLD, cuda)
 
 

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sbnref.build import simulated
+from sbnref.impls.build import simulated
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / folder) for folder in ("tests", "tests/cuda")]
@@ -49,9 +49,9 @@ class Outcome:
 
 def build() -> None:
     """The kernels are compiled for this GPU, or found where they were."""
-    from sbnref import build
+    from sbnref.impls import cuda
 
-    print(build.library().build_info())
+    print(cuda.library().build_info())
 
 
 def conformance() -> None:
@@ -125,6 +125,13 @@ def graphs() -> None:
         test_capture.test_a_captured_step_is_replayed("cuda", batch_size)
 
 
+def reduce_overhead() -> None:
+    """Training steps compiled with ``mode="reduce-overhead"``, with data and without."""
+    import test_capture
+
+    test_capture.check_reduce_overhead(DEVICE)
+
+
 def small_step() -> None:
     """A step in each layout and dtype, split over blocks and unaligned: for compute-sanitizer."""
     import test_stages as checks
@@ -143,9 +150,18 @@ def small_step() -> None:
 
 
 PARTS: dict[str, Callable[[], None]] = {
-    part.__name__: part for part in (build, conformance, stages, operators, determinism, graphs, small_step)
+    part.__name__: part
+    for part in (build, conformance, stages, operators, determinism, graphs, reduce_overhead, small_step)
 }
-LIMITS = {"build": 240, "conformance": 150, "stages": 60, "operators": 60, "determinism": 40, "graphs": 40}
+LIMITS = {
+    "build": 240,
+    "conformance": 150,
+    "stages": 60,
+    "operators": 60,
+    "determinism": 40,
+    "graphs": 40,
+    "reduce_overhead": 60,
+}
 SANITIZERS = ("memcheck", "racecheck")
 
 

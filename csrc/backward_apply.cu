@@ -15,8 +15,6 @@ struct BackwardCoefficients {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel(Plan plan, BackwardApply b) {
     using A = Accumulator<T>;
-    constexpr int U = kBackwardUnroll;
-    using G = Groups<layout, V, U>;
     SHARED_ARRAY(BackwardCoefficients<A>, coefficients, kMaxTileChannels);
 
     const Array<const double> total = as<const double>(b.total), saved = as<const double>(b.saved);
@@ -34,29 +32,12 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
     }
     __syncthreads();
 
-    Walk<layout, V> walk(plan, place, Direction::Backwards);
-    if (!walk.more()) return;
-    BackwardCoefficients<A> mine[G::kChannels];
-#pragma unroll
-    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
-    while (walk.more()) {
-        Chunk<V> chunks[U];
-        Vector<T, V> gradients[U], values[U];
-        walk.next(chunks);
-        load_chunks<layout, V>(as<const T>(b.dy), chunks, gradients);
-        load_chunks<layout, V>(as<const T>(b.x), chunks, values);
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
-                const BackwardCoefficients<A>& c = mine[G::channel(i)];
-                const A deviation = element(values[u], i) - c.hi;
-                const A g = element(gradients[u], i);
-                values[u].at[i] = static_cast<T>(g * c.scale - (deviation * c.slope + c.offset));
-            }
-        }
-        store_chunks<layout, V>(as<T>(b.dx), chunks, values);
-    }
+    const Array<const T> inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
+    map_elements<layout, V, kBackwardUnroll>(
+        plan, place, coefficients, inputs, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
+            const A g = at(0), deviation = at(1) - c.hi;
+            return g * c.scale - (deviation * c.slope + c.offset);
+        });
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ __device__ Statistics combine(Array<const double> total, int64_t divisor, int64_
     return {mean, {not_negative(var.value)}, d, weight, read(2 * channels + 1)};
 }
 
-// As sbnref/modes.py: update_running_stats, for one channel. num_batches_tracked is still the number before this step.
+// As sbnref/running.py: update_running_stats, for one channel. num_batches_tracked is still the number before it.
 __device__ void update_running_stats(
     const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
     if (!(stats.count.value > 0)) return;
@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
     using A = Accumulator<T>;
     // The coefficients of eight channels leave registers for three accesses in flight.
     constexpr int U = layout == Layout::ChannelsLast && V == 8 ? 3 : kForwardUnroll;
-    using G = Groups<layout, V, U>;
     SHARED_ARRAY(ForwardCoefficients<A>, coefficients, kMaxTileChannels);
 
     const Array<const double> total = as<const double>(f.total);
@@ -83,26 +82,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
             store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
     }
 
-    Walk<layout, V> walk(plan, place, Direction::Backwards);
-    if (!walk.more()) return;
-    ForwardCoefficients<A> mine[G::kChannels];
-#pragma unroll
-    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
-    while (walk.more()) {
-        Chunk<V> chunks[U];
-        Vector<T, V> values[U];
-        walk.next(chunks);
-        load_chunks<layout, V>(as<const T>(f.x), chunks, values);
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
-                const ForwardCoefficients<A>& c = mine[G::channel(i)];
-                values[u].at[i] = static_cast<T>((element(values[u], i) - c.hi) * c.scale + c.shift);
-            }
-        }
-        store_chunks<layout, V>(as<T>(f.y), chunks, values);
-    }
+    const Array<const T> inputs[] = {as<const T>(f.x)};
+    map_elements<layout, V, U>(
+        plan, place, coefficients, inputs, as<T>(f.y),
+        [](const ForwardCoefficients<A>& c, const auto& at) { return (at(0) - c.hi) * c.scale + c.shift; });
 }
 
 }  // namespace

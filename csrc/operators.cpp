@@ -96,26 +96,33 @@ Plan plan_for(const Tensor& x, bool aligned, int unroll) {
 // ---- the workspace: where the blocks of a launch meet ----
 
 // Counters that every launch leaves at zero as it found them, so that none has to be preceded by a memset: one set per
-// stream, since launches on one stream follow each other. A CUDA graph may run on any stream, alongside anything, so
-// what is captured gets a set of its own, which is part of the graph.
-Tensor tickets(const Tensor& x) {
-    const auto zeros = [&] { return at::zeros({kTickets}, x.options().dtype(at::kInt)); };
-    if (capturing()) return zeros();
+// stream, since launches on one stream follow each other. They are not PyTorch's memory: what its allocator gives out
+// while a CUDA graph is warmed up belongs to that graph, which takes it back. A CUDA graph may run on any stream,
+// alongside anything, so what is captured gets a set of its own, which is part of the graph.
+struct Tickets {
+    unsigned* counters = nullptr;
+    Tensor captured;  // holds them while they are used, where they are part of a graph
+};
+
+Tickets tickets(const Tensor& x) {
+    if (capturing()) {
+        const Tensor captured = at::zeros({kTickets}, x.options().dtype(at::kInt));
+        return {static_cast<unsigned*>(captured.data_ptr()), captured};
+    }
     static std::mutex mutex;
-    static auto& of_stream = *new std::map<std::pair<int, Stream>, Tensor>();  // never freed: CUDA may be gone by then
+    static std::map<std::pair<int, Stream>, unsigned*> of_stream;  // 16 KiB each, until the process ends
     const std::lock_guard<std::mutex> lock(mutex);
-    Tensor& mine = of_stream[{x.get_device(), current_stream()}];
-    if (!mine.defined()) mine = zeros();
-    return mine;
+    unsigned*& mine = of_stream[{x.get_device(), current_stream()}];
+    if (mine == nullptr) mine = static_cast<unsigned*>(zeroed_memory(kTickets * sizeof(unsigned)));
+    return {mine, {}};
 }
 
-unsigned* counters(const Tensor& tickets) { return static_cast<unsigned*>(tickets.data_ptr()); }
-
 struct WorkspaceTensors {
-    Tensor partials, tickets;
+    Tensor partials;
+    Tickets tickets;
     operator Workspace() const {
         if (!partials.defined()) return {};
-        return {partials.data_ptr<double>(), partials.numel(), counters(tickets)};
+        return {partials.data_ptr<double>(), partials.numel(), tickets.counters};
     }
 };
 
@@ -151,7 +158,7 @@ std::tuple<Tensor, Tensor> forward_apply_op(
                                  num_batches_tracked->device() == x.device()),
         "expected num_batches_tracked as one int64 number on ", x.device());
     const bool counts = running_mean && num_batches_tracked;
-    const Tensor ticket = counts ? tickets(x) : Tensor();
+    const Tickets ticket = counts ? tickets(x) : Tickets{};
     const ForwardApply stage{
         buffer(x),
         statistics("total", total, 2 * C + 2, x),
@@ -162,7 +169,7 @@ std::tuple<Tensor, Tensor> forward_apply_op(
         per_channel("running_mean", running_mean, x),
         per_channel("running_var", running_var, x),
         counts ? num_batches_tracked->data_ptr<int64_t>() : nullptr,
-        counts ? counters(ticket) : nullptr,
+        ticket.counters,
         !momentum,
         momentum.value_or(0),
         buffer(y),

@@ -4,9 +4,12 @@
 #include "plan.h"
 #include "stages.h"
 
-#ifndef SBNREF_CUDASIM
+#ifdef SBNREF_CUDASIM
+#include <cstdlib>
+#else
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -26,6 +29,7 @@ inline Device& simulated_device() {
 inline Device current_device() { return simulated_device(); }
 inline Stream current_stream() { return nullptr; }
 inline bool capturing() { return false; }
+inline void* zeroed_memory(size_t bytes) { return std::calloc(bytes, 1); }
 
 #else
 
@@ -42,6 +46,14 @@ inline bool capturing() {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     C10_CUDA_CHECK(cudaStreamIsCapturing(static_cast<cudaStream_t>(current_stream()), &status));
     return status != cudaStreamCaptureStatusNone;
+}
+// On the current device, zero before what the current stream does next. Another thread may be capturing a graph.
+inline void* zeroed_memory(size_t bytes) {
+    const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
+    void* memory = nullptr;
+    C10_CUDA_CHECK(cudaMalloc(&memory, bytes));
+    C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(current_stream())));
+    return memory;
 }
 
 #endif

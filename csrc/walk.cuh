@@ -205,4 +205,34 @@ struct Groups {
     __device__ static constexpr int channel(int i) { return kFirst ? 0 : i; }
 };
 
+// The second pass over the data: every element is read once, mapped, and written once. `map(c, at)` gives the new value
+// from its channel's coefficients, which the block has in shared memory, and from at(n), its value in the n-th input.
+template <Layout layout, int V, int U, int N, typename T, typename Coefficients, typename Map>
+__device__ __forceinline__ void map_elements(
+    const Plan& plan, const Place& place, SharedArray<Coefficients> coefficients, const Array<const T> (&inputs)[N],
+    const Array<T>& output, const Map& map) {
+    using G = Groups<layout, V, U>;
+    Walk<layout, V> walk(plan, place, Direction::Backwards);
+    if (!walk.more()) return;
+    Coefficients mine[G::kChannels];
+#pragma unroll
+    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
+    while (walk.more()) {
+        Chunk<V> chunks[U];
+        Vector<T, V> values[N][U];
+        walk.next(chunks);
+#pragma unroll
+        for (int n = 0; n < N; ++n) load_chunks<layout, V>(inputs[n], chunks, values[n]);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                const auto at = [&](int n) { return element(values[n][u], i); };
+                values[N - 1][u].at[i] = static_cast<T>(map(mine[G::channel(i)], at));
+            }
+        }
+        store_chunks<layout, V>(output, chunks, values[N - 1]);
+    }
+}
+
 }  // namespace sbnref

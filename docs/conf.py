@@ -5,7 +5,7 @@ import sys
 
 import sbnref
 
-sys.path.insert(0, os.path.dirname(__file__))  # for the two modules beside this
+sys.path.insert(0, os.path.dirname(__file__))  # for the modules beside this
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -69,7 +69,9 @@ sphinx_gallery_conf = {
 
 
 def setup(app: object) -> None:
-    """Write what is drawn from result files before pages are read."""
+    """Write what is drawn from result files, and from the imports, before pages are read."""
     import benchmark_results
+    import inside
 
     app.connect("builder-inited", benchmark_results.write)
+    app.connect("builder-inited", inside.write)

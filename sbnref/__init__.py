@@ -1,12 +1,26 @@
 """Synchronized batch normalization, to read and to debug with."""
 
-from . import functional
-from .compare import compare
-from .convert import convert_sync_batchnorm, revert_sync_batchnorm
+import sys
+
+from . import debugging, functional
+from .debugging.compare import compare
+from .debugging.monitor import monitor
+from .grading import check
 from .impls import register_impl, use_impl
+from .interop.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from .launch import RankError, Ranks, launch
 from .module import SyncBatchNorm
-from .monitor import monitor
+
+debug = debugging.agreement
+# These are addresses too, as in `from sbnref.check import check`; the modules themselves stand in their rooms.
+sys.modules.update(
+    {
+        "sbnref.check": check,
+        "sbnref.compare": debugging.compare,
+        "sbnref.debug": debug,
+        "sbnref.monitor": debugging.monitor,
+    }
+)
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .collectives import all_reduce, world_size
 from .composed import composed_sync_batch_norm
-from .modes import RunningStats, fixed_divisor, rank_weight
+from .modes import fixed_divisor, rank_weight
+from .running import RunningStats
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

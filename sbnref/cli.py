@@ -65,7 +65,7 @@ def compare(
 
     Exit code 0: they agree. 1: they diverge. 2: there was nothing to compare, or it was refused.
     """
-    from .compare import Comparison, RandomLayer, compare_on_ranks
+    from .debugging.compare.ranks import Comparison, RandomLayer, compare_on_ranks
 
     def run() -> Comparison:
         what = target or RandomLayer(_sizes(shape), empty_rank, dtype, stats_mode, device)
@@ -96,9 +96,9 @@ def check(
 
     Exit code 0: all passed. 1: not all. 2: there was nothing to grade.
     """
-    from .check import STAGES
-    from .check import check as grade
-    from .check import template as template_text
+    from .grading.check import check as grade
+    from .grading.check import template as template_text
+    from .impls import STAGES
 
     if template:
         typer.echo(template_text(), nl=False)
@@ -119,7 +119,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
-    from .info import Info
+    from .debugging.info import Info
 
     _show(_or_exit(lambda: Info(_sizes(shape))), json)
 
@@ -138,7 +138,7 @@ def traffic(
     os.environ["SBNREF_CUDASIM"] = "1"  # before the kernels are loaded
     import torch
 
-    from .traffic import Traffic
+    from .debugging.traffic import Traffic
 
     def count() -> Traffic:
         kind = getattr(torch, dtype, None)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .refusals import check_group, check_member
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,32 +30,12 @@ def resolve(group: Group) -> ProcessGroup | None:
     """
     check_group(group)
     if group is None:
-        group, member = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None, True
-    elif isinstance(group, dist.device_mesh.DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(
-                f"expected a one-dimensional DeviceMesh, got one of {group.ndim} dimensions {group.mesh_dim_names}; "
-                "name the dimension to synchronize along: mesh['name']"
-            )
-        member = group.get_coordinate() is not None
-        group = group.get_group() if member else None
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     else:
-        member = group is not dist.GroupMember.NON_GROUP_MEMBER
-    if not member:
-        raise ValueError(
-            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
-        )
+        check_member(group)
+        if isinstance(group, dist.device_mesh.DeviceMesh):
+            group = group.get_group()
     return group if group is not None and group.size() > 1 else None
-
-
-def check_group(group: Group) -> None:
-    """Raise :class:`TypeError` unless ``group`` is something that :func:`resolve` takes."""
-    absent = group is None or group is dist.GroupMember.NON_GROUP_MEMBER
-    is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
-    if not (absent or is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
-        raise TypeError(
-            f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
-        )
 
 
 def world_size(group: ProcessGroup | None) -> int:
@@ -74,9 +56,42 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group_name: str) -> Tensor:
         ctx.group_name = group_name
-        total = torch.ops._c10d_functional.all_reduce(tensor.contiguous(), "sum", group_name)
-        return torch.ops._c10d_functional.wait_tensor(total)
+        # The operator for compiled code takes some microseconds more, which eager code need not pay.
+        reduce = torch.ops.sbnref.all_reduce if torch.compiler.is_compiling() else _all_reduce_now
+        return reduce(tensor.contiguous(), group_name)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(grad, ctx.group_name), None
+
+
+def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:
+    total = torch.ops._c10d_functional.all_reduce(tensor, "sum", group_name)
+    return torch.ops._c10d_functional.wait_tensor(total)
+
+
+# ---- what a compiler sees: an operator with an effect ----
+#
+# PyTorch's functional collectives are pure to torch.compile, which may therefore merge two that are given the same
+# payload (an empty rank's payloads are all the same constant), move one that depends on no gradient from the backward
+# pass into the forward pass, run one again where a backward pass needs its result, and reorder two that do not depend
+# on each other. Each rank compiles by itself, sees other payloads, and decides otherwise: ranks then wait for
+# collectives that others do not make. An operator with an ordered effect is run as often, and in the order, in which
+# the program calls it. PyTorch means to merge (its issues 130918 and 146045), and 2.14.1 still does: this stays needed
+# until PyTorch gives its own collectives such an effect.
+
+_LIBRARY = torch.library.Library("sbnref", "FRAGMENT")
+_LIBRARY.define("all_reduce(Tensor payload, str group_name) -> Tensor")
+_LIBRARY.impl("all_reduce", _all_reduce_now, "CompositeExplicitAutograd")
+_LIBRARY._register_effectful_op("sbnref::all_reduce", torch._library.effects.EffectType.ORDERED)
+
+
+@torch.library.register_fake("sbnref::all_reduce", lib=_LIBRARY)
+def _(payload: Tensor, group_name: str) -> Tensor:
+    # What has an effect cannot be run again: take it out of the checkpoint that is being traced, if one is. PyTorch's
+    # own rule for such operators exempts checkpoints, and fails on them.
+    torch.fx.traceback.current_meta.pop("recompute", None)
+    return torch.empty_like(payload)
+
+
+torch.utils.checkpoint.SAC_IGNORED_OPS.add(torch.ops.sbnref.all_reduce.default)  # a checkpoint does not mark it anew

@@ -1,11 +1,3 @@
-"""The layer by name in mmengine and mmcv configurations: ``norm_cfg=dict(type="SBNRef", stats_mode="N")``.
+"""The address of :mod:`sbnref.interop.mm` in configuration files: ``custom_imports = dict(imports=["sbnref.mm"])``."""
 
-Importing this module registers it with mmengine's models, which have to be installed. A configuration file does that by
-itself with ``custom_imports = dict(imports=["sbnref.mm"])``.
-"""
-
-from mmengine.registry import MODELS
-
-from .module import SyncBatchNorm
-
-MODELS.register_module("SBNRef", module=SyncBatchNorm)
+from .interop import mm  # noqa: F401

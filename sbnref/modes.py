@@ -9,8 +9,7 @@ Rank *r* of *G* holds :math:`m_r` elements per channel in a batch of :math:`n_r`
 
 and differs from the others only in :math:`w_r` and :math:`D`. Each rank sends one vector of :math:`2C + 2` numbers,
 :math:`[w \\mu,\\; w (v + \\mu^2),\\; w,\\; m]`; the sum of these vectors over the ranks, the *total*, holds all there
-is to know. This module is the arithmetic between the vectors: what a rank weighs, what a total means, and what it does
-to the running statistics.
+is to know. This module is the arithmetic between the vectors: what a rank weighs, and what a total means.
 """
 
 from __future__ import annotations
@@ -82,37 +81,3 @@ def combine(total: Tensor, divisor: int | None) -> Statistics:
     mean = s1 / d
     var = (s2 - 2 * mean * s1 + mean * mean * weight) / d
     return Statistics(mean, var.clamp(min=0), d, weight, elements)
-
-
-class RunningStats(NamedTuple):
-    """The buffers that training updates in place."""
-
-    mean: Tensor  #: (C,) any floating dtype
-    var: Tensor  #: (C,) unbiased
-    num_batches_tracked: Tensor | None  #: () int64
-
-
-@torch.no_grad()
-def update_running_stats(running: RunningStats, stats: Statistics, momentum: float | None) -> None:
-    """Move the running statistics towards this step's, identically on every rank and without asking the host.
-
-    The variance is corrected by :math:`M / (M - 1)` with the group's M, not the rank's own, so ranks with unequal
-    batches stay equal. A step in which every rank is empty changes nothing, ``num_batches_tracked`` included.
-
-    Args:
-        running: updated in place.
-        stats: this step's.
-        momentum: the factor of the exponential average; None asks for the cumulative average.
-    """
-    seen = stats.elements > 0
-    if running.num_batches_tracked is not None:
-        running.num_batches_tracked.add_(seen)
-    if momentum is None:
-        assert running.num_batches_tracked is not None  # refused by functional.check otherwise
-        factor = 1 / running.num_batches_tracked.to(stats.mean.dtype)
-    else:
-        factor = torch.full_like(stats.elements, momentum)
-    unbiased = stats.var * stats.elements / (stats.elements - 1).clamp(min=1)  # var is 0 already where M is 1
-    for buffer, value in ((running.mean, stats.mean), (running.var, unbiased)):
-        moved = buffer.to(value.dtype) * (1 - factor) + value * factor
-        buffer.copy_(torch.where(seen, moved, buffer))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .collectives import check_group
-from .functional import check_stats_mode, sync_batch_norm
+from .functional import sync_batch_norm
 from .impls import check_name
+from .refusals import check_group, check_stats_mode
 
 if TYPE_CHECKING:
     from .collectives import Group

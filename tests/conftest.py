@@ -10,7 +10,13 @@ import torch
 
 import sbnref
 
+TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
+
 _summary: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ways", type=int, default=2, help="how many choices at a time are combined in every way")
 
 
 @pytest.fixture(scope="session")
@@ -21,24 +27,31 @@ def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
 
         def of_size(world_size: int) -> sbnref.Ranks:
             if world_size not in pools:
-                pools[world_size] = stack.enter_context(sbnref.Ranks(world_size, timeout=120))
+                pools[world_size] = stack.enter_context(sbnref.Ranks(world_size, timeout=TIMEOUT))
             return pools[world_size]
 
         yield of_size
 
 
 @pytest.fixture(scope="session")
-def simulated() -> Iterator[sbnref.Ranks]:
-    """Two ranks whose layers run the simulated kernels. A process that has loaded the simulation keeps it."""
-    with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(2, timeout=120) as ranks:
-        environment.setenv("SBNREF_CUDASIM", "1")
-        environment.setenv("SBNREF_IMPL", "cuda")
-        build = "from sbnref import build; build.library()"  # before the ranks' time runs
-        subprocess.run((sys.executable, "-c", build), check=True)
-        chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
-        assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * 2
-        environment.undo()
-        yield ranks
+def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
+    """``simulated(2)`` is a pool of two ranks whose layers run the simulated kernels where none other are asked for."""
+    pools: dict[int, sbnref.Ranks] = {}
+    with ExitStack() as stack:
+
+        def of_size(world_size: int) -> sbnref.Ranks:
+            if world_size not in pools:
+                pools[world_size] = ranks = stack.enter_context(sbnref.Ranks(world_size, timeout=TIMEOUT))
+                with pytest.MonkeyPatch.context() as environment:
+                    environment.setenv("SBNREF_CUDASIM", "1")
+                    environment.setenv("SBNREF_IMPL", "cuda")
+                    load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
+                    subprocess.run((sys.executable, "-c", load), check=True)
+                    chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
+                assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * world_size
+            return pools[world_size]
+
+        yield of_size
 
 
 @pytest.fixture

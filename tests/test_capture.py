@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from sbnref import SyncBatchNorm
@@ -63,3 +64,26 @@ def test_a_captured_step_is_replayed(impl, batch_size):
         torch.testing.assert_close(captured_dx, x.grad)
         torch.testing.assert_close(captured.weight.grad, eager.weight.grad)
         torch.testing.assert_close(captured.state_dict(), eager.state_dict())
+
+
+def check_reduce_overhead(device: str) -> None:
+    """The kernels in the CUDA graphs that ``mode="reduce-overhead"`` makes: warmed up, recorded and replayed."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    eager = nn.Sequential(*(SyncBatchNorm(4, impl="cuda", device=device) for _ in range(3)))  # splits, so tickets
+    graphed = copy.deepcopy(eager)
+    compiled = torch.compile(graphed, mode="reduce-overhead", fullgraph=True)
+    for batch_size in (64, 64, 64, 0, 0, 0, 64, 0, 3, 3, 3):
+        x, dy = torch.randn(2, batch_size, 4, 32, 32, device=device)
+        torch.compiler.cudagraph_mark_step_begin()
+        got = {}
+        for name, model in (("eager", eager), ("graphed", compiled)):
+            leaf = x.clone().requires_grad_()
+            model.zero_grad()
+            model(leaf).backward(dy)
+            got[name] = leaf.grad.clone(), [p.grad.clone() for p in model.parameters()]
+        torch.testing.assert_close(got["graphed"], got["eager"], msg=lambda m, n=batch_size: f"batch of {n}: {m}")
+        torch.testing.assert_close(graphed.state_dict(), eager.state_dict())
+    if device == "cuda":
+        assert not counters["inductor"]["cudagraph_skips"], "no CUDA graph was made: nothing was checked"

@@ -15,12 +15,13 @@ import torch
 from planted import BUGS
 from typer.testing import CliRunner
 
-from sbnref import template as start
-from sbnref.check import SECTIONS, Grade, StageGrade, _hint, check, template
 from sbnref.cli import app
-from sbnref.conformance import grade
 from sbnref.conformance.cases import Case
-from sbnref.conformance.search import search
+from sbnref.grading import grade
+from sbnref.grading import template as start
+from sbnref.grading.check import Grade, StageGrade, check, template
+from sbnref.grading.hints import SECTIONS, where_to_look
+from sbnref.grading.search import search
 from sbnref.impls import STAGES, reference
 
 
@@ -32,7 +33,7 @@ def replaced(**stages):
 def found(stage, **options):
     """The failure of a stage, with the hint and the section of the derivations for it."""
     failure, _ = search(stage, replaced(**{stage: options.pop("function")}), **options)
-    return failure, *_hint(stage, "failed", vars(failure))
+    return failure, *where_to_look(stage, "failed", vars(failure))
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -54,7 +55,7 @@ def test_hints_follow_from_what_the_smallest_step_still_has():
     def hint_for(bug):
         impl, stage = BUGS[bug]
         failure, _ = search(stage, impl)
-        return _hint(stage, "failed", vars(failure))
+        return where_to_look(stage, "failed", vars(failure))
 
     assert hint_for("half-accumulation")[1] == "Floating point"
     assert "half precision" in hint_for("half-accumulation")[0]
@@ -89,7 +90,7 @@ def test_other_hints():
         ("forward_stats", {"features": ["empty rank"]}, "nothing may be divided by them"),
         ("layer", {}, "have in common"),
     ):
-        assert text in _hint(stage, "failed", {**base, **changed})[0]
+        assert text in where_to_look(stage, "failed", {**base, **changed})[0]
 
 
 def test_wrong_kinds_are_named():

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import sbnref
 from sbnref.cli import app
-from sbnref.compare import RandomLayer
 from sbnref.conformance.accuracy import INPUTS
 from sbnref.conformance.stages import Exact, Share, difference, run_stage
+from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import impl_names, reference
 
 

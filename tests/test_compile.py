@@ -1,6 +1,7 @@
 """torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
 
 import copy
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sbnref
@@ -24,11 +26,11 @@ def network(**options) -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(3, 5, 1), SyncBatchNorm(5, **options), nn.SiLU(), nn.Conv1d(5, 2, 2))
 
 
-def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def step(model: nn.Module, x: Tensor, *, dynamic: bool = True) -> dict[str, Tensor]:
     """A training step: everything that it computes or changes, by name."""
     model.zero_grad()
     leaf = x.clone().requires_grad_()
-    if len(x) > 1:
+    if dynamic and len(x) > 1:
         torch._dynamo.mark_dynamic(leaf, 0)
     y = model(leaf)
     y.pow(2).sum().backward()
@@ -43,6 +45,11 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None
         torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-5, msg=lambda m, text=text: f"{text}: {m}")
 
 
+def kinds_of_batches(sizes: list[int]) -> int:
+    """How often code is compiled for batches of these sizes: for none, for one, and for many."""
+    return len({min(size, 2) for size in sizes})
+
+
 def compiled_steps(impl: str, modes: list[str], backend: str, batches: list[tuple[int, int]]) -> None:
     with torch._dynamo.config.patch(recompile_limit=64):
         for stats_mode in modes:
@@ -53,7 +60,7 @@ def compiled_steps(impl: str, modes: list[str], backend: str, batches: list[tupl
             for sizes in batches:
                 x = torch.randn(sizes[dist.get_rank()], 3, 6)
                 agree(step(compiled, x), step(eager, x), f"{stats_mode}, batches {sizes}")
-            kinds = len({min(sizes[dist.get_rank()], 2) for sizes in batches})  # 0, 1 and many
+            kinds = kinds_of_batches([sizes[dist.get_rank()] for sizes in batches])
             assert counter.frame_count == kinds, f"compiled {counter.frame_count} times for {kinds} kinds of batches"
     torch._dynamo.reset()
 
@@ -63,11 +70,92 @@ def test_all_modes_with_ragged_and_empty_ranks(world):
 
 
 def test_the_kernels(simulated):
-    simulated.run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
+    simulated(2).run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
 
 
 def test_inductor(world):
     world(2).run(compiled_steps, "reference", ["default"], "inductor", MANY)
+
+
+def collectives_of(graph: torch.fx.Graph) -> list[int]:
+    """How many numbers each collective of a compiled graph adds up, in order, whatever form the collective has."""
+    found = []
+    for node in graph.nodes:
+        operators = [part for part in (node.target, *node.args) if isinstance(part, torch._ops.OpOverload)]
+        if any("all_reduce" in operator.name() for operator in operators):
+            found.append(tree_leaves(node.meta["val"])[-1].numel())
+    return found
+
+
+def compiled_collectives(options: dict, batch_sizes: tuple[int, int]) -> list[list[int]]:
+    """Those of each graph that inductor makes of a training step, as they are before code is made of them."""
+    graphs: list[list[int]] = []
+    torch._dynamo.reset()
+    layers = [SyncBatchNorm(3, **options) for _ in range(3)]
+    twins = SyncBatchNorm(3, **options), SyncBatchNorm(3, **options)
+
+    @torch.compile(fullgraph=True)
+    def forward(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x).tanh()
+        return twins[0](x) * twins[1](x)
+
+    def look(graph: torch.fx.Graph) -> None:
+        graphs.append(collectives_of(graph))
+
+    with torch._inductor.config.patch(post_grad_custom_post_pass=look, compile_threads=1):
+        x = torch.randn(batch_sizes[dist.get_rank()], 3, 4, requires_grad=True)
+        forward(x).sum().backward()
+    torch._dynamo.reset()
+    return graphs
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False, "track_running_stats": False}], ids=["all", "bare"])
+def test_an_empty_rank_has_the_collectives_of_a_full_one_in_its_graphs(world, options):
+    full, empty = world(2).run(compiled_collectives, options, (4, 0))
+    assert full == empty == [[2 * 3 + 2] * 5, [2 * 3] * 5]  # forward, backward
+
+
+def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
+    """Two layers in a checkpoint, compiled within it or around it; an empty rank has nothing to compute again."""
+    torch._dynamo.reset()
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    eager = nn.Sequential(SyncBatchNorm(3), nn.GELU(), SyncBatchNorm(3), nn.Tanh())
+    within = copy.deepcopy(eager)
+
+    def forward(x: Tensor) -> Tensor:
+        return checkpoint(run, x, use_reentrant=use_reentrant)
+
+    with torch._inductor.config.patch(compile_threads=1):
+        compiler = partial(torch.compile, fullgraph=True, backend=backend)
+        run = compiler(within) if where == "within" else within
+        compiled = forward if where == "within" else compiler(forward)
+        for sizes in ((4, 3), (2, 0), (0, 0)):
+            x = torch.randn(sizes[rank], 3, 5)
+            xs = [x.clone().requires_grad_() for _ in range(2)]
+            for f, leaf in zip((compiled, eager), xs, strict=True):
+                f(leaf).pow(2).sum().backward()
+            torch.testing.assert_close(xs[0].grad, xs[1].grad)
+    if where == "around":  # what is compiled by itself cannot tell that it runs again
+        torch.testing.assert_close(within.state_dict(), eager.state_dict())
+    for p, q in zip(within.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("backend", "use_reentrant", "where"),
+    [
+        ("inductor", False, "around"),
+        ("aot_eager", True, "around"),
+        ("inductor", False, "within"),
+        ("aot_eager", True, "within"),
+        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
+    ],
+)
+def test_checkpoints_on_ranks_of_which_some_are_empty(world, backend, use_reentrant, where):
+    world(2).run(checkpointed_steps, backend, use_reentrant, where)
 
 
 def under_ddp() -> None:

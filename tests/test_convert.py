@@ -110,7 +110,7 @@ def test_a_layer_built_synchronized_becomes_what_its_first_input_says():
         (2, 3, 4): nn.BatchNorm1d,
         (2, 3, 4, 4): nn.BatchNorm2d,
         (2, 3, 4, 4, 4): nn.BatchNorm3d,
-        (2, 3, 1, 1, 1, 2): sbnref.convert.BatchNorm,
+        (2, 3, 1, 1, 1, 2): sbnref.interop.convert.BatchNorm,
     }.items():
         layer = revert_sync_batchnorm(SyncBatchNorm(3))
         assert isinstance(copy.deepcopy(layer), nn.modules.batchnorm._BatchNorm)

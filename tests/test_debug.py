@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 import sbnref
-from sbnref import debug, functional
+from sbnref import functional
+from sbnref.debugging import agreement
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_group_that_is_none_is_refused_as_ever(debugged):
 
 
 def test_without_the_flag_nothing_is_added():
-    assert not debug.ENABLED
+    assert not agreement.ENABLED
     assert not hasattr(functional.sync_batch_norm, "__wrapped__")
-    assert debug.agree_first(step) is step
+    assert agreement.agree_first(step) is step
     assert not nn.modules.module._global_forward_pre_hooks

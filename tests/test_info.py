@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sbnref import build
 from sbnref.cli import app
-from sbnref.traffic import launch_plan
+from sbnref.debugging.traffic import launch_plan
+from sbnref.impls import build
 
 
 def test_as_a_table(monkeypatch):

@@ -37,7 +37,7 @@ def test_mmcv_builds_blocks_with_it():
     block(torch.randn(2, 3, 8, 8)).sum().backward()
     assert block.bn.num_batches_tracked == 1
     assert block.conv.weight.grad is not None
-    assert type(sbnref.revert_sync_batchnorm(block).bn) is sbnref.convert.BatchNorm
+    assert type(sbnref.revert_sync_batchnorm(block).bn) is sbnref.interop.convert.BatchNorm
 
 
 def test_a_configuration_file_imports_it(tmp_path):

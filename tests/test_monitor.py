@@ -10,8 +10,8 @@ from torch import nn
 import sbnref
 from sbnref.conformance.oracle import flat, forward
 from sbnref.conformance.watch import Watch
+from sbnref.debugging.monitor import Layer, Step
 from sbnref.modes import STATS_MODES
-from sbnref.monitor import Layer, Step
 
 
 def watched(sizes, **options):

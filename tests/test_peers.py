@@ -8,7 +8,7 @@ from torch import nn
 from sbnref import SyncBatchNorm
 from sbnref.bench.peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
 from sbnref.bench.suites import fairscale
-from sbnref.conformance.cases import CHANNELS, close, random_inputs
+from sbnref.conformance.cases.parts import CHANNELS, close, random_inputs
 from sbnref.conformance.oracle import train_step
 from sbnref.conformance.watch import Watch
 

@@ -152,7 +152,7 @@ import matplotlib.pyplot as plt
 def off(sizes, peer):
     """Runs on every rank: the relative error of this rank's dx, mode 'N'."""
     from sbnref.bench.peers import MMCVSyncBatchNorm
-    from sbnref.conformance.cases import random_inputs
+    from sbnref.conformance.cases.parts import random_inputs
     from sbnref.conformance.oracle import train_step
 
     xs, dys = random_inputs(sizes, [(2, 2)] * len(sizes), torch.float64)

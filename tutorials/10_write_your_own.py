@@ -22,7 +22,7 @@ Python.
 import tempfile
 from pathlib import Path
 
-from sbnref.check import check, template
+from sbnref.grading.check import check, template
 
 folder = tempfile.TemporaryDirectory()
 file = Path(folder.name) / "mine.py"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..impls import Implementation, reference
-from ..modes import RunningStats, combine, fixed_divisor, payload_dtype, rank_weight
+from ..modes import combine, fixed_divisor, payload_dtype, rank_weight
+from ..running import RunningStats
 from .oracle import elements_per_channel, flat, over
 
 # How many roundings of the type it accumulates in an implementation may be off by. Sums in any sensible order stay
@@ -285,8 +286,3 @@ def channel_of(quantity: str, index: tuple[int, ...], channels: int) -> int | No
     if not index or (quantity in ("payload", "total") and index[0] >= 2 * channels):
         return None
     return index[0] % channels
-
-
-def times_allowed(share: float) -> str:
-    """A share of what is allowed, above 1, in words."""
-    return f"{share:.3g} times what rounding explains" if share < torch.inf else "which no rounding explains"

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import reference
 
 if TYPE_CHECKING:
-    from ..modes import RunningStats
+    from ..running import RunningStats
 
 #: The names of the four functions, in their order.
 STAGES = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")

@@ -7,13 +7,14 @@ The kernels are in ``csrc``, one file per stage with the same name. Here are onl
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from .. import build
-from ..modes import RunningStats
+from ..running import RunningStats
+from . import build
 
 
 def why_not(device: torch.device) -> str | None:
@@ -22,13 +23,28 @@ def why_not(device: torch.device) -> str | None:
         return "SBNREF_CUDASIM=1 simulates the kernels on CPU tensors; unset it to run them on the GPU"
     if not build.simulated() and device.type != "cuda":
         return "the kernels need CUDA tensors; set SBNREF_CUDASIM=1 to simulate them on CPU tensors"
-    if (reason := build.why_not()) is None:
+    if (reason := build.why_not(_wanted())) is None:
         _register_shapes()
     return reason
 
 
 # torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def library() -> ModuleType:
+    """The kernels' library, loaded: what is no tensor operation, such as the launch plan for a shape.
+
+    Raises:
+        BuildError: it can be neither found nor built.
+    """
+    return build.load(_wanted())
+
+
+@functools.cache
+def _wanted() -> build.Library:
+    """A process has either the simulation or the real kernels: it keeps what it asked for first."""
+    return build.SIMULATION if build.simulated() else build.KERNELS
 
 
 def forward_stats(

@@ -18,7 +18,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..modes import RunningStats, combine, payload_dtype, update_running_stats
+from ..modes import combine, payload_dtype
+from ..running import RunningStats, update_running_stats
 
 
 def forward_stats(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbnref import build
-from sbnref.impls import cuda
+from sbnref.impls import build, cuda
+from sbnref.impls.build import KERNELS, SIMULATION
 
-LOAD = "from sbnref import build; print(build.library().build_info())"
+LOAD = "from sbnref.impls import cuda; print(cuda.library().build_info())"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_where_it_runs(monkeypatch):
 def test_no_compiler(simulated, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match="there is no 'no-such-compiler' on the PATH; install g\\+\\+"):
-        build._check_tools()
+        build._check_tools(SIMULATION)
 
 
 def test_no_ninja(simulated, monkeypatch):
@@ -53,33 +53,33 @@ def test_no_ninja(simulated, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "ninja" else which(name))
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None if name == "ninja" else find(name))
     with pytest.raises(build.BuildError, match="install it with: pip install ninja"):
-        build._check_tools()
+        build._check_tools(SIMULATION)
 
 
 def test_no_sources(simulated, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "CSRC", tmp_path / "missing")
     with pytest.raises(build.BuildError, match="the kernels' sources are missing, expected them in"):
-        build._check_tools()
+        build._check_tools(SIMULATION)
 
 
 def test_pytorch_without_cuda(real, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(build.BuildError, match="was built without CUDA; install one built with it"):
-        build._check_tools()
+        build._check_tools(KERNELS)
 
 
 def test_no_gpu(real, monkeypatch):
     monkeypatch.setattr(build, "_check_cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(build.BuildError, match="no CUDA GPU is visible to PyTorch; see nvidia-smi"):
-        build._check_tools()
+        build._check_tools(KERNELS)
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_no_nvcc(real, monkeypatch, home):
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
     with pytest.raises(build.BuildError, match=r"needs nvcc, and there is none.*install the CUDA toolkit 13\.0"):
-        build._check_tools()
+        build._check_tools(KERNELS)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_nvcc_of_another_version(real, monkeypatch, tmp_path, release, fits):
     nvcc.chmod(0o755)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
     if fits:
-        build._check_tools()
+        build._check_tools(KERNELS)
         return
     message = r"built with CUDA 13\.0, but .* is of CUDA (12\.8|an unknown version); install"
     with pytest.raises(build.BuildError, match=message):
-        build._check_tools()
+        build._check_tools(KERNELS)
 
 
 def test_a_failed_compile_says_what_the_compiler_said_and_is_tried_again(tmp_path):
@@ -131,12 +131,12 @@ def test_processes_that_start_at_once_build_once(tmp_path):
 
 def test_an_interrupted_build_blocks_nobody(tmp_path, simulated, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    stale = build._cache_folder("sbnref_simulation") / "lock"
+    stale = build._cache_folder(SIMULATION) / "lock"
     stale.parent.mkdir(parents=True)
     stale.touch()
     loads = []
     monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *args, **kwargs: loads.append(stale.exists()))
-    build._build("sbnref_simulation", stale.parent)
+    build._build(SIMULATION, stale.parent)
     assert loads == [False]
 
 
@@ -144,22 +144,23 @@ def test_a_library_built_for_another_pytorch(monkeypatch, tmp_path, real):
     (tmp_path / "_kernels.py").write_text("raise ImportError('undefined symbol')")
     monkeypatch.setattr("sbnref.__path__", [*__import__("sbnref").__path__, str(tmp_path)])
     with pytest.raises(build.BuildError, match=r"does not load with PyTorch .*: undefined symbol\. Install"):
-        build._ahead_of_time()
+        build._ahead_of_time(KERNELS)
 
 
 def test_ahead_of_time(monkeypatch, real):
     monkeypatch.setattr(build, "_check_cuda", lambda: None)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
-    extension = build.extension()
+    extension = build.extension(KERNELS)
     assert extension.name == "sbnref._kernels"
     assert all(Path(source).exists() for source in extension.sources)
 
 
 def test_the_reason_is_kept(monkeypatch, real):
     monkeypatch.setattr(torch.version, "cuda", None)
-    build.library.cache_clear()
     build.why_not.cache_clear()
     try:
-        assert "was built without CUDA" in build.why_not()
+        assert "was built without CUDA" in build.why_not(KERNELS)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        assert "was built without CUDA" in build.why_not(KERNELS)
     finally:
         build.why_not.cache_clear()

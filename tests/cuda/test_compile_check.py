@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
-from sbnref.build import CSRC, CUDA_SOURCES, HOST_SOURCES, NVCC_FLAGS
+from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES, NVCC_FLAGS
 
 ARCHITECTURES = ("80", "90")
 INSTANCES = 4 * 4  # element types times layouts and access widths

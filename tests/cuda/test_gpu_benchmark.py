@@ -12,7 +12,7 @@ import torch
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
-from sbnref.build import CSRC, SIMULATION_FLAGS
+from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -96,7 +96,7 @@ def test_without_a_gpu_it_says_so(script, message):
     assert message in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("part", ["build", "operators", "small_step"])
+@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step"])
 def test_a_part_of_the_check_simulated(part):
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part)
     subprocess.run(command, check=True, env={**os.environ, "SBNREF_CUDASIM": "1"})

@@ -12,7 +12,7 @@ from test_gpu_benchmark import benchmark
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 from sbnref.bench.results import tabulate
-from sbnref.build import NVCC_FLAGS
+from sbnref.impls.build import NVCC_FLAGS
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from sbnref.build import CSRC, SIMULATION_FLAGS
+from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
 MISTAKES = {
     "none": "",

@@ -10,10 +10,10 @@ import torch
 from simulation import simulation  # noqa: F401
 from torch import Tensor
 
-from sbnref import build, functional
+from sbnref import functional
 from sbnref.composed import composed_sync_batch_norm
 from sbnref.impls import cuda, reference
-from sbnref.modes import RunningStats
+from sbnref.running import RunningStats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
@@ -144,7 +144,7 @@ def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulation):
 
 
 def check_orders() -> None:
-    library = build.library()
+    library = cuda.library()
     try:
         for shape, layout, dtype in itertools.product(SHAPES, LAYOUTS[:3], (torch.float16, torch.float64)):
             x, dy = layout(tensor(shape, dtype)), layout(tensor(shape, dtype, 1))

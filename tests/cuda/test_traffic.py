@@ -4,8 +4,8 @@ import pytest
 import torch
 from simulation import simulation  # noqa: F401
 
+from sbnref.debugging.traffic import Traffic, in_words, launch_plan
 from sbnref.impls import STAGES
-from sbnref.traffic import Traffic, in_words, launch_plan
 
 # Per channel and block: statistics, coefficients and partial results are at most twelve float64 numbers.
 PER_CHANNEL = 12 * 8

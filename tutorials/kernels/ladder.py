@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from sbnref.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
+from sbnref.impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
 
 KERNELS = Path(__file__).resolve().parent
 SECTOR = 32  # bytes

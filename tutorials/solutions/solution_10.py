@@ -105,7 +105,7 @@ def backward_apply(dy, x, total, saved, gamma, k):
 
 if __name__ == "__main__":
     import sbnref
-    from sbnref.check import check
+    from sbnref.grading.check import check
 
     report = check(__file__, examples=60)
     print(f"1. score {report.score:.2f}")

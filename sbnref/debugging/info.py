@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from . import __version__
-from .impls import impl_names, why_not
+from .. import __version__
+from ..impls import build, impl_names, why_not
 from .report import Report
 from .traffic import in_words, launch_plan
 
@@ -51,7 +50,6 @@ class Info(Report):
     """
 
     def __init__(self, shape: tuple[int, ...] = (32, 64, 56, 56)) -> None:
-        from torch.utils.cpp_extension import get_default_build_root
 
         self.versions = {
             "sbnref": __version__,
@@ -78,7 +76,7 @@ class Info(Report):
         if None in self.impls["cuda"].values():
             x = torch.empty(shape, device="meta")
             self.plans = {name: launch_plan(x, backward=name == "backward") for name in ("forward", "backward")}
-        self.build_cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+        self.build_cache = build.cache()
         self.built = sorted(path.name for path in self.build_cache.glob("sbnref*") if path.is_dir())
         self.variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .module import SyncBatchNorm
+from ..module import SyncBatchNorm
 
 
 def synchronized_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .build import flag
-from .collectives import resolve
-from .impls import choose_impl
+from ..collectives import resolve
+from ..impls import choose_impl
+from ..impls.build import flag
+from ..refusals import check_call
 from .report import in_words, ranks_in_words
 
 if TYPE_CHECKING:
@@ -116,10 +117,8 @@ def _layer_name() -> str:
 
 def _refusal(given: dict[str, Any]) -> Exception | None:
     """What the call is going to raise before it communicates."""
-    from .functional import _check
-
     try:
-        _check(*(given[name] for name in inspect.signature(_check).parameters))
+        check_call(**{name: given[name] for name in inspect.signature(check_call).parameters})
         choose_impl(given["impl"], given["input"].device)
     except (TypeError, ValueError, RuntimeError) as error:
         return error

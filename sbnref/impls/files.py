@@ -1,24 +1,22 @@
-"""Bring in somebody else's stage functions."""
+"""Bringing in what is in somebody's file or module: an implementation's stage functions, or a model to run."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import signal
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from ..impls import STAGES, Implementation
+from . import STAGES, Implementation
 
 
 class NotAnImplementation(ValueError):
-    """The file or module cannot be graded: it is not there, cannot be imported, or has none of the functions."""
+    """The file or module cannot be used: it is not there, cannot be imported, or has none of the functions."""
 
 
 def load_functions(target: str) -> Implementation:
@@ -64,9 +62,9 @@ def _missing(stage: str) -> Callable[..., Any]:
 
 
 def error_in_words(error: BaseException) -> str:
-    """The error, and the innermost line of the graded code that it came through."""
+    """The error, and the innermost line of their code that it came through."""
     text = "".join(traceback.format_exception_only(error)).strip()
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_graded(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
     return (
         f"{text}\n  at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
         if frames
@@ -74,16 +72,7 @@ def error_in_words(error: BaseException) -> str:
     )
 
 
-def death_in_words(code: int) -> str:
-    """How a process ended, from its exit code; negative for a signal."""
-    if code >= 0:
-        return f"ended the process, with exit code {code}"
-    with suppress(ValueError):
-        return f"crashed the process, with signal {signal.Signals(-code).name}"
-    return f"crashed the process, with signal {-code}"
-
-
-def _is_graded(filename: str) -> bool:
+def _is_theirs(filename: str) -> bool:
     """Whether a file is neither Python's nor installed nor ours."""
     others = [Path(__file__).parent.parent, *map(Path, map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))]
     return not filename.startswith("<") and not any(Path(filename).is_relative_to(folder) for folder in others)

@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, Phase, assume, given, settings, strategies
 from hypothesis.errors import Flaky
 from torch import Tensor
 
+from ..conformance.oracle import over
+from ..conformance.stages import Bounded, ContractError, Exact, Share, difference, run_stage
+from ..debugging.report import times_allowed
 from ..impls import Implementation, reference
-from ..modes import STATS_MODES, RunningStats
-from .functions import error_in_words
-from .oracle import over
-from .stages import Bounded, ContractError, Exact, Share, difference, run_stage, times_allowed
+from ..impls.files import error_in_words
+from ..modes import STATS_MODES
+from ..running import RunningStats
 
 MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
 

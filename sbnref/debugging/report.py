@@ -1,4 +1,4 @@
-"""Something that a terminal, a notebook and a log can show."""
+"""Reports that a terminal, a notebook and a log can show, and the words that they have in common."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def in_words(items: Sequence[Any]) -> str:
     """'0, 1 and 3'."""
     *most, last = map(str, items)
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def times_allowed(share: float) -> str:
+    """A share of what is allowed, above 1, in words."""
+    return f"{share:.3g} times what rounding explains" if share < math.inf else "which no rounding explains"
 
 
 def jsonable(value: Any) -> Any:

@@ -20,10 +20,11 @@ from typing import Any, TextIO
 
 import torch
 
+from ..conformance import cases
 from ..impls import Implementation, reference, register_impl
+from ..impls.files import NotAnImplementation, load_functions
 from ..launch import RankError, Ranks
-from .cases import cases
-from .functions import NotAnImplementation, death_in_words, load_functions
+from .apart import death_in_words
 from .search import Failure, Step, examine, features_of, search
 
 SURVIVED = 77  # the exit code of a fork that has come to its end

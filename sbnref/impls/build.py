@@ -1,7 +1,8 @@
-"""Finding the kernels' library: built ahead of time, built on first use and cached, or the reason why not.
+"""Finding an implementation's library of operators: built ahead of time, built on first use and cached, or why not.
 
-The library is one of two: the kernels compiled by nvcc for CUDA tensors, or, with ``SBNREF_CUDASIM=1``, the same
-sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU tensors.
+:data:`KERNELS` are the kernels compiled by nvcc for CUDA tensors; :data:`SIMULATION`, which ``SBNREF_CUDASIM=1`` asks
+for, is the same sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU
+tensors.
 
 Environment variables:
 
@@ -24,14 +25,15 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-_HERE = Path(__file__).resolve().parent
-CSRC = _HERE / "csrc" if (_HERE / "csrc").is_dir() else _HERE.parent / "csrc"  # in a wheel, in a checkout
+_PACKAGE = Path(__file__).resolve().parents[1]
+CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
 
 HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
@@ -40,6 +42,41 @@ SIMULATION_SOURCES = ("sim/kernels.cpp", "sim/cudasim.cpp")
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
 # The host must round every operation by itself, as the kernels ask of the GPU where it matters.
 SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM", "-ffp-contract=off", "-Wno-unknown-pragmas")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What a library is made of, and where it is found.
+
+    Attributes:
+        name: the file's, where it is built on first use.
+        what: it is, in words.
+        sources: below :data:`CSRC`.
+        flags: of the host's compiler.
+        cuda: whether nvcc compiles it too, for the GPUs at hand.
+        installed: the module that it is in an installation which built it ahead of time; None if none builds it.
+        more_flags: the environment variable with more flags for compiling and linking; None if there is none.
+    """
+
+    name: str
+    what: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...] = ("-O2",)
+    cuda: bool = False
+    installed: str | None = None
+    more_flags: str | None = None
+
+
+KERNELS = Library(
+    "sbnref_kernels", "its CUDA kernels", HOST_SOURCES + CUDA_SOURCES, cuda=True, installed="sbnref._kernels"
+)
+SIMULATION = Library(
+    "sbnref_simulation",
+    "the simulation of its kernels",
+    HOST_SOURCES + SIMULATION_SOURCES,
+    SIMULATION_FLAGS,
+    more_flags="SBNREF_CUDASIM_FLAGS",
+)
 
 
 class BuildError(RuntimeError):
@@ -57,50 +94,52 @@ def simulated() -> bool:
 
 
 @functools.cache
-def library() -> ModuleType:
-    """The library, loaded; its operators are then :data:`torch.ops.sbnref`. Builds it where it has to be built.
+def load(library: Library) -> ModuleType:
+    """The library, loaded: its operators are then in :data:`torch.ops`. Builds it where it has to be built.
 
     Raises:
         BuildError: it can be neither found nor built.
     """
-    if not simulated() and (ready_made := _ahead_of_time()) is not None:
+    if (ready_made := _ahead_of_time(library)) is not None:
         return ready_made
-    _check_tools()
-    return _on_first_use()
+    _check_tools(library)
+    return _on_first_use(library)
 
 
 @functools.cache
-def why_not() -> str | None:
-    """Why there is no library, in words; None where there is one."""
+def why_not(library: Library) -> str | None:
+    """Why there is no such library, in words; None where there is one."""
     try:
-        library()
+        load(library)
     except BuildError as error:
         return str(error)
     return None
 
 
-def extension() -> Any:
+def extension(library: Library) -> Any:
     """The library as setuptools builds it ahead of time.
 
     Raises:
-        BuildError: PyTorch has no CUDA, nvcc is missing, or the two do not fit.
+        BuildError: it needs CUDA and PyTorch has none, nvcc is missing, or the two do not fit.
     """
-    from torch.utils.cpp_extension import CUDAExtension
+    from torch.utils import cpp_extension
 
-    _check_cuda()
-    return CUDAExtension(
-        "sbnref._kernels",
-        [os.path.relpath(CSRC / source) for source in HOST_SOURCES + CUDA_SOURCES],
+    if library.cuda:
+        _check_cuda()
+    kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
+    return kind(
+        library.installed,
+        [os.path.relpath(CSRC / source) for source in library.sources],
         include_dirs=[str(CSRC)],
-        extra_compile_args={"cxx": ["-O2"], "nvcc": list(NVCC_FLAGS)},
+        extra_compile_args={"cxx": list(library.flags), "nvcc": list(NVCC_FLAGS)},
     )
 
 
-def _ahead_of_time() -> ModuleType | None:
-    if importlib.util.find_spec("sbnref._kernels") is None:
+def _ahead_of_time(library: Library) -> ModuleType | None:
+    if library.installed is None or importlib.util.find_spec(library.installed) is None:
         return None
     try:
-        return importlib.import_module("sbnref._kernels")
+        return importlib.import_module(library.installed)
     except ImportError as error:
         raise BuildError(
             f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
@@ -108,47 +147,47 @@ def _ahead_of_time() -> ModuleType | None:
         ) from error
 
 
-def _on_first_use() -> ModuleType:
+def _on_first_use(library: Library) -> ModuleType:
     from filelock import FileLock  # PyTorch depends on it
 
-    name = "sbnref_simulation" if simulated() else "sbnref_kernels"
-    folder = _cache_folder(name)
+    folder = _cache_folder(library)
     folder.mkdir(parents=True, exist_ok=True)
     finished = folder / "finished"
     with FileLock(folder.with_suffix(".lock")):  # several ranks may start at once; it is freed when its holder dies
         if not finished.exists():
-            _build(name, folder)
+            _build(library, folder)
             finished.touch()
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
+    spec = importlib.util.spec_from_file_location(library.name, folder / f"{library.name}.so")
     assert spec is not None
     assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise BuildError(f"{folder / name}.so does not load: {error}. Delete {folder} to build it again") from error
+        raise BuildError(
+            f"{folder / library.name}.so does not load: {error}. Delete {folder} to build it again"
+        ) from error
     return module
 
 
-def _build(name: str, folder: Path) -> None:
+def _build(library: Library, folder: Path) -> None:
     from torch.utils import cpp_extension
 
-    sources = HOST_SOURCES + (SIMULATION_SOURCES if simulated() else CUDA_SOURCES)
-    what = "the simulation of its kernels" if simulated() else f"its CUDA kernels for {', '.join(_architectures())}"
+    what = f"{library.what} for {', '.join(_architectures())}" if library.cuda else library.what
     print(f"sbnref: building {what} in {folder}, once; this takes about a minute", file=sys.stderr, flush=True)
     (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
-    more = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
+    more = shlex.split(_more_flags(library))
     start = time.monotonic()
     try:
         cpp_extension.load(
-            name,
-            [str(CSRC / source) for source in sources],
+            library.name,
+            [str(CSRC / source) for source in library.sources],
             extra_include_paths=[str(CSRC)],
-            extra_cflags=[*SIMULATION_FLAGS, *more] if simulated() else ["-O2"],
+            extra_cflags=[*library.flags, *more],
             extra_cuda_cflags=list(NVCC_FLAGS),
-            extra_ldflags=more if simulated() else [],
+            extra_ldflags=more,
             build_directory=str(folder),
-            with_cuda=not simulated(),
+            with_cuda=library.cuda,
             is_python_module=False,
         )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
@@ -156,21 +195,28 @@ def _build(name: str, folder: Path) -> None:
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _cache_folder(name: str) -> Path:
-    """One folder for each combination of what a library depends on."""
+def _more_flags(library: Library) -> str:
+    return os.environ.get(library.more_flags, "") if library.more_flags else ""
+
+
+def cache() -> Path:
+    """Where the folders of the libraries lie that are built on first use."""
     from torch.utils.cpp_extension import get_default_build_root
 
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def _cache_folder(library: Library) -> Path:
+    """One folder for each combination of what a library depends on."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
-    if simulated():
-        parts.append(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
-    else:
+    parts.append(_more_flags(library))
+    if library.cuda:
         parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(p for p in CSRC.rglob("*") if p.is_file()):
         digest.update(source.relative_to(CSRC).as_posix().encode() + source.read_bytes())
     digest.update(Path(__file__).read_bytes())
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    return Path(root) / f"{name}-{digest.hexdigest()[:16]}"
+    return cache() / f"{library.name}-{digest.hexdigest()[:16]}"
 
 
 def _architectures() -> list[str]:
@@ -181,7 +227,7 @@ def _architectures() -> list[str]:
     return sorted(f"{major}.{minor}" for major, minor in capabilities)
 
 
-def _check_tools() -> None:
+def _check_tools(library: Library) -> None:
     """Raise :class:`BuildError` for what building would fail on, in words that help."""
     if not CSRC.is_dir():
         raise BuildError(f"the kernels' sources are missing, expected them in {CSRC}; install sbnref again")
@@ -193,7 +239,7 @@ def _check_tools() -> None:
         )
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         raise BuildError("building needs ninja; install it with: pip install ninja")
-    if not simulated():
+    if library.cuda:
         _check_cuda()
         if not torch.cuda.is_available():
             raise BuildError("no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES")

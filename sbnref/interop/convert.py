@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .module import SyncBatchNorm
+from ..module import SyncBatchNorm
 
 if TYPE_CHECKING:
-    from .collectives import Group
+    from ..collectives import Group
 
 # The layers that compute what ours computes, by the class that defines their forward pass. They go by name, so that no
 # package has to be installed or imported to be recognized, and a subclass with a forward pass of its own is not.

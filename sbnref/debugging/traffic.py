@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import build
-from .impls import cuda
+from ..impls import cuda
 from .report import Report
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Traffic(Report):
         x = torch.zeros(shape, dtype=dtype)
         if channels_last:
             x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-        library = build.library()
+        library = cuda.library()
         library.simulate_multiprocessors(multiprocessors)
         try:
             self.stages = [_count(stage, x, call, multiprocessors) for stage, call in _calls(x).items()]
@@ -143,7 +142,7 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
     channels = x.shape[1]
     inner = x.numel() if channels == 1 else x.stride(1)
     outer = x.numel() // (channels * inner) if x.numel() else 0
-    return build.library().launch_plan(
+    return cuda.library().launch_plan(
         outer, channels, inner if outer else 1, x.element_size(), backward=backward, multiprocessors=multiprocessors
     )
 
@@ -182,7 +181,7 @@ def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: int) -> StageTraffic:
-    library = build.library()
+    library = cuda.library()
     library.start_counting()
     try:
         call()

@@ -1,0 +1,60 @@
+"""Groups: ranks synchronize with those of their group and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from .parts import Case, compare_step, random_inputs, random_layer
+from .refusals import refusal
+
+
+def cases() -> Iterator[Case]:
+    """Family ``groups``."""
+    yield Case("groups: a subgroup of the world", 4, check_subgroup)
+    yield Case("groups: device meshes, one rank of a subgroup empty", 4, check_device_mesh)
+
+
+def check_subgroup(impl: str, device: str) -> None:
+    """Ranks of a subgroup synchronize among themselves; the others may do something else meanwhile."""
+    evens, odd = dist.new_group([0, 2]), dist.new_group([3])
+    rank = dist.get_rank()
+    xs, dys = random_inputs([2, 4, 3, 2], [(4,)] * 4, torch.float32)
+    if rank in (0, 2):
+        layer = random_layer(group=evens, stats_mode="default", impl=impl, device=device)
+        compare_step(layer, xs[::2], dys[::2], rank // 2)
+    elif rank == 3:
+        layer = random_layer(group=odd, stats_mode="N", impl=impl, device=device)
+        compare_step(layer, xs[3:], dys[3:], 0)
+    else:
+        for group in (evens, odd):
+            layer = random_layer(group=group, impl=impl, device=device)
+            with refusal(ValueError, "rank 1 is not a member"):
+                layer(xs[rank].to(device))
+
+
+def check_device_mesh(impl: str, device: str) -> None:
+    """A mesh of one dimension is a group; of a mesh of two, one dimension has to be named."""
+    rank = dist.get_rank()
+    xs, dys = random_inputs([2, 4, 0, 3], [(4,)] * 4, torch.float32)
+    mesh_device = "cpu" if dist.get_backend() == "gloo" else torch.device(device).type
+    layer = random_layer(group=init_device_mesh(mesh_device, (4,)), stats_mode="N", impl=impl, device=device)
+    compare_step(layer, xs, dys, rank)
+
+    mesh = init_device_mesh(mesh_device, (2, 2), mesh_dim_names=("replica", "batch"))
+    row = slice(0, 2) if rank < 2 else slice(2, 4)
+    layer = random_layer(group=mesh["batch"], stats_mode="exact", impl=impl, device=device)
+    compare_step(layer, xs[row], dys[row], rank % 2)
+    layer = random_layer(group=mesh, impl=impl, device=device)
+    with refusal(ValueError, "one-dimensional DeviceMesh, got one of 2 dimensions"):
+        layer(xs[rank].to(device))
+
+    layer = random_layer(group=DeviceMesh(mesh_device, [0, 1, 2]), stats_mode="N", impl=impl, device=device)
+    if rank == 3:
+        with refusal(ValueError, "rank 3 is not a member"):
+            layer(xs[rank].to(device))
+    else:
+        compare_step(layer, xs[:3], dys[:3], rank)

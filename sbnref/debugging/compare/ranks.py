@@ -1,0 +1,106 @@
+"""A comparison on new ranks of this machine: of a model from somebody's file, or of a layer on random input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...impls import choose_impl, impl_names, register_impl
+from ...impls.files import import_target, load_functions
+from ...launch import launch
+from ...module import SyncBatchNorm
+from ...refusals import DTYPES, check_stats_mode
+from . import Comparison, check_two, compare
+
+
+@dataclass(frozen=True)
+class RandomLayer:
+    """A layer and random input for it: what ``sbnref compare`` runs without a target.
+
+    Attributes:
+        shape: of each rank's input, (N, C, \\*).
+        empty_rank: a rank whose input has no samples.
+        dtype: of the input, by its name; parameters are float32, or float64 for float64.
+        stats_mode: of the layer.
+        device: where all lies.
+    """
+
+    shape: tuple[int, ...]
+    empty_rank: int | None = None
+    dtype: str = "float32"
+    stats_mode: str = "default"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+        if self.dtype not in names:
+            raise ValueError(f"expected dtype to be one of {', '.join(names)}, got {self.dtype!r}")
+        check_stats_mode(self.stats_mode)
+
+    def __call__(self) -> tuple[nn.Module, Tensor]:
+        """This rank's part: the same layer on every rank, its own input."""
+        rank = dist.get_rank()
+        dtype = getattr(torch, self.dtype)
+        generator = torch.Generator().manual_seed(rank)
+        samples, channels, *spatial = self.shape
+        x = torch.randn(0 if rank == self.empty_rank else samples, channels, *spatial, generator=generator) + rank
+        parameters = torch.promote_types(dtype, torch.float32)
+        layer = SyncBatchNorm(channels, stats_mode=self.stats_mode, device=self.device, dtype=parameters)
+        return layer, x.to(self.device, dtype)
+
+
+def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str], ranks: int) -> Comparison:
+    """:func:`compare` on new ranks of this machine.
+
+    Args:
+        target: ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'``, called on each rank, gives (model, inputs); or a
+            :class:`RandomLayer`.
+        impls: two names, or files with the four stage functions.
+        ranks: how many.
+
+    Raises:
+        ValueError: there is no such target, implementation or rank.
+        RuntimeError: an implementation cannot run here.
+        RankError: what the target does failed.
+    """
+    check_two(impls)
+    make = _find(target) if isinstance(target, str) else target
+    if isinstance(make, RandomLayer) and make.empty_rank is not None and not 0 <= make.empty_rank < ranks:
+        raise ValueError(f"expected empty_rank to be one of the {ranks} ranks, 0 to {ranks - 1}, got {make.empty_rank}")
+    for name in impls:
+        _register_file(name)
+        if isinstance(make, RandomLayer):
+            choose_impl(name, torch.device(make.device))  # refused here, in a sentence, rather than on the ranks
+    return launch(_compare_here, ranks, target, tuple(impls))[0]
+
+
+def _compare_here(target: str | RandomLayer, impls: tuple[str, ...]) -> Comparison:
+    for name in impls:
+        _register_file(name)
+    model, inputs = (_find(target) if isinstance(target, str) else target)()
+    return compare(model, inputs, impls)
+
+
+def _register_file(name: str) -> None:
+    """A file with stage functions goes by its path."""
+    if name.endswith(".py") and name not in impl_names():
+        register_impl(name, load_functions(name))
+
+
+def _find(target: str) -> Callable[[], tuple[nn.Module, Any]]:
+    """The function that ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'`` names."""
+    place, _, name = target.rpartition(":")
+    if not place:
+        raise ValueError(f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {target!r}")
+    try:
+        function = getattr(import_target(place), name, None)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{place} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"expected {place} to have a function {name} that returns (model, inputs), but it has none")
+    return function

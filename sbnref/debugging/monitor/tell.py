@@ -1,0 +1,121 @@
+"""How it is told: what the layers went through as a table with verdicts, as data, and as a figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...modes import STATS_MODES
+from ..report import Report, jsonable
+from .steps import Layer, Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+
+class Monitor(Report):
+    """What :func:`monitor` recorded, the same on every rank. Printing it shows :meth:`summary`.
+
+    Attributes:
+        layers: a :class:`Layer` for each watched layer, by name.
+    """
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        self.layers = layers
+
+    def summary(self) -> Monitor:
+        """The table and the verdicts, to print or to leave last in a notebook cell."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {
+            name: {
+                "stats_mode": layer.stats_mode,
+                "ranks": list(layer.ranks),
+                "empty_share": layer.empty_share,
+                "mean_off": {mode: layer.mean_off(mode) for mode in STATS_MODES},
+                "var_off": {mode: layer.var_off(mode) for mode in STATS_MODES},
+                "verdict": layer.verdict(),
+                "steps": [_step_dict(step) for step in layer.steps],
+            }
+            for name, layer in self.layers.items()
+        }
+
+    def plot(self, layers: list[str] | None = None) -> Figure:
+        """Per layer: the elements that each rank brought, and how far each mode's mean was off, step by step.
+
+        Args:
+            layers: the names of the layers to draw; None for the four whose mode was off the most.
+
+        Raises:
+            RuntimeError: matplotlib is not installed.
+            KeyError: there is no layer of such a name.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise RuntimeError(
+                "plot() draws with matplotlib, which is not installed: pip install matplotlib"
+            ) from error
+        if layers is None:
+            by_skew = sorted(self.layers.values(), key=lambda layer: -layer.mean_off(layer.stats_mode))
+            chosen = by_skew[:4]
+        else:
+            chosen = [self.layers[name] for name in layers]
+        figure = Figure(figsize=(10, 2.6 * len(chosen)), layout="constrained")
+        for row, layer in zip(figure.subplots(len(chosen), 2, squeeze=False, sharex="row"), chosen, strict=True):
+            numbers = range(1, len(layer.steps) + 1)
+            for place, rank in enumerate(layer.ranks):
+                elements = [step.elements[place] for step in layer.steps]
+                row[0].plot(numbers, elements, ".-", linewidth=0.8, markersize=3, label=f"rank {rank}")
+            row[0].set(title=f"layer {layer.name}: elements per channel", xlabel="step")
+            row[0].set_ylim(bottom=0)
+            for mode in STATS_MODES:
+                used = mode == layer.stats_mode
+                off = [step.mean_off(mode) for step in layer.steps]
+                row[1].plot(numbers, off, linewidth=2 if used else 1, label=f"'{mode}'{', in use' if used else ''}")
+            row[1].set(title="the mean is off by, in standard deviations", xlabel="step")
+            for axes in row:
+                axes.xaxis.get_major_locator().set_params(integer=True)
+                if layer.steps:
+                    axes.legend(fontsize="small")
+        return figure
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("layer", "mode"):
+            table.add_column(heading)
+        for heading in ("steps", "with an\nempty rank", "mean off by\n(std)", "variance\noff by", "NaN, Inf\n(steps)"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers.values():
+            table.add_row(
+                layer.name,
+                layer.stats_mode,
+                str(len(layer.steps)),
+                f"{layer.empty_share:.0%}",
+                f"{layer.mean_off(layer.stats_mode):.3f}",
+                f"{layer.var_off(layer.stats_mode):.1%}",
+                str(sum(bool(step.non_finite) for step in layer.steps)),
+            )
+        return Group(table, "", *(Text(layer.verdict()) for layer in self.layers.values()))
+
+
+def _step_dict(step: Step) -> dict[str, Any]:
+    return jsonable(
+        {
+            "batch_sizes": step.batch_sizes,
+            "elements": step.elements,
+            "empty_ranks": step.empty_ranks,
+            "mean": {mode: mean.tolist() for mode, mean in step.mean.items()},
+            "var": {mode: var.tolist() for mode, var in step.var.items()},
+            "mean_off": {mode: step.mean_off(mode) for mode in STATS_MODES},
+            "var_off": {mode: step.var_off(mode) for mode in STATS_MODES},
+            "non_finite": step.non_finite,
+            "disagreement": step.disagreement,
+        }
+    )

@@ -1,0 +1,119 @@
+"""What the layer refuses, and the words for it: before anything is communicated or changed.
+
+A message says what was expected and what was given. :class:`TypeError` is for a dtype, a layout or an object of the
+wrong kind, :class:`ValueError` for a shape, a number, a name or a group.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .modes import STATS_MODES
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_call(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_features: int | None,
+    num_batches_tracked: Tensor | None,
+    stats_mode: str,
+) -> None:
+    """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm`, whose names these are, fit together."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
+    if input.is_nested or input.layout != torch.strided:
+        raise TypeError(f"expected a dense input, got {'a nested one' if input.is_nested else input.layout}")
+    if input.dim() < 2:
+        raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
+    check_stats_mode(stats_mode)
+    channels = input.shape[1]
+    if channels == 0:
+        raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
+    if num_features is not None and channels != num_features:
+        raise ValueError(f"expected input of {num_features} channels (N, C, *), got shape {tuple(input.shape)}")
+    for name, tensor in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"expected {name} of shape (C,) = ({channels},) for input of shape {tuple(input.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"expected {name} of one of the dtypes {DTYPES}, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"expected {name} on the input's device {input.device}, got it on {tensor.device}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("expected running_mean and running_var both or neither, got one of them")
+    count = num_batches_tracked
+    if count is not None and (count.dtype, count.dim(), count.device) != (torch.int64, 0, input.device):
+        raise TypeError(
+            f"expected num_batches_tracked of shape () and dtype torch.int64 on the input's device {input.device}, got "
+            f"shape {tuple(count.shape)}, {count.dtype}, on {count.device}"
+        )
+    for name, number in (("eps", eps), *(() if momentum is None else (("momentum", momentum),))):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"expected {name} to be a number, got {number!r}")
+    if (training or running_mean is None) and not eps > 0:
+        raise ValueError(f"expected a positive eps to take statistics with, got {eps!r}")
+    if momentum is None and running_mean is not None and num_batches_tracked is None:
+        raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")
+
+
+def check_spread(input: Tensor) -> None:  # (N, C, *)
+    """Raise :class:`ValueError` where this rank is alone and has one value per channel: nothing to take a spread of."""
+    if input.numel() == input.shape[1]:
+        raise ValueError(
+            f"expected more than 1 value per channel to take statistics of, got input of shape {tuple(input.shape)} "
+            "on the only rank"
+        )
+
+
+def check_stats_mode(stats_mode: str) -> None:
+    """Raise :class:`ValueError` unless there is such a mode."""
+    if stats_mode not in STATS_MODES:
+        raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
+
+
+def check_group(group: object) -> None:
+    """Raise :class:`TypeError` unless ``group`` is of a kind that can be synchronized over."""
+    absent = group is None or group is dist.GroupMember.NON_GROUP_MEMBER
+    is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
+    if not (absent or is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
+        raise TypeError(
+            f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
+        )
+
+
+def check_member(group: object) -> None:
+    """Raise :class:`ValueError` unless this process is in ``group``, and it is one group and not a mesh of several."""
+    if isinstance(group, dist.device_mesh.DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"expected a one-dimensional DeviceMesh, got one of {group.ndim} dimensions {group.mesh_dim_names}; "
+                "name the dimension to synchronize along: mesh['name']"
+            )
+        member = group.get_coordinate() is not None
+    else:
+        member = group is not dist.GroupMember.NON_GROUP_MEMBER
+    if not member:
+        raise ValueError(
+            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
+        )

@@ -1,0 +1,125 @@
+"""torch.compile on combinations of models, ranks and ways to compile: eager code's numbers, and no rank waits.
+
+Here every pair of choices occurs in some combination; ``--ways 3`` takes every three, ``--ways 7`` the whole product.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from covertable import make
+from test_compile import agree, kinds_of_batches, step
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+
+from sbnref import SyncBatchNorm
+from sbnref.modes import STATS_MODES
+
+CHANNELS = 3
+Norm = Callable[[int], nn.Module]
+
+
+class Twins(nn.Module):
+    """Two layers that normalize the same tensor: on full ranks, too, their payloads are the same."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.left, self.right = norm(CHANNELS), norm(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x).tanh() + self.right(x).square()
+
+
+class Twice(nn.Module):
+    """A layer that is called twice in one step."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.norm(x)))
+
+
+MODELS: dict[str, Callable[[Norm], nn.Module]] = {
+    "one layer": lambda norm: nn.Sequential(norm(3), nn.GELU()),
+    "three of equal width": lambda norm: nn.Sequential(norm(3), nn.GELU(), norm(3), nn.Tanh(), norm(3)),
+    "three of different widths": lambda norm: nn.Sequential(
+        norm(3), nn.Conv1d(3, 5, 1), norm(5), nn.Tanh(), nn.Conv1d(5, 2, 2), norm(2)
+    ),
+    "two on the same tensor": Twins,
+    "one called twice": Twice,
+}
+BATCHES = {  # of each rank, one step after the other: full, ragged, one empty, all empty, another one empty
+    2: [(4, 4), (4, 2), (2, 0), (0, 0), (0, 4)],
+    3: [(4, 4, 4), (4, 2, 4), (2, 0, 4), (0, 0, 0), (0, 4, 2)],
+}
+CHOICES = {
+    "model": list(MODELS),
+    "world_size": list(BATCHES),
+    "stats_mode": list(STATS_MODES),
+    "backend": ["inductor", "aot_eager", "eager"],
+    "sizes": ["static", "dynamic"],
+    "ddp": ["none", "around", "within"],
+    "impl": ["reference", "cuda"],
+}
+
+
+def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: str, ddp: str, impl: str) -> None:
+    """On every rank: steps of compiled code, each held to eager code's outputs, gradients and buffers."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    eager = MODELS[model](lambda channels: SyncBatchNorm(channels, stats_mode=stats_mode, impl=impl))
+    counter = CompileCounterWithBackend(backend)
+    options = dict(backend=counter, dynamic=False if sizes == "static" else None)
+    compiled: nn.Module = copy.deepcopy(eager)
+    if ddp == "none":
+        compiled = torch.compile(compiled, fullgraph=True, **options)
+    else:
+        eager = DistributedDataParallel(eager)
+        compiled = (
+            torch.compile(DistributedDataParallel(compiled), **options)
+            if ddp == "around"
+            else DistributedDataParallel(torch.compile(compiled, fullgraph=True, **options))
+        )
+    rank = dist.get_rank()
+    with torch._dynamo.config.patch(recompile_limit=64), torch._inductor.config.patch(compile_threads=1):
+        for batches in BATCHES[world_size]:
+            x = torch.randn(batches[rank], CHANNELS, 6) + rank
+            want = {name.replace("module.", ""): tensor for name, tensor in step(eager, x).items()}
+            agree(step(compiled, x, dynamic=sizes == "dynamic"), want, f"batches {batches}")
+    if ddp != "around":  # DistributedDataParallel breaks the graph by itself, and its buckets are compiled one by one
+        assert not counters["graph_break"], counters["graph_break"]
+        mine = [batches[rank] for batches in BATCHES[world_size]]
+        assert counter.frame_count == (kinds_of_batches(mine) if sizes == "dynamic" else len(set(mine)))
+    torch._dynamo.reset()
+
+
+def combinations(ways: int) -> list[dict[str, Any]]:
+    """Some in which every combination of so many choices occurs."""
+    return list(make(CHOICES, strength=ways))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "combination" in metafunc.fixturenames:
+        chosen = combinations(metafunc.config.getoption("ways"))
+        metafunc.parametrize("combination", chosen, ids=lambda c: ", ".join(str(c[name]) for name in CHOICES))
+
+
+def test_compiled_steps_are_eager_steps(simulated, combination):
+    simulated(combination["world_size"]).run(trained, **combination)
+
+
+@pytest.mark.parametrize("ways", [2, 3])
+def test_every_combination_of_so_many_choices_occurs(ways):
+    for names in itertools.combinations(CHOICES, ways):
+        wanted = set(itertools.product(*(CHOICES[name] for name in names)))
+        assert {tuple(row[name] for name in names) for row in combinations(ways)} == wanted

@@ -1,0 +1,85 @@
+"""Types reach those who install the package: a strict check of a script against the built wheel."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import torch
+import sbnref
+from sbnref.debugging.compare import Comparison
+
+def train() -> torch.Tensor:
+    layer = sbnref.SyncBatchNorm(3, stats_mode="exact", impl="reference")
+    with sbnref.monitor(layer) as watch:
+        layer(torch.randn(4, 3, 8, 8))
+    print(watch.layers["SyncBatchNorm"].verdict())
+    return sbnref.functional.sync_batch_norm(torch.randn(4, 3), None, None, training=True)
+
+outputs: list[torch.Tensor] = sbnref.launch(train, 2)
+report: Comparison = sbnref.compare(sbnref.SyncBatchNorm(3), torch.randn(4, 3), ("reference", "reference"))
+"""
+WRONG = """
+import sbnref
+
+sbnref.SyncBatchNorm("3")
+sbnref.launch(sbnref.use_impl, "two")
+sbnref.compare(sbnref.SyncBatchNorm(3), 0).agree
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The interpreter of an environment with the wheel, built from what a checkout has, and our packages beside it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
+    for name in ("sbnref", "csrc"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
+    subprocess.run((*pip, *build), check=True)
+    (wheel,) = target.glob("*.whl")
+    environment = target / "environment"
+    venv.create(environment)
+    python = environment / "bin" / "python"
+    (site,) = environment.glob("lib/*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    others = {sysconfig.get_paths()["purelib"], *(path for path in sys.path if path.endswith("site-packages"))}
+    (site / "others.pth").write_text("\n".join(sorted(others)))
+    return python
+
+
+def check(installed: Path, folder: Path, script: str) -> tuple[int, str]:
+    """What mypy says of a script, strictly."""
+    (folder / "script.py").write_text(script)
+    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", installed, "script.py")
+    run = subprocess.run(
+        (*command, "--cache-dir", ROOT / ".mypy_cache" / "wheel"), capture_output=True, text=True, cwd=folder
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_a_script_passes_strictly(installed, tmp_path):
+    code, said = check(installed, tmp_path, SCRIPT)
+    assert code == 0, said
+
+
+def test_what_is_wrong_is_seen(installed, tmp_path):
+    code, said = check(installed, tmp_path, WRONG)
+    assert code == 1
+    assert [f"script.py:{line}: error:" in said for line in (4, 5, 6)] == [True] * 3, said
+
+
+def test_the_wheel_runs(installed, tmp_path):
+    script = "import sbnref, sbnref.cli; print(sbnref.__file__)"
+    run = subprocess.run((installed, "-c", script), capture_output=True, text=True, cwd=tmp_path)
+    assert run.stdout.startswith(str(installed.parents[1])), run.stderr
