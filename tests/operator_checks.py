@@ -35,9 +35,7 @@ def check_operators(operators: Any, kind: str) -> None:
     for name, args in calls(INPUTS[kind]()).items():
         torch.library.opcheck(getattr(operators, name).default, args)
         if name == "forward_apply":
-            torch.library.opcheck(
-                operators.forward_apply.default, (*args[:2], None, None, None, 1e-5, *[None] * 4)
-            )
+            torch.library.opcheck(operators.forward_apply.default, (*args[:2], None, None, None, 1e-5, *[None] * 4))
 
 
 def check_strides(operators: Any, kind: str) -> None:

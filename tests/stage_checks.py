@@ -9,7 +9,7 @@ from torch import Tensor
 from sbnref import functional
 from sbnref.composed import composed_sync_batch_norm
 from sbnref.impls import reference
-from sbnref.modes import RunningStats
+from sbnref.running import RunningStats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

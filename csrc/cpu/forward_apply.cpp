@@ -25,7 +25,7 @@ Statistics combine(const double* total, int64_t divisor, int64_t channels, int64
     return {mean, not_negative((s2 - 2 * mean * s1 + mean * mean * weight) / d), d, weight, total[2 * channels + 1]};
 }
 
-// As sbnref/modes.py: update_running_stats, for one channel.
+// As sbnref/running.py: update_running_stats, for one channel.
 void update_running_stats(const ForwardApply& f, const Statistics& stats, double factor, int64_t channel) {
     const double others = stats.count - 1, unbiased = stats.var * stats.count / (others < 1 ? 1 : others);
     const auto move = [&](const Buffer& buffer, double value) {

@@ -188,7 +188,8 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 
 // ---- columns ----
 
-constexpr int64_t kMostColumns = 480;  // in a block
+// In a block. No power of two: lines 2 KiB apart would compete for the same places in L1.
+constexpr int64_t kMostColumns = 480;
 constexpr int64_t kBlockLines = 128;
 constexpr int64_t kGuessLines = 16;    // to guess centers from
 constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row

@@ -2,11 +2,12 @@
 
 :data:`KERNELS` are the kernels compiled by nvcc for CUDA tensors; :data:`SIMULATION`, which ``SBNREF_CUDASIM=1`` asks
 for, is the same sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU
-tensors.
+tensors. :data:`CPU` are kernels of their own for CPU tensors.
 
 Environment variables:
 
 - ``SBNREF_CUDASIM=1``: simulate.
+- ``SBNREF_CPU_FLAGS``: more flags for compiling and linking :data:`CPU`.
 - ``SBNREF_CUDASIM_FLAGS``: more flags for compiling and linking the simulation, such as ``-fsanitize=address``.
 - ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
 - ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``.
@@ -55,6 +56,7 @@ class Library:
         flags: of the host's compiler.
         cuda: whether nvcc compiles it too, for the GPUs at hand.
         installed: the module that it is in an installation which built it ahead of time; None if none builds it.
+        module: whether it is a Python module besides registering operators.
         more_flags: the environment variable with more flags for compiling and linking; None if there is none.
     """
 
@@ -64,6 +66,7 @@ class Library:
     flags: tuple[str, ...] = ("-O2",)
     cuda: bool = False
     installed: str | None = None
+    module: bool = True
     more_flags: str | None = None
 
 
@@ -76,6 +79,32 @@ SIMULATION = Library(
     HOST_SOURCES + SIMULATION_SOURCES,
     SIMULATION_FLAGS,
     more_flags="SBNREF_CUDASIM_FLAGS",
+)
+# What the compiler may use of the machine it runs on, by PyTorch's own name for that.
+_INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+}
+CPU = Library(
+    "sbnref_cpu",
+    "its kernels for CPU tensors",
+    (
+        "cpu/operators.cpp",
+        "cpu/forward_stats.cpp",
+        "cpu/forward_apply.cpp",
+        "cpu/backward_stats.cpp",
+        "cpu/backward_apply.cpp",
+    ),
+    # The same bits on every machine: no multiplication is fused with an addition.
+    (
+        "-O3",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-fopenmp",
+        *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ()),
+    ),
+    module=False,
+    more_flags="SBNREF_CPU_FLAGS",
 )
 
 
@@ -94,8 +123,11 @@ def simulated() -> bool:
 
 
 @functools.cache
-def load(library: Library) -> ModuleType:
+def load(library: Library) -> ModuleType | None:
     """The library, loaded: its operators are then in :data:`torch.ops`. Builds it where it has to be built.
+
+    Returns:
+        The module that it is, None for one of operators alone.
 
     Raises:
         BuildError: it can be neither found nor built.
@@ -147,7 +179,7 @@ def _ahead_of_time(library: Library) -> ModuleType | None:
         ) from error
 
 
-def _on_first_use(library: Library) -> ModuleType:
+def _on_first_use(library: Library) -> ModuleType | None:
     from filelock import FileLock  # PyTorch depends on it
 
     folder = _cache_folder(library)
@@ -157,16 +189,18 @@ def _on_first_use(library: Library) -> ModuleType:
         if not finished.exists():
             _build(library, folder)
             finished.touch()
-    spec = importlib.util.spec_from_file_location(library.name, folder / f"{library.name}.so")
-    assert spec is not None
-    assert spec.loader is not None
+    file = folder / f"{library.name}.so"
     try:
+        if not library.module:
+            torch.ops.load_library(file)
+            return None
+        spec = importlib.util.spec_from_file_location(library.name, file)
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except ImportError as error:
-        raise BuildError(
-            f"{folder / library.name}.so does not load: {error}. Delete {folder} to build it again"
-        ) from error
+    except (ImportError, OSError) as error:
+        raise BuildError(f"{file} does not load: {error}. Delete {folder} to build it again") from error
     return module
 
 
@@ -209,7 +243,7 @@ def cache() -> Path:
 def _cache_folder(library: Library) -> Path:
     """One folder for each combination of what a library depends on."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
-    parts.append(_more_flags(library))
+    parts += [*library.flags, _more_flags(library)]
     if library.cuda:
         parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())

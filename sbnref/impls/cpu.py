@@ -6,13 +6,11 @@ The kernels are in ``csrc/cpu``, with the stages' names. Here are only their Pyt
 
 from __future__ import annotations
 
-import functools
-import os
-
 import torch
 from torch import Tensor
 
-from ..modes import RunningStats
+from ..running import RunningStats
+from . import build
 from .shapes import register_shapes
 
 
@@ -20,22 +18,13 @@ def why_not(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
     if device.type != "cpu":
         return "the kernels need CPU tensors"
-    if (reason := _load()) is None:
+    if (reason := build.why_not(build.CPU)) is None:
         register_shapes("sbnref_cpu")
     return reason
 
 
 # torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _load() -> str | None:
-    library = os.environ.get("SBNREF_CPU_LIBRARY", "")
-    if not os.path.exists(library):
-        return f"expected the kernels' library in SBNREF_CPU_LIBRARY, got {library!r}"
-    torch.ops.load_library(library)
-    return None
 
 
 def forward_stats(

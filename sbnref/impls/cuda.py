@@ -11,10 +11,10 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from ..running import RunningStats
 from . import build
+from .shapes import register_shapes
 
 
 def why_not(device: torch.device) -> str | None:
@@ -24,7 +24,7 @@ def why_not(device: torch.device) -> str | None:
     if not build.simulated() and device.type != "cuda":
         return "the kernels need CUDA tensors; set SBNREF_CUDASIM=1 to simulate them on CPU tensors"
     if (reason := build.why_not(_wanted())) is None:
-        _register_shapes()
+        register_shapes("sbnref")
     return reason
 
 
@@ -38,7 +38,9 @@ def library() -> ModuleType:
     Raises:
         BuildError: it can be neither found nor built.
     """
-    return build.load(_wanted())
+    module = build.load(_wanted())
+    assert module is not None
+    return module
 
 
 @functools.cache
@@ -89,32 +91,3 @@ def backward_apply(
 ) -> Tensor:  # dx (N, C, *)
     """The derivative of the loss, summed over all ranks, by this rank's input."""
     return torch.ops.sbnref.backward_apply(dy, x, total, saved, gamma, k)
-
-
-@functools.cache
-def _register_shapes() -> None:
-    """Tell PyTorch what the operators return without running them. The operators exist once the library is loaded."""
-    fake = torch.library.register_fake
-
-    @fake("sbnref::forward_stats")
-    def _(x: Tensor, weight: int) -> Tensor:
-        return x.new_empty(2 * x.shape[1] + 2, dtype=torch.float64)
-
-    @fake("sbnref::forward_apply")
-    def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
-        return _empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
-
-    @fake("sbnref::backward_stats")
-    def _(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
-        return x.new_empty(2 * x.shape[1], dtype=torch.float64)
-
-    @fake("sbnref::backward_apply")
-    def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
-        return _empty_like(x)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""
-    if torch.ops.aten.is_non_overlapping_and_dense(x):
-        return torch.empty_like(x)
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))

@@ -1,9 +1,6 @@
 """The native kernels beside their twins in plain PyTorch."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -155,33 +152,3 @@ def test_rounding_to_halves_is_pytorchs():
         gamma = torch.tensor([1, 1 + 2.0**-11])
         dx = cpu.backward_apply(x, x, zeros, saved, gamma, 0.0)
         assert torch.equal(dx, (x.float() * gamma[:, None]).to(dtype))
-
-
-SAME_BITS = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
-o = torch.ops.sbnref_cpu
-torch.manual_seed(0)
-results = []
-for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-    for shape in ((5, 7, 50), (300, 33)):
-        x, dy = torch.randn(2, *shape).to(dtype)
-        total = o.forward_stats(x, 1)
-        y, saved = o.forward_apply(x, total, 1, None, None, 1e-5, None, None, None, 0.1)
-        sums = o.backward_stats(dy, x, saved)
-        results += [total, y, saved, sums, o.backward_apply(dy, x, sums, saved, None, 0.01)]
-torch.save(results, sys.argv[2])
-"""
-
-
-@pytest.mark.skipif(
-    "SBNREF_CPU_LIBRARIES" not in os.environ, reason="SBNREF_CPU_LIBRARIES names no libraries of several instruction sets"
-)
-def test_the_same_bits_on_every_cpu(tmp_path):
-    results = []
-    for i, library in enumerate(os.environ["SBNREF_CPU_LIBRARIES"].split(":")):
-        file = tmp_path / str(i)
-        subprocess.run((sys.executable, "-c", SAME_BITS, library, file), check=True)
-        results.append(torch.load(file))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
