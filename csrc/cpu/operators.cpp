@@ -1,8 +1,8 @@
 // The four stages for CPU tensors as PyTorch operators, and what they ask of the machine: threads, the size of its
 // cache.
 #include <ATen/Parallel.h>
-#include <unistd.h>
 
+#include <fstream>
 #include <string>
 #include <tuple>
 
@@ -17,11 +17,11 @@ void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t,
 
 int64_t last_level_cache() {
     static const int64_t bytes = [] {
-        int64_t bytes = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE  // glibc's
-        bytes = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE));
-#endif
-        return bytes > 0 ? bytes : int64_t{32} << 20;
+        for (const char* index : {"3", "2"}) {  // Linux's list; what sysconf says counts other machines' shares in VMs
+            std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size");
+            if (int64_t kibibytes = 0; file >> kibibytes) return kibibytes << 10;
+        }
+        return int64_t{32} << 20;
     }();
     return bytes;
 }

@@ -190,6 +190,8 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 
 // In a block. No power of two: lines 2 KiB apart would compete for the same places in L1.
 constexpr int64_t kMostColumns = 480;
+constexpr int64_t kColumnUnit = 32;  // whole lanes, whole cache lines
+static_assert(kMostColumns % kColumnUnit == 0);
 constexpr int64_t kBlockLines = 128;
 constexpr int64_t kGuessLines = 16;    // to guess centers from
 constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row
@@ -200,7 +202,7 @@ struct ColumnCut {
         const int64_t C = shape.channels;
         repeats = std::max<int64_t>(kMostColumns / C, 1);
         tiles = ceil_div(C, kMostColumns);
-        channels = tiles == 1 ? C : ceil_div(ceil_div(C, tiles), kLanesBytes) * kLanesBytes;
+        channels = tiles == 1 ? C : ceil_div(ceil_div(C, tiles), kColumnUnit) * kColumnUnit;
         tiles = ceil_div(C, channels);
         rows = repeats * kBlockLines;
         groups = ceil_div(shape.outer, rows);

@@ -72,7 +72,8 @@ static std::vector<std::vector<char>> step(const Shape& shape, Dtype dtype) {
 }
 
 int main() {
-    for (const Shape& shape : {Shape{3, 5, 9001}, {70, 130, 49}, {3, 1030, 5}, {900, 700, 1}, {20000, 3, 1}}) {
+    for (const Shape& shape :
+         {Shape{3, 5, 9001}, {70, 130, 49}, {3, 1030, 5}, {900, 700, 1}, {300, 900, 1}, {20000, 3, 1}}) {
         for (const Dtype dtype : {Dtype::Half, Dtype::BFloat16, Dtype::Float, Dtype::Double}) {
             threads = 1;
             const auto want = step(shape, dtype);
