@@ -1,16 +1,19 @@
-"""Builds the kernels ahead of time where SBNREF_BUILD_CUDA asks for it; all else is in pyproject.toml."""
+"""Builds libraries ahead of time where SBNREF_BUILD_CPU or _CUDA asks for it; all else is in pyproject.toml."""
 
 import os
 import sys
 
 from setuptools import setup
 
+NO = ("", "0", "false", "no", "off")
+wanted = [name for name in ("SBNREF_BUILD_CPU", "SBNREF_BUILD_CUDA") if os.environ.get(name, "").lower() not in NO]
 options = {}
-if os.environ.get("SBNREF_BUILD_CUDA", "").lower() not in ("", "0", "false", "no", "off"):
+if wanted:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from torch.utils.cpp_extension import BuildExtension
 
-    from sbnref.impls.build import KERNELS, extension
+    from sbnref.impls.build import LIBRARIES, extension
 
-    options = {"ext_modules": [extension(KERNELS)], "cmdclass": {"build_ext": BuildExtension}}
+    modules = [extension(library) for library in LIBRARIES.values() if library.ahead in wanted]
+    options = {"ext_modules": modules, "cmdclass": {"build_ext": BuildExtension}}
 setup(**options)

@@ -76,32 +76,37 @@ def conformance() -> None:
 
 def stages() -> None:
     """Every stage beside its twin in plain PyTorch: layouts, dtypes, precision, gradients."""
-    import test_stages as checks
+    import stage_checks as checks
+
+    from sbnref.impls import cuda
 
     torch.set_default_device(DEVICE)
     for dtype in checks.DTYPES:
-        checks.check_stages(dtype)
-    checks.check_different_layouts()
-    checks.check_parameter_dtypes()
-    checks.check_not_finite()
-    checks.check_many_channels()
-    checks.check_precision()
-    checks.check_gradients()
+        checks.check_stages(cuda, dtype)
+    checks.check_different_layouts(cuda)
+    checks.check_parameter_dtypes(cuda)
+    checks.check_not_finite("cuda")
+    checks.check_many_channels(cuda)
+    checks.check_precision(cuda)
+    checks.check_gradients("cuda")
 
 
 def operators() -> None:
     """``torch.library.opcheck`` on every operator."""
-    import test_operators as checks
+    import operator_checks as checks
+
+    from sbnref.impls import cuda
 
     torch.set_default_device(DEVICE)
+    assert cuda.why_not(torch.device(DEVICE)) is None
     for kind in checks.INPUTS:
-        checks.check_operators(kind)
-        checks.check_strides(kind)
+        checks.check_operators(torch.ops.sbnref, kind)
+        checks.check_strides(torch.ops.sbnref, kind)
 
 
 def determinism() -> None:
     """Twenty runs of every stage agree bit for bit."""
-    import test_stages as checks
+    import stage_checks as checks
 
     from sbnref.impls import cuda
 
@@ -134,7 +139,7 @@ def reduce_overhead() -> None:
 
 def small_step() -> None:
     """A step in each layout and dtype, split over blocks and unaligned: for compute-sanitizer."""
-    import test_stages as checks
+    import stage_checks as checks
 
     from sbnref.impls import cuda
 

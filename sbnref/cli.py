@@ -52,7 +52,7 @@ def compare(
     ] = "",
     impl: Annotated[
         list[str], typer.Option(help="Twice: names of implementations, or files with the four stage functions.")
-    ] = ["reference", "cuda"],  # noqa: B006 - typer reads it, nobody writes to it
+    ] = ["reference", "cpu"],  # noqa: B006 - typer reads it, nobody writes to it
     ranks: Annotated[int, typer.Option(min=1, help="Processes that compare together.")] = 2,
     shape: Annotated[str, typer.Option(help="Of each rank's input, without a target.")] = "4,8,16,16",
     empty_rank: Annotated[int | None, typer.Option(help="A rank whose input is empty, without a target.")] = None,
@@ -109,6 +109,21 @@ def check(
     report = _or_exit(lambda: grade(target, stages, suite=suite, examples=examples, timeout=timeout, memory=memory))
     _show(report, json)
     raise typer.Exit(report.score < 1)
+
+
+@app.command(epilog="Example: sbnref build cpu")
+def build(
+    library: Annotated[
+        list[str] | None, typer.Argument(help="cpu, cuda, simulation; cpu and, where there is a GPU, cuda if left out.")
+    ] = None,
+) -> None:
+    """Build the libraries of the implementations now, rather than when they are first asked for.
+
+    Exit code 0: they are there. 2: one cannot be built; what is missing is said.
+    """
+    from .impls.progress import build_all
+
+    _or_exit(lambda: build_all(library or ()))
 
 
 @app.command(epilog="Example: SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")

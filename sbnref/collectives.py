@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,6 +89,7 @@ _LIBRARY._register_effectful_op("sbnref::all_reduce", torch._library.effects.Eff
 
 @torch.library.register_fake("sbnref::all_reduce", lib=_LIBRARY)
 def _(payload: Tensor, group_name: str) -> Tensor:
+    _keep_inductors_order()
     # What has an effect cannot be run again: take it out of the checkpoint that is being traced, if one is. PyTorch's
     # own rule for such operators exempts checkpoints, and fails on them.
     torch.fx.traceback.current_meta.pop("recompute", None)
@@ -95,3 +97,19 @@ def _(payload: Tensor, group_name: str) -> Tensor:
 
 
 torch.utils.checkpoint.SAC_IGNORED_OPS.add(torch.ops.sbnref.all_reduce.default)  # a checkpoint does not mark it anew
+
+
+@functools.cache
+def _keep_inductors_order() -> None:
+    """Have inductor run the operator as one of its own collectives, which its scheduler keeps in the graph's order.
+
+    Of operators with effects in general it loses the order: it notes which comes first under the names of buffers and
+    looks it up under those of operations (pull request 189209 of PyTorch, open when this was written).
+    """
+    from torch._inductor.lowering import lowerings, register_lowering  # takes seconds: not before something is compiled
+
+    c10d = torch.ops._c10d_functional
+
+    @register_lowering(torch.ops.sbnref.all_reduce.default, type_promotion_kind=None)
+    def _(payload: Any, group_name: str) -> Any:
+        return lowerings[c10d.wait_tensor.default](lowerings[c10d.all_reduce.default](payload, "sum", group_name))

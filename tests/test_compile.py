@@ -1,6 +1,8 @@
 """torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
 
 import copy
+import re
+from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -114,6 +117,42 @@ def compiled_collectives(options: dict, batch_sizes: tuple[int, int]) -> list[li
 def test_an_empty_rank_has_the_collectives_of_a_full_one_in_its_graphs(world, options):
     full, empty = world(2).run(compiled_collectives, options, (4, 0))
     assert full == empty == [[2 * 3 + 2] * 5, [2 * 3] * 5]  # forward, backward
+
+
+def made_collectives(backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:
+    """How many numbers each collective of a compiled training step adds up, in the order in which they are made."""
+    torch._dynamo.reset()
+    widths = (3, 5, 2, 4)
+    norms = [SyncBatchNorm(width) for width in widths]
+    shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
+
+    def forward(x: Tensor) -> Tensor:
+        for norm, share in zip(norms, shares, strict=True):
+            x = share(norm(x).tanh())
+        return x
+
+    def made(work: Callable[[], Tensor | None]) -> tuple[Tensor | None, list[int]]:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            result = work()
+        events = sorted(profiler.events(), key=lambda event: event.time_range.start)
+        calls = (e for e in events if re.match("_c10d_functional::all_reduce_?$", e.name))
+        outermost = (e for e in calls if e.cpu_parent is None or e.cpu_parent.name != e.name)
+        return result, [e.input_shapes[0][0] for e in outermost]
+
+    with torch._inductor.config.patch(compile_threads=1):
+        compiled = torch.compile(forward, fullgraph=True, backend=backend)
+        x = torch.randn(batch_sizes[dist.get_rank()], 3, 6, requires_grad=True)
+        loss, first = made(lambda: compiled(x).sum())
+        _, second = made(loss.backward)
+    torch._dynamo.reset()
+    return [first, second]
+
+
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world, backend):
+    """Where no data is, one collective does not wait for another's result, and a compiler may think to move it."""
+    full, empty = world(2).run(made_collectives, backend, (4, 0))
+    assert full == empty == [[2 * c + 2 for c in (3, 5, 2, 4)], [2 * c for c in (4, 2, 5, 3)]]
 
 
 def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .. import __version__
-from ..impls import build, impl_names, why_not
+from ..impls import build, impl_names, why_not_yet
 from .report import Report
 from .traffic import in_words, launch_plan
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VARIABLES = {
     "SBNREF_IMPL": "the implementation where none is asked for",
+    "SBNREF_CPU_FLAGS": "more compiler flags for the kernels for CPU tensors",
     "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
     "SBNREF_CUDASIM_FLAGS": "more compiler flags for the simulation, sanitizers for example",
     "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
@@ -31,15 +32,17 @@ VARIABLES = {
 class Info(Report):
     """Looks around when it is made. Printing it shows a table.
 
-    An implementation that is built on first use is built now, if it can be: only then is it known to run.
+    Nothing is built: an implementation that has yet to be says so, and whether what building takes is here.
 
     Attributes:
         versions: of sbnref and what it stands on, by name; None for what is not there.
         devices: what each device is, by name.
         backends: the process groups' backends that this PyTorch has.
         impls: by name and device, why an implementation cannot run there; None where it can.
+        chosen: by device, the implementation that a layer takes which was not told.
+        libraries: by name, where a library lies that is built; None where it is not.
         build_cache: the folder where built libraries are kept.
-        built: the libraries that lie in it.
+        built: what lies in it, of other versions and machines too.
         variables: the environment variables that matter and are set.
         shape: the input, (N, C, *), that the launch plans are for.
         plans: how the CUDA kernels share out the work on a float32 tensor of that shape, by pass; empty where they
@@ -70,8 +73,11 @@ class Info(Report):
         checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
         self.backends = [name for name, is_there in checks.items() if available and is_there()]
         self.impls = {
-            name: {device: why_not(name, torch.device(device)) for device in self.devices} for name in impl_names()
+            name: {device: why_not_yet(name, torch.device(device)) for device in self.devices} for name in impl_names()
         }
+        self.chosen = {device: self._chosen(torch.device(device)) for device in self.devices}
+        libraries = {name: build.built(library) for name, library in build.LIBRARIES.items()}
+        self.libraries = {name: None if file is None else str(file) for name, file in libraries.items()}
         self.shape, self.plans = shape, {}
         if None in self.impls["cuda"].values():
             x = torch.empty(shape, device="meta")
@@ -79,6 +85,15 @@ class Info(Report):
         self.build_cache = build.cache()
         self.built = sorted(path.name for path in self.build_cache.glob("sbnref*") if path.is_dir())
         self.variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+    def _chosen(self, device: torch.device) -> str:
+        if (name := os.environ.get("SBNREF_IMPL") or "auto") != "auto":
+            return name
+        reason = self.impls.get(device.type, {}).get(str(device), "there is none for it")
+        # the CUDA kernels are built when they are needed, those for CPU tensors only when they are asked for
+        if reason is None or (device.type == "cuda" and reason.startswith(build.NOT_YET)):
+            return device.type
+        return "reference"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -104,6 +119,11 @@ class Info(Report):
                     else Text(f"not on {device}: {reason}", "yellow")
                 )
                 table.add_row(f"impl='{impl}'", on)
+        for device, name in self.chosen.items():
+            table.add_row(f"taken on {device}", f"'{name}' by layers that were not told")
+        for name, file in self.libraries.items():
+            if file is not None:
+                table.add_row(f"library {name}", file)
         for name, plan in self.plans.items():
             table.add_row(f"plan, {name}", f"{tuple(self.shape)} float32: {in_words(plan)}")
         table.add_row("build cache", f"{self.build_cache}, {len(self.built)} built")

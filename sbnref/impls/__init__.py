@@ -2,7 +2,8 @@
 
 An implementation is anything with the four stage functions of :mod:`sbnref.impls.reference` as attributes: a module,
 an object, a class with static methods. Where it cannot run everywhere it also has ``why_not(device)``, which gives
-the reason in words, or None.
+the reason in words, or None; and where that takes long, because something is built, ``why_not_yet(device)``, which
+builds nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Implementation(Protocol):
 
 _registry: dict[str, Implementation | None] = {
     "reference": reference,
-    "cuda": None,  # imported when it is first asked for
+    "cpu": None,  # imported when it is first asked for
+    "cuda": None,
 }
 _in_use: list[str] = []  # the names of the use_impl blocks we are in, the innermost last
 
@@ -104,16 +106,23 @@ def check_name(name: str) -> None:
 
 
 def why_not(name: str, device: torch.device) -> str | None:
-    """Why the implementation ``name`` cannot run on ``device``; None if it can."""
+    """Why the implementation ``name`` cannot run on ``device``; None if it can. Builds it where it has to be built."""
     reason = getattr(_load(name), "why_not", None)
     return reason(device) if reason is not None else None
+
+
+def why_not_yet(name: str, device: torch.device) -> str | None:
+    """The same, and nothing is built: that it has to be built is a reason."""
+    reason = getattr(_load(name), "why_not_yet", None)
+    return reason(device) if reason is not None else why_not(name, device)
 
 
 def choose_impl(name: str | None, device: torch.device) -> Implementation:
     """The implementation for a call on ``device``.
 
     A ``use_impl`` block decides first, then ``name``, then the environment variable ``SBNREF_IMPL``, then ``'auto'``:
-    the CUDA implementation for CUDA tensors where it can run, the reference otherwise, with one warning.
+    ``'cuda'`` for CUDA tensors where it can run, or else the reference, with one warning; ``'cpu'`` for CPU tensors
+    where it has been built already, or else the reference, in silence.
 
     Raises:
         ValueError: there is no implementation of that name.
@@ -122,6 +131,8 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
     name = _in_use[-1] if _in_use else name or os.environ.get("SBNREF_IMPL") or "auto"
     check_name(name)
     if name == "auto":
+        if device.type == "cpu" and why_not_yet("cpu", device) is None:
+            return _load("cpu")
         if device.type != "cuda":
             return reference
         if (reason := why_not("cuda", device)) is None:
@@ -137,9 +148,9 @@ def _load(name: str) -> Implementation:
     impl = _registry[name]
     if impl is not None:
         return impl
-    from . import cuda  # an import statement, unlike importlib, is something that torch.compile can trace
+    from . import cpu, cuda  # an import statement, unlike importlib, is something that torch.compile can trace
 
-    return cuda
+    return cpu if name == "cpu" else cuda
 
 
 def _warn(message: str) -> None:

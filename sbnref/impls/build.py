@@ -2,11 +2,12 @@
 
 :data:`KERNELS` are the kernels compiled by nvcc for CUDA tensors; :data:`SIMULATION`, which ``SBNREF_CUDASIM=1`` asks
 for, is the same sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU
-tensors.
+tensors. :data:`CPU` are kernels of their own for CPU tensors, compiled for the instructions that the machine has.
 
 Environment variables:
 
 - ``SBNREF_CUDASIM=1``: simulate.
+- ``SBNREF_CPU_FLAGS``: more flags for compiling and linking :data:`CPU`.
 - ``SBNREF_CUDASIM_FLAGS``: more flags for compiling and linking the simulation, such as ``-fsanitize=address``.
 - ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
 - ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``.
@@ -55,6 +56,8 @@ class Library:
         flags: of the host's compiler.
         cuda: whether nvcc compiles it too, for the GPUs at hand.
         installed: the module that it is in an installation which built it ahead of time; None if none builds it.
+        ahead: the environment variable that has an installation do so.
+        module: whether it is a Python module besides registering operators.
         more_flags: the environment variable with more flags for compiling and linking; None if there is none.
     """
 
@@ -64,11 +67,18 @@ class Library:
     flags: tuple[str, ...] = ("-O2",)
     cuda: bool = False
     installed: str | None = None
+    ahead: str | None = None
+    module: bool = True
     more_flags: str | None = None
 
 
 KERNELS = Library(
-    "sbnref_kernels", "its CUDA kernels", HOST_SOURCES + CUDA_SOURCES, cuda=True, installed="sbnref._kernels"
+    "sbnref_kernels",
+    "its CUDA kernels",
+    HOST_SOURCES + CUDA_SOURCES,
+    cuda=True,
+    installed="sbnref._kernels",
+    ahead="SBNREF_BUILD_CUDA",
 )
 SIMULATION = Library(
     "sbnref_simulation",
@@ -77,6 +87,34 @@ SIMULATION = Library(
     SIMULATION_FLAGS,
     more_flags="SBNREF_CUDASIM_FLAGS",
 )
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()  # what this machine has, by PyTorch's name
+_INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+}.get(_CAPABILITY, ())
+# Where multiplications are never fused with additions, the results do not depend on the instructions.
+CPU_FLAGS = ("-O3", "-ffp-contract=off", "-fvisibility=hidden", *_INSTRUCTIONS)
+CPU = Library(
+    "sbnref_cpu",
+    "its kernels for CPU tensors",
+    (
+        "cpu/operators.cpp",
+        "cpu/forward_stats.cpp",
+        "cpu/forward_apply.cpp",
+        "cpu/backward_stats.cpp",
+        "cpu/backward_apply.cpp",
+    ),
+    CPU_FLAGS + (("-fopenmp",) if sys.platform == "linux" else ()),
+    # The instructions are in the name: a machine that has others does not find it, and builds its own.
+    installed=f"sbnref._cpu_{_CAPABILITY.lower()}",
+    ahead="SBNREF_BUILD_CPU",
+    module=False,
+    more_flags="SBNREF_CPU_FLAGS",
+)
+LIBRARIES = {"cpu": CPU, "cuda": KERNELS, "simulation": SIMULATION}  # as the command line names them
+
+
+NOT_YET = "it is not built yet"
 
 
 class BuildError(RuntimeError):
@@ -94,26 +132,76 @@ def simulated() -> bool:
 
 
 @functools.cache
-def load(library: Library) -> ModuleType:
+def load(library: Library) -> ModuleType | None:
     """The library, loaded: its operators are then in :data:`torch.ops`. Builds it where it has to be built.
+
+    Returns:
+        The module that it is, None for one of operators alone.
 
     Raises:
         BuildError: it can be neither found nor built.
     """
-    if (ready_made := _ahead_of_time(library)) is not None:
-        return ready_made
-    _check_tools(library)
-    return _on_first_use(library)
+    return _open(library, built(library) or build(library))
 
 
 @functools.cache
 def why_not(library: Library) -> str | None:
-    """Why there is no such library, in words; None where there is one."""
+    """Why there is no such library, in words; None where there is one. Builds it where it has to be built."""
     try:
         load(library)
     except BuildError as error:
         return str(error)
     return None
+
+
+def why_not_yet(library: Library) -> str | None:
+    """The same, and nothing is built: that it has to be built is a reason."""
+    if built(library) is not None:
+        return why_not(library)
+    try:
+        _check_tools(library)
+    except BuildError as error:
+        return str(error)
+    (name,) = (name for name, other in LIBRARIES.items() if other is library)
+    return f"{NOT_YET}; asking for it builds it, or: sbnref build {name}"
+
+
+def built(library: Library) -> Path | None:
+    """The library's file, built ahead of time or before; None where it has to be built."""
+    if library.installed is not None and (spec := importlib.util.find_spec(library.installed)) is not None:
+        assert spec.origin is not None
+        return Path(spec.origin)
+    folder = _cache_folder(library)
+    return folder / f"{library.name}.so" if (folder / "finished").exists() else None
+
+
+def build(library: Library) -> Path:
+    """The library's file, built now unless another process does so meanwhile.
+
+    Raises:
+        BuildError: it cannot be built; the message says why and what to do about it.
+    """
+    from filelock import FileLock  # PyTorch depends on it
+
+    _check_tools(library)
+    folder = _cache_folder(library)
+    finished = folder / "finished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # several ranks may start at once; it is freed when its holder dies
+            if not finished.exists():
+                _compile(library, folder)
+                finished.touch()
+    except OSError as error:
+        raise BuildError(
+            f"{folder} cannot be written to: {error.strerror}; name another folder in TORCH_EXTENSIONS_DIR"
+        ) from error
+    return folder / f"{library.name}.so"
+
+
+def compiled(library: Library) -> int:
+    """How many of its files a build has compiled so far."""
+    return len(list(_cache_folder(library).glob("*.o")))
 
 
 def extension(library: Library) -> Any:
@@ -126,6 +214,7 @@ def extension(library: Library) -> Any:
 
     if library.cuda:
         _check_cuda()
+    assert library.installed is not None
     kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
     return kind(
         library.installed,
@@ -135,42 +224,30 @@ def extension(library: Library) -> Any:
     )
 
 
-def _ahead_of_time(library: Library) -> ModuleType | None:
-    if library.installed is None or importlib.util.find_spec(library.installed) is None:
-        return None
+def _open(library: Library, file: Path) -> ModuleType | None:
     try:
-        return importlib.import_module(library.installed)
-    except ImportError as error:
-        raise BuildError(
-            f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
-            "Install sbnref again: SBNREF_BUILD_CUDA=1 pip install --no-build-isolation --force-reinstall ."
-        ) from error
-
-
-def _on_first_use(library: Library) -> ModuleType:
-    from filelock import FileLock  # PyTorch depends on it
-
-    folder = _cache_folder(library)
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / "finished"
-    with FileLock(folder.with_suffix(".lock")):  # several ranks may start at once; it is freed when its holder dies
-        if not finished.exists():
-            _build(library, folder)
-            finished.touch()
-    spec = importlib.util.spec_from_file_location(library.name, folder / f"{library.name}.so")
-    assert spec is not None
-    assert spec.loader is not None
-    try:
+        if not library.module:
+            torch.ops.load_library(file)
+            return None
+        if file.parent == _PACKAGE:
+            assert library.installed is not None
+            return importlib.import_module(library.installed)
+        spec = importlib.util.spec_from_file_location(library.name, file)
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except ImportError as error:
-        raise BuildError(
-            f"{folder / library.name}.so does not load: {error}. Delete {folder} to build it again"
-        ) from error
+    except (ImportError, OSError) as error:
+        if file.parent == _PACKAGE:
+            raise BuildError(
+                f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
+                f"Install sbnref again: {library.ahead}=1 pip install --no-build-isolation --force-reinstall ."
+            ) from error
+        raise BuildError(f"{file} does not load: {error}. Delete {file.parent} to build it again") from error
     return module
 
 
-def _build(library: Library, folder: Path) -> None:
+def _compile(library: Library, folder: Path) -> None:
     from torch.utils import cpp_extension
 
     what = f"{library.what} for {', '.join(_architectures())}" if library.cuda else library.what
@@ -209,12 +286,13 @@ def cache() -> Path:
 def _cache_folder(library: Library) -> Path:
     """One folder for each combination of what a library depends on."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
-    parts.append(_more_flags(library))
+    parts += [*library.flags, _more_flags(library)]
     if library.cuda:
         parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for source in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-        digest.update(source.relative_to(CSRC).as_posix().encode() + source.read_bytes())
+    folders = {(CSRC / source).parent for source in library.sources} | {CSRC}  # all share the headers at the top
+    for file in sorted(file for folder in folders for file in folder.glob("*") if file.is_file()):
+        digest.update(file.relative_to(CSRC).as_posix().encode() + file.read_bytes())
     digest.update(Path(__file__).read_bytes())
     return cache() / f"{library.name}-{digest.hexdigest()[:16]}"
 

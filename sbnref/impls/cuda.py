@@ -11,25 +11,34 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from ..running import RunningStats
 from . import build
+from .shapes import register_shapes
 
 
 def why_not(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
-    if build.simulated() and device.type != "cpu":
-        return "SBNREF_CUDASIM=1 simulates the kernels on CPU tensors; unset it to run them on the GPU"
-    if not build.simulated() and device.type != "cuda":
-        return "the kernels need CUDA tensors; set SBNREF_CUDASIM=1 to simulate them on CPU tensors"
-    if (reason := build.why_not(_wanted())) is None:
-        _register_shapes()
+    if (reason := _wrong_device(device) or build.why_not(_wanted())) is None:
+        register_shapes("sbnref")
     return reason
+
+
+def why_not_yet(device: torch.device) -> str | None:
+    """The same, and nothing is built: that they have to be built is a reason."""
+    return _wrong_device(device) or build.why_not_yet(_wanted()) or why_not(device)
 
 
 # torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _wrong_device(device: torch.device) -> str | None:
+    if build.simulated() and device.type != "cpu":
+        return "SBNREF_CUDASIM=1 simulates the kernels on CPU tensors; unset it to run them on the GPU"
+    if not build.simulated() and device.type != "cuda":
+        return "the kernels need CUDA tensors; set SBNREF_CUDASIM=1 to simulate them on CPU tensors"
+    return None
 
 
 def library() -> ModuleType:
@@ -38,7 +47,9 @@ def library() -> ModuleType:
     Raises:
         BuildError: it can be neither found nor built.
     """
-    return build.load(_wanted())
+    module = build.load(_wanted())
+    assert module is not None
+    return module
 
 
 @functools.cache
@@ -89,32 +100,3 @@ def backward_apply(
 ) -> Tensor:  # dx (N, C, *)
     """The derivative of the loss, summed over all ranks, by this rank's input."""
     return torch.ops.sbnref.backward_apply(dy, x, total, saved, gamma, k)
-
-
-@functools.cache
-def _register_shapes() -> None:
-    """Tell PyTorch what the operators return without running them. The operators exist once the library is loaded."""
-    fake = torch.library.register_fake
-
-    @fake("sbnref::forward_stats")
-    def _(x: Tensor, weight: int) -> Tensor:
-        return x.new_empty(2 * x.shape[1] + 2, dtype=torch.float64)
-
-    @fake("sbnref::forward_apply")
-    def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
-        return _empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
-
-    @fake("sbnref::backward_stats")
-    def _(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
-        return x.new_empty(2 * x.shape[1], dtype=torch.float64)
-
-    @fake("sbnref::backward_apply")
-    def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
-        return _empty_like(x)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""
-    if torch.ops.aten.is_non_overlapping_and_dense(x):
-        return torch.empty_like(x)
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))

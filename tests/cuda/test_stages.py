@@ -6,152 +6,39 @@ Here they are simulated. benchmarks/gpu_check.py runs the same checks with a GPU
 import itertools
 
 import pytest
+import stage_checks as checks
 import torch
 from simulation import simulation  # noqa: F401
-from torch import Tensor
 
-from sbnref import functional
-from sbnref.composed import composed_sync_batch_norm
-from sbnref.impls import cuda, reference
-from sbnref.running import RunningStats
+from sbnref.impls import cuda
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
 
 
-def tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return x.mul(2).add(3).to(torch.get_default_device(), dtype)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def misaligned(x: Tensor) -> Tensor:
-    """The same numbers, one element past a boundary."""
-    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
-
-
-def every_other(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def channels_outermost(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-LAYOUTS = [torch.Tensor.contiguous, channels_last, misaligned, every_other, channels_outermost]
-SHAPES = [
-    (0, 3, 4, 4),
-    (1, 1),
-    (5, 1, 7, 7),
-    (1, 3, 1, 2),
-    (64, 33),
-    (300, 64),
-    (40, 8, 7, 7),
-    (9, 24, 14, 14),
-    (3, 3, 49),
-    (2, 5, 3, 4, 5),
-    (7, 6, 2),
-    (2, 200, 31),
-    (3, 16, 24, 24),
-    (1, 2, 5000),
-    (2000, 3),
-]
-
-
-def run(impl, x: Tensor, dy: Tensor, params: torch.dtype, momentum: float | None = 0.1) -> dict[str, Tensor]:
-    """All four stages with a made-up total; each stage's inputs come from the reference's float64 statistics."""
-    channels = x.shape[1]
-    gamma, beta = tensor((channels,), params, 2), tensor((channels,), params, 3)
-    running = RunningStats(tensor((channels,), params, 4), tensor((channels,), params, 5), torch.tensor(3))
-    total = 2 * reference.forward_stats(x.double(), max(len(x), 1))
-    out = {"payload": impl.forward_stats(x, 7)}
-    out["y"], out["saved"] = impl.forward_apply(x, total, None, gamma, beta, 1e-5, running, momentum)
-    out.update(running._asdict())
-    saved = reference.forward_apply(x.double(), total, None, gamma, beta, 1e-5, None, None)[1]
-    out["backward payload"] = impl.backward_stats(dy, x, saved)
-    backward_total = 2 * reference.backward_stats(dy.double(), x.double(), saved)
-    out["dx"] = impl.backward_apply(dy, x, backward_total, saved, gamma, 0.01)
-    return out
-
-
-def check_stages(dtype: torch.dtype) -> None:
-    assert cuda.why_not(torch.get_default_device()) is None
-    for shape, layout in itertools.product(SHAPES, LAYOUTS):
-        x, dy = layout(tensor(shape, dtype)), layout(tensor(shape, dtype, 1))
-        got, want = run(cuda, x, dy, torch.float32), run(reference, x, dy, torch.float32)
-        for name, value in want.items():
-            of_sums = name.endswith("payload")
-            scale = value.abs().max().item() if value.numel() else 0
-            # A result in the narrow type may be rounded the other way; a sum is off by the accumulator's rounding.
-            kind = reference.accumulator(x) if of_sums else value.dtype
-            atol = torch.finfo(kind).eps * (16 if of_sums else 4) * scale if kind.is_floating_point else 0
-            what = f"{name} of {shape}, {layout.__name__}"
-            torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, what=what: f"{what}: {m}")
-        for name in ("mean", "var", "num_batches_tracked"):
-            assert torch.equal(got[name], want[name]), f"running {name} of {shape}: not bit for bit"
-        expected = x if layout is not every_other else x.contiguous()
-        assert got["y"].stride() == got["dx"].stride() == expected.stride(), f"{shape}, {layout.__name__}"
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", checks.DTYPES)
 def test_stages(simulation, dtype):  # noqa: F811
-    simulation(check_stages, dtype)
-
-
-def check_different_layouts() -> None:
-    """dy is laid out differently than x, or only expanded."""
-    x, dy = tensor((4, 6, 5, 5), torch.float32), tensor((4, 6, 5, 5), torch.float32, 1)
-    want = run(reference, x, dy, torch.float32)
-    for x_layout, dy_layout in itertools.product(LAYOUTS, LAYOUTS):
-        got = run(cuda, x_layout(x), dy_layout(dy), torch.float32)
-        for name in ("backward payload", "dx"):
-            torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-4, msg=dy_layout.__name__)
-    expanded = torch.tensor(2.0).expand_as(x)
-    want, got = run(reference, x, expanded, torch.float32), run(cuda, x, expanded, torch.float32)
-    torch.testing.assert_close(got["dx"], want["dx"])
+    simulation(checks.check_stages, cuda, dtype)
 
 
 def test_x_and_dy_in_different_layouts(simulation):  # noqa: F811
-    simulation(check_different_layouts)
-
-
-def check_parameter_dtypes() -> None:
-    for x_dtype, params in itertools.product(DTYPES, DTYPES):
-        x, dy = tensor((6, 20, 9), x_dtype), tensor((6, 20, 9), x_dtype, 1)
-        for momentum in (0.3, None):
-            got, want = run(cuda, x, dy, params, momentum), run(reference, x, dy, params, momentum)
-            for name in ("mean", "var", "num_batches_tracked"):
-                assert torch.equal(got[name], want[name]), f"{name}, {x_dtype}, {params}, {momentum}"
-            for name in ("y", "dx"):
-                torch.testing.assert_close(got[name], want[name])
-
-    table = tensor((4, 20), torch.float32).t().contiguous().t()  # rows with a stride
-    gamma, beta, *buffers = table.unbind()
-    x, total = tensor((6, 20, 9), torch.float32), reference.forward_stats(tensor((6, 20, 9), torch.float32), 1)
-    y, _ = cuda.forward_apply(x, total, 1, gamma, beta, 1e-5, RunningStats(*buffers, None), 0.1)
-    got, table = table.clone(), tensor((4, 20), torch.float32)
-    want_y, _ = reference.forward_apply(x, total, 1, table[0], table[1], 1e-5, RunningStats(*table[2:], None), 0.1)
-    assert torch.equal(got, table)
-    torch.testing.assert_close(y, want_y)
+    simulation(checks.check_different_layouts, cuda)
 
 
 def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulation):  # noqa: F811
-    simulation(check_parameter_dtypes)
+    simulation(checks.check_parameter_dtypes, cuda)
 
 
 def check_orders() -> None:
     library = cuda.library()
     try:
-        for shape, layout, dtype in itertools.product(SHAPES, LAYOUTS[:3], (torch.float16, torch.float64)):
-            x, dy = layout(tensor(shape, dtype)), layout(tensor(shape, dtype, 1))
+        for shape, layout, dtype in itertools.product(
+            checks.SHAPES, checks.LAYOUTS[:3], (torch.float16, torch.float64)
+        ):
+            x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
             results = []
             for order in ORDERS:
                 library.set_order(order)
-                results.append(run(cuda, x, dy, torch.float32, None))
+                results.append(checks.run(cuda, x, dy, torch.float32, None))
             for order, result in zip(ORDERS[1:], results[1:], strict=True):
                 for name, value in results[0].items():
                     assert torch.equal(result[name], value), f"{name} of {shape}, {layout.__name__}, {order}"
@@ -163,69 +50,17 @@ def test_results_do_not_depend_on_the_order_of_turns(simulation):  # noqa: F811
     simulation(check_orders)
 
 
-def check_not_finite() -> None:
-    for value, layout in itertools.product((float("nan"), float("inf")), LAYOUTS):
-        x = tensor((40, 3, 10), torch.float32)
-        x[17, 1, 4] = value
-        x = layout(x)
-        got, want = (
-            functional.sync_batch_norm(x, None, None, training=True, impl=impl) for impl in ("cuda", "reference")
-        )
-        assert got[:, 1].isnan().all(), "the whole channel"
-        torch.testing.assert_close(got, want, equal_nan=True)
-        mean, var = torch.zeros(3), torch.ones(3)
-        functional.sync_batch_norm(x, mean, var, training=True, impl="cuda")
-        assert not mean[1].isfinite()
-        assert var[1].isnan()
-        assert mean[[0, 2]].isfinite().all()
-
-
 def test_nan_and_infinity_spoil_their_channel_only(simulation):  # noqa: F811
-    simulation(check_not_finite)
-
-
-def check_many_channels() -> None:
-    for layout in (torch.Tensor.contiguous, channels_last):
-        x = layout(tensor((2, 65536, 3), torch.float32))
-        got, want = cuda.forward_stats(x, 1), reference.forward_stats(x, 1)
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    simulation(checks.check_not_finite, "cuda")
 
 
 def test_65536_channels(simulation):  # noqa: F811
-    simulation(check_many_channels)
-
-
-def check_precision() -> None:
-    """A large mean with an outlier, the worst place for it: the first element."""
-    for offset, layout in itertools.product((0, 1e3, 1e4), (torch.Tensor.contiguous, channels_last)):
-        x = torch.randn(64, 4, 100, dtype=torch.float64).mul(1e-2).add(offset).float()
-        x[0, 0, 0] = offset + 100
-        payload, exact = cuda.forward_stats(layout(x), 1), reference.forward_stats(x.double(), 1)
-        mean, wanted_mean = payload[:4], exact[:4]
-        var, wanted_var = payload[4:8] - mean**2, exact[4:8] - wanted_mean**2
-        std = wanted_var.sqrt()
-        assert ((mean - wanted_mean).abs() / std).max() < 1e-6 + 1e-15 * offset / 1e-2
-        assert ((var / wanted_var - 1).abs()).max() < 1e-6 + 4e-16 * (offset / 1e-2) ** 2
+    simulation(checks.check_many_channels, cuda)
 
 
 def test_offsets_and_outliers_cost_nothing(simulation):  # noqa: F811
-    simulation(check_precision)
-
-
-def check_gradients() -> None:
-    for shape, mode, layout in itertools.product([(5, 3, 4), (6, 5)], ("default", "exact"), LAYOUTS):
-        x, gamma, beta = (
-            tensor(s, torch.float64, i).requires_grad_() for i, s in enumerate((shape, shape[1:2], shape[1:2]))
-        )
-        dy = tensor(shape, torch.float64, 5)
-        y = functional.sync_batch_norm(layout(x), None, None, gamma, beta, training=True, stats_mode=mode, impl="cuda")
-        got = torch.autograd.grad(y, (x, gamma, beta), dy)
-        weight, divisor = (1, 1) if mode == "default" else (x.numel() // shape[1], None)
-        want = torch.autograd.grad(
-            composed_sync_batch_norm(x, gamma, beta, 1e-5, weight, divisor, None), (x, gamma, beta), dy
-        )
-        torch.testing.assert_close(got, want)
+    simulation(checks.check_precision, cuda)
 
 
 def test_gradients_are_those_of_autograd(simulation):  # noqa: F811
-    simulation(check_gradients)
+    simulation(checks.check_gradients, "cuda")

@@ -1,0 +1,154 @@
+"""The native kernels beside their twins in plain PyTorch."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import stage_checks as checks
+import torch
+from torch import Tensor
+
+from sbnref.impls import cpu, reference
+
+DTYPES, SHAPES, LAYOUTS = checks.DTYPES, checks.SHAPES, checks.LAYOUTS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stages(dtype):
+    checks.check_stages(cpu, dtype)
+
+
+def test_x_and_dy_in_different_layouts():
+    checks.check_different_layouts(cpu)
+
+
+def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit():
+    checks.check_parameter_dtypes(cpu)
+
+
+def test_nan_and_infinity_spoil_their_channel_only():
+    checks.check_not_finite("cpu")
+
+
+def test_65536_channels():
+    checks.check_many_channels(cpu)
+
+
+def test_offsets_and_outliers_cost_nothing():
+    checks.check_precision(cpu)
+
+
+def test_gradients_are_those_of_autograd():
+    checks.check_gradients("cpu")
+
+
+def close(got: dict[str, Tensor], want: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+    for name, value in want.items():
+        kind = reference.accumulator(torch.empty(0, dtype=dtype)) if name.endswith("payload") else value.dtype
+        scale = value.abs().max().item()
+        atol = torch.finfo(kind).eps * 16 * scale if kind.is_floating_point else 0
+        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{what}, {name}: {m}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_length_of_a_row_and_every_number_of_channels(dtype):
+    """Whatever remains after the last whole lanes, at every offset from their boundaries."""
+    for length, layout in itertools.product(range(1, 41), LAYOUTS[:3]):
+        for shape in ((3, 5, length), (4, length, 3), (7, length)):
+            x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
+            got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
+            close(got, want, dtype, f"{shape}, {layout.__name__}")
+
+
+LARGE = [(2, 3, 9001), (70, 130, 49), (3, 1030, 5), (900, 700), (1500, 513), (5000, 3), (1, 1, 70000), (6, 40, 33, 31)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_blocks(dtype):
+    for shape, layout in itertools.product(LARGE, LAYOUTS[:3]):
+        x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
+        got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
+        close(got, want, dtype, f"{shape}, {layout.__name__}")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def step(x: Tensor, dy: Tensor) -> list[Tensor]:
+    """What the four stages give, each fed with what the one before gave."""
+    total = cpu.forward_stats(x, 1)
+    y, saved = cpu.forward_apply(x, total, 1, None, None, 1e-5, None, None)
+    sums = cpu.backward_stats(dy, x, saved)
+    return [total, y, saved, sums, cpu.backward_apply(dy, x, sums, saved, None, 1e-3)]
+
+
+def test_the_same_bits_for_any_number_of_threads():
+    for shape, layout, dtype in itertools.product(LARGE, LAYOUTS[:3], (torch.bfloat16, torch.float32)):
+        x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
+        results = []
+        for count in (1, 2, 3, 7, 1):
+            with threads(count):
+                results.append(step(x, dy))
+        for result in results[1:]:
+            assert all(map(torch.equal, results[0], result)), f"{shape}, {layout.__name__}, {dtype}"
+
+
+def test_a_block_looks_again_where_its_first_elements_mislead():
+    """However far the first elements are from the others, the variance is right."""
+    for shape, layout in itertools.product([(2, 3, 9000), (40, 3, 64), (9000, 3), (2000, 600)], LAYOUTS[:2]):
+        x = checks.tensor(shape, torch.float32)
+        place = (slice(None), slice(None), slice(0, 64)) if len(shape) == 3 else slice(0, 16)
+        x[place] += 3e4
+        x = layout(x)
+        got, want = (impl.forward_stats(data, 1) for impl, data in ((cpu, x), (reference, x.double())))
+        channels = shape[1]
+        for result in (got, want):
+            result[channels:-2] -= result[:channels] ** 2
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+
+
+def test_streamed_outputs():
+    """An output larger than the last-level cache, whose rows are no whole cache lines, equals that of its halves."""
+    size = torch.ops.sbnref_cpu.build_info()[2]
+    for inner, layout in ((37, torch.Tensor.contiguous), (37, checks.channels_last)):
+        channels = 41
+        x = layout(torch.randn(2 * (size // 4 // inner // channels // 2) + 2, channels, inner))
+        gamma, beta = torch.rand(2, channels)
+        total = reference.forward_stats(x[:10], 1)
+        whole, saved = cpu.forward_apply(x, total, 1, gamma, beta, 1e-5, None, None)
+        halves = [cpu.forward_apply(half, total, 1, gamma, beta, 1e-5, None, None)[0] for half in x.chunk(2)]
+        assert torch.equal(whole, torch.cat(halves))
+        sums = torch.rand(2 * channels, dtype=torch.float64)
+        whole = cpu.backward_apply(whole, x, sums, saved, gamma, 1e-3)
+        halves = [cpu.backward_apply(*both, sums, saved, gamma, 1e-3) for both in zip(halves, x.chunk(2), strict=True)]
+        assert torch.equal(whole, torch.cat(halves))
+
+
+def test_non_finite_parameters_stay_so():
+    """A NaN of all ones, which rounding to bfloat16 must not carry over into a number."""
+    x = checks.tensor((4, 3, 40), torch.bfloat16)
+    gamma = torch.tensor([-1, 0, 0], dtype=torch.int32).view(torch.float32)
+    y, _ = cpu.forward_apply(x, reference.forward_stats(x, 1), 1, gamma, None, 1e-5, None, None)
+    assert y[:, 0].isnan().all()
+    assert y[:, 1:].isfinite().all()
+
+
+def test_rounding_to_halves_is_pytorchs():
+    """Every bit pattern keeps its value, and what lies between two is rounded as PyTorch does."""
+    for dtype in (torch.float16, torch.bfloat16):
+        bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+        x = bits.view(dtype).view(1, 1, -1).expand(1, 2, -1).contiguous()
+        x = torch.where(x.abs() < 100, x, 0)  # (1, 2, 65536)
+        saved = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 1]], dtype=torch.float64)
+        zeros = torch.zeros(4, dtype=torch.float64)
+        gamma = torch.tensor([1, 1 + 2.0**-11])
+        dx = cpu.backward_apply(x, x, zeros, saved, gamma, 0.0)
+        assert torch.equal(dx, (x.float() * gamma[:, None]).to(dtype))

@@ -1,0 +1,71 @@
+"""The stages as PyTorch operators, ``torch.ops.<namespace>``: schemas, shapes without data, what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+INPUTS = {
+    "channels-first": lambda: torch.randn(4, 3, 5, 5),
+    "channels-last": lambda: torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
+    "matrix": lambda: torch.randn(6, 3),
+    "volume": lambda: torch.randn(2, 3, 4, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last_3d),
+    "not dense": lambda: torch.randn(4, 3, 5, 10)[..., ::2],
+    "not dense, channels last": lambda: torch.randn(4, 10, 5, 3).permute(0, 3, 1, 2)[:, :, ::2],
+    "permuted": lambda: torch.randn(5, 3, 4).permute(2, 1, 0),
+    "empty": lambda: torch.randn(0, 3, 5, 5),
+}
+
+
+def calls(x: torch.Tensor) -> dict[str, tuple]:
+    """Arguments for every operator."""
+    channels = x.shape[1]
+    gamma, beta, mean, var = torch.rand(4, channels)
+    total, saved = torch.rand(2 * channels + 2, dtype=torch.float64), torch.rand(4, channels, dtype=torch.float64)
+    return {
+        "forward_stats": (x, 5),
+        "forward_apply": (x, total, 2, gamma, beta, 1e-5, mean, var, torch.tensor(1), 0.1),
+        "backward_stats": (torch.randn_like(x), x, saved),
+        "backward_apply": (torch.randn_like(x), x, total[:-2].contiguous(), saved, gamma, 0.1),
+    }
+
+
+def check_operators(operators: Any, kind: str) -> None:
+    for name, args in calls(INPUTS[kind]()).items():
+        torch.library.opcheck(getattr(operators, name).default, args)
+        if name == "forward_apply":
+            torch.library.opcheck(operators.forward_apply.default, (*args[:2], None, None, None, 1e-5, *[None] * 4))
+
+
+def check_strides(operators: Any, kind: str) -> None:
+    """A wrong stride in the shapes without data breaks compiled code only later, so it is compared here."""
+    for name, args in calls(INPUTS[kind]()).items():
+        operator = getattr(operators, name)
+        real = operator(*args)
+        with FakeTensorMode() as mode:
+            fake = operator(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args))
+        for r, f in zip(*((o if isinstance(o, tuple) else (o,)) for o in (real, fake)), strict=True):
+            assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype), name
+
+
+def check_refusals(operators: Any) -> None:
+    x = torch.randn(4, 3)
+    args = {name: list(values) for name, values in calls(x).items()}
+
+    def refuses(error: type[Exception], message: str, name: str, position: int, value: object) -> None:
+        changed = [*args[name][:position], value, *args[name][position + 1 :]]
+        with pytest.raises(error, match=message):
+            getattr(operators, name)(*changed)
+
+    refuses(ValueError, r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
+    refuses(TypeError, "expected a tensor of float16, bfloat16, float32 or float64, got", "forward_stats", 0, x.int())
+    refuses(
+        ValueError, "expected total with 8 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8)
+    )
+    refuses(ValueError, r"expected gamma of shape \[3\] on cpu, got \[4\]", "forward_apply", 3, torch.zeros(4))
+    refuses(ValueError, "expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
+    refuses(ValueError, r"expected dy like x, \[4, 3\]", "backward_stats", 0, x[:2])
+    without = [*args["forward_apply"][:8], None, None]
+    with pytest.raises(ValueError, match="expected num_batches_tracked for momentum=None, got None"):
+        operators.forward_apply(*without)
