@@ -9,9 +9,11 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(READY)  ## train on handwritten digits with empty ranks, in each statistics mode
+	$(BIN)/sbnref build cpu
 	$(BIN)/sbnref demo
 
 test: $(READY)  ## run the tests, all but those of the kernels and of the site
+	$(BIN)/sbnref build cpu
 	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
 
 test-compile: $(READY)  ## run compiled training steps in every combination of three choices
@@ -21,9 +23,11 @@ test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them f
 	$(BIN)/pytest --no-cov tests/cuda
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
-test-sanitized: $(READY)  ## run the kernels' simulation under AddressSanitizer and UndefinedBehaviorSanitizer
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cuda/test_stages.py tests/cuda/test_simulation.py
+SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
+test-sanitized: $(READY)  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cuda/test_stages.py tests/cuda/test_simulation.py
+	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
+	$(BIN)/pytest --no-cov tests/cpu/race_check.py
 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py

@@ -161,8 +161,8 @@ def way() -> str:
 
     def stages(y: int, forward: str, backward: str) -> None:
         for name, x in ((forward, 4), (backward, up - 78)):
-            sources = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"{name}.c*"))
-            box(y, name, ", ".join(map(str, sources)), "stage", x, 156)
+            folders = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"{name}.c*"))
+            box(y, name, ", ".join(f"{folder}/" for folder in folders), "stage", x, 156)
 
     steps = (
         ("input (N, C, *)", "its gradient", ("module.py", "SyncBatchNorm: parameters, buffers, choices")),

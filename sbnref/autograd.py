@@ -53,9 +53,11 @@ class SyncBatchNormFunction(torch.autograd.Function):
             return *_differentiable_backward(ctx, dy), *[None] * 6
 
         x, gamma, beta, saved = ctx.saved_tensors
-        total = all_reduce(ctx.impl.backward_stats(dy, x, saved), ctx.layer[-1])
+        group = ctx.layer[-1]
+        total = all_reduce(ctx.impl.backward_stats(dy, x, saved), group)
         dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
-        sum_g, sum_g_xhat = (total / world_size(ctx.layer[-1])).chunk(2)
+        sums = total if group is None else total / group.size()
+        sum_g, sum_g_xhat = sums.chunk(2)
         dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
         dbeta = None if beta is None else sum_g.to(beta.dtype)
         return dx, dgamma, dbeta, *[None] * 6

@@ -41,7 +41,7 @@ def demo(
     run(ranks=ranks, steps=steps, seed=seed, output=output, as_json=json)
 
 
-@app.command(epilog="Example: sbnref compare --impl reference --impl cuda --ranks 2 --shape 4,8,16,16 --empty-rank 1")
+@app.command(epilog="Example: sbnref compare --impl reference --impl cpu --ranks 2 --shape 4,8,16,16 --empty-rank 1")
 def compare(
     target: Annotated[
         str,
@@ -51,8 +51,12 @@ def compare(
         ),
     ] = "",
     impl: Annotated[
-        list[str], typer.Option(help="Twice: names of implementations, or files with the four stage functions.")
-    ] = ["reference", "cpu"],  # noqa: B006 - typer reads it, nobody writes to it
+        list[str] | None,
+        typer.Option(
+            help="Twice: names of implementations, or files with the four stage functions. The reference and the "
+            "device's kernels if left out."
+        ),
+    ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes that compare together.")] = 2,
     shape: Annotated[str, typer.Option(help="Of each rank's input, without a target.")] = "4,8,16,16",
     empty_rank: Annotated[int | None, typer.Option(help="A rank whose input is empty, without a target.")] = None,

@@ -57,9 +57,9 @@ MODELS: dict[str, Callable[[Norm], nn.Module]] = {
     "two on the same tensor": Twins,
     "one called twice": Twice,
 }
-BATCHES = {  # of each rank, one step after the other: full, ragged, one empty, all empty, another one empty
-    2: [(4, 4), (4, 2), (2, 0), (0, 0), (0, 4)],
-    3: [(4, 4, 4), (4, 2, 4), (2, 0, 4), (0, 0, 0), (0, 4, 2)],
+BATCHES = {  # of each rank, step after step. A size is new to all ranks at once, who then compile together.
+    2: [(4, 4), (2, 0), (0, 2), (0, 0), (4, 2)],
+    3: [(4, 4, 4), (2, 0, 2), (0, 2, 0), (0, 0, 0), (4, 2, 4)],
 }
 CHOICES = {
     "model": list(MODELS),
@@ -68,7 +68,7 @@ CHOICES = {
     "backend": ["inductor", "aot_eager", "eager"],
     "sizes": ["static", "dynamic"],
     "ddp": ["none", "around", "within"],
-    "impl": ["reference", "cuda"],
+    "impl": ["reference", "cpu", "cuda"],
 }
 
 

@@ -19,7 +19,16 @@ def test_as_a_table(monkeypatch):
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     run = CliRunner().invoke(app, ["info"])
     assert run.exit_code == 0
-    for part in ("sbnref", "PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache"):
+    for part in (
+        "sbnref",
+        "PyTorch",
+        "device cpu",
+        "gloo",
+        "impl='reference'",
+        "runs on cpu",
+        "build cache",
+        "taken on",
+    ):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where none is asked for" in " ".join(run.stdout.split())

@@ -106,7 +106,7 @@ def test_each_file_on_the_way_of_the_data_imports_the_next():
     for file, following in pairwise(files):
         assert f"sbnref.{name_of(following)}" in imports(PACKAGE / file)
     assert sorted(re.findall(r'class="name"[^>]*>(\w+)<', svg)) == sorted(sbnref.impls.STAGES)
-    for implementation in ("reference", "cuda"):
+    for implementation in ("reference", "cpu", "cuda"):
         assert f"impls/{implementation}.py" in svg
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..conformance.watch import Watch
+from ..impls.progress import build_all
 from ..launch import Ranks
 from ..modes import payload_dtype
 from ..module import SyncBatchNorm
@@ -61,6 +62,11 @@ def ours(channels: int) -> nn.Module:
     return SyncBatchNorm(channels, stats_mode="exact", impl="reference")
 
 
+def native(channels: int) -> nn.Module:
+    """The same as native kernels."""
+    return SyncBatchNorm(channels, stats_mode="exact", impl="cpu")
+
+
 def compiled(make: LayerMaker, channels: int) -> nn.Module:
     """The same, through torch.compile."""
     layer = make(channels)
@@ -70,6 +76,7 @@ def compiled(make: LayerMaker, channels: int) -> nn.Module:
 
 EAGER: dict[str, LayerMaker] = {
     "reference": ours,
+    "cpu kernels": native,
     "F.batch_norm": nn.BatchNorm2d,
     "E[x²]−E[x]²": NaiveSyncBatchNorm,
     "fairscale": fairscale,
@@ -81,9 +88,14 @@ COMPILED: dict[str, LayerMaker] = {
 
 
 def run(suites: list[str], quick: bool) -> Results:
-    """Run the suites of these names, showing progress."""
+    """Run the suites of these names, showing progress.
+
+    Raises:
+        BuildError: there is no compiler; the kernels for CPU tensors need one, and so does what is compiled.
+    """
     from rich.progress import Progress
 
+    build_all(("cpu",))
     results = Results()
     with patch.dict(os.environ, ENVIRONMENT), Progress(transient=True) as progress:
         for name in progress.track(suites, description="benchmarks"):
@@ -154,7 +166,7 @@ def _processes(shape: Shape, repetitions: int) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(dist.get_rank())
     x, dy = fill(shape, torch.float32, "contiguous"), fill(shape, torch.float32, "contiguous")
-    peers: dict[str, LayerMaker] = {"reference": ours, "E[x²]−E[x]²": NaiveSyncBatchNorm, "fairscale": fairscale}
+    peers: dict[str, LayerMaker] = {name: make for name, make in EAGER.items() if name != "F.batch_norm"}
     peers["mmcv's algorithm"] = MMCVSyncBatchNorm
     layers = {name: make(shape[1]) for name, make in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in layers}

@@ -251,7 +251,7 @@ def _compile(library: Library, folder: Path) -> None:
     from torch.utils import cpp_extension
 
     what = f"{library.what} for {', '.join(_architectures())}" if library.cuda else library.what
-    print(f"sbnref: building {what} in {folder}, once; this takes about a minute", file=sys.stderr, flush=True)
+    print(f"sbnref: building {what} in {folder}, once; this takes a minute or less", file=sys.stderr, flush=True)
     (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
     more = shlex.split(_more_flags(library))
     start = time.monotonic()

@@ -136,15 +136,16 @@ def test_an_interrupted_build_blocks_nobody(tmp_path, simulated, monkeypatch):
     stale.touch()
     loads = []
     monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *args, **kwargs: loads.append(stale.exists()))
-    build._build(SIMULATION, stale.parent)
+    build._compile(SIMULATION, stale.parent)
     assert loads == [False]
 
 
 def test_a_library_built_for_another_pytorch(monkeypatch, tmp_path, real):
     (tmp_path / "_kernels.py").write_text("raise ImportError('undefined symbol')")
     monkeypatch.setattr("sbnref.__path__", [*__import__("sbnref").__path__, str(tmp_path)])
+    monkeypatch.setattr(build, "_PACKAGE", tmp_path)
     with pytest.raises(build.BuildError, match=r"does not load with PyTorch .*: undefined symbol\. Install"):
-        build._ahead_of_time(KERNELS)
+        build._open(KERNELS, build.built(KERNELS))
 
 
 def test_ahead_of_time(monkeypatch, real):

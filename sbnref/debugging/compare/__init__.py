@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from ...collectives import resolve
+from ...impls.build import simulated
 from .run import run_once
 from .tell import Comparison, Row
 
@@ -26,7 +28,7 @@ __all__ = ["Comparison", "Row", "compare"]
 def compare(
     model: nn.Module,
     inputs: Any,
-    impls: Sequence[str] = ("reference", "cuda"),
+    impls: Sequence[str] | None = None,
     *,
     upstream: Any = None,
     seed: int = 0,
@@ -39,7 +41,8 @@ def compare(
     Args:
         model: a :class:`sbnref.SyncBatchNorm`, or a model that contains some, in training mode.
         inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        impls: the names of two implementations. In the report the second is measured against the first.
+        impls: the names of two implementations; None for the reference and the kernels for the model's device. In the
+            report the second is measured against the first.
         upstream: the gradient by the model's output, in the structure of the output; None for random numbers (and for
             one where the output is a single number, a loss).
         seed: of those random numbers.
@@ -55,14 +58,21 @@ def compare(
     """
     from .measure import compare_call  # and with it the conformance suite, which training has no use for
 
-    check_two(impls)
-    calls = run_once(model, inputs, impls[0], upstream, seed)
-    rows = [row for call in calls for row in compare_call(call, (impls[0], impls[1]))]
+    if impls is not None:
+        check_two(impls)
+    calls = run_once(model, inputs, "reference" if impls is None else impls[0], upstream, seed)
+    first, second = impls or ("reference", kernels_for(calls[0].x.device if calls else torch.device("cpu")))
+    rows = [row for call in calls for row in compare_call(call, (first, second))]
     if resolve(None) is not None:
         by_rank: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(by_rank, rows)
         rows = [row for rows_of_rank in by_rank for row in rows_of_rank]
-    return Comparison((impls[0], impls[1]), rows)
+    return Comparison((first, second), rows)
+
+
+def kernels_for(device: torch.device) -> str:
+    """The name of the implementation whose kernels a layer's input on ``device`` is for."""
+    return "cuda" if device.type == "cuda" or simulated() else "cpu"
 
 
 def check_two(impls: Sequence[str]) -> None:

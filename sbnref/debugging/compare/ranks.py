@@ -15,7 +15,7 @@ from ...impls.files import import_target, load_functions
 from ...launch import launch
 from ...module import SyncBatchNorm
 from ...refusals import DTYPES, check_stats_mode
-from . import Comparison, check_two, compare
+from . import Comparison, check_two, compare, kernels_for
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class RandomLayer:
         return layer, x.to(self.device, dtype)
 
 
-def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str], ranks: int) -> Comparison:
+def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str] | None, ranks: int) -> Comparison:
     """:func:`compare` on new ranks of this machine.
 
     Args:
         target: ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'``, called on each rank, gives (model, inputs); or a
             :class:`RandomLayer`.
-        impls: two names, or files with the four stage functions.
+        impls: two names, or files with the four stage functions; None as for :func:`compare`.
         ranks: how many.
 
     Raises:
@@ -68,19 +68,22 @@ def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str], ranks: int
         RuntimeError: an implementation cannot run here.
         RankError: what the target does failed.
     """
-    check_two(impls)
     make = _find(target) if isinstance(target, str) else target
+    if impls is None and isinstance(make, RandomLayer):
+        impls = ("reference", kernels_for(torch.device(make.device)))
+    if impls is not None:
+        check_two(impls)
     if isinstance(make, RandomLayer) and make.empty_rank is not None and not 0 <= make.empty_rank < ranks:
         raise ValueError(f"expected empty_rank to be one of the {ranks} ranks, 0 to {ranks - 1}, got {make.empty_rank}")
-    for name in impls:
+    for name in impls or ():
         _register_file(name)
         if isinstance(make, RandomLayer):
             choose_impl(name, torch.device(make.device))  # refused here, in a sentence, rather than on the ranks
-    return launch(_compare_here, ranks, target, tuple(impls))[0]
+    return launch(_compare_here, ranks, target, impls)[0]
 
 
-def _compare_here(target: str | RandomLayer, impls: tuple[str, ...]) -> Comparison:
-    for name in impls:
+def _compare_here(target: str | RandomLayer, impls: Sequence[str] | None) -> Comparison:
+    for name in impls or ():
         _register_file(name)
     model, inputs = (_find(target) if isinstance(target, str) else target)()
     return compare(model, inputs, impls)

@@ -1,0 +1,142 @@
+"""When the kernels for CPU tensors are built, by whom they are taken, and what is said where they cannot be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sbnref.cli import app
+from sbnref.impls import build, cpu
+
+CHOOSE = "import torch, sbnref; print(sbnref.impls.choose_impl(None, torch.device('cpu')).__name__)"
+SBNREF = (sys.executable, "-c", "from sbnref.cli import app; app()")
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    """A command that builds without optimizing, which takes a third of the time."""
+    environment = {**os.environ, "SBNREF_CPU_FLAGS": "-O0", "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def chosen(**environment: str) -> str:
+    ran = run(sys.executable, "-c", CHOOSE, **environment)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    return ran.stdout.strip()
+
+
+def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
+    here = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    assert chosen(**here) == "sbnref.impls.reference"
+    told = json.loads(run(*SBNREF, "info", "--json", **here).stdout)
+    assert told["impls"]["cpu"]["cpu"].startswith("it is not built yet; asking for it builds it, or: sbnref build cpu")
+    assert told["chosen"] == {"cpu": "reference"}
+    assert list(tmp_path.iterdir()) == [], "nothing was built"
+
+    built = run(*SBNREF, "build", "cpu", **here)
+    assert built.returncode == 0, built.stderr
+    (library,) = tmp_path.glob("sbnref_cpu-*/sbnref_cpu.so")
+    assert f"cpu: {library}" in built.stderr
+    assert "sbnref: building its kernels for CPU tensors in" in built.stderr
+    assert chosen(**here) == "sbnref.impls.cpu"
+    assert chosen(**here, SBNREF_IMPL="reference") == "sbnref.impls.reference"
+    told = json.loads(run(*SBNREF, "info", "--json", **here).stdout)
+    assert told["chosen"] == {"cpu": "cpu"}
+    assert told["libraries"] == {"cpu": str(library), "cuda": None, "simulation": None}
+    assert "building" not in run(*SBNREF, "build", "cpu", **here).stderr
+
+    # What is built needs no compiler, and no folder that can be written to.
+    assert chosen(**here, PATH="/nonexistent") == "sbnref.impls.cpu"
+    for path in (tmp_path, library.parent):
+        path.chmod(0o555)
+    assert chosen(**here) == "sbnref.impls.cpu"
+
+
+def test_what_is_said_where_it_cannot_be_built(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    ran = run(*SBNREF, "build", "cpu", TORCH_EXTENSIONS_DIR=str(file / "folder"))
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"sbnref: {file / 'folder'}")
+    assert "cannot be written to: Not a directory; name another folder in TORCH_EXTENSIONS_DIR" in ran.stderr
+
+    here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
+    ran = run(*SBNREF, "build", "cpu", **here, PATH="/nonexistent")
+    assert ran.returncode == 2
+    assert "there is no 'c++' on the PATH; install g++" in ran.stderr
+    ran = run(*SBNREF, "build", "cpu", **here, SBNREF_CPU_FLAGS="-fno-such-flag")
+    assert ran.returncode == 2
+    assert "compiling its kernels for CPU tensors failed. The compiler said" in ran.stderr
+    assert "-fno-such-flag" in ran.stderr
+    told = json.loads(run(*SBNREF, "info", "--json", **here, PATH="/nonexistent").stdout)
+    assert "there is no 'c++' on the PATH" in told["impls"]["cpu"]["cpu"]
+    assert chosen(**here, PATH="/nonexistent") == "sbnref.impls.reference"
+
+
+def test_a_build_that_was_killed_is_done_again(tmp_path):
+    environment = {**os.environ, "SBNREF_CPU_FLAGS": "-O0", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    killed = subprocess.Popen((*SBNREF, "build", "cpu"), env=environment, stderr=-1, start_new_session=True)
+    while not list(tmp_path.glob("*/build.ninja")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert chosen(TORCH_EXTENSIONS_DIR=str(tmp_path)) == "sbnref.impls.reference"
+    ran = run(*SBNREF, "build", "cpu", TORCH_EXTENSIONS_DIR=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_libraries_are_named():
+    ran = CliRunner().invoke(app, ["build", "gpu"])
+    assert ran.exit_code == 2
+    assert ran.stderr == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
+
+
+def test_why_not():
+    assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
+
+
+def test_ahead_of_time():
+    extension = build.extension(build.CPU)
+    assert extension.name == f"sbnref._cpu_{torch.backends.cpu.get_cpu_capability().lower()}"
+    assert all(Path(source).exists() for source in extension.sources)
+
+
+BITS = """
+import hashlib, torch, sbnref
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    for shape in ((5, 7, 33), (3, 70, 9, 9), (300, 130), (1, 2, 9001)):
+        x = (torch.randn(shape, dtype=torch.float64) * 3 + 1).to(dtype)
+        for x in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+            x = x.requires_grad_()
+            layer = sbnref.SyncBatchNorm(shape[1], impl="cpu")
+            y = layer(x)
+            (dx,) = torch.autograd.grad(y, x, torch.randn(shape, dtype=torch.float64).to(dtype))
+            for tensor in (y.detach(), dx, layer.running_mean, layer.running_var):
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+print(torch.ops.sbnref_cpu.build_info()[1], digest.hexdigest())
+"""
+
+
+def test_the_same_bits_with_other_instructions():
+    """PyTorch can be told to do without what this machine has, and the library is then compiled without it, too."""
+    bits = {}
+    for capability in (torch.backends.cpu.get_cpu_capability().lower(), "default"):
+        ran = run(sys.executable, "-c", BITS, ATEN_CPU_CAPABILITY=capability, SBNREF_CPU_FLAGS="")
+        assert ran.returncode == 0, ran.stderr
+        width, digest = ran.stdout.split()
+        bits[width] = digest
+    if len(bits) == 1:
+        pytest.skip(
+            f"the bits of other instructions were not compared: this machine has registers of {width} bits only"
+        )
+    assert len(set(bits.values())) == 1, bits
