@@ -130,7 +130,7 @@ def build(
     _or_exit(lambda: build_all(library or ()))
 
 
-@app.command(epilog="Example: SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")
+@app.command(epilog="Example: sbnref build simulation, then SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")
 def info(
     shape: Annotated[
         str, typer.Option(help="Of an input, (N, C, *), to show the kernels' launch plan for.")

@@ -51,8 +51,8 @@ class SyncBatchNorm(_BatchNorm):
             initialized), a ``ProcessGroup``, or a one-dimensional ``DeviceMesh``. It is looked up at each call, so
             the layer can be built before ``init_process_group``.
         stats_mode: ``'default'``, ``'N'`` or ``'exact'``.
-        impl: ``'reference'``, ``'cpu'``, ``'cuda'``, ``'auto'``, a name given to :func:`sbnref.register_impl`, or None to
-            let :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.
+        impl: ``'reference'``, ``'cpu'``, ``'cuda'``, ``'auto'``, a name given to :func:`sbnref.register_impl`, or None
+            to let :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.
         device: where parameters and buffers lie.
         dtype: of parameters and buffers.
 

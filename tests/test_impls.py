@@ -65,7 +65,9 @@ def test_the_backward_pass_uses_the_forward_pass_choice(recorder):
 
 
 def test_names_are_checked(recorder, monkeypatch):
-    with pytest.raises(ValueError, match=r"impl to be one of \('auto', 'reference', 'cuda',.*'recorder'\), got 'fast'"):
+    with pytest.raises(
+        ValueError, match=r"impl to be one of \('auto', 'reference', 'cpu', 'cuda',.*'recorder'\), got 'fast'"
+    ):
         sbnref.SyncBatchNorm(3, impl="fast")
     with pytest.raises(ValueError, match="got 'fast'"), sbnref.use_impl("fast"):
         pass
@@ -75,7 +77,7 @@ def test_names_are_checked(recorder, monkeypatch):
 
 
 def test_registration_refuses_taken_names_and_missing_stages(recorder):
-    for name in ("reference", "cuda", "auto", "recorder"):
+    for name in ("reference", "cpu", "cuda", "auto", "recorder"):
         with pytest.raises(ValueError, match=f"got '{name}', which is taken"):
             sbnref.register_impl(name, stages())
     with pytest.raises(TypeError, match=r"without \['backward_apply'\]"):

@@ -88,6 +88,7 @@ def simulated(*words):
 
 
 def test_launch_plans_for_a_shape():
+    simulated("build", "simulation")
     plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
     assert plans["forward"]["layout"] == "channels-first"
     assert plans["forward"]["tiles"] == 4

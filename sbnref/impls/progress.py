@@ -35,13 +35,17 @@ def build_all(names: Sequence[str] = ()) -> None:
 
 
 def _build(name: str, library: build.Library, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"))
-    with (
-        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        task = progress.add_task(name, total=len(library.sources))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeElapsedColumn(),
+    )
+    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bars, ThreadPoolExecutor(1) as pool:
+        task = bars.add_task(name, total=len(library.sources))
         building = pool.submit(build.build, library)
         while not wait([building], timeout=0.2).done:
-            progress.update(task, completed=build.compiled(library))
+            bars.update(task, completed=build.compiled(library))
         building.result()
