@@ -76,8 +76,9 @@ def test_the_kernels(simulated):
     simulated(2).run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
 
 
-def test_inductor(world):
-    world(2).run(compiled_steps, "reference", ["default"], "inductor", MANY)
+@pytest.mark.parametrize(("impl", "batches"), [("reference", MANY), ("cpu", RAGGED)])
+def test_inductor(world, impl, batches):
+    world(2).run(compiled_steps, impl, ["default"], "inductor", batches)
 
 
 def collectives_of(graph: torch.fx.Graph) -> list[int]:
@@ -113,17 +114,18 @@ def compiled_collectives(options: dict, batch_sizes: tuple[int, int]) -> list[li
     return graphs
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("options", [{}, {"affine": False, "track_running_stats": False}], ids=["all", "bare"])
-def test_an_empty_rank_has_the_collectives_of_a_full_one_in_its_graphs(world, options):
-    full, empty = world(2).run(compiled_collectives, options, (4, 0))
+def test_an_empty_rank_has_the_collectives_of_a_full_one_in_its_graphs(world, options, impl):
+    full, empty = world(2).run(compiled_collectives, {**options, "impl": impl}, (4, 0))
     assert full == empty == [[2 * 3 + 2] * 5, [2 * 3] * 5]  # forward, backward
 
 
-def made_collectives(backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:
+def made_collectives(impl: str, backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:
     """How many numbers each collective of a compiled training step adds up, in the order in which they are made."""
     torch._dynamo.reset()
     widths = (3, 5, 2, 4)
-    norms = [SyncBatchNorm(width) for width in widths]
+    norms = [SyncBatchNorm(width, impl=impl) for width in widths]
     shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
 
     def forward(x: Tensor) -> Tensor:
@@ -148,10 +150,12 @@ def made_collectives(backend: str, batch_sizes: tuple[int, int]) -> list[list[in
     return [first, second]
 
 
-@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
-def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world, backend):
+@pytest.mark.parametrize(
+    ("impl", "backend"), [("reference", "inductor"), ("reference", "aot_eager"), ("cpu", "inductor")]
+)
+def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world, impl, backend):
     """Where no data is, one collective does not wait for another's result, and a compiler may think to move it."""
-    full, empty = world(2).run(made_collectives, backend, (4, 0))
+    full, empty = world(2).run(made_collectives, impl, backend, (4, 0))
     assert full == empty == [[2 * c + 2 for c in (3, 5, 2, 4)], [2 * c for c in (4, 2, 5, 3)]]
 
 
@@ -160,7 +164,7 @@ def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
     torch._dynamo.reset()
     rank = dist.get_rank()
     torch.manual_seed(0)
-    eager = nn.Sequential(SyncBatchNorm(3), nn.GELU(), SyncBatchNorm(3), nn.Tanh())
+    eager = nn.Sequential(SyncBatchNorm(3, impl="reference"), nn.GELU(), SyncBatchNorm(3, impl="reference"), nn.Tanh())
     within = copy.deepcopy(eager)
 
     def forward(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Models in eval mode leave PyTorch: torch.export, ONNX and a traced TorchScript module."""
+"""Models in eval mode leave PyTorch: torch.export, ONNX, a traced TorchScript module. In training mode: the first."""
 
+import copy
 import io
 
 import pytest
@@ -33,6 +34,22 @@ def test_torch_export_with_any_batch_size(model):
     for n in (2, 3, 7):
         x = torch.randn(n, 2, 8, 8)
         torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_a_forward_pass_in_training_mode(model, impl):
+    """It moves the running statistics of the program as it moves those of the model."""
+    for layer in model:
+        if isinstance(layer, SyncBatchNorm):
+            layer.impl = impl
+    model.train()
+    with torch.no_grad():
+        sizes = ({0: torch.export.Dim.DYNAMIC},)
+        loaded = torch.export.export(copy.deepcopy(model), (X,), dynamic_shapes=sizes).module()
+        for n in (2, 5):
+            x = torch.randn(n, 2, 8, 8)
+            torch.testing.assert_close(loaded(x), model(x))
+    torch.testing.assert_close(dict(loaded.named_buffers()), dict(model.named_buffers()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
