@@ -16,6 +16,7 @@ import sbnref
 from sbnref.cli import app
 from sbnref.conformance.accuracy import INPUTS
 from sbnref.conformance.stages import Exact, Share, difference, run_stage
+from sbnref.debugging.compare import kernels_for
 from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import impl_names, reference
 
@@ -284,6 +285,30 @@ def test_command_refuses_in_a_sentence(arguments, text):
     assert run.exit_code == 2
     assert run.stderr.startswith("sbnref: ")
     assert text in run.stderr
+
+
+def kernels_of_both_kinds():
+    """Both libraries in one process."""
+    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
+    return sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
+
+
+def test_kernels_for_cpus_and_simulated_ones(simulated):
+    for report in simulated(2).run(kernels_of_both_kinds):
+        assert report.impls == ("cpu", "cuda")
+        assert report.agrees, str(report)
+
+
+def test_without_names_it_is_the_reference_and_the_kernels_of_the_device(monkeypatch):
+    monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
+    layer, x = sbnref.SyncBatchNorm(3), torch.randn(4, 3, 5)
+    assert sbnref.compare(layer, x).impls == ("reference", "cpu")
+    run = CliRunner().invoke(app, ["compare", "--ranks", "1", "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["impls"] == ["reference", "cpu"]
+    assert kernels_for(torch.device("cuda")) == "cuda"
+    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+    assert kernels_for(torch.device("cpu")) == "cuda"
 
 
 def test_command_says_that_there_was_nothing_to_compare():
