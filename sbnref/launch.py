@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -11,11 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from multiprocessing import active_children, connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -50,7 +54,8 @@ def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 3
     Args:
         fn: any function; inside it the default process group is initialized.
         world_size: how many ranks.
-        timeout: seconds until ranks that have not returned are ended.
+        timeout: seconds until ranks that have not returned are ended. Under ``torchrun`` it is the process group's,
+            unless there is one already: seconds that a collective may take before the ranks in it raise.
 
     Returns:
         The results in the order of the ranks.
@@ -58,9 +63,10 @@ def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 3
     Raises:
         RankError: a rank raised or died; the other ranks are ended.
         TimeoutError: not all ranks returned in time; all are ended.
+        KeyboardInterrupt: the program was interrupted, which ends the ranks too.
     """
     if dist.is_torchelastic_launched():
-        return _run_as_launched(fn, args, kwargs)
+        return _run_as_launched(fn, args, kwargs, timeout)
     with Ranks(world_size, timeout=timeout) as ranks:
         return ranks.run(fn, *args, **kwargs)
 
@@ -105,8 +111,11 @@ class Ranks:
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._kill()  # ranks that are busy would not leave
 
     def _start(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
@@ -115,14 +124,20 @@ class Ranks:
             ProcessPoolExecutor(1, get_context("spawn"), _join_group, (rank, self.world_size, store, self.timeout))
             for rank in range(self.world_size)
         ]
+        others = set(active_children())
         self._processes = []
         with _nameless_main():
             starts = [executor.submit(_getpid) for executor in self._executors]
-        children = {child.pid: child for child in active_children()}
+        self._processes = [child for child in active_children() if child not in others]
+        children = {child.pid: child for child in self._processes}
         self._processes = [children[pid] for pid in self._collect(starts)]
 
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
-        done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
+        try:
+            done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
+        except BaseException:  # an interrupt, or what the handler of another signal raises
+            self._kill()
+            raise
         failed = [rank for rank, future in enumerate(futures) if future in done and future.exception() is not None]
         if failed or running:
             self._kill()
@@ -186,7 +201,13 @@ def _call(call: bytes) -> bytes:
         fn, args, kwargs = pickle.loads(call)
         return pickle.dumps(fn(*args, **kwargs))
     except BaseException:
-        raise _RemoteError(traceback.format_exc()) from None
+        raise _RemoteError(_ends(traceback.format_exc())) from None
+
+
+def _ends(text: str, most: int = 20_000) -> str:
+    """The text, without its middle where it is long."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[: most // 2]}\n[... {left_out:,} characters ...]\n{text[-most // 2 :]}"
 
 
 def _getpid() -> bytes:
@@ -194,7 +215,7 @@ def _getpid() -> bytes:
 
 
 def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(store,), daemon=True).start()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     _init_process_group(rank, world_size, init_method=store, rank=rank, world_size=world_size)
@@ -204,11 +225,12 @@ def _leave_group() -> None:
     dist.destroy_process_group()
 
 
-def _exit_with_parent() -> None:
-    """A parent that is killed cannot end its ranks, so each ends itself."""
+def _exit_with_parent(store: str) -> None:
+    """A parent that is killed cannot end its ranks nor tidy up, so each ends itself, and the folder goes with them."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        shutil.rmtree(Path(url2pathname(urlsplit(store).path)).parent, ignore_errors=True)
         os._exit(1)
 
 
@@ -220,9 +242,10 @@ def _init_process_group(local_rank: int, local_world_size: int, **where: Any) ->
         dist.init_process_group("gloo", **where)
 
 
-def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any) -> list[T]:
+def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any, timeout: float) -> list[T]:
     if not dist.is_initialized():
-        _init_process_group(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+        local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        _init_process_group(*local, timeout=timedelta(seconds=timeout))
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, fn(*args, **kwargs))
     return results

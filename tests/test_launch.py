@@ -1,6 +1,7 @@
 """The launcher: results, failures, timeouts, no process left, and the same code under torchrun."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,19 +86,94 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
         assert all(map(gone, pids))
 
 
-def test_ranks_do_not_outlive_a_killed_parent():
+def test_ranks_do_not_outlive_a_killed_parent(tmp_path):
     script = """
         import os, time, sbnref
         ranks = sbnref.Ranks(2)
         print(*ranks.run(os.getpid), flush=True)
         time.sleep(60)
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     parent.kill()
     parent.wait()
     assert len(pids) == 2
     assert all(map(gone, pids))
+    assert list(tmp_path.glob("sbnref-*")) == []
+
+
+def interrupt(by: int, wait: str) -> None:
+    """Rank 0 sends its parent a signal, when both ranks are at work; neither returns by itself."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        os.kill(os.getppid(), by)
+    if wait == "loop":
+        while True:
+            pass
+    if wait == "sleep":
+        time.sleep(600)
+    if dist.get_rank() == 0:
+        dist.barrier()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("wait", ["loop", "sleep", "collective"])
+def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, tmp_path, monkeypatch):
+    """As a notebook interrupts: the parent alone is told."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ranks = sbnref.Ranks(2)
+    pids = ranks.run(os.getpid)
+    with pytest.raises(KeyboardInterrupt):
+        ranks.run(interrupt, signal.SIGINT, wait)
+    assert all(map(gone, pids))
+    with pytest.raises(KeyboardInterrupt):
+        sbnref.launch(interrupt, 2, signal.SIGINT, wait)
+    assert list(tmp_path.glob("sbnref-*")) == []
+    with ranks:
+        assert ranks.run(dist.get_rank) == [0, 1]
+
+
+def test_an_exception_from_the_handler_of_another_signal(monkeypatch):
+    def leave(*_: object) -> None:
+        raise SystemExit(5)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit):
+            sbnref.launch(interrupt, 2, signal.SIGTERM, "collective")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_program_that_is_interrupted_ends():
+    script = """
+        import os, signal, time, sbnref
+        def work():
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(600)
+        sbnref.launch(work, 2)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_long_text_of_an_exception_is_cut_to_its_ends():
+    def shout() -> None:
+        raise ValueError("begin" + "x" * 50_000_000 + "end")
+
+    with pytest.raises(sbnref.RankError) as caught:
+        sbnref.launch(shout, 2)
+    text = str(caught.value)
+    assert len(text) < 21_000
+    assert "ValueError: begin" in text
+    assert re.search(r"\[\.\.\. 49,\d{3},\d{3} characters \.\.\.\]", text)
+    assert text.rstrip().endswith("end")
 
 
 @pytest.mark.parametrize("end", ["close", "failure"])
@@ -124,20 +200,25 @@ def test_the_same_script_runs_under_torchrun(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
+            import os
             import sys
+            import torch
             import torch.distributed as dist
             import sbnref
 
             def main():
-                return dist.get_rank(), dist.get_world_size()
+                timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+                return dist.get_rank(), dist.get_world_size(), timeout.total_seconds() == 77
 
-            sys.stdout.write(f"results {sbnref.launch(main, 2)}\\n")  # in one piece
+            results = sbnref.launch(main, 2, timeout=77)
+            assert "RANK" not in os.environ or all(told for *_, told in results), "the group has the timeout"
+            sys.stdout.write(f"results {[where for *where, _ in results]}\\n")  # in one piece
         """)
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     for command, expected in (
-        ([sys.executable], ["results [(0, 2), (1, 2)]"]),
-        (torchrun, ["results [(0, 3), (1, 3), (2, 3)]"] * 3),
+        ([sys.executable], ["results [[0, 2], [1, 2]]"]),
+        (torchrun, ["results [[0, 3], [1, 3], [2, 3]]"] * 3),
     ):
         done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120)
         assert done.stdout.splitlines() == expected, done.stderr
