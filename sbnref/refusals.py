@@ -6,6 +6,8 @@ wrong kind, :class:`ValueError` for a shape, a number, a name or a group.
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,6 +33,8 @@ def check_call(
     """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm`, whose names these are, fit together."""
     if not isinstance(input, Tensor):
         raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
+    if not torch.compiler.is_compiling() and hasattr(input, "device_mesh"):
+        raise TypeError("expected a plain Tensor, got a DTensor; normalize this rank's part of it: input.to_local()")
     if input.dtype not in DTYPES:
         raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
     if input.is_nested or input.layout != torch.strided:
@@ -69,8 +73,10 @@ def check_call(
             f"shape {tuple(count.shape)}, {count.dtype}, on {count.device}"
         )
     for name, number in (("eps", eps), *(() if momentum is None else (("momentum", momentum),))):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if isinstance(number, bool) or not isinstance(number, (int, float, Real)):  # NumPy's are Real
             raise TypeError(f"expected {name} to be a number, got {number!r}")
+    if momentum is not None and momentum != momentum:
+        raise ValueError(f"expected momentum to be a number or None, got {momentum!r}")
     if (training or running_mean is None) and not eps > 0:
         raise ValueError(f"expected a positive eps to take statistics with, got {eps!r}")
     if momentum is None and running_mean is not None and num_batches_tracked is None:

@@ -6,6 +6,7 @@ import io
 import pickle
 import warnings
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -145,3 +146,12 @@ def test_gradients_in_batches():
     for i, dy in enumerate(dys):
         alone = torch.autograd.grad(y, [x, *layer.parameters()], dy, retain_graph=True)
         torch.testing.assert_close([t[i] for t in together], list(alone))
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_numbers_may_be_numpys(impl):
+    x = torch.randn(4, 3, 5)
+    layer = SyncBatchNorm(3, eps=numpy.float32(1e-5), momentum=numpy.float64(0.25), impl=impl)
+    same = SyncBatchNorm(3, eps=float(numpy.float32(1e-5)), momentum=0.25, impl=impl)
+    torch.testing.assert_close(layer(x), same(x), rtol=0, atol=0)
+    torch.testing.assert_close(layer.state_dict(), same.state_dict(), rtol=0, atol=0)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from ...functional import sync_batch_norm
 from ...module import SyncBatchNorm
@@ -52,6 +55,8 @@ def check_refusals(impl: str, device: str) -> None:
         (TypeError, "to be a Tensor, got list", x.tolist()),
         (TypeError, "a dense input, got torch.sparse_coo", x.to_sparse()),
     ]
+    mesh = DeviceMesh(x.device.type, list(range(dist.get_world_size())))
+    bad_inputs.append((TypeError, "got a DTensor", DTensor.from_local(x, mesh, [Shard(0)])))
     for error, text, bad in bad_inputs:
         with refusal(error, text):
             layer(bad)
@@ -70,6 +75,7 @@ def check_refusals(impl: str, device: str) -> None:
         (dict(running_mean=mean[:3]), "running_mean of shape (C,) = (5,)"),
         (dict(momentum=None), "num_batches_tracked"),
         (dict(eps=0), "a positive eps to take statistics with, got 0"),
+        (dict(momentum=float("nan")), "momentum to be a number or None, got nan"),
         (dict(bias=mean.to("meta")), f"on the input's device {x.device}, got it on meta"),
     ]
     for arguments, text in bad_arguments:
