@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument(
         "--stats-mode", default="exact", choices=["default", "N", "exact"]
     )
-    parser.add_argument("--impl", default=None, help="'reference', 'cuda' or 'auto'")
+    parser.add_argument(
+        "--impl", default=None, help="'reference', 'cpu', 'cuda' or 'auto'"
+    )
     parser.add_argument(
         "--output", default=None, help="where to save the model, with plain batch norms"
     )

@@ -95,8 +95,41 @@ def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
     return figure
 
 
+def cpu_ladder(plt: Any, rows: list[Row], results: Results) -> Any:
+    """Bytes that the pass has to move over its time, against the tensor's size; the roof is what copying reaches."""
+    whats = list(dict.fromkeys(row["what"] for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    others = {"copy": ("-", "black"), "F.batch_norm": ("--", "gray"), "impl='cpu'": (":", "black")}
+    colors = iter(COLORS)
+    looks = {layer: others.get(layer) or ("-", next(colors)) for layer in layers}
+    figure, panels = plt.subplots(1, len(whats), figsize=(9, 4), sharey=True, squeeze=False, layout="constrained")
+    for axes, what in zip(panels[0], whats, strict=True):
+        for layer, (style, color) in looks.items():
+            points = [row for row in rows if (row["layer"], row["what"]) == (layer, what)]
+            sizes = [math.prod(row["shape"]) * 4 / 2**20 for row in points]
+            speeds = [row["bytes_moved"] / row["median"] / 1e9 for row in points]
+            axes.plot(sizes, speeds, style, color=color, marker=".", label=layer)
+        for cache, size in results.notes["caches"].items():
+            axes.axvline(size / 2**20, color="lightgray", linewidth=0.8, zorder=0)
+            axes.text(size / 2**20, 0.99, f" {cache}", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set(title=what, xlabel="MiB of x")
+    panels[0, 0].set(ylabel="GB/s of what has to move")
+    machine, versions = results.machine, results.versions
+    figure.suptitle(
+        f"{machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}, sbnref {versions['sbnref']}",
+        fontsize=9,
+    )
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Any, list[Row], Results], Any]] = {
     "one_process": one_process,
     "scaling": scaling,
     "gpu": gpu,
+    "cpu_ladder": cpu_ladder,
 }

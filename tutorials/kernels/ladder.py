@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import shlex
-import subprocess
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,8 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from sbnref.impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
+
+from .compiling import cached, compile_for_host
 
 KERNELS = Path(__file__).resolve().parent
 SECTOR = 32  # bytes
@@ -226,33 +226,18 @@ def library(cuda: bool = False, kernels: Path = KERNELS) -> Any:
     Raises:
         RuntimeError: they do not compile.
     """
-    sources = sorted(
-        p
-        for folder in (CSRC, kernels)
-        for p in folder.rglob("*")
-        if p.suffix in (".h", ".cpp", ".cu", ".cuh")
-    )
+    sources = [*CSRC.rglob("*"), *kernels.glob("*")]
+    sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
     flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
-    about = [
-        torch.__version__,
-        str(cuda),
-        os.environ.get("CXX", ""),
-        os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
-        *flags,
-    ]
-    digest = hashlib.sha256("\n".join(about).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    root = Path(
-        os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    about = [str(cuda), os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *flags]
+    built = cached(
+        "sbnref_ladder",
+        sources,
+        about,
+        lambda built: (
+            _nvcc(built, kernels) if cuda else _simulate(built, kernels, flags)
+        ),
     )
-    built = root / f"sbnref_ladder-{digest.hexdigest()[:16]}" / "sbnref_ladder.so"
-    if not built.exists():
-        built.parent.mkdir(parents=True, exist_ok=True)
-        if cuda:
-            _nvcc(built, kernels)
-        else:
-            _simulate(built, kernels, flags)
     lib = ctypes.CDLL(str(built))
     for doors in RUNGS.values():
         for door in doors.doors:
@@ -264,35 +249,9 @@ def library(cuda: bool = False, kernels: Path = KERNELS) -> Any:
 
 
 def _simulate(built: Path, kernels: Path, more: list[str]) -> None:
-    flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS, *more, f"-I{CSRC}"]
-    includes = [
-        word
-        for folder in cpp_extension.include_paths()
-        for word in ("-isystem", folder)
-    ]
-    sources = [
-        str(CSRC / "sim" / "cudasim.cpp"),
-        "-x",
-        "c++",
-        str(kernels / "ladder.cu"),
-    ]
-    unfinished = built.with_suffix(
-        f".{os.getpid()}"
-    )  # another process may be building it too
-    command = [
-        os.environ.get("CXX", "c++"),
-        *flags,
-        *includes,
-        *sources,
-        "-o",
-        str(unfinished),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"compiling the ladder failed. The compiler said:\n{done.stderr}"
-        )
-    unfinished.replace(built)
+    simulation = str(CSRC / "sim" / "cudasim.cpp")
+    sources = [simulation, "-x", "c++", str(kernels / "ladder.cu")]
+    compile_for_host(built, *SIMULATION_FLAGS, *more, *sources)
 
 
 def _nvcc(built: Path, kernels: Path) -> None:

@@ -1,0 +1,247 @@
+"""Every rung of the tutorials' ladder for CPUs: it is right, whatever the threads and wherever the tensors lie."""
+
+import importlib.util
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbnref.bench import load
+from sbnref.bench.figures import draw
+from sbnref.bench.results import tabulate
+
+sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
+from kernels import cpu_ladder
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cpu_ladder.py"
+
+SHAPES = {
+    "aligned": (4, 6, 12, 16),
+    "ragged": (3, 5, 7, 9),
+    "rows shorter than a vector": (70, 3, 2),
+    "rows of one element": (150, 33),
+    "one channel": (3, 1, 17, 16),
+    "one sample": (1, 3, 4097),
+    "pieces and what is left": (3, 2, 2 * 4096 + 5),
+    "several blocks of rows": (20, 2, 1000),
+    "one element per channel": (1, 40, 1, 1),
+    "one element": (1, 1, 1),
+}
+THREADED = [name for name, rung in cpu_ladder.RUNGS.items() if rung.threaded]
+EXACT = list(cpu_ladder.RUNGS)[2:]
+
+
+def tensor(shape: tuple[int, ...], mean: float = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    """In float64."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    deviations = x.double() - x.double().mean(dims, keepdim=True)
+    return deviations / (deviations.square().mean(dims, keepdim=True) + 1e-5).sqrt()
+
+
+def error(rung: str, x: torch.Tensor) -> float:
+    return (cpu_ladder.run(rung, x) - reference(x)).abs().max().item()
+
+
+def bits(rung: str, x: torch.Tensor, **how) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the statistics: float64 shows another order of additions where float32 seldom does."""
+    statistics = torch.empty(2, x.shape[1], dtype=torch.float64)
+    return cpu_ladder.run(rung, x, statistics=statistics, **how), statistics
+
+
+def room(shape: tuple[int, ...], offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor that begins so many elements after the start of a cache line, and the memory around it."""
+    size = torch.Size(shape).numel()
+    memory = torch.full((size + 64,), 7.0)
+    start = -memory.data_ptr() // 4 % 16 + offset
+    return memory[start : start + size].view(shape), memory
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("rung", cpu_ladder.RUNGS)
+def test_a_rung_agrees_with_the_reference(rung, shape):
+    x = tensor(shape)
+    kept = x.clone()
+    y, statistics = bits(rung, x, threads=2)
+    torch.testing.assert_close(y, reference(x).float(), rtol=1e-5, atol=1e-5)
+    dims = [d for d in range(x.dim()) if d != 1]
+    var, mean = torch.var_mean(x.double(), dims, correction=0)
+    torch.testing.assert_close(statistics, torch.stack([mean, var]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("rung", cpu_ladder.RUNGS)
+def test_the_bits_do_not_depend_on_where_tensors_lie_and_nothing_else_is_written(rung, shape):
+    want = cpu_ladder.run(rung, tensor(shape), threads=3)
+    for of_x, of_y in ((0, 0), (1, 0), (0, 3), (5, 15)):
+        x, _ = room(shape, of_x)
+        x.copy_(tensor(shape))
+        y, memory = room(shape, of_y)
+        assert cpu_ladder.run(rung, x, threads=3, out=y) is y
+        assert torch.equal(y, want)
+        y.fill_(7)
+        assert (memory == 7).all()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (9, 8, 28, 28)], ids=[*SHAPES, "many chunks"])
+def test_the_bits_do_not_depend_on_the_threads_nor_on_streaming(shape):
+    x = tensor(shape)
+    want = bits("4 vectors", x)
+    for rung in THREADED:
+        for threads in (1, 2, 3, 7):
+            assert all(map(torch.equal, bits(rung, x, threads=threads), want))
+
+
+def test_another_order_of_blocks_would_show_in_the_bits(tmp_path):
+    shutil.copytree(cpu_ladder.KERNELS, tmp_path / "kernels")
+    source = tmp_path / "kernels" / "5_threads.cpp"
+    text = source.read_text()
+    in_order = "for (int64_t i = 0; i < cut.blocks(); ++i) {"
+    assert in_order in text
+    source.write_text(text.replace(in_order, "for (int64_t i = cut.blocks(); i-- > 0;) {"))
+    x = tensor((64, 4, 28, 28))
+    _, want = bits("4 vectors", x)
+    same, other = (
+        bits(rung, x, kernels=tmp_path / "kernels", flags=("-O0",))[1] for rung in ("4 vectors", "5 threads")
+    )
+    assert torch.equal(same, want)
+    assert not torch.equal(other, want)
+    torch.testing.assert_close(other, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("rung", cpu_ladder.RUNGS)
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4), (2, 3, 0)])
+def test_an_empty_tensor(rung, shape):
+    assert cpu_ladder.run(rung, torch.zeros(shape)).shape == shape
+
+
+@pytest.mark.parametrize("rung", cpu_ladder.RUNGS)
+def test_a_nan_stays_in_its_channel(rung):
+    x = tensor((4, 3, 5, 5))
+    x[2, 1, 3, 3] = torch.nan
+    y = cpu_ladder.run(rung, x)
+    assert y[:, 1].isnan().all()
+    assert not y[:, ::2].isnan().any()
+
+
+@pytest.mark.parametrize("rung", EXACT)
+def test_blocks_keep_digits_at_a_large_mean(rung):
+    x = tensor((16, 3, 28, 28), mean=1e3)
+    assert error(rung, x) < 5e-6
+    # A mean in float32 is off by up to 3e-5 there.
+    assert error(rung, x) < error("2 one pass", x) / 4
+
+
+@pytest.mark.parametrize("rung", EXACT)
+def test_blocks_do_not_care_what_the_first_element_is(rung):
+    x = tensor((16, 3, 28, 28), mean=1e3)
+    x[0, :, 0, 0] = 0
+    assert error(rung, x) < 1e-3
+    assert error("2 one pass", x) > 0.1
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(4), torch.zeros(4, 3).double(), torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)],
+    ids=["one dimension", "float64", "channels-last"],
+)
+def test_other_tensors_are_refused(x):
+    with pytest.raises(ValueError, match=r"expected a contiguous float32 tensor \(N, C, \*\) on the CPU, got"):
+        cpu_ladder.run("1 naive", x)
+
+
+def test_another_shape_to_write_to_is_refused():
+    with pytest.raises(ValueError, match=r"expected out as x, \(2, 3, 4\), got \(2, 3, 5\)"):
+        cpu_ladder.run("1 naive", torch.zeros(2, 3, 4), out=torch.zeros(2, 3, 5))
+
+
+@pytest.mark.parametrize("statistics", [torch.zeros(2, 3), torch.zeros(2, 4).double(), torch.zeros(3, 2).double().T])
+def test_other_room_for_the_statistics_is_refused(statistics):
+    with pytest.raises(ValueError, match=r"expected statistics of shape \(2, 3\) in float64, got"):
+        cpu_ladder.run("1 naive", torch.zeros(2, 3, 4), statistics=statistics)
+
+
+def test_what_does_not_compile_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    (kernels / "1_naive.cpp").write_text("int f() { return missing; }")
+    with pytest.raises(RuntimeError, match=r"compiling the ladder failed. The compiler said:(\n|.)*missing"):
+        cpu_ladder.run("1 naive", torch.zeros(2, 3), kernels=kernels)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="skipped: names of x86's instructions")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="skipped: there is no objdump")
+def test_vectors_begin_with_rung_4():
+    file = cpu_ladder.library()._name
+    said = subprocess.run(["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True)
+    functions = dict(re.findall(r"<(\S+)>:\n((?:.+\n)+)", said.stdout))
+    one, sixteen = (
+        {name for name, instructions in functions.items() if re.search(rf"\bv?(add|sub|mul){kind}\b", instructions)}
+        for kind in ("ss", "ps")
+    )
+    assert one >= {"ladder_naive", "ladder_one_pass", "ladder_blocks"}
+    assert all("vector" in name for name in sixteen), sixteen
+    for name in ("vector_moments", "vector_normalize"):
+        assert any(name in mangled for mangled in sixteen), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="skipped: about glibc")
+def test_freed_memory_is_kept_while_times_are_taken():
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            torch.empty(16 << 20).fill_(1)  # 64 MiB: more than glibc would keep
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert faults() > 3 * (64 << 20) / 4096 / 600  # pages may be of 2 MiB
+    with cpu_ladder.kept_memory():
+        assert min(faults() for _ in range(10)) < 100  # the first ones find the heap too small
+    assert faults() > 3 * (64 << 20) / 4096 / 600
+
+
+def test_every_rung_has_a_file_and_every_file_a_rung():
+    files = {path.name for path in cpu_ladder.KERNELS.glob("[0-9]_*.cpp")}
+    assert files == {rung.source for rung in cpu_ladder.RUNGS.values()}
+
+
+def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("cpu_ladder_benchmark", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    sizes = [4 * torch.Size((n, *benchmark.SAMPLE)).numel() for n in benchmark.batches()]
+    caches = cpu_ladder.caches()
+    assert sizes[0] <= caches["L2"]
+    assert sizes[-1] >= 3 * caches["last level"]
+
+    before = torch.get_num_threads()
+    file = tmp_path / "r.json"
+    monkeypatch.setattr(benchmark, "batches", lambda: [1, 2])
+    monkeypatch.setattr(sys, "argv", ["cpu_ladder.py", "--seconds", "0", "--output", str(file)])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    try:
+        benchmark.main()
+    finally:
+        torch.set_num_threads(before)
+    results = load(file)
+    layers = ["copy", *cpu_ladder.RUNGS, "F.batch_norm", "impl='cpu'"]
+    rows = [row for row in results.rows if row["shape"][0] == 2]
+    assert [row["layer"] for row in rows if row["what"] == "1 thread"] == layers
+    assert [row["layer"] for row in rows if row["what"] == "2 threads"] == ["copy", *THREADED, *layers[-2:]]
+    size = 4 * torch.Size((2, *benchmark.SAMPLE)).numel()
+    assert {row["bytes_moved"] / size for row in rows if row["layer"] == "copy"} == {2}
+    assert {row["bytes_moved"] / size for row in rows if row["layer"] != "copy"} == {3}
+    headings, inputs = tabulate(results.rows)
+    assert headings == ["layer", "1 thread, µs", "×", "2 threads, µs", "×"]
+    assert [line[0] for line in inputs["2×32×28×28, float32"]] == layers
+    assert [path.name for path in draw(results, tmp_path, "r")] == ["r-cpu_ladder.png"]

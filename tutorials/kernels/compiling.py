@@ -1,0 +1,63 @@
+"""What the ladders share: a library that is compiled once, and kept where sbnref's own are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from sbnref.impls.build import CSRC, cache
+
+
+def cached(
+    name: str,
+    sources: Iterable[Path],
+    about: Iterable[str],
+    compile: Callable[[Path], None],
+) -> Path:
+    """The library of that name, compiled unless an earlier process has done so.
+
+    Args:
+        name: the file's.
+        sources: everything that it is made of. Where one of them changes it is compiled again.
+        about: what it depends on besides.
+        compile: makes the file whose path it is given.
+    """
+    depends = [torch.__version__, os.environ.get("CXX", ""), *about]
+    digest = hashlib.sha256("\n".join(depends).encode())
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    built = cache() / f"{name}-{digest.hexdigest()[:16]}" / f"{name}.so"
+    if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
+        compile(built)
+    return built
+
+
+def compile_for_host(built: Path, *arguments: str) -> None:
+    """Make a library of C++17 with one call of the host's compiler.
+
+    Raises:
+        RuntimeError: it does not compile.
+    """
+    # Another process may be building it too.
+    unfinished = built.with_suffix(f".{os.getpid()}")
+    compiler = os.environ.get("CXX", "c++")
+    includes = [
+        word
+        for folder in cpp_extension.include_paths()
+        for word in ("-isystem", folder)
+    ]
+    flags = ["-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes]
+    command = [compiler, *flags, *arguments, "-o", str(unfinished)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"compiling the ladder failed. The compiler said:\n{done.stderr}"
+        )
+    unfinished.replace(built)

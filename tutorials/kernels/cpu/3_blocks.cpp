@@ -1,0 +1,45 @@
+// Rung 3, blocks: two passes again, but over a block that stays in L1: its mean, then
+// the deviations from it. Blocks are merged in float64. Memory is read twice.
+#include "ladder.h"
+
+namespace sbnref::cpu::ladder {
+namespace {
+
+template <typename F>
+void for_each(const Problem& p, const Block& b, const F& f) {
+    for (int64_t n = b.sample; n < b.sample + b.samples; ++n) {
+        const float* const row = p.x + p.row(n, b.channel) + b.element;
+        for (int64_t i = 0; i < b.length; ++i) f(row[i]);
+    }
+}
+
+Moments moments(const Problem& p, const Block& b) {
+    float sum = 0;
+    for_each(p, b, [&](float x) { sum += x; });
+    const float center = sum / static_cast<float>(b.count());
+
+    // The rounded mean is a good center, and what it is off by is in the first sum.
+    float first = 0, second = 0;
+    for_each(p, b, [&](float x) {
+        const float deviation = x - center;
+        first += deviation;
+        second += deviation * deviation;
+    });
+    return about(center, static_cast<double>(b.count()), first, second);
+}
+
+}  // namespace
+
+DOOR void ladder_blocks(const Problem* problem) {
+    const Problem& p = *problem;
+    const Cut cut(p);
+    std::vector<Moments> of_channel(p.C);
+    for (int64_t i = 0; i < cut.blocks(); ++i) {
+        const Block block = cut.block(i);
+        Moments& channel = of_channel[block.channel];
+        channel = merge(channel, moments(p, block));
+    }
+    normalize(p, lines(p, of_channel));
+}
+
+}  // namespace sbnref::cpu::ladder

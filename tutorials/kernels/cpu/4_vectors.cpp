@@ -1,0 +1,81 @@
+// Rung 4, vectors: sixteen elements at once. Sums run in two chains of additions, so
+// that one need not wait for the other.
+#include <algorithm>
+
+#include "cpu/lanes.h"
+#include "ladder.h"
+
+namespace sbnref::cpu::ladder {
+namespace {
+
+constexpr int64_t kLanes = Lanes<float>::kCount;
+
+struct Sums {
+    Lanes<float> first, second;
+
+    SBNREF_INLINE void add(const Lanes<float>& deviation) {
+        first = first + deviation;
+        second = second + deviation * deviation;
+    }
+};
+
+// The sums over a block of the deviations from a center and of their squares.
+SBNREF_INLINE Sums sums(const Problem& p, const Block& b, float about) {
+    const Lanes<float> center = all(about);
+    Sums even{}, odd{};
+    for (int64_t n = b.sample; n < b.sample + b.samples; ++n) {
+        const float* const row = p.x + p.row(n, b.channel) + b.element;
+        int64_t i = 0;
+        for (; i + 2 * kLanes <= b.length; i += 2 * kLanes) {
+            even.add(load(row + i) - center);
+            odd.add(load(row + i + kLanes) - center);
+        }
+        for (; i < b.length; i += kLanes) {  // what is left: other rows may follow it
+            const int64_t rest = std::min(kLanes, b.length - i);
+            even.add(keep(load(row + i, rest, p.x_end()) - center, rest));
+        }
+    }
+    return {even.first + odd.first, even.second + odd.second};
+}
+
+}  // namespace
+
+Moments vector_moments(const Problem& p, const Block& b) {
+    const auto count = static_cast<double>(b.count());
+    const auto center = static_cast<float>(sum(sums(p, b, 0).first) / count);
+    const Sums s = sums(p, b, center);
+    return about(center, count, sum(s.first), sum(s.second));
+}
+
+void vector_normalize(
+    const Problem& p, const std::vector<Line>& lines, int64_t begin, int64_t end,
+    float* out, const float* out_end) {
+    int64_t row = begin / p.S;
+    for (int64_t at = begin; at < end; ++row) {
+        const Line& line = lines[row % p.C];
+        const Lanes<float> center = all(line.center);
+        const Lanes<float> scale = all(line.scale), shift = all(line.shift);
+        // The last lanes of a row run over into the next one, which is written after
+        // it.
+        for (const int64_t stop = std::min((row + 1) * p.S, end); at < stop;) {
+            const int64_t n = std::min(kLanes, stop - at);
+            const Lanes<float> x = load(p.x + at, n, p.x_end());
+            store(out, (x - center) * scale + shift, n, out_end);
+            at += n, out += n;
+        }
+    }
+}
+
+DOOR void ladder_vectors(const Problem* problem) {
+    const Problem& p = *problem;
+    const Cut cut(p);
+    std::vector<Moments> of_channel(p.C);
+    for (int64_t i = 0; i < cut.blocks(); ++i) {
+        const Block block = cut.block(i);
+        Moments& channel = of_channel[block.channel];
+        channel = merge(channel, vector_moments(p, block));
+    }
+    vector_normalize(p, lines(p, of_channel), 0, p.size(), p.y, p.y_end());
+}
+
+}  // namespace sbnref::cpu::ladder

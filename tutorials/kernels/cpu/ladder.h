@@ -1,0 +1,93 @@
+// What the rungs share: the tensor, the line that normalizes a channel, and from rung 3
+// on the blocks that it is cut into and what is known of one. And what a rung takes
+// from those below it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+// A function that Python opens.
+#define DOOR extern "C" __attribute__((visibility("default")))
+
+namespace sbnref::cpu::ladder {
+
+// x and y are (N, C, S), contiguous, with at least one element.
+struct Problem {
+    int64_t N, C, S;
+    int64_t threads;  // from rung 5 on
+    double eps;
+    const float* x;
+    float* y;
+    double *mean, *var;  // (C,), for whoever wants to know
+
+    int64_t count() const { return N * S; }  // per channel
+    int64_t size() const { return N * C * S; }
+    int64_t row(int64_t n, int64_t c) const { return (n * C + c) * S; }  // its start
+    const float* x_end() const { return x + size(); }
+    float* y_end() const { return y + size(); }
+};
+
+// y = (x - center) * scale + shift, of one channel. What rounding took from the mean,
+// for center has to be a float, goes into the shift.
+struct Line {
+    float center, scale, shift;
+
+    float operator()(float x) const { return (x - center) * scale + shift; }
+};
+
+Line normalizing(const Problem& p, int64_t channel, double mean, double var);
+void normalize(const Problem& p, const std::vector<Line>& lines);  // element by element
+
+// ---- from rung 3 on ----
+
+// At most kBlock elements of a channel: a piece of a long row, or some short rows.
+struct Block {
+    int64_t sample, samples;  // the first, and how many
+    int64_t channel;
+    int64_t element, length;  // likewise, of each row
+
+    int64_t count() const { return samples * length; }
+};
+
+constexpr int64_t kBlock = 4096;  // 16 KiB: half of the L1 cache of most CPUs
+constexpr int64_t kMostRows = 64;
+
+// How a tensor is cut, which depends on its shape and on nothing else. In the order of
+// memory, but for the rows of a block.
+struct Cut {
+    explicit Cut(const Problem& p);
+    int64_t blocks() const { return groups * C * pieces; }
+    Block block(int64_t i) const;
+
+    int64_t N, C, S;
+    int64_t rows, groups;    // in a block; one after another
+    int64_t length, pieces;  // of a row in a block; in a row
+};
+
+// Of a set of numbers.
+struct Moments {
+    double count = 0, mean = 0;
+    double squares = 0;  // sum of (x - mean)^2
+};
+
+Moments about(float center, double count, double sum, double sum_of_squares);
+Moments merge(const Moments& a, const Moments& b);  // Chan's formula
+std::vector<Line> lines(const Problem& p, const std::vector<Moments>& of_channel);
+
+// ---- what rungs 5 and 6 take from those below ----
+
+// Rung 4: of a block, in vectors.
+Moments vector_moments(const Problem& p, const Block& block);
+
+// Rung 4: y from element `begin` to `end`, in vectors, to `out`. What lies between its
+// end there and out_end may be overwritten.
+void vector_normalize(
+    const Problem& p, const std::vector<Line>& lines, int64_t begin, int64_t end,
+    float* out, const float* out_end);
+
+// Rung 5: of all channels, by threads.
+std::vector<Line> threaded_lines(const Problem& p);
+
+constexpr int64_t kChunk = 2048;  // elements of y that a thread makes at a time
+
+}  // namespace sbnref::cpu::ladder

@@ -1,0 +1,230 @@
+"""The ladder of tutorial 11 as Python sees it: built once, called, and timed.
+
+The rungs are in ``cpu/``, a C++ file each, and compute the forward pass on CPU tensors in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sbnref
+from sbnref.bench.timing import interleaved
+from sbnref.impls.build import CPU_FLAGS, CSRC
+
+from .compiling import cached, compile_for_host
+
+KERNELS = Path(__file__).resolve().parent / "cpu"
+RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # where committed times lie
+FLAGS = (
+    *CPU_FLAGS,
+    "-fno-tree-vectorize",  # there are vectors where the source has them
+    *(("-fopenmp",) if sys.platform == "linux" else ()),
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A way to normalize.
+
+    Attributes:
+        source: the file with what is new.
+        door: of the library.
+        threaded: whether it takes more threads than one.
+    """
+
+    source: str
+    door: str
+    threaded: bool = False
+
+
+RUNGS = {
+    "1 naive": Rung("1_naive.cpp", "naive"),
+    "2 one pass": Rung("2_one_pass.cpp", "one_pass"),
+    "3 blocks": Rung("3_blocks.cpp", "blocks"),
+    "4 vectors": Rung("4_vectors.cpp", "vectors"),
+    "5 threads": Rung("5_threads.cpp", "threads", threaded=True),
+    "6 streaming": Rung("6_streaming.cpp", "streaming", threaded=True),
+}
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("N", "C", "S", "threads")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "y", "mean", "var")),
+    )
+
+
+def run(
+    rung: str,
+    x: Tensor,
+    *,
+    threads: int = 1,
+    out: Tensor | None = None,
+    statistics: Tensor | None = None,
+    eps: float = 1e-5,
+    kernels: Path = KERNELS,
+    flags: tuple[str, ...] = (),
+) -> Tensor:
+    """Normalize a tensor.
+
+    Args:
+        rung: a key of :data:`RUNGS`.
+        x: (N, C, \\*) float32, contiguous, in the CPU's memory.
+        threads: how many work on it, from rung 5 on.
+        out: for the result, as x; a new tensor without it.
+        statistics: (2, C) float64, contiguous, for the means and the variances.
+        kernels: the folder of the sources, to try out a changed copy.
+        flags: more of them for the compiler, to try out what they do.
+
+    Returns:
+        y, as x.
+
+    Raises:
+        RuntimeError: the rungs do not compile.
+        ValueError: it is another kind of tensor.
+    """
+    y = torch.empty_like(x) if out is None else out
+    for t in (x, y):
+        if (
+            t.device.type != "cpu"
+            or t.dtype != torch.float32
+            or not t.is_contiguous()
+            or t.dim() < 2
+        ):
+            raise ValueError(
+                "expected a contiguous float32 tensor (N, C, *) on the CPU, "
+                f"got {t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device}"
+            )
+    if y.shape != x.shape:
+        raise ValueError(f"expected out as x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    n, c = x.shape[:2]
+    if statistics is None:
+        statistics = torch.empty(2, c, dtype=torch.float64)
+    if statistics.shape != (2, c) or not (
+        statistics.dtype == torch.float64 and statistics.is_contiguous()
+    ):
+        raise ValueError(
+            f"expected statistics of shape {(2, c)} in float64, "
+            f"got {statistics.dtype} {tuple(statistics.shape)}"
+        )
+    mean, var = statistics
+    if x.numel() > 0:
+        s = x.numel() // (n * c)
+        pointers = (t.data_ptr() for t in (x, y, mean, var))
+        problem = _Problem(n, c, s, threads, eps, *pointers)
+        door = getattr(library(kernels, flags), f"ladder_{RUNGS[rung].door}")
+        door(ctypes.byref(problem))
+    return y
+
+
+@functools.cache
+def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
+    """The rungs, compiled once; the next process finds them.
+
+    Raises:
+        RuntimeError: they do not compile.
+    """
+    files = sorted(kernels.glob("*.cpp"))
+    flags = (*FLAGS, *flags)
+    sources = [*files, *kernels.glob("*.h"), CSRC / "cpu" / "lanes.h"]
+    arguments = [*flags, *map(str, files)]
+    built = cached(
+        "sbnref_cpu_ladder",
+        sources,
+        flags,
+        lambda built: compile_for_host(built, *arguments),
+    )
+    lib = ctypes.CDLL(str(built))
+    for rung in RUNGS.values():
+        getattr(lib, f"ladder_{rung.door}").restype = None
+    return lib
+
+
+# ---- timing ----
+
+
+def works(x: Tensor, threads: int) -> dict[str, Callable[[], Tensor]]:
+    """What is timed: the copy, the rungs that know what to do with the threads, what PyTorch and sbnref have."""
+    works: dict[str, Callable[[], Tensor]] = {
+        "copy": lambda: torch.empty_like(x).copy_(x)
+    }
+    for name, rung in RUNGS.items():
+        if rung.threaded or threads == 1:
+            works[name] = partial(run, name, x, threads=threads)
+    works["F.batch_norm"] = partial(F.batch_norm, x, None, None, training=True)
+    works["impl='cpu'"] = partial(
+        sbnref.functional.sync_batch_norm, x, None, None, training=True, impl="cpu"
+    )
+    return works
+
+
+def times(
+    x: Tensor, threads: int, seconds: float, only: tuple[str, ...] = ()
+) -> dict[str, list[float]]:
+    """The seconds of every round of the works, interleaved; of those named in ``only`` if there are any."""
+    timed = {
+        name: work
+        for name, work in works(x, threads).items()
+        if not only or name in only
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with kept_memory(), torch.no_grad():
+            return interleaved(timed, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def moved(name: str, x: Tensor) -> int:
+    """Bytes that have to move: x is read twice and y written once, and a copy reads once."""
+    return (2 if name == "copy" else 3) * x.nbytes
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Meanwhile freed memory is kept for the next tensor.
+
+    Otherwise glibc asks the system for the memory of every large tensor anew, and the system hands it out page by page
+    as it is touched, which can take as long as the pass that is timed.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        yield
+        return
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(trim_threshold, 128 << 10)
+        libc.malloc_trim(0)
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the second and of the last level, as Linux lists them; a guess elsewhere."""
+    sizes = {}
+    for index in range(8):
+        folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
+        with contextlib.suppress(OSError, ValueError):
+            level = int((folder / "level").read_text())
+            sizes[level] = int((folder / "size").read_text().strip().rstrip("K")) << 10
+    return {
+        "L2": sizes.get(2, 1 << 20),
+        "last level": sizes[max(sizes)] if sizes else 32 << 20,
+    }
