@@ -57,8 +57,8 @@ MODELS: dict[str, Callable[[Norm], nn.Module]] = {
     "two on the same tensor": Twins,
     "one called twice": Twice,
 }
-# Of each rank, step after step: full, ragged, all empty, one empty, another one empty. To compile for one more size takes
-# half a minute: where sizes are static a rank has one besides zero, and all ranks compile at the same time.
+# Of each rank, step after step: full, ragged, all empty, one empty, another one empty. To compile for one more size
+# takes long. Where sizes are static, a rank has one besides zero, and all ranks compile at the same time.
 BATCHES = {
     ("dynamic", 2): [(4, 4), (4, 2), (0, 0), (0, 2), (4, 0)],
     ("dynamic", 3): [(4, 4, 4), (4, 2, 4), (0, 0, 0), (0, 2, 4), (4, 0, 4)],
