@@ -41,6 +41,7 @@ types: $(READY)  ## check types
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the site into docs/_build/html, running the tutorials
+	$(BIN)/sbnref build cpu
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 test-site: docs  ## test the built site in a headless Chromium, and the solutions to the exercises

@@ -48,6 +48,7 @@ def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(cases)), [f"{'×'.join(map(str, shape))}, {layout}" for shape, layout in cases])
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="time of forward + backward over eager F.batch_norm's, float32; less is faster")
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
