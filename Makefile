@@ -9,7 +9,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(READY)  ## train on handwritten digits with empty ranks, in each statistics mode
-	$(BIN)/sbnref build cpu
+	-$(BIN)/sbnref build cpu
 	$(BIN)/sbnref demo
 
 test: $(READY)  ## run the tests, all but those of the kernels and of the site
@@ -17,6 +17,7 @@ test: $(READY)  ## run the tests, all but those of the kernels and of the site
 	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
 
 test-compile: $(READY)  ## run compiled training steps in every combination of three choices
+	$(BIN)/sbnref build cpu
 	$(BIN)/pytest --no-cov --ways 3 tests/test_compile_matrix.py
 
 test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there

@@ -191,7 +191,7 @@ def bench_run(
         raise typer.BadParameter(f"expected suites of {tuple(SUITES)}, got {sorted(unknown)}")
     if output is not None:
         _or_exit(lambda: _make_folder(output.parent))
-    results = run(suite or list(SUITES), quick)
+    results = _or_exit(lambda: run(suite or list(SUITES), quick))
     show(results)
     if output is not None:
         results.save(output)

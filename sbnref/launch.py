@@ -124,13 +124,15 @@ class Ranks:
             ProcessPoolExecutor(1, get_context("spawn"), _join_group, (rank, self.world_size, store, self.timeout))
             for rank in range(self.world_size)
         ]
-        others = set(active_children())
         self._processes = []
+        starts: list[Future[bytes]] = []
+        others = set(active_children())
         with _nameless_main():
-            starts = [executor.submit(_getpid) for executor in self._executors]
-        self._processes = [child for child in active_children() if child not in others]
-        children = {child.pid: child for child in self._processes}
-        self._processes = [children[pid] for pid in self._collect(starts)]
+            for executor in self._executors:
+                starts.append(executor.submit(_getpid))  # starts the rank's process
+                self._processes += set(active_children()) - others
+                others.update(self._processes)
+        self._collect(starts)
 
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
         try:

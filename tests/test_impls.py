@@ -8,7 +8,7 @@ import torch
 import sbnref
 from sbnref import impls
 from sbnref.conformance import cases
-from sbnref.impls import reference
+from sbnref.impls import cpu, reference
 
 X = torch.randn(4, 3)
 
@@ -36,8 +36,6 @@ def normalize(impl=None):
 
 
 def test_every_way_to_choose_and_their_order(recorder, monkeypatch):
-    normalize()
-    assert not recorder, "auto on the CPU is the reference"
     normalize("recorder")
     assert len(recorder) == 1
     monkeypatch.setenv("SBNREF_IMPL", "recorder")
@@ -92,6 +90,16 @@ def test_an_implementation_says_why_it_cannot_run(monkeypatch):
     sbnref.register_impl("shy", impl)
     with pytest.raises(RuntimeError, match="impl='shy' cannot run on cpu: it is afraid of cpu"):
         normalize("shy")
+
+
+@pytest.mark.parametrize(("missing", "chosen"), [(None, cpu), ("it is not built yet", reference)])
+def test_auto_takes_the_kernels_for_cpu_tensors_where_they_are_built(missing, chosen, monkeypatch, recwarn):
+    monkeypatch.setattr(cpu, "_missing", lambda: missing)
+    monkeypatch.delenv("SBNREF_IMPL", raising=False)
+    for name in (None, "auto"):
+        assert impls.choose_impl(name, torch.device("cpu")) is chosen
+    assert impls.choose_impl(None, torch.device("meta")) is reference
+    assert not recwarn.list, "in silence"
 
 
 def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):

@@ -122,6 +122,15 @@ def interrupt(by: int, wait: str) -> None:
     time.sleep(600)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler, also where the shell that started us has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", ["loop", "sleep", "collective"])
 def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, tmp_path, monkeypatch):
     """As a notebook interrupts: the parent alone is told."""
@@ -153,9 +162,12 @@ def test_an_exception_from_the_handler_of_another_signal(monkeypatch):
 def test_a_program_that_is_interrupted_ends():
     script = """
         import os, signal, time, sbnref
+        import torch.distributed as dist
         def work():
-            os.kill(os.getppid(), signal.SIGINT)
+            if dist.get_rank() == 0:
+                os.kill(os.getppid(), signal.SIGINT)
             time.sleep(600)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sbnref.launch(work, 2)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-// Sixteen numbers at once, and the types they are stored in.
+// Sixteen floats at once, or eight doubles, and the types they are stored in.
 //
 // A Lanes is 64 bytes of numbers that one operation works on: one register with AVX-512, two with AVX, four with SSE or
 // NEON. Every CPU adds up in the same lanes and no multiplication is fused with an addition, so the same input gives

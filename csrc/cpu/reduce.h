@@ -7,10 +7,9 @@
 //   rows      (inner > 1)   Long rows are cut into pieces that fit in L1. Of short ones a block takes some neighbouring
 //                           channels of many samples: every channel keeps its lanes of sums, so what a row costs beside
 //                           its elements is little.
-//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time, so
-//   that
-//                           the sums are fetched and put back once for four of them. Where there are few channels a
-//                           line is several rows.
+//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time: the
+//                           sums are fetched and put back once for four of them. Where there are few channels a line
+//                           is several rows.
 //
 // A stage says what is summed, about a center per channel:
 //

@@ -88,7 +88,8 @@ class Info(Report):
 
     def _chosen(self, device: torch.device) -> str:
         if (name := os.environ.get("SBNREF_IMPL") or "auto") != "auto":
-            return name
+            reason = self.impls.get(name, {}).get(str(device))
+            return f"{name}, which cannot run" if reason is not None and not reason.startswith(build.NOT_YET) else name
         reason = self.impls.get(device.type, {}).get(str(device), "there is none for it")
         # the CUDA kernels are built when they are needed, those for CPU tensors only when they are asked for
         if reason is None or (device.type == "cuda" and reason.startswith(build.NOT_YET)):
@@ -120,7 +121,7 @@ class Info(Report):
                 )
                 table.add_row(f"impl='{impl}'", on)
         for device, name in self.chosen.items():
-            table.add_row(f"taken on {device}", f"'{name}' by layers that were not told")
+            table.add_row(f"taken on {device}", f"{name}, by layers that were not told")
         for name, file in self.libraries.items():
             if file is not None:
                 table.add_row(f"library {name}", file)

@@ -106,7 +106,7 @@ CPU = Library(
     ),
     CPU_FLAGS + (("-fopenmp",) if sys.platform == "linux" else ()),
     # The instructions are in the name: a machine that has others does not find it, and builds its own.
-    installed=f"sbnref._cpu_{_CAPABILITY.lower()}",
+    installed="sbnref._cpu_" + _CAPABILITY.lower().replace(" ", "_"),
     ahead="SBNREF_BUILD_CPU",
     module=False,
     more_flags="SBNREF_CPU_FLAGS",
@@ -167,12 +167,14 @@ def why_not_yet(library: Library) -> str | None:
 
 
 def built(library: Library) -> Path | None:
-    """The library's file, built ahead of time or before; None where it has to be built."""
-    if library.installed is not None and (spec := importlib.util.find_spec(library.installed)) is not None:
-        assert spec.origin is not None
-        return Path(spec.origin)
+    """The library's file, built ahead of time or before, with the flags asked for; None where it has to be built."""
+    if library.installed is not None and not _more_flags(library):
+        spec = importlib.util.find_spec(library.installed)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin)
     folder = _cache_folder(library)
-    return folder / f"{library.name}.so" if (folder / "finished").exists() else None
+    there = os.path.exists(folder / "finished")  # pathlib raises where the folder may not be looked into
+    return folder / f"{library.name}.so" if there else None
 
 
 def build(library: Library) -> Path:
@@ -229,7 +231,7 @@ def _open(library: Library, file: Path) -> ModuleType | None:
         if not library.module:
             torch.ops.load_library(file)
             return None
-        if file.parent == _PACKAGE:
+        if _installed(file):
             assert library.installed is not None
             return importlib.import_module(library.installed)
         spec = importlib.util.spec_from_file_location(library.name, file)
@@ -238,13 +240,17 @@ def _open(library: Library, file: Path) -> ModuleType | None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
-        if file.parent == _PACKAGE:
+        if _installed(file):
             raise BuildError(
                 f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
                 f"Install sbnref again: {library.ahead}=1 pip install --no-build-isolation --force-reinstall ."
             ) from error
         raise BuildError(f"{file} does not load: {error}. Delete {file.parent} to build it again") from error
     return module
+
+
+def _installed(file: Path) -> bool:
+    return file.parent.resolve() == _PACKAGE
 
 
 def _compile(library: Library, folder: Path) -> None:

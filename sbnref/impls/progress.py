@@ -19,12 +19,14 @@ def build_all(names: Sequence[str] = ()) -> None:
         names: some of :data:`sbnref.impls.build.LIBRARIES`; ``cpu`` and, where there is a GPU, ``cuda`` if empty.
 
     Raises:
-        ValueError: there is no library of that name.
+        ValueError: there is no library of that name, or two cannot be loaded at once.
         BuildError: one cannot be built, or does not load; the message says why and what to do about it.
     """
     names = names or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     if unknown := [name for name in names if name not in build.LIBRARIES]:
         raise ValueError(f"expected libraries of {tuple(build.LIBRARIES)}, got {unknown}")
+    if {"cuda", "simulation"} <= set(names):
+        raise ValueError("expected one of cuda and simulation, got both, whose operators have the same names")
     console = Console(stderr=True)
     for name in names:
         library = build.LIBRARIES[name]

@@ -142,7 +142,7 @@ def test_non_finite_parameters_stay_so():
 
 
 def test_rounding_to_halves_is_pytorchs():
-    """Every bit pattern keeps its value, and what lies between two is rounded as PyTorch does."""
+    """Every bit pattern below 100 keeps its value, and what lies between two is rounded as PyTorch does."""
     for dtype in (torch.float16, torch.bfloat16):
         bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
         x = bits.view(dtype).view(1, 1, -1).expand(1, 2, -1).contiguous()

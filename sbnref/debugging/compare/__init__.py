@@ -41,8 +41,8 @@ def compare(
     Args:
         model: a :class:`sbnref.SyncBatchNorm`, or a model that contains some, in training mode.
         inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        impls: the names of two implementations; None for the reference and the kernels for the model's device. In the
-            report the second is measured against the first.
+        impls: the names of two implementations; None for the reference and the kernels for the model's device (with
+            ``SBNREF_CUDASIM=1`` the simulated ones). In the report the second is measured against the first.
         upstream: the gradient by the model's output, in the structure of the output; None for random numbers (and for
             one where the output is a single number, a loss).
         seed: of those random numbers.
