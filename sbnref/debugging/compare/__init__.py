@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import nn
 
 from ...collectives import resolve
-from ...impls.build import simulated
 from .run import run_once
 from .tell import Comparison, Row
 
@@ -72,6 +71,8 @@ def compare(
 
 def kernels_for(device: torch.device) -> str:
     """The name of the implementation whose kernels a layer's input on ``device`` is for."""
+    from ...impls.build import simulated
+
     return "cuda" if device.type == "cuda" or simulated() else "cpu"
 
 

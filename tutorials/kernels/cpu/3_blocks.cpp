@@ -32,14 +32,7 @@ Moments moments(const Problem& p, const Block& b) {
 
 DOOR void ladder_blocks(const Problem* problem) {
     const Problem& p = *problem;
-    const Cut cut(p);
-    std::vector<Moments> of_channel(p.C);
-    for (int64_t i = 0; i < cut.blocks(); ++i) {
-        const Block block = cut.block(i);
-        Moments& channel = of_channel[block.channel];
-        channel = merge(channel, moments(p, block));
-    }
-    normalize(p, lines(p, of_channel));
+    normalize(p, lines_by_blocks(p, moments));
 }
 
 }  // namespace sbnref::cpu::ladder

@@ -68,14 +68,7 @@ void vector_normalize(
 
 DOOR void ladder_vectors(const Problem* problem) {
     const Problem& p = *problem;
-    const Cut cut(p);
-    std::vector<Moments> of_channel(p.C);
-    for (int64_t i = 0; i < cut.blocks(); ++i) {
-        const Block block = cut.block(i);
-        Moments& channel = of_channel[block.channel];
-        channel = merge(channel, vector_moments(p, block));
-    }
-    vector_normalize(p, lines(p, of_channel), 0, p.size(), p.y, p.y_end());
+    vector_normalize(p, lines_by_blocks(p, vector_moments), 0, p.size(), p.y, p.y_end());
 }
 
 }  // namespace sbnref::cpu::ladder

@@ -74,6 +74,19 @@ Moments about(float center, double count, double sum, double sum_of_squares);
 Moments merge(const Moments& a, const Moments& b);  // Chan's formula
 std::vector<Line> lines(const Problem& p, const std::vector<Moments>& of_channel);
 
+// Block by block, each merged with what is known of its channel.
+template <typename F>
+std::vector<Line> lines_by_blocks(const Problem& p, const F& moments_of_block) {
+    const Cut cut(p);
+    std::vector<Moments> of_channel(p.C);
+    for (int64_t i = 0; i < cut.blocks(); ++i) {
+        const Block block = cut.block(i);
+        Moments& channel = of_channel[block.channel];
+        channel = merge(channel, moments_of_block(p, block));
+    }
+    return lines(p, of_channel);
+}
+
 // ---- what rungs 5 and 6 take from those below ----
 
 // Rung 4: of a block, in vectors.
