@@ -356,8 +356,7 @@ def test_a_link_holds_the_case(browser, page):
     read = "navigator.clipboard.readText().then(arguments[0])"
     assert browser.driver.execute_async_script(read) == address
 
-    browser.driver.get("about:blank")
-    browser.driver.get(address)
+    browser.open(address.removeprefix(browser.server + "/"))
     assert state(browser) == case
     assert cells(browser) == shown
     browser.run("location.hash = '#ranks=2,1,3,0.5,2'")  # another link, opened in the same page
