@@ -56,11 +56,22 @@ class SyncBatchNormFunction(torch.autograd.Function):
         group = ctx.layer[-1]
         total = all_reduce(ctx.impl.backward_stats(dy, x, saved), group)
         dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
-        sums = total if group is None else total / group.size()
-        sum_g, sum_g_xhat = sums.chunk(2)
-        dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
-        dbeta = None if beta is None else sum_g.to(beta.dtype)
-        return dx, dgamma, dbeta, *[None] * 6
+        return dx, *_parameter_gradients(ctx.impl, total, world_size(group), gamma, beta), *[None] * 6
+
+
+def _parameter_gradients(
+    impl: Implementation,
+    total: Tensor,  # (2C,) [sum g, sum g xhat], summed over the ranks
+    ranks: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of gamma and beta, averaged over the ranks: in one go where the implementation can."""
+    in_one_go = getattr(impl, "parameter_gradients", None)
+    if in_one_go is not None and gamma is not None and beta is not None:
+        return in_one_go(total, ranks, gamma.dtype, beta.dtype)
+    sum_g, sum_g_xhat = (total if ranks == 1 else total / ranks).chunk(2)
+    return None if gamma is None else sum_g_xhat.to(gamma.dtype), None if beta is None else sum_g.to(beta.dtype)
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:

@@ -33,7 +33,7 @@ def check_call(
     """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm`, whose names these are, fit together."""
     if not isinstance(input, Tensor):
         raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
-    if not torch.compiler.is_compiling() and hasattr(input, "device_mesh"):
+    if type(input) is not Tensor and not torch.compiler.is_compiling() and hasattr(input, "device_mesh"):
         raise TypeError("expected a plain Tensor, got a DTensor; normalize this rank's part of it: input.to_local()")
     if input.dtype not in DTYPES:
         raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
@@ -42,7 +42,7 @@ def check_call(
     if input.dim() < 2:
         raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
     check_stats_mode(stats_mode)
-    channels = input.shape[1]
+    channels, device = input.shape[1], input.device
     if channels == 0:
         raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
     if num_features is not None and channels != num_features:
@@ -62,14 +62,14 @@ def check_call(
             )
         if tensor.dtype not in DTYPES:
             raise TypeError(f"expected {name} of one of the dtypes {DTYPES}, got {tensor.dtype}")
-        if tensor.device != input.device:
-            raise ValueError(f"expected {name} on the input's device {input.device}, got it on {tensor.device}")
+        if tensor.device != device:
+            raise ValueError(f"expected {name} on the input's device {device}, got it on {tensor.device}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got one of them")
     count = num_batches_tracked
-    if count is not None and (count.dtype, count.dim(), count.device) != (torch.int64, 0, input.device):
+    if count is not None and (count.dtype, count.dim(), count.device) != (torch.int64, 0, device):
         raise TypeError(
-            f"expected num_batches_tracked of shape () and dtype torch.int64 on the input's device {input.device}, got "
+            f"expected num_batches_tracked of shape () and dtype torch.int64 on the input's device {device}, got "
             f"shape {tuple(count.shape)}, {count.dtype}, on {count.device}"
         )
     for name, number in (("eps", eps), *(() if momentum is None else (("momentum", momentum),))):
@@ -100,9 +100,10 @@ def check_stats_mode(stats_mode: str) -> None:
 
 def check_group(group: object) -> None:
     """Raise :class:`TypeError` unless ``group`` is of a kind that can be synchronized over."""
-    absent = group is None or group is dist.GroupMember.NON_GROUP_MEMBER
+    if group is None or group is dist.GroupMember.NON_GROUP_MEMBER:
+        return
     is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
-    if not (absent or is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
+    if not (is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
         raise TypeError(
             f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
         )

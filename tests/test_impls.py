@@ -94,7 +94,7 @@ def test_an_implementation_says_why_it_cannot_run(monkeypatch):
 
 @pytest.mark.parametrize(("missing", "chosen"), [(None, cpu), ("it is not built yet", reference)])
 def test_auto_takes_the_kernels_for_cpu_tensors_where_they_are_built(missing, chosen, monkeypatch, recwarn):
-    monkeypatch.setattr(cpu, "_missing", lambda: missing)
+    monkeypatch.setattr(cpu, "_not_built", lambda: missing)
     monkeypatch.delenv("SBNREF_IMPL", raising=False)
     for name in (None, "auto"):
         assert impls.choose_impl(name, torch.device("cpu")) is chosen

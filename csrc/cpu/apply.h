@@ -26,7 +26,7 @@ namespace sbnref::cpu {
 // K coefficients for every channel; for columns, beside each other for as many rows as make a good length.
 template <typename A, int K>
 struct Coefficients {
-    static constexpr int64_t kLeastWidth = 512;
+    static constexpr int64_t kLeastWidth = 256;
 
     explicit Coefficients(const Shape& shape)
         : channels(shape.channels),
@@ -49,9 +49,13 @@ struct Coefficients {
 
 constexpr int64_t kChunk = 2048;   // elements: 16 KiB at most
 constexpr int64_t kStretch = 512;  // chunks
+constexpr int64_t kLeastStreamedRow = 256;
 
-inline bool streams(const Buffer& out, int64_t element_size) {
-    return out.size * element_size > last_level_cache() && reinterpret_cast<uintptr_t>(out.data) % kLanesBytes == 0;
+// Whether the input and the output are together too large for the cache. Short rows take longer to make than to store.
+inline bool streams(const Shape& shape, const void* out, int64_t element_size) {
+    return (shape.inner == 1 || shape.inner >= kLeastStreamedRow) &&
+           2 * shape.size() * element_size > last_level_cache() &&
+           reinterpret_cast<uintptr_t>(out) % kLanesBytes == 0;
 }
 
 // Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.
@@ -90,7 +94,7 @@ inline void finish_streaming() {
 // Makes the elements from `begin` to `end`. What lies between their end in `out` and out_end may be overwritten.
 template <typename Stage, typename A, int K, typename T>
 SBNREF_INLINE void make_rows(
-    const Shape& shape, const Stage& stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out,
+    const Shape& shape, const Stage stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out,
     T* out_end) {
     constexpr int64_t L = Lanes<A>::kCount;
     int64_t row = begin / shape.inner, channel = row % shape.channels;
@@ -108,18 +112,20 @@ SBNREF_INLINE void make_rows(
 
 template <typename Stage, typename A, int K, typename T>
 SBNREF_INLINE void make_columns(
-    const Stage& stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out, T* out_end) {
+    const Stage stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out, T* out_end) {
     constexpr int64_t L = Lanes<A>::kCount;
+    const int64_t width = coefficients.width, stride = coefficients.stride;
     int64_t column = begin % coefficients.channels;
     for (int64_t at = begin; at < end; column = 0) {
-        const int64_t stop = std::min(at + coefficients.width - column, end);
+        const int64_t stop = std::min(at + width - column, end);
+        const A* of_column = coefficients.at(0, column);
         Lanes<A> c[K];
-        for (; at + L <= stop; at += L, out += L, column += L) {
-            for (int k = 0; k < K; ++k) c[k] = load(coefficients.at(k, column));
+        for (; at + L <= stop; at += L, out += L, of_column += L) {
+            for (int k = 0; k < K; ++k) c[k] = load(of_column + k * stride);
             store(out, stage.map([&](auto p) { return load(p.data + at); }, c));
         }
         if (const int64_t rest = stop - at; rest > 0) {
-            for (int k = 0; k < K; ++k) c[k] = load(coefficients.at(k, column));
+            for (int k = 0; k < K; ++k) c[k] = load(of_column + k * stride);
             store(out, stage.map([&](auto p) { return load(p.data + at, rest, p.end()); }, c), rest, out_end);
             at += rest, out += rest;
         }
@@ -129,7 +135,7 @@ SBNREF_INLINE void make_columns(
 template <typename Stage, typename A, int K, typename T>
 void apply(const Shape& shape, const Stage& stage, const Coefficients<A, K>& coefficients, T* out) {
     const int64_t size = shape.size();
-    const bool streamed = streams({out, size, {}, 1}, sizeof(T));
+    const bool streamed = streams(shape, out, sizeof(T));
     const auto make = [&](int64_t begin, int64_t end, T* to, T* to_end) {
         if (shape.inner > 1)
             make_rows(shape, stage, coefficients, begin, end, to, to_end);

@@ -187,12 +187,11 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 
 // ---- columns ----
 
-// In a block. No power of two: lines 2 KiB apart would compete for the same places in L1.
-constexpr int64_t kMostColumns = 480;
-constexpr int64_t kColumnUnit = 32;  // whole lanes, whole cache lines
+constexpr int64_t kMostColumns = 1024;
+constexpr int64_t kColumnUnit = 64;  // whole lanes, four at a time: see add_lines
 static_assert(kMostColumns % kColumnUnit == 0);
 constexpr int64_t kBlockLines = 128;
-constexpr int64_t kGuessLines = 16;    // to guess centers from
+constexpr int64_t kGuessRows = 24;     // to guess centers from
 constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row
 constexpr int64_t kLinesAhead = 4;     // of their use, lines are fetched
 
@@ -221,14 +220,16 @@ template <int R, typename Stage, typename A = typename Stage::A>
 SBNREF_INLINE void add_lines(
     const Stage& stage, int64_t at, int64_t stride, int64_t width, const A* centers, A* sum_first, A* sum_second) {
     constexpr int64_t K = Lanes<A>::kCount;
+    // What is fetched ahead of its use is fetched in the order of memory, a line to its end and then the next one.
+    // Caches are best at that; the lines themselves are walked side by side.
+    int64_t ahead = at + kLinesAhead * stride, ahead_column = 0;
     const auto add = [&](int64_t column, const auto& load_at, const auto& kept) __attribute__((always_inline)) {
         const Lanes<A> center = load(centers + column);
         const auto line = [&](int r) __attribute__((always_inline)) {
             const int64_t place = at + r * stride + column;
             return stage.terms(
                 [&](auto p) {
-                    __builtin_prefetch(
-                        p.data + place + kLinesAhead * stride);  // several lines at once are hard to foresee
+                    __builtin_prefetch(p.data + ahead + r * K);
                     return load_at(p, place);
                 },
                 center);
@@ -238,6 +239,12 @@ SBNREF_INLINE void add_lines(
         for (int r = 1; r < R; ++r) sums = sums + line(r);
         store(sum_first + column, load(sum_first + column) + kept(sums.first));
         store(sum_second + column, load(sum_second + column) + kept(sums.second));
+        ahead += R * K;
+        ahead_column += R * K;
+        if (ahead_column >= width) {
+            ahead += stride - ahead_column;
+            ahead_column = 0;
+        }
     };
     int64_t column = 0;
     for (; column + K <= width; column += K)
@@ -258,7 +265,7 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
     in_parallel(cut.blocks(), grain, [&](int64_t begin, int64_t end) {
         constexpr int64_t room = kMostColumns + Lanes<A>::kCount;
         alignas(kLanesBytes) A centers[room], sum_first[room], sum_second[room];
-        Pair pairs[kMostColumns];
+        double first[kMostColumns], second[kMostColumns];
         for (int64_t i = begin; i < end; ++i) {
             const int64_t group = i / cut.tiles, channel = i % cut.tiles * cut.channels;
             const int64_t channels = std::min(cut.channels, C - channel);
@@ -277,23 +284,25 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
                 if (const int64_t rest = rows % cut.repeats; rest > 0)
                     add_lines<1>(stage, at + line * stride, 0, channels * rest, centers, sum_first, sum_second);
             };
-            // The sums of the columns that hold the same channel, to pairs[0, channels).
+            // The sums of the columns that hold the same channel, to first and second.
             const auto fold = [&] {
-                for (int64_t k = 0; k < channels; ++k) pairs[k] = {sum_first[k], sum_second[k]};
-                for (int64_t column = channels; column < width; column += channels)
-                    for (int64_t k = 0; k < channels; ++k)
-                        pairs[k] = {pairs[k].first + sum_first[column + k], pairs[k].second + sum_second[column + k]};
+                std::copy_n(sum_first, channels, first);
+                std::copy_n(sum_second, channels, second);
+                for (int64_t column = channels; column < width; column += channels) {
+                    for (int64_t k = 0; k < channels; ++k) first[k] += sum_first[column + k];
+                    for (int64_t k = 0; k < channels; ++k) second[k] += sum_second[column + k];
+                }
             };
             const auto repeat_centers = [&] {
                 for (int64_t column = channels; column < width; ++column) centers[column] = centers[column - channels];
             };
 
             if constexpr (Stage::kSearches) {
-                const int64_t some = std::min(rows, kGuessLines * cut.repeats);
+                const int64_t some = std::min(rows, ceil_div(kGuessRows, cut.repeats) * cut.repeats);
                 std::fill(centers, centers + room, A{});
                 add(some);
                 fold();
-                for (int64_t k = 0; k < channels; ++k) centers[k] = static_cast<A>(pairs[k].first * (1.0 / some));
+                for (int64_t k = 0; k < channels; ++k) centers[k] = static_cast<A>(first[k] * (1.0 / some));
             } else {
                 for (int64_t k = 0; k < channels; ++k) centers[k] = stage.center(channel + k);
             }
@@ -303,17 +312,18 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
             const double per_row = 1.0 / rows;
             if constexpr (Stage::kSearches) {
                 int again = 0;
-                for (int64_t k = 0; k < channels; ++k) again |= off_center(pairs[k], per_row, kColumnDistance);
+                for (int64_t k = 0; k < channels; ++k) again |= off_center({first[k], second[k]}, per_row, kColumnDistance);
                 if (again) {
                     for (int64_t k = 0; k < channels; ++k)
-                        centers[k] = static_cast<A>(centers[k] + pairs[k].first * per_row);
+                        centers[k] = static_cast<A>(centers[k] + first[k] * per_row);
                     repeat_centers();
                     add(rows);
                     fold();
                 }
             }
             Pair* const left = &partials.at(group, channel);
-            for (int64_t k = 0; k < channels; ++k) left[k] = stage.partial(pairs[k], per_row, centers[k]);
+            for (int64_t k = 0; k < channels; ++k)
+                left[k] = stage.partial({first[k], second[k]}, per_row, centers[k]);
             if (channel == 0) partials.counts[group] = rows;
         }
     });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ Work = Callable[[], Any]
 def interleaved(works: dict[str, Work], seconds: float, before: Work | None = None) -> dict[str, list[float]]:
     """Run the works in turn, again and again for about ``seconds``, so that what disturbs one disturbs all.
 
+    The turns are drawn anew in every round: what one leaves in the caches, or throws out of them, is found by all.
+
     Args:
         works: what to time, by name. Each is run three times first.
         seconds: how long to go on; there are at least five rounds.
@@ -28,9 +31,11 @@ def interleaved(works: dict[str, Work], seconds: float, before: Work | None = No
         for _ in range(3):
             work()
     rounds: dict[str, list[float]] = {name: [] for name in works}
+    turns, lots = list(works.items()), random.Random(0)
     start, done = time.perf_counter(), 0
     while done < 5 or (time.perf_counter() - start < seconds and done < 500):
-        for name, work in works.items():
+        lots.shuffle(turns)
+        for name, work in turns:
             if before is not None:
                 before()
             begin = time.perf_counter()

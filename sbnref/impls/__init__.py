@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, cuda, reference
 
 if TYPE_CHECKING:
     from ..running import RunningStats
@@ -51,11 +51,7 @@ class Implementation(Protocol):
     ) -> Tensor: ...
 
 
-_registry: dict[str, Implementation | None] = {
-    "reference": reference,
-    "cpu": None,  # imported when it is first asked for
-    "cuda": None,
-}
+_registry: dict[str, Implementation] = {"reference": reference, "cpu": cpu, "cuda": cuda}
 _in_use: list[str] = []  # the names of the use_impl blocks we are in, the innermost last
 
 
@@ -107,13 +103,13 @@ def check_name(name: str) -> None:
 
 def why_not(name: str, device: torch.device) -> str | None:
     """Why the implementation ``name`` cannot run on ``device``; None if it can. Builds it where it has to be built."""
-    reason = getattr(_load(name), "why_not", None)
+    reason = getattr(_registry[name], "why_not", None)
     return reason(device) if reason is not None else None
 
 
 def why_not_yet(name: str, device: torch.device) -> str | None:
     """The same, and nothing is built: that it has to be built is a reason."""
-    reason = getattr(_load(name), "why_not_yet", None)
+    reason = getattr(_registry[name], "why_not_yet", None)
     return reason(device) if reason is not None else why_not(name, device)
 
 
@@ -132,25 +128,16 @@ def choose_impl(name: str | None, device: torch.device) -> Implementation:
     check_name(name)
     if name == "auto":
         if device.type == "cpu" and why_not_yet("cpu", device) is None:
-            return _load("cpu")
+            return _registry["cpu"]
         if device.type != "cuda":
             return reference
         if (reason := why_not("cuda", device)) is None:
-            return _load("cuda")
+            return _registry["cuda"]
         _warn(f"sbnref uses its reference implementation on {device}: {reason}")
         return reference
     if (reason := why_not(name, device)) is not None:
         raise RuntimeError(f"impl={name!r} cannot run on {device}: {reason}")
-    return _load(name)
-
-
-def _load(name: str) -> Implementation:
-    impl = _registry[name]
-    if impl is not None:
-        return impl
-    from . import cpu, cuda  # an import statement, unlike importlib, is something that torch.compile can trace
-
-    return cpu if name == "cpu" else cuda
+    return _registry[name]
 
 
 def _warn(message: str) -> None:

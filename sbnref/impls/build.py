@@ -45,7 +45,7 @@ NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
 SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM", "-ffp-contract=off", "-Wno-unknown-pragmas")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object each: compared, and hashed at every call of a layer, by identity
 class Library:
     """What a library is made of, and where it is found.
 

@@ -18,21 +18,33 @@ from .shapes import register_shapes
 
 def why_not(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
-    if device.type != "cpu":
-        return "the kernels need CPU tensors"
-    if (reason := build.why_not(build.CPU)) is None:
-        register_shapes("sbnref_cpu")
-    return reason
+    return _unavailable() if device.type == "cpu" else "the kernels need CPU tensors"
 
 
 def why_not_yet(device: torch.device) -> str | None:
     """The same, and nothing is built: that they have to be built is a reason."""
-    return (_missing() if device.type == "cpu" else None) or why_not(device)
+    return _not_built() or _unavailable() if device.type == "cpu" else why_not(device)
 
 
-@functools.cache  # every call of a layer asks, and the answer takes a look at all sources
-def _missing() -> str | None:
+# Every call of a layer asks, and the answers take a look at all sources.
+
+
+@functools.cache
+def _not_built() -> str | None:
     return build.why_not_yet(build.CPU)
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    reason = build.why_not(build.CPU)
+    if reason is None:
+        register_shapes("sbnref_cpu")
+
+        @torch.library.register_fake("sbnref_cpu::parameter_gradients")
+        def _(total: Tensor, ranks: int, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+            return tuple(total.new_empty(total.numel() // 2, dtype=dtype) for dtype in dtypes)
+
+    return reason
 
 
 # torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs them, untraced.
@@ -84,3 +96,13 @@ def backward_apply(
 ) -> Tensor:  # dx (N, C, *)
     """The derivative of the loss, summed over all ranks, by this rank's input."""
     return torch.ops.sbnref_cpu.backward_apply(dy, x, total, saved, gamma, k)
+
+
+def parameter_gradients(
+    total: Tensor,  # (2C,) [sum g, sum g xhat], summed over the ranks
+    ranks: int,
+    gamma_dtype: torch.dtype,
+    beta_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # (C,) each
+    """The gradients of gamma and beta, averaged over the ranks, in one call instead of four."""
+    return torch.ops.sbnref_cpu.parameter_gradients(total, ranks, gamma_dtype, beta_dtype)
