@@ -39,10 +39,20 @@ inline Shape shape_of(const Tensor& dense) {
     return {dense.numel() / (C * inner), C, inner};
 }
 
+// The tensor itself where it starts on a multiple of its element size. One that does not, as of numbers in the middle of
+// a file, is copied on a CPU; a GPU could not even do that.
+inline Tensor aligned(const char* name, const Tensor& tensor) {
+    if (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % tensor.element_size() == 0) return tensor;
+    TORCH_CHECK_VALUE(
+        tensor.is_cpu(), "expected ", name, " to start on a multiple of ", tensor.element_size(),
+        " bytes, the size of an element, got address ", tensor.data_ptr());
+    return tensor.clone();
+}
+
 // x itself where its elements lie side by side in whatever order, otherwise a copy in the nearest memory format.
 inline Tensor dense(const Tensor& x) {
     TORCH_CHECK_VALUE(x.dim() >= 2 && x.size(1) > 0, "expected x of shape (N, C, *) with C > 0, got ", x.sizes());
-    return x.is_non_overlapping_and_dense() ? x : x.contiguous(x.suggest_memory_format());
+    return aligned("x", x.is_non_overlapping_and_dense() ? x : x.contiguous(x.suggest_memory_format()));
 }
 
 // `other` with its elements in the order of x's.
@@ -53,7 +63,7 @@ inline Tensor laid_out_like(const Tensor& other, const Tensor& x) {
         other.dtype(), " on ", other.device());
     bool same = true;
     for (int64_t d = 0; d < x.dim(); ++d) same &= x.size(d) == 1 || other.stride(d) == x.stride(d);
-    return same || x.numel() == 0 ? other : at::empty_like(x).copy_(other);
+    return same || x.numel() == 0 ? aligned("dy", other) : at::empty_like(x).copy_(other);
 }
 
 // Room for `size` float64 numbers on x's device.
@@ -71,12 +81,16 @@ inline Buffer statistics(const char* name, const Tensor& tensor, int64_t size, c
     return buffer(tensor);
 }
 
-// A vector (C,) of any floating dtype on x's device, or none.
+// A vector (C,) of any floating dtype on x's device, or none. It may be written to, so it is not copied.
 inline Buffer per_channel(const char* name, const OptionalTensor& tensor, const Tensor& x) {
     if (!tensor) return {};
     TORCH_CHECK_VALUE(
         tensor->dim() == 1 && tensor->numel() == x.size(1) && tensor->device() == x.device(), "expected ", name,
         " of shape [", x.size(1), "] on ", x.device(), ", got ", tensor->sizes(), " on ", tensor->device());
+    const auto address = reinterpret_cast<uintptr_t>(tensor->data_ptr());
+    TORCH_CHECK_VALUE(
+        address % tensor->element_size() == 0, "expected ", name, " to start on a multiple of ", tensor->element_size(),
+        " bytes, the size of an element, got address ", tensor->data_ptr());
     const int64_t stride = tensor->stride(0);
     return {tensor->data_ptr(), (x.size(1) - 1) * stride + 1, dtype_of(*tensor), stride};
 }

@@ -90,13 +90,18 @@ def check(
     examples: Annotated[int, typer.Option(min=1, help="Training steps to try on each stage.")] = 100,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a stage, after which it is ended.")] = 60,
     memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the training steps; another one each time.")] = None,
+    forbid: Annotated[
+        list[str] | None, typer.Option(help="A module or function that the code may not use; may be repeated.")
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="One that it may: sbnref, which is forbidden.")] = None,
     template: Annotated[bool, typer.Option("--template", help="Print a file to start from.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
 ) -> None:
     """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
 
-    The code runs in a process of its own that cannot hang or crash the grader, but with your rights: grade strangers'
-    code in a container.
+    The code runs in a process of its own, without network or files to write to (Linux), and sees nothing of what is
+    expected.
 
     Exit code 0: all passed. 1: not all. 2: there was nothing to grade.
     """
@@ -110,7 +115,19 @@ def check(
     if not target:
         raise typer.BadParameter("name the file or module to grade, or ask for --template")
     stages = stage or STAGES
-    report = _or_exit(lambda: grade(target, stages, suite=suite, examples=examples, timeout=timeout, memory=memory))
+    report = _or_exit(
+        lambda: grade(
+            target,
+            stages,
+            suite=suite,
+            examples=examples,
+            timeout=timeout,
+            memory=memory,
+            seed=seed,
+            forbid=forbid or (),
+            allow=allow or (),
+        )
+    )
     _show(report, json)
     raise typer.Exit(report.score < 1)
 

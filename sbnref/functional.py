@@ -13,7 +13,7 @@ from .collectives import resolve
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
-from .refusals import check_call, check_spread
+from .refusals import check_call, check_join, check_spread
 from .running import RunningStats
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def sync_batch_norm(
         TypeError: a dtype, a layout, a number or the group is of the wrong kind.
         ValueError: a shape, a device, ``eps``, ``stats_mode`` or ``impl`` is not what is expected, this process is not
             in the group, or one value per channel is to be normalized by itself.
-        RuntimeError: the implementation asked for cannot run on the input's device.
+        RuntimeError: the implementation asked for cannot run on the input's device, or the call is made within DDP's
+            ``Join``.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
@@ -98,6 +99,8 @@ def sync_batch_norm(
     chosen = choose_impl(impl, input.device)
     if process_group is None:
         check_spread(input)
+    else:
+        check_join()
     running = None
     if training and running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)

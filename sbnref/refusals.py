@@ -124,3 +124,16 @@ def check_member(group: object) -> None:
         raise ValueError(
             f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
         )
+
+
+def check_join() -> None:
+    """Raise :class:`RuntimeError` within DDP's ``Join``: who has joined makes DDP's collectives and not the layer's."""
+    if torch.compiler.is_compiling():
+        return
+    model = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    if model is not None and model._join_config.enable:
+        raise RuntimeError(
+            "expected no Join around a model with SyncBatchNorm: a rank whose batches have run out makes DDP's "
+            "collectives in it and not the layer's, which the others then wait for. Leave Join out, and give such a "
+            "rank empty batches, x[:0], until all have run out"
+        )

@@ -6,6 +6,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+
+def off_by_one(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, a byte away from where floats start."""
+    return torch.frombuffer(bytearray(b"-" + x.numpy().tobytes()), dtype=x.dtype, offset=1).view(x.shape)
+
+
 INPUTS = {
     "channels-first": lambda: torch.randn(4, 3, 5, 5),
     "channels-last": lambda: torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
@@ -14,6 +20,7 @@ INPUTS = {
     "not dense": lambda: torch.randn(4, 3, 5, 10)[..., ::2],
     "not dense, channels last": lambda: torch.randn(4, 10, 5, 3).permute(0, 3, 1, 2)[:, :, ::2],
     "permuted": lambda: torch.randn(5, 3, 4).permute(2, 1, 0),
+    "not aligned": lambda: off_by_one(torch.randn(4, 3, 5, 5)),
     "empty": lambda: torch.randn(0, 3, 5, 5),
 }
 
@@ -66,6 +73,21 @@ def check_refusals(operators: Any) -> None:
     refuses(ValueError, r"expected gamma of shape \[3\] on cpu, got \[4\]", "forward_apply", 3, torch.zeros(4))
     refuses(ValueError, "expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
     refuses(ValueError, r"expected dy like x, \[4, 3\]", "backward_stats", 0, x[:2])
+    beta = off_by_one(torch.ones(3))
+    refuses(ValueError, "expected beta to start on a multiple of 4 bytes", "forward_apply", 4, beta)
     without = [*args["forward_apply"][:8], None, None]
     with pytest.raises(ValueError, match="expected num_batches_tracked for momentum=None, got None"):
         operators.forward_apply(*without)
+
+
+def check_alignment(operators: Any) -> None:
+    """What does not start where elements do gives the same bits as what does."""
+    x, dy = torch.randn(2, 4, 3, 5, 5)
+    for name, args in calls(x).items():
+        args = tuple(dy if a is not x and isinstance(a, torch.Tensor) and a.shape == x.shape else a for a in args)
+        moved = tuple(off_by_one(a) if isinstance(a, torch.Tensor) and a.shape == x.shape else a for a in args)
+        out, expected = (
+            getattr(operators, name)(*(a.clone() if isinstance(a, torch.Tensor) and a.dim() < 2 else a for a in given))
+            for given in (moved, args)
+        )
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)

@@ -3,10 +3,8 @@
 import inspect
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +15,12 @@ from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.conformance.cases import Case
-from sbnref.grading import grade
+from sbnref.grading import judge as judging
 from sbnref.grading import template as start
+from sbnref.grading.apart.process import Job
 from sbnref.grading.check import Grade, StageGrade, check, template
 from sbnref.grading.hints import SECTIONS, where_to_look
+from sbnref.grading.judge import Judge
 from sbnref.grading.search import search
 from sbnref.impls import STAGES, reference
 
@@ -163,17 +163,16 @@ def backward_apply(dy, *_):
 def graded(tmp_path, text, **options):
     path = tmp_path / "theirs.py"
     path.write_text(text)
-    return {stage.stage: stage for stage in check(path, **{"examples": 20, **options}).stages}
+    return {stage.stage: stage for stage in check(path, **{"examples": 20, "seed": 0, **options}).stages}
 
 
-def statuses(impl, died=()):
-    """Each stage's last result, graded in this process."""
-    results = {}
-    grader = grade._Grader(impl, {"timeout": 60, "examples": 20, "trying": os.devnull, "died": died}, None)
-    grader.write = lambda **line: results.update({line["stage"]: line} if "stage" in line else {})
+def statuses(impl):
+    """Each stage's last result, with the functions in this process."""
+    judge = Judge(Job("nothing"), examples=20, timeout=60, seed=0)
+    judge.impl = impl
     for stage in STAGES:
-        grader.grade(stage)
-    return results
+        judge.grade(stage)
+    return judge.results
 
 
 def test_what_is_saved_may_lie_as_its_owner_likes():
@@ -202,7 +201,7 @@ def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
 
 
 def test_nothing_hangs_or_crashes_the_grader(tmp_path):
-    stages = graded(tmp_path, HOSTILE, timeout=4, memory=2)
+    stages = graded(tmp_path, HOSTILE, timeout=4, memory=2, allow=["sbnref"])
     assert [stages[stage].status for stage in STAGES] == ["timed out", "crashed", "crashed", "failed"]
     assert stages["forward_stats"].failure["what"].startswith("was still running after ")
     assert "garbage" in stages["forward_stats"].failure["printed"]
@@ -215,26 +214,48 @@ def test_nothing_hangs_or_crashes_the_grader(tmp_path):
         assert "theirs.py, line" in stages["backward_apply"].failure["what"]
 
 
+FRAGILE = """
+import os, signal, time
+from sbnref.impls import reference
+from sbnref.impls.reference import *
+
+def forward_apply(x, *rest):
+    if x.shape[1] > 1 and x.numel():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return reference.forward_apply(x, *rest)
+
+def backward_stats(dy, x, saved):
+    time.sleep(60 * (dy.dtype == torch.float16))
+    return reference.backward_stats(dy, x, saved)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is shrunk where processes can fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_crash_and_a_hang_are_shrunk():
-    def forward_apply(x, *rest):
-        if x.shape[1] > 1 and x.numel():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return reference.forward_apply(x, *rest)
+def test_a_crash_and_a_hang_are_shrunk(tmp_path):
+    stages = graded(tmp_path, FRAGILE, timeout=8, examples=100, allow=["sbnref"])
+    crash, hang = stages["forward_apply"], stages["backward_stats"]
+    assert crash.status == "crashed"
+    assert crash.failure["step"].startswith("1 rank with input of shape (2, 2), torch.float32")
+    assert crash.failure["what"] == "crashed the process, with signal SIGKILL"
+    assert hang.status == "timed out"
+    assert hang.failure["what"] == "was still running after 1 s and was ended"
+    assert "half" in hang.failure["features"]
+    assert stages["forward_stats"].status == stages["backward_apply"].status == "passed"
 
-    def backward_stats(dy, x, saved):
-        time.sleep(60 * (dy.dtype == torch.float16))
-        return reference.backward_stats(dy, x, saved)
 
-    impl = replaced(forward_apply=forward_apply, backward_stats=backward_stats)
-    grader = grade._Grader(impl, {"timeout": 0, "trying": ""}, None)
-    crash, _ = search("forward_apply", impl, trial=grader.dies)
-    assert crash.step.startswith("1 rank with input of shape (2, 2), torch.float32")
-    assert crash.what == "crashed the process, with signal SIGKILL"
-    hang, _ = search("backward_stats", impl, trial=grader.dies, seconds=3)
-    assert hang.what == "was still running after 1 s and was ended"
-    assert "half" in hang.features
+def test_every_run_has_numbers_of_its_own():
+    def given(seed):
+        seen = []
+
+        def forward_stats(x, weight):
+            seen.append(x.double().sum().item())
+            return reference.forward_stats(x, weight)
+
+        search("forward_stats", replaced(forward_stats=forward_stats), examples=20, seed=seed)
+        return seen
+
+    assert given(1) == given(1)
+    assert len({*given(1)} & {*given(2)}) < len({*given(1)}) / 2  # empty ranks and few whole numbers are alike
 
 
 def test_a_file_that_hangs_when_imported(tmp_path):
@@ -331,16 +352,14 @@ def passes(impl, device):
 def test_the_suite_over_the_whole_layer(tmp_path, monkeypatch):
     path = tmp_path / "theirs.py"
     path.write_text(SPOILED)
-    monkeypatch.setattr(grade, "cases", lambda: [Case("one", 1, passes), Case("two", 1, fails)])
-    lines = []
-    job = {"target": str(path), "timeout": 60, "trying": str(tmp_path / "trying"), "died": []}
-    grader = grade._Grader(reference, job, None)
-    monkeypatch.setattr(grader, "write", lambda **line: lines.append(line))
-    grader.run_suite()
-    assert lines[-1]["status"] == "failed"
-    assert lines[-1]["tried"] == 2
-    assert lines[-1]["failure"]["step"] == "two"
-    assert "a promise is broken" in lines[-1]["failure"]["what"]
+    monkeypatch.setattr(judging, "cases", lambda: [Case("one", 1, passes), Case("two", 1, fails)])
+    judge = Judge(Job(str(path)), examples=1, timeout=60, seed=0)
+    judge.run_suite()
+    result = judge.results["layer"]
+    assert result["status"] == "failed"
+    assert result["tried"] == 2
+    assert result["failure"]["step"] == "two"
+    assert "a promise is broken" in result["failure"]["what"]
 
 
 def test_importing_sbnref_brings_in_nothing_heavy():

@@ -53,6 +53,9 @@ def step(case):
         x = x.to("meta")
     if case == "all refuse":
         x = x[:, :3]
+    if case == "group":
+        alike = [dist.new_group([0, 1, 2]) for _ in range(2)]
+        model[0].group = alike[rank == 1]
     if case == "missing" and rank == 1:
         time.sleep(6)
     try:
@@ -87,6 +90,7 @@ def step(case):
         ),
         ("eps", ["differ in eps", "rank 2: layer '0'", "eps=0.001"]),
         ("no gradients", ["differ in gradients", "training, without gradients"]),
+        ("group", ["differ in group", "with gradients, group '"]),
         ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected input of 4 channels"]),
         ("function", ["differ in stats_mode", "layer 'sync_batch_norm'"]),
         ("not a tensor", ["rank 1 refuses the input", "expected input to be a Tensor, got list"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -78,6 +79,18 @@ def ddp_in_every_way() -> None:
 
 def test_distributed_data_parallel(ranks):
     ranks.run(ddp_in_every_way)
+
+
+def joined() -> None:
+    model = DistributedDataParallel(network())
+    _, mine = batches([3, 2])
+    with pytest.raises(RuntimeError, match="expected no Join around a model with SyncBatchNorm"), Join([model]):
+        model(mine)
+    loss(model(mine)).backward()
+
+
+def test_join_is_refused_before_anything_is_communicated(ranks):
+    ranks.run(joined)
 
 
 def test_fully_shard(ranks):

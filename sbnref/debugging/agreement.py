@@ -34,7 +34,7 @@ ENABLED = flag("SBNREF_DEBUG")  # read once, when sbnref is imported
 F = TypeVar("F", bound=Callable[..., Any])
 
 _modules: list[nn.Module] = []  # those whose forward is running, the outermost first
-_calls: Counter[str] = Counter()  # by the name of the group
+_calls: Counter[tuple[int, ...]] = Counter()  # by the ranks of the group
 
 
 def _timeout() -> float:
@@ -95,6 +95,7 @@ def _agree(given: dict[str, Any]) -> None:
         "eps": given["eps"],
         "momentum": given["momentum"],
         "training": given["training"],
+        "group": group.group_name,  # two groups may have the same ranks, and their collectives never meet
         # whether this rank will come to the backward pass's collective
         "gradients": torch.is_grad_enabled()
         and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),
@@ -127,10 +128,10 @@ def _refusal(given: dict[str, Any]) -> Exception | None:
 
 def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """What every rank of the group brings to this call, by rank."""
-    _calls[group.group_name] += 1
-    call = _calls[group.group_name]
-    store = dist.PrefixStore(f"sbnref/{group.group_name}", dist.distributed_c10d._get_default_store())
-    ranks = dist.get_process_group_ranks(group)
+    ranks = tuple(dist.get_process_group_ranks(group))
+    _calls[ranks] += 1
+    call = _calls[ranks]
+    store = dist.PrefixStore(f"sbnref/{','.join(map(str, ranks))}", dist.distributed_c10d._get_default_store())
     keys = {rank: f"{call}/{rank}" for rank in ranks}
     own = keys[dist.get_rank()]
     store.set(own, json.dumps(mine))
@@ -167,8 +168,10 @@ def _message(group: ProcessGroup, all_bring: dict[int, dict[str, Any]]) -> str:
     reasons += [f"the ranks differ in {in_words(differing)}"] if differing else []
     lines: dict[str, list[int]] = {}
     for rank, brought in all_bring.items():
-        lines.setdefault(_bring(brought), []).append(rank)
-    header = f"SBNREF_DEBUG: in call {_calls[group.group_name]} of this group {' and '.join(reasons)}"
+        of_group = f", group {brought['group']!r}" if "group" in differing else ""
+        lines.setdefault(_bring(brought) + of_group, []).append(rank)
+    call = _calls[tuple(dist.get_process_group_ranks(group))]
+    header = f"SBNREF_DEBUG: in call {call} of this group {' and '.join(reasons)}"
     return "\n".join([header, *(f"  {ranks_in_words(ranks)}: {line}" for line, ranks in lines.items())])
 
 

@@ -1,19 +1,20 @@
 """Somebody's four functions, graded: which stages are right, and the smallest training step on which one is wrong.
 
-The code to grade is run in a process of its own (:mod:`sbnref.grading.grade`), under a time limit and, on Linux, a
-memory limit. Whatever happens there, an endless loop, a crash, an exit, is a result here. That protects from accidents,
-not from malice: the code runs with the rights of whoever grades it. Grade strangers' code in a container.
+The code runs in a process of its own (:mod:`sbnref.grading.apart`), under a time limit and, on Linux, a memory limit,
+and confined: no network, no file but to read, no other process, not this package. It is given tensors and gives
+tensors back. What they were to be is worked out here, and never told. Whatever happens there, an endless loop, a
+crash, an exit, is a result here.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..impls import STAGES
-from .apart import run_apart
 from .hints import where_to_look
 from .tell import Grade, StageGrade
 
@@ -31,6 +32,9 @@ def check(
     examples: int = 100,
     timeout: float = 60,
     memory: float = 4,
+    seed: int | None = None,
+    forbid: Sequence[str] = (),
+    allow: Sequence[str] = (),
 ) -> Grade:
     """Grade a file or module that defines the four stage functions.
 
@@ -41,6 +45,9 @@ def check(
         examples: how many training steps to try on each stage.
         timeout: seconds for a stage, after which it is ended.
         memory: gigabytes that the code may take, on Linux.
+        seed: of the training steps and their numbers; None for another one each time.
+        forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
+        allow: those that it may use although they are forbidden, which ``'sbnref'`` is.
 
     Returns:
         The report. However the code fails, it is in there.
@@ -63,31 +70,23 @@ def check(
             raise ValueError(f"expected a file whose name ends in .py, got {target}")
         target = str(Path(target).resolve())
 
+    from .apart.process import Job
+    from .judge import Judge  # hypothesis, which not everybody has, takes its time
+
+    forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
     todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
-    job = {"target": target, "folder": os.getcwd(), "examples": examples, "timeout": timeout, "memory": memory}
-    results: dict[str, dict[str, Any]] = {}
-    deaths: dict[str, dict[str, Any]] = {}  # of the process, by the stage that ended it
-    while remaining := [stage for stage in todo if stage not in results]:
-        outcome = run_apart({**job, "stages": remaining, "died": list(deaths)}, timeout)
-        if outcome.refused is not None:
-            raise ValueError(outcome.refused)
-        results |= {stage: _smallest_death(deaths.get(stage), result) for stage, result in outcome.results.items()}
-        if outcome.died is not None:
-            at, result = outcome.died
-            if at in deaths or at not in STAGES or not hasattr(os, "fork"):
-                results |= {stage: deaths.get(at, result) for stage in (remaining if at == "import" else [at])}
-            deaths.setdefault(at, result)  # the next process tries that stage's steps in forks, and then goes on
-    return Grade(target, [_grade(stage, results[stage]) for stage in todo])
-
-
-def _smallest_death(death: dict[str, Any] | None, result: dict[str, Any]) -> dict[str, Any]:
-    """A stage's result; where it ended its process, on the smallest step that does, if that was found in the forks."""
-    if death is None:
-        return result
-    if result["status"] != "failed":  # it does not happen every time
-        return death
-    printed = death["failure"]["printed"]
-    return {**death, "tried": result["tried"], "failure": {**result["failure"], "printed": printed}}
+    seed = secrets.randbelow(2**20) if seed is None else seed
+    seconds = (len(todo) + 2) * timeout * (os.cpu_count() or 1)
+    judge = Judge(Job(target, os.getcwd(), memory, seconds, forbidden), examples, timeout, seed)
+    try:
+        if (ended := judge.begin()) is not None:
+            judge.results = dict.fromkeys(todo, ended)
+        else:
+            for stage in todo:
+                judge.run_suite() if stage == "layer" else judge.grade(stage)
+    finally:
+        judge.close()
+    return Grade(target, [_grade(stage, judge.results[stage]) for stage in todo], seed, judge.unconfined)
 
 
 def template() -> str:

@@ -39,10 +39,13 @@ class Grade(Report):
     Attributes:
         target: the file or module.
         stages: a :class:`StageGrade` for each.
+        seed: what the training steps follow from.
+        unconfined: why the code could not be confined, and might have done more than give wrong results; None where it
+            was.
     """
 
-    def __init__(self, target: str, stages: list[StageGrade]) -> None:
-        self.target, self.stages = target, stages
+    def __init__(self, target: str, stages: list[StageGrade], seed: int = 0, unconfined: str | None = None) -> None:
+        self.target, self.stages, self.seed, self.unconfined = target, stages, seed, unconfined
 
     @property
     def score(self) -> float:
@@ -54,6 +57,8 @@ class Grade(Report):
         return {
             "target": self.target,
             "score": self.score,
+            "seed": self.seed,
+            "unconfined": self.unconfined,
             "stages": [asdict(stage) for stage in self.stages],
         }
 
@@ -73,6 +78,9 @@ class Grade(Report):
                 parts.append(Padding(_explain(grade), (0, 0, 1, 4)))
         passed_stages = sum(grade.status == "passed" for grade in self.stages)
         parts.append(Text(f"{passed_stages} of {len(self.stages)} passed, score {self.score:.2f}", "bold"))
+        parts.append(Text(f"the same steps again: --seed {self.seed}", "dim"))
+        if self.unconfined is not None:
+            parts.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
         return Group(*parts)
 
 

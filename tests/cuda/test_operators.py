@@ -27,3 +27,7 @@ def test_shapes_and_strides_without_data(simulation, kind):  # noqa: F811
 
 def test_what_is_refused(simulation):  # noqa: F811
     simulation(on_operators, checks.check_refusals)
+
+
+def test_tensors_that_start_between_elements(simulation):  # noqa: F811
+    simulation(on_operators, checks.check_alignment)

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...impls import choose_impl, impl_names, register_impl
-from ...impls.files import import_target, load_functions
+from ...impls.files import load_functions
+from ...impls.target import import_target
 from ...launch import launch
 from ...module import SyncBatchNorm
 from ...refusals import DTYPES, check_stats_mode

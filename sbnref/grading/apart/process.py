@@ -1,0 +1,270 @@
+"""The grader's side: the process with somebody's code is started, asked, watched and, where it must be, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+from torch import Tensor
+
+from ...conformance.stages import ContractError
+from ...impls import STAGES, Implementation, target
+from ...impls.build import CSRC
+from . import channel, confine, student
+
+START = 60  # seconds that a process may take until it can begin
+GRACE = 5  # seconds more than somebody else was to take, before it is done here
+KEPT = 8000  # characters of what the code printed
+PASSED_ON = (  # of the environment: what Python and PyTorch need to be found and to run
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+)
+
+
+class Refused(ValueError):
+    """There is nothing to grade, for the reason given."""
+
+
+class Died(Exception):
+    """The process ended, or had to be ended. Its ``printed`` is what the code printed last."""
+
+    def __init__(self, what: str, printed: str, hung: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.printed, self.hung = what, printed, hung
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to grade, and what it may take.
+
+    Attributes:
+        target: a file, or a module's name.
+        directory: where a module's name is looked for, and relative paths start.
+        memory: gigabytes that the code may take, on Linux.
+        seconds: of computing that it may take altogether, on Linux.
+        forbidden: modules and functions that it may not use.
+    """
+
+    target: str
+    directory: str = field(default_factory=os.getcwd)
+    memory: float = 4
+    seconds: float = 600
+    forbidden: Sequence[str] = ("sbnref",)
+
+
+class Student:
+    """Somebody's functions, as an implementation whose functions run in a process of their own.
+
+    Attributes:
+        unconfined: why the process could not be confined; None where it is.
+        apart: seconds for a call in a fork of that process, which is lost if the code dies; None to call without.
+        limit: seconds for a call without a fork.
+    """
+
+    def __init__(self, job: Job, limit: float) -> None:
+        self.job, self.limit = job, limit
+        self.apart: float | None = None
+        self.unconfined: str | None = None
+        self._asked = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, or another one, and have the code brought in.
+
+        Raises:
+            Refused: it cannot be imported, or has none of the functions.
+            Died: the process did not come that far.
+        """
+        self.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
+        folder = os.path.realpath(self._folder.name)
+        beside = Path(folder, "grader")
+        beside.mkdir()
+        for module in (channel, confine, student, target):
+            assert module.__file__ is not None
+            shutil.copy(module.__file__, beside)
+        hides = "sbnref" in self.job.forbidden
+        job = {
+            "target": self.job.target,
+            "directory": self.job.directory,
+            "memory": self.job.memory,
+            "seconds": self.job.seconds,
+            "forbidden": list(self.job.forbidden),
+            "stages": STAGES,
+            "folder": folder,
+            "hidden": [str(path) for path in (Path(target.OURS), CSRC) if hides and path.is_dir()],
+        }
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-X",
+                    "faulthandler",
+                    str(beside / "student.py"),
+                    str(theirs.fileno()),
+                    json.dumps(job),
+                ],
+                cwd=folder,
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                | {"HOME": folder, "TMPDIR": folder},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+            )
+        assert self._process.stdout is not None
+        self._printed = _Tail(self._process.stdout)
+        self.unconfined = self._receive(START).get("unconfined")
+        told = self._receive(self.limit)
+        if "refused" in told:
+            raise Refused(str(told["refused"]))
+        self._functions = [stage for stage in STAGES if stage in (told.get("functions") or ())]
+        if not self._functions:
+            raise Refused(
+                f"expected {self.job.target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of "
+                "them; `sbnref check --template` prints a file to start from"
+            )
+
+    def close(self) -> None:
+        """End the process and those it has started."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
+        self._channel.close()
+        self._folder.cleanup()
+        self._process = None
+
+    def implementation(self) -> Implementation:
+        """The four functions."""
+
+        def forward_apply(*arguments: Any) -> Any:
+            return self._call("forward_apply", *arguments)
+
+        plain = {stage: lambda *a, _stage=stage: self._call(_stage, *a) for stage in STAGES}
+        return SimpleNamespace(**{**plain, "forward_apply": forward_apply})
+
+    def _call(self, stage: str, *arguments: Any) -> Any:
+        """What a function gives.
+
+        Raises:
+            NotImplementedError: it is still to be written.
+            ContractError: it raised an error, or changed its inputs.
+            Died: the process ended in it, was too slow, or said what nobody had asked for.
+        """
+        if self._process is None:
+            self.start()
+        if stage not in self._functions:
+            raise NotImplementedError(f"there is no function {stage}")
+        if channel.waiting(self._channel):
+            self._lost()
+        self._asked += 1
+        request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": self.apart}
+        with suppress(OSError):  # then nobody is there to answer
+            channel.send(self._channel, request)
+        told = self._receive(self.limit if self.apart is None else self.apart + GRACE)
+        if told.get("id") != self._asked:
+            self._lost()
+        if "died" in told:
+            raise Died(str(told["died"]), self._printed.text(wait=0), bool(told["hung"]))
+        if "not written" in told:
+            raise NotImplementedError(told["not written"])
+        if "raised" in told:
+            raise ContractError(f"raised {told['raised']}")
+        names = {0: "x", 1: "total", 3: "gamma", 4: "beta"} if stage.startswith("forward") else {
+            0: "dy", 1: "x", **({2: "saved"} if stage == "backward_stats" else {2: "total", 3: "saved", 4: "gamma"})
+        }  # fmt: skip
+        for place in told.get("changed", ()):
+            raise ContractError(f"{stage} changed its input {names.get(place, place)}; work on a copy")
+        self._move(stage, arguments, told.get("running"))
+        return told.get("result")
+
+    def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
+        """Take over what the code made of the running statistics."""
+        if stage != "forward_apply" or arguments[6] is None:
+            return
+        for mine, theirs in zip(arguments[6], moved if isinstance(moved, (tuple, list)) else (), strict=False):
+            if mine is None:
+                continue
+            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
+            mine.copy_(theirs)
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """What the process tells next; :class:`Died` if that is nothing or no answer."""
+        try:
+            told = channel.receive(self._channel, seconds)
+        except TimeoutError:
+            self._end(f"was still running after {seconds:g} s and was ended", hung=True)
+        except channel.Closed:
+            self._end()
+        except channel.Garbage as error:
+            self._end(f"sent the grader {error}")
+        if not isinstance(told, dict):
+            self._end("sent the grader what is no answer")
+        return told
+
+    def _lost(self) -> None:
+        """Something is there that nobody has asked for, or nobody is."""
+        try:
+            channel.receive(self._channel, 0.1)
+        except (TimeoutError, channel.Garbage):
+            pass
+        except channel.Closed:
+            self._end()
+        self._end("sent the grader an answer that nobody had asked for")
+
+    def _end(self, what: str | None = None, hung: bool = False) -> None:
+        """Raise what became of the process; it is over."""
+        assert self._process is not None
+        if what is None:
+            try:
+                what = student.death_in_words(self._process.wait(GRACE))
+            except subprocess.TimeoutExpired:
+                what = "closed the connection to the grader"
+        process, printed = self._process, self._printed
+        self.close()
+        assert process.poll() is not None
+        raise Died(what, printed.text(), hung)
+
+
+class _Tail:
+    """Reads all that a process prints, so that it never has to wait, and keeps the end."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._kept = b""
+        self._pipe = pipe
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                self._kept = (self._kept + chunk)[-KEPT:]
+
+    def text(self, wait: float = 1) -> str:
+        """What was printed last, or where the interpreter was when it crashed."""
+        self._thread.join(wait)  # no longer: a process that was left behind may hold the pipe
+        text = self._kept.decode(errors="replace").strip()
+        crash = text.find("Fatal Python error")
+        lines = text[crash:].splitlines()[:6] if crash >= 0 else text.splitlines()[-6:]
+        return "\n".join(line[-200:] for line in lines)

@@ -1,0 +1,174 @@
+"""The process in which the code that is graded runs. It answers what it is asked, and knows nothing of the answers.
+
+    student.py SOCKET JOB
+
+It stands by itself: what is graded finds neither the package nor the grader here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+ANSWERED = 77  # the exit code of a fork that has answered
+
+
+def main() -> None:
+    """Be confined, bring in the code, and answer until nobody asks any more."""
+    job = json.loads(sys.argv[2])
+    here = sys.path.pop(0)
+    sys.path.insert(0, here)
+    unconfined = None
+    try:
+        from confine import confine  # before PyTorch, whose threads could not be taken along
+
+        confine(job["folder"], job["hidden"])
+    except OSError as error:
+        unconfined = str(error)
+
+    import torch
+    from channel import receive, send
+    from target import error_in_words, import_target
+
+    sys.path.remove(here)
+    torch.set_num_threads(1)
+    grader = socket.socket(fileno=int(sys.argv[1]))
+    _limit_resources(job["memory"], job["seconds"])
+    with suppress(OSError):
+        os.chdir(job["directory"])
+    sys.path.append(job["directory"])
+    send(grader, {"unconfined": unconfined})
+
+    try:
+        for name in job["forbidden"]:
+            _forbid(name)
+        module = import_target(job["target"])
+    except BaseException as error:  # SystemExit too
+        return send(grader, {"refused": f"{job['target']} cannot be imported: {error_in_words(error)}"})
+    functions = {name: f for name in job["stages"] if callable(f := getattr(module, name, None))}
+    send(grader, {"functions": list(functions)})
+
+    while True:
+        request = receive(grader)
+        answer = _Answer(functions[request["stage"]], request, error_in_words)
+        if request["apart"] is None:
+            send(grader, answer())
+        elif died := _in_a_fork(lambda: send(grader, answer()), request["apart"]):  # noqa: B023
+            send(grader, {"id": request["id"], "died": died[0], "hung": died[1]})
+
+
+class RunningStats(NamedTuple):
+    """What moves in training, as the package has it."""
+
+    mean: Any
+    var: Any
+    num_batches_tracked: Any
+
+
+class _Answer:
+    """A call of one function, and what is told of it."""
+
+    def __init__(
+        self, function: Callable[..., Any], request: dict[str, Any], in_words: Callable[[BaseException], str]
+    ) -> None:
+        self.function, self.request, self.in_words = function, request, in_words
+
+    def __call__(self) -> dict[str, Any]:
+        import torch
+
+        arguments = list(self.request["arguments"])
+        running = None
+        if self.request["stage"] == "forward_apply" and arguments[6] is not None:
+            running = arguments[6] = RunningStats(*arguments[6])
+        before = [a.clone() if isinstance(a, torch.Tensor) else None for a in arguments]
+        told: dict[str, Any] = {"id": self.request["id"]}
+        try:
+            with torch.no_grad():
+                told["result"] = self.function(*arguments)
+        except NotImplementedError as error:
+            return {**told, "not written": str(error)}
+        except BaseException as error:  # SystemExit too
+            return {**told, "raised": self.in_words(error)}
+        told["running"] = running
+        told["changed"] = [
+            i
+            for i, (b, a) in enumerate(zip(before, arguments, strict=True))
+            if b is not None and not torch.equal(b.nan_to_num(), a.nan_to_num())
+        ]
+        return told
+
+
+def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] | None:
+    """Answer in a fork: what became of it if it died, and whether it was ended because it took too long."""
+    if (pid := os.fork()) == 0:
+        answer()
+        os._exit(ANSWERED)
+    end = time.monotonic() + seconds
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return f"was still running after {seconds:g} s and was ended", True
+        time.sleep(0.0005)
+    code = os.waitstatus_to_exitcode(ended[1])
+    return None if code == ANSWERED else (death_in_words(code), False)
+
+
+def death_in_words(code: int) -> str:
+    """How a process ended, from its exit code; negative for a signal."""
+    if code >= 0:
+        return f"ended the process, with exit code {code}"
+    with suppress(ValueError):
+        return f"crashed the process, with signal {signal.Signals(-code).name}"
+    return f"crashed the process, with signal {-code}"
+
+
+class _Refuse:
+    """Finds no module of a name, and says why."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self.name or name.startswith(f"{self.name}."):
+            raise ImportError(f"{self.name} may not be imported by code that is graded")
+
+
+def _forbid(name: str) -> None:
+    """Refuse a module, or a function such as torch.nn.functional.batch_norm."""
+    sys.meta_path.insert(0, _Refuse(name))
+    owner_name, _, attribute = name.rpartition(".")
+    owner = sys.modules.get(owner_name)
+    if owner is not None and callable(getattr(owner, attribute, None)):
+
+        def refuse(*_: object, **__: object) -> NoReturn:
+            raise RuntimeError(f"{name} may not be called by code that is graded")
+
+        setattr(owner, attribute, refuse)
+
+
+def _limit_resources(gigabytes: float, seconds: float) -> None:
+    """Refuse memory beyond what is in use now and ``gigabytes``, where the system can (Linux)."""
+    try:
+        import resource
+
+        with open("/proc/self/status") as file:
+            in_use = int(file.read().split("VmData:")[1].split()[0]) * 1024
+    except (ImportError, OSError, IndexError):
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (in_use + int(gigabytes * 2**30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1,) * 2)  # ends it where nobody is left to
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    with suppress(Exception):  # the grader is gone
+        main()
+    os._exit(0)  # whatever threads and exit handlers the code has left

@@ -1,0 +1,287 @@
+"""What somebody might hand in who wants the marks and not the work; and honest work that looks odd."""
+
+import glob
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbnref.grading.apart.process import Job, Student
+from sbnref.grading.check import check
+
+WRONG = """
+import torch
+def forward_stats(x, weight):
+    return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
+"""
+
+# Code that goes before or around a wrong function. None may score.
+CHEATS = {
+    "takes the reference": "from sbnref.impls.reference import *",
+    "takes it when called": """
+def forward_stats(x, weight):
+    import importlib
+    return importlib.import_module("sbnref.impls.reference").forward_stats(x, weight)
+""",
+    "opens the door first": """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "_Refuse"]
+import sbnref.impls.reference as r
+forward_stats = r.forward_stats
+""",
+    "reads the reference's file": """
+import importlib.util, sys, types
+places = [p for f in sys.meta_path for p in getattr(sys.modules.get(f.__module__), "MAPPING", {}).values()]
+places += [p + "/sbnref" for p in sys.path] + [PACKAGE]
+text = "".join(open(p + "/impls/reference.py").read() for p in dict.fromkeys(places)
+               if __import__("os").path.exists(p + "/impls/reference.py"))
+if text:
+    exec(text.replace("from ..", "from sbnref."), globals())
+""",
+    "patches comparisons": """
+torch.equal = torch.allclose = lambda *a, **k: True
+torch.Tensor.__eq__ = torch.Tensor.__le__ = torch.Tensor.eq = lambda *a: torch.tensor(True)
+torch.Tensor.abs = lambda t: t * 0
+""",
+    "patches random numbers": """
+torch.randn = torch.rand = lambda *a, **k: torch.zeros(a)
+torch.Generator.manual_seed = lambda g, n: g
+torch.manual_seed(0)
+""",
+    "forks a second self": "import os; os.fork()",
+    "writes results by hand": r"""
+import glob, json
+line = json.dumps({"stage": "forward_stats", "status": "passed", "failure": None, "tried": 100, "score": 1.0}) + "\n"
+for number in range(3, 64):
+    try: os.write(number, line.encode())
+    except OSError: pass
+""",
+    "answers before it is asked": r"""
+sys.path.append(os.getcwd()); sys.path.append(os.environ["HOME"] + "/grader")
+import channel, socket
+for number in range(1, 200):
+    channel.send(socket.socket(fileno=os.dup(int(sys.argv[1]))), {"id": number, "result": torch.zeros(4).double()})
+""",
+    "answers for others": r"""
+import threading, time, socket
+def flood():
+    sys.path.append(os.environ["HOME"] + "/grader")
+    import channel
+    mine = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    for number in range(10_000):
+        channel.send(mine, {"id": number % 10, "result": None})
+threading.Thread(target=flood, daemon=True).start()
+""",
+    "says that it is 4 GiB long": r"""
+import struct
+os.write(int(sys.argv[1]), struct.pack("<II", 2**32 - 1, 2**32 - 1))
+""",
+    "walks the frames": """
+import inspect
+for frame in inspect.stack():
+    for name in list(frame.frame.f_globals):
+        if name in ("_Answer", "main"):
+            getattr(frame.frame.f_globals[name], "__dict__", {})
+    found = frame.frame.f_locals.get("job")
+    if isinstance(found, dict):
+        found.update(stages=[], forbidden=[], target="sbnref.impls.reference")
+""",
+    "replaces who answers": """
+import sys
+main = sys.modules["__main__"]
+main._Answer.__call__ = lambda self: {"id": self.request["id"], "result": None, "changed": [], "status": "passed"}
+""",
+    "looks for what is expected": """
+import gc
+def forward_stats(x, weight):
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and found.shape == (2 * x.shape[1] + 2,):
+            return found
+    return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
+""",
+    "reads other processes": r"""
+import glob
+text = b""
+for place in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
+    try: text += open(place, "rb").read()
+    except OSError: pass
+raise RuntimeError("read " + str(b"SBNREF_SECRET" in text))
+""",
+    "leaves something for the end": """
+import atexit
+atexit.register(lambda: print('{"score": 1.0}'))
+""",
+    "ends its parents": """
+import signal
+for who in (os.getppid(), -1):
+    try: os.kill(who, signal.SIGTERM)
+    except (OSError, SystemExit): pass
+""",
+    "traces its parent": """
+import ctypes
+assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0, "could not"
+""",
+    "ends in time": "sys.exit(0)",
+    "becomes another program": """
+os.execv(sys.executable, [sys.executable, "-c", "print('4 of 4 passed, score 1.00')"])
+""",
+    "writes elsewhere": """
+open(OUTSIDE, "w").write("here")
+""",
+    "asks the network": """
+import socket
+socket.create_connection(("127.0.0.1", PORT), timeout=2).sendall(b"what is the answer?")
+""",
+    "looks at the environment": 'raise RuntimeError("read " + os.environ["SBNREF_SECRET"])',
+    "returns a liar": """
+class Liar(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return True
+def forward_stats(x, weight):
+    return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64).as_subclass(Liar)
+""",
+    "returns a bomb": """
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch " + OUTSIDE,)
+def forward_stats(x, weight):
+    return Bomb()
+""",
+    "is allowed nothing that is forbidden": """
+def forward_stats(x, weight):
+    return torch.nn.functional.batch_norm(x, None, None, training=True)
+""",
+}
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """A server that nobody is to reach, and a secret in the environment."""
+    import socket
+
+    monkeypatch.setenv("SBNREF_SECRET", "swordfish")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        yield server
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the code is confined on Linux only")
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_no_cheat_scores(cheat, tmp_path, listener):
+    import sbnref
+
+    outside, file = tmp_path / "outside", tmp_path / "theirs.py"
+    package, port = str(Path(sbnref.__file__).parent), listener.getsockname()[1]
+    names = f"OUTSIDE, PORT, PACKAGE = {str(outside)!r}, {port}, {package!r}\n"
+    before, after = CHEATS[cheat].partition("def forward_stats")[::2]
+    own = f"def forward_stats{after}" if after else ""
+    file.write_text(f"import os, sys\n{names}{WRONG}\n{before}\n{own}")
+    told = ""
+    try:
+        report = check(
+            file, ["forward_stats"], examples=8, timeout=6, seed=0, forbid=["torch.nn.functional.batch_norm"]
+        )
+    except ValueError as refused:
+        told = str(refused)
+    else:
+        assert report.unconfined is None, "this machine cannot confine what is graded"
+        assert report.score == 0
+        told = str(report)
+    assert not outside.exists(), "it has written outside of its folder"
+    assert "swordfish" not in told
+    assert "read True" not in told
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    if cheat.startswith("takes"):
+        assert "sbnref may not be imported by code that is graded" in told
+    if cheat == "is allowed nothing that is forbidden":
+        assert "torch.nn.functional.batch_norm may not be called by code that is graded" in " ".join(told.split())
+
+
+RIGHT = """
+import torch
+def forward_stats(x, weight):
+    m, over = x.numel() // x.shape[1], [d for d in range(x.dim()) if d != 1]
+    wide = x.double()
+    mean = wide.sum(over) / max(m, 1)
+    var = ((wide - mean.view([-1 if d == 1 else 1 for d in range(x.dim())])) ** 2).sum(over) / max(m, 1)
+    return torch.cat([weight * mean, weight * (var + mean * mean), mean.new_tensor([weight, m])])
+"""
+
+# Around a right function. All score.
+HONEST = {
+    "plain": RIGHT,
+    "with imports of every kind": "import os, sys, math, json, threading, subprocess, numpy\n" + RIGHT,
+    "chatty": RIGHT + "\nprint('hello ' * 100_000)\nprint('{\"id\": 1}')\n",
+    "with threads": RIGHT + "\nimport threading, time; threading.Thread(target=time.sleep, args=(30,)).start()\n",
+    "with a helper file": "from helper import *\n",
+    "with a callable object": RIGHT.replace("def forward_stats(x", "class _Stats:\n  def __call__(self, x").replace(
+        "\n    ", "\n      "
+    )
+    + "\nforward_stats = _Stats()\n",
+    "with numpy": RIGHT.replace("wide = x.double()", "wide = torch.from_numpy(x.double().numpy().copy())"),
+    "with autograd on": RIGHT.replace("    wide =", "    torch.set_grad_enabled(True)\n    wide ="),
+    "with a decorator": RIGHT.replace("def ", "import functools\n@functools.wraps(print)\ndef "),
+    "with a result that is a view": RIGHT.replace("return torch.cat(", "return torch.stack([torch.cat(").replace(
+        "[weight, m])])", "[weight, m])])] * 2, 1)[:, 0]"
+    ),
+    "with a subclass of tensors": RIGHT.replace("return torch.cat(", "return torch.nn.Parameter(torch.cat(").replace(
+        "[weight, m])])", "[weight, m])]))"
+    ),
+    "with a temporary file": "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'1')\n" + RIGHT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", HONEST)
+def test_honest_work_scores(work, tmp_path):
+    (tmp_path / "helper.py").write_text(RIGHT)
+    (tmp_path / "theirs.py").write_text(HONEST[work])
+    report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
+    assert report.score == 1, str(report)
+
+
+def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
+    from sbnref.grading.apart import confine
+
+    broken = tmp_path / "confine.py"
+    broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\n")
+    monkeypatch.setattr(confine, "__file__", str(broken))
+    (tmp_path / "theirs.py").write_text(RIGHT)
+    report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
+    assert report.score == 1
+    assert report.unconfined == "not here"
+    assert "not confined (not here): grade strangers' code in a container" in " ".join(str(report).split())
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    file = tmp_path / "theirs.py"
+    file.write_text(RIGHT + "\nimport os\nif os.fork() == 0:\n    os.setsid(); __import__('time').sleep(100)\n")
+    student = Student(Job(str(file)), 20)
+    student.start()
+    inner = student.implementation()
+    inner.forward_stats(torch.zeros(2, 3), 1)
+    pid = student._process.pid
+    student.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.py"]
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a session or group that still run."""
+    found = []
+    for place in glob.glob("/proc/[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = Path(place).read_text().rpartition(")")
+            state, _, *groups = rest.split()[:4]
+            if str(group) in groups and state != "Z":
+                found.append(name)
+    return found
