@@ -39,8 +39,8 @@ inline Shape shape_of(const Tensor& dense) {
     return {dense.numel() / (C * inner), C, inner};
 }
 
-// The tensor itself where it starts on a multiple of its element size. One that does not, as of numbers in the middle of
-// a file, is copied on a CPU; a GPU could not even do that.
+// The tensor itself where it starts on a multiple of its element size. One that does not, as of numbers in the middle
+// of a file, is copied on a CPU; a GPU could not even do that.
 inline Tensor aligned(const char* name, const Tensor& tensor) {
     if (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % tensor.element_size() == 0) return tensor;
     TORCH_CHECK_VALUE(

@@ -131,9 +131,10 @@ def check_join() -> None:
     if torch.compiler.is_compiling():
         return
     model = torch.nn.parallel.DistributedDataParallel._active_ddp_module
-    if model is not None and model._join_config.enable:
-        raise RuntimeError(
-            "expected no Join around a model with SyncBatchNorm: a rank whose batches have run out makes DDP's "
-            "collectives in it and not the layer's, which the others then wait for. Leave Join out, and give such a "
-            "rank empty batches, x[:0], until all have run out"
-        )
+    if model is None or not model._join_config.enable or model._join_config.throw_on_early_termination:
+        return  # with the last of these no rank goes on when one's batches have run out
+    raise RuntimeError(
+        "expected no Join around a model with SyncBatchNorm: a rank whose batches have run out makes DDP's collectives "
+        "in it and not the layer's, which the others then wait for. Leave Join out and give such a rank empty batches, "
+        "x[:0], until all have run out; or end for all with throw_on_early_termination=True"
+    )

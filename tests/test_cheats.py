@@ -1,6 +1,8 @@
 """What somebody might hand in who wants the marks and not the work; and honest work that looks odd."""
 
 import glob
+import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sbnref
 from sbnref.grading.apart.process import Job, Student
 from sbnref.grading.check import check
 
@@ -16,6 +19,18 @@ WRONG = """
 import torch
 def forward_stats(x, weight):
     return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
+"""
+
+LOOK_AROUND = """
+def look_around():
+    import glob
+    text = b""
+    for place in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            text += open(place, "rb").read()
+        except OSError:
+            pass
+    return text
 """
 
 # Code that goes before or around a wrong function. None may score.
@@ -102,13 +117,41 @@ def forward_stats(x, weight):
             return found
     return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
 """,
-    "reads other processes": r"""
-import glob
-text = b""
-for place in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
-    try: text += open(place, "rb").read()
+    "reads other processes": f"""
+{LOOK_AROUND}
+raise RuntimeError("read " + str(b"sword" + b"fish" in look_around()))
+""",
+    "is slow": """
+def forward_stats(x, weight):
+    __import__("time").sleep(1)
+    return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
+""",
+    "stops who waits for it": r"""
+for name in ("channel", "confine", "target"):
+    try: open(os.environ["HOME"] + f"/grader/{name}.py", "w").write(f"open({OUTSIDE!r}, 'w')")
     except OSError: pass
-raise RuntimeError("read " + str(b"SBNREF_SECRET" in text))
+os._exit(128 + 19)
+""",
+    "calls through the file system": r"""
+import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    try: socket.socket(socket.AF_UNIX, kind).connect(CALLED)
+    except OSError: pass
+for terminal in os.listdir("/dev/pts") if os.path.isdir("/dev/pts") else ():
+    raise RuntimeError("read True " + terminal)
+""",
+    "sends sizes that are none": r"""
+import struct
+for text in (b'5', b'{"tensor":["uint8",["a",300000000],[]]}', b'{"tensor":["uint8",[-1],[1]]}', b"[" * 100_000):
+    os.write(int(sys.argv[1]), struct.pack("<II", len(text), 0) + text)
+""",
+    "tells functions that are none": r"""
+import struct
+text = b'{"dict":[["functions",{"is":5}]]}'
+os.write(int(sys.argv[1]), struct.pack("<II", len(text), 0) + text)
+""",
+    "paints the screen": r"""
+raise RuntimeError("\x1b[2J4 of 4 passed, score 1.00")
 """,
     "leaves something for the end": """
 import atexit
@@ -158,25 +201,36 @@ def forward_stats(x, weight):
 }
 
 
-@pytest.fixture
-def listener(monkeypatch):
-    """A server that nobody is to reach, and a secret in the environment."""
-    import socket
-
-    monkeypatch.setenv("SBNREF_SECRET", "swordfish")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0)
-        yield server
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory):
+    """Whom nobody is to reach: two servers, and a process with a secret, which this process can read."""
+    place = str(tmp_path_factory.mktemp("sockets") / "called")
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "swordfish"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        socket.create_server(("127.0.0.1", 0)) as internet,
+        socket.socket(socket.AF_UNIX) as local,
+        subprocess.Popen(command, env={"SBNREF_SECRET": "swordfish"}) as other,
+    ):
+        patch.setenv("SBNREF_SECRET", "swordfish")
+        local.bind(place)
+        local.listen()
+        for server in (internet, local):
+            server.settimeout(0)
+        around: dict = {}
+        exec(LOOK_AROUND, around)
+        assert b"swordfish" in around["look_around"]()
+        yield internet, local, place
+        other.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the code is confined on Linux only")
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_no_cheat_scores(cheat, tmp_path, listener):
-    import sbnref
-
+def test_no_cheat_scores(cheat, tmp_path, neighbours):
+    internet, local, called = neighbours
     outside, file = tmp_path / "outside", tmp_path / "theirs.py"
-    package, port = str(Path(sbnref.__file__).parent), listener.getsockname()[1]
-    names = f"OUTSIDE, PORT, PACKAGE = {str(outside)!r}, {port}, {package!r}\n"
+    package, port = str(Path(sbnref.__file__).parent), internet.getsockname()[1]
+    names = f"OUTSIDE, PORT, PACKAGE, CALLED = {str(outside)!r}, {port}, {package!r}, {called!r}\n"
     before, after = CHEATS[cheat].partition("def forward_stats")[::2]
     own = f"def forward_stats{after}" if after else ""
     file.write_text(f"import os, sys\n{names}{WRONG}\n{before}\n{own}")
@@ -194,8 +248,10 @@ def test_no_cheat_scores(cheat, tmp_path, listener):
     assert not outside.exists(), "it has written outside of its folder"
     assert "swordfish" not in told
     assert "read True" not in told
-    with pytest.raises(BlockingIOError):
-        listener.accept()
+    assert "\x1b[2J" not in told
+    for server in (internet, local):
+        with pytest.raises(BlockingIOError):
+            server.accept()
     if cheat.startswith("takes"):
         assert "sbnref may not be imported by code that is graded" in told
     if cheat == "is allowed nothing that is forbidden":
@@ -232,6 +288,8 @@ HONEST = {
     "with a subclass of tensors": RIGHT.replace("return torch.cat(", "return torch.nn.Parameter(torch.cat(").replace(
         "[weight, m])])", "[weight, m])]))"
     ),
+    "with a helper of a name that the grader has too": "from target import *\n",
+    "with processes": "import multiprocessing; multiprocessing.Lock()\n" + RIGHT,
     "with a temporary file": "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'1')\n" + RIGHT,
 }  # fmt: skip
 
@@ -239,6 +297,7 @@ HONEST = {
 @pytest.mark.parametrize("work", HONEST)
 def test_honest_work_scores(work, tmp_path):
     (tmp_path / "helper.py").write_text(RIGHT)
+    (tmp_path / "target.py").write_text(RIGHT)
     (tmp_path / "theirs.py").write_text(HONEST[work])
     report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
     assert report.score == 1, str(report)
@@ -248,7 +307,7 @@ def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
     from sbnref.grading.apart import confine
 
     broken = tmp_path / "confine.py"
-    broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\n")
+    broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\ndef end_with_parent():\n    pass\n")
     monkeypatch.setattr(confine, "__file__", str(broken))
     (tmp_path / "theirs.py").write_text(RIGHT)
     report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
@@ -262,7 +321,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     file = tmp_path / "theirs.py"
     file.write_text(RIGHT + "\nimport os\nif os.fork() == 0:\n    os.setsid(); __import__('time').sleep(100)\n")
-    student = Student(Job(str(file)), 20)
+    student = Student(Job(str(file)))
     student.start()
     inner = student.implementation()
     inner.forward_stats(torch.zeros(2, 3), 1)
@@ -285,3 +344,37 @@ def alive(group: int) -> list[str]:
             if str(group) in groups and state != "Z":
                 found.append(name)
     return found
+
+
+def test_an_interrupt_is_none_of_the_codes_errors(tmp_path):
+    (tmp_path / "theirs.py").write_text(RIGHT.replace("    m, over", "    __import__('time').sleep(0.2)\n    m, over"))
+    program = f"""
+import threading, _thread
+from sbnref.grading.check import check
+threading.Timer(6, _thread.interrupt_main).start()
+check({str(tmp_path / "theirs.py")!r}, ["forward_stats"], timeout=60)
+"""
+    begin = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert time.monotonic() - begin < 20
+    assert run.stderr.strip().endswith("KeyboardInterrupt"), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("numpy", "numpy may not be imported by code that is graded"),
+        ("torch.Tensor.sum", "torch.Tensor.sum may not be called by code that is graded"),
+        ("torch.no_such_thing", "there is no torch.no_such_thing"),
+    ],
+)
+def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, text, tmp_path):
+    (tmp_path / "theirs.py").write_text(RIGHT.replace("    m, over", "    import numpy\n    m, over"))
+    options = {"examples": 4, "timeout": 20, "forbid": [name]}
+    if "no_such" in name:
+        with pytest.raises(ValueError, match=text):
+            check(tmp_path / "theirs.py", ["forward_stats"], **options)
+        return
+    (stage,) = check(tmp_path / "theirs.py", ["forward_stats"], **options).stages
+    assert stage.status == "failed"
+    assert text in stage.failure["what"]

@@ -81,6 +81,12 @@ def test_distributed_data_parallel(ranks):
     ranks.run(ddp_in_every_way)
 
 
+def uneven(model: nn.Module, x: Tensor) -> None:
+    with Join([model], throw_on_early_termination=True):
+        for _ in range(2 + dist.get_rank()):
+            loss(model(x)).backward()
+
+
 def joined() -> None:
     model = DistributedDataParallel(network())
     _, mine = batches([3, 2])
@@ -88,6 +94,9 @@ def joined() -> None:
         model(mine)
     with Join([model], enable=False):
         loss(model(mine)).backward()
+    model = DistributedDataParallel(network())
+    with pytest.raises(RuntimeError, match="exhausted"):
+        uneven(model, mine)
 
 
 def test_join_is_refused_before_anything_is_communicated(ranks):

@@ -187,19 +187,20 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
 
 // ---- columns ----
 
-constexpr int64_t kMostColumns = 1024;
+template <typename A>
+constexpr int64_t kMostColumns = 4096 / sizeof(A);
 constexpr int64_t kColumnUnit = 64;  // whole lanes, four at a time: see add_lines
-static_assert(kMostColumns % kColumnUnit == 0);
+static_assert(kMostColumns<double> % kColumnUnit == 0);
 constexpr int64_t kBlockLines = 128;
 constexpr int64_t kGuessRows = 24;     // to guess centers from
 constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row
 constexpr int64_t kLinesAhead = 4;     // of their use, lines are fetched
 
 struct ColumnCut {
-    explicit ColumnCut(const Shape& s) : shape(s) {
+    ColumnCut(const Shape& s, int64_t most) : shape(s) {
         const int64_t C = shape.channels;
-        repeats = std::max<int64_t>(kMostColumns / C, 1);
-        tiles = ceil_div(C, kMostColumns);
+        repeats = std::max<int64_t>(most / C, 1);
+        tiles = ceil_div(C, most);
         channels = tiles == 1 ? C : ceil_div(ceil_div(C, tiles), kColumnUnit) * kColumnUnit;
         tiles = ceil_div(C, channels);
         rows = repeats * kBlockLines;
@@ -258,14 +259,14 @@ SBNREF_INLINE void add_lines(
 template <typename Stage>
 Partials reduce_columns(const Shape& shape, const Stage& stage) {
     using A = typename Stage::A;
-    const ColumnCut cut(shape);
+    const ColumnCut cut(shape, kMostColumns<A>);
     const int64_t C = shape.channels;
     Partials partials(cut.groups, C);
     const int64_t grain = ceil_div(cut.blocks() * kLeastWork, std::max<int64_t>(shape.size(), 1));
     in_parallel(cut.blocks(), grain, [&](int64_t begin, int64_t end) {
-        constexpr int64_t room = kMostColumns + Lanes<A>::kCount;
+        constexpr int64_t room = kMostColumns<A> + Lanes<A>::kCount;
         alignas(kLanesBytes) A centers[room], sum_first[room], sum_second[room];
-        double first[kMostColumns], second[kMostColumns];
+        double first[kMostColumns<A>], second[kMostColumns<A>];
         for (int64_t i = begin; i < end; ++i) {
             const int64_t group = i / cut.tiles, channel = i % cut.tiles * cut.channels;
             const int64_t channels = std::min(cut.channels, C - channel);
@@ -312,7 +313,8 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
             const double per_row = 1.0 / rows;
             if constexpr (Stage::kSearches) {
                 int again = 0;
-                for (int64_t k = 0; k < channels; ++k) again |= off_center({first[k], second[k]}, per_row, kColumnDistance);
+                for (int64_t k = 0; k < channels; ++k)
+                    again |= off_center({first[k], second[k]}, per_row, kColumnDistance);
                 if (again) {
                     for (int64_t k = 0; k < channels; ++k)
                         centers[k] = static_cast<A>(centers[k] + first[k] * per_row);

@@ -22,7 +22,7 @@ void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t,
 // Bytes of the largest cache; a guess where the system does not say.
 int64_t last_level_cache();
 
-constexpr int64_t kLeastWork = 32768;     // elements that are worth another thread
+constexpr int64_t kLeastWork = 32768;    // elements that are worth another thread
 constexpr int64_t kLeastChannels = 512;  // whose coefficients are
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 from ..conformance import cases
 from ..impls import Implementation, reference, register_impl
 from ..launch import RankError, Ranks
-from .apart.process import Died, Job, Refused, Student
+from .apart.process import GRACE, START, Died, Job, Refused, Student
 from .search import Failure, Step, examine, features_of, search
 
 Result = dict[str, Any]  # status, failure, tried
@@ -27,9 +28,11 @@ class Judge:
     """
 
     def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
-        self.job, self.examples, self.timeout, self.seed = job, examples, timeout, seed
+        self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
+        self.job = replace(job, place=self._place.name)
+        self.examples, self.timeout, self.seed = examples, timeout, seed
         self.results: dict[str, Result] = {}
-        self.student = Student(job, timeout)
+        self.student = Student(self.job)
         self.impl: Implementation = self.student.implementation()
         self._death: Died | None = None  # the first in the stage at hand
 
@@ -44,14 +47,18 @@ class Judge:
             Refused: there is nothing to grade.
         """
         try:
+            self.student.deadline = time.monotonic() + START + self.timeout
             self.student.start()
         except Died as death:
             return _result(_status(death), Failure("importing it", death.what), 0, death.printed)
+        # What can be confined is confined whenever it is started again, on every rank.
+        self.job = self.student.job = replace(self.job, confined=self.unconfined is None)
         return None
 
     def grade(self, stage: str) -> None:
         """Find the stage's result, and ``forward_apply``'s anew if it is what that saves that is wrong."""
         self._death, self.student.apart = None, None
+        self.student.deadline = time.monotonic() + self.timeout
         try:
             failure, tried = self._search(stage, reference)
         except NotImplementedError as error:
@@ -61,6 +68,12 @@ class Judge:
             death = self._death
             failure = failure or Failure("", death.what)  # it does not happen every time
             self.results[stage] = _result(_status(death), failure, tried, death.printed)
+            return
+        if failure is None and tried < self.examples / 4:
+            what = (
+                f"is so slow that of {self.examples} training steps only {tried} could be tried in {self.timeout:g} s"
+            )
+            self.results[stage] = _result("timed out", Failure("", what), tried)
             return
         if stage.startswith("backward") and not self._dies("forward_apply"):
             # saved is laid out as the file's own forward_apply likes, or as the reference does
@@ -102,6 +115,7 @@ class Judge:
                 if hasattr(os, "fork"):
                     self.student.apart = max(1.0, self.timeout / 20)
                     self._until = time.monotonic() + 0.8 * self.timeout
+                    self.student.deadline = self._until + GRACE
                 else:
                     self._until = 0
             return Failure(str(step), death.what, features=features_of(step))
@@ -109,6 +123,7 @@ class Judge:
     def run_suite(self) -> None:
         """The whole layer, on real process groups. Every rank has a process of its own for the code."""
         self.student.close()
+        name = f"graded: {self.job.target}"
         broken: list[Failure] = []
         todo = cases()
         for world_size in sorted({case.world_size for case in todo}):
@@ -117,7 +132,7 @@ class Judge:
                     if case.world_size != world_size:
                         continue
                     try:
-                        ranks.run(_run_case, self.job, self.timeout, case.check)
+                        ranks.run(_run_case, name, self.job, self.timeout, case.check)
                     except (RankError, TimeoutError) as error:
                         broken.append(Failure(case.name, str(error).strip().splitlines()[-1]))
                 with suppress(RankError, TimeoutError):
@@ -126,8 +141,9 @@ class Judge:
         self.results["layer"] = _result("failed" if broken else "passed", failure, len(todo))
 
     def close(self) -> None:
-        """End the code's process."""
+        """End the code's process, and leave nothing."""
         self.student.close()
+        self._place.cleanup()
 
 
 def _status(death: Died) -> str:
@@ -142,11 +158,12 @@ def _result(status: str, failure: Failure | None, tried: int, printed: str = "")
 _students: list[Student] = []  # of this rank: one, from the first case on
 
 
-def _run_case(job: Job, timeout: float, check: Callable[[str, str], Any]) -> None:
+def _run_case(name: str, job: Job, timeout: float, check: Callable[[str, str], Any]) -> None:
     if not _students:
-        _students.append(Student(job, timeout))
-        register_impl(job.target, _students[0].implementation())
-    check(job.target, "cpu")
+        _students.append(Student(job))
+        register_impl(name, _students[0].implementation())
+    _students[0].deadline = time.monotonic() + START + timeout
+    check(name, "cpu")
 
 
 def _close() -> None:

@@ -215,7 +215,7 @@ def _call(
         raise _Wrong(f"{error}", rank=rank) from None
     except (NotImplementedError, Died):
         raise
-    except BaseException as error:  # SystemExit too
+    except (Exception, SystemExit) as error:
         raise _Wrong(f"raised {error_in_words(error)}", rank=rank) from None
     for name, tensor in before.items():
         if not torch.equal(tensor.nan_to_num(), inputs[name].nan_to_num()):  # type: ignore[union-attr]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import select
 import socket
 import struct
 import time
@@ -38,10 +37,15 @@ class Garbage(Exception):
     """What came is no message."""
 
 
-def send(to: socket.socket, message: Any) -> None:
-    """Send a message: dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind."""
+def send(to: socket.socket, message: Any, seconds: float | None = None) -> None:
+    """Send a message: dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind.
+
+    Raises:
+        OSError: nobody took it, within so many seconds.
+    """
     data: list[bytes] = []
     text = json.dumps(_describe(message, data)).encode()
+    to.settimeout(seconds)
     to.sendall(_LENGTHS.pack(len(text), sum(map(len, data))) + text + b"".join(data))
 
 
@@ -60,21 +64,29 @@ def receive(of: socket.socket, seconds: float | None = None) -> Any:
     text, data = _read(of, text_length, deadline), _read(of, data_length, deadline)
     try:
         return _restore(json.loads(text), memoryview(data))
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, RecursionError) as error:
-        raise Garbage(f"a message that cannot be read: {error}") from error
+    except Exception as error:  # whatever it is that they have thought of
+        raise Garbage(f"a message that cannot be read: {type(error).__name__}") from error
 
 
 def waiting(of: socket.socket) -> bool:
     """Whether something has come, or the other end was closed."""
-    return bool(select.select([of], [], [], 0)[0])
+    of.settimeout(0)
+    try:
+        of.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
 
 
 def _read(of: socket.socket, count: int, deadline: float | None) -> bytearray:
     read = bytearray()
     while len(read) < count:
         left = None if deadline is None else deadline - time.monotonic()
-        if (left is not None and left <= 0) or not select.select([of], [], [], left)[0]:
+        if left is not None and left <= 0:
             raise TimeoutError
+        of.settimeout(left)
         try:
             part = of.recv(min(count - len(read), 1 << 20))
         except ConnectionError:
@@ -101,16 +113,23 @@ def _describe(value: Any, data: list[bytes]) -> Any:
             return {"absent": [str(value.dtype)[6:], shape]}
         value = value.detach().resolve_conj().resolve_neg().contiguous()
         data.append(ctypes.string_at(value.data_ptr(), size))
-        return {"tensor": [str(value.dtype)[6:], shape, strides, size]}
+        return {"tensor": [str(value.dtype)[6:], shape, strides]}
     return {"kind": type(value).__name__}
 
 
 def _restore(described: Any, data: memoryview) -> Any:
     """The value; tensors are taken off the front of ``data``, in their order."""
-    place = 0
+    place = room = 0
+
+    def whole(numbers: Any) -> list[int]:
+        if not isinstance(numbers, list) or len(numbers) > 64:
+            raise ValueError("no list of sizes")
+        if not all(type(number) is int and 0 <= number <= MOST_DATA for number in numbers):
+            raise ValueError("sizes that are none")
+        return numbers
 
     def restore(described: Any) -> Any:
-        nonlocal place
+        nonlocal place, room
         ((how, value),) = described.items()
         if how == "is":
             if value is not None and not isinstance(value, (bool, int, float, str)):
@@ -121,19 +140,21 @@ def _restore(described: Any, data: memoryview) -> Any:
         if how in ("tuple", "list"):
             return (tuple if how == "tuple" else list)(map(restore, value))
         if how == "absent":
-            return torch.empty(value[1], dtype=_DTYPES[value[0]], device="meta")
+            return torch.empty(whole(value[1]), dtype=_DTYPES[value[0]], device="meta")
         if how == "kind":
             return type(str(value)[:50], (), {})()  # something of that name, which is all that is known of it
-        dtype, shape, strides, size = value
-        if size != math.prod(shape) * _DTYPES[dtype].itemsize or not 0 <= size <= len(data) - place:
-            raise ValueError("a tensor of another size")
-        flat = torch.frombuffer(bytearray(data[place : place + size]) or bytearray(16), dtype=_DTYPES[dtype])
+        dtype, shape, strides = _DTYPES[value[0]], whole(value[1]), whole(value[2])
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(data) - place:
+            raise ValueError("a tensor that is not there")
+        flat = torch.frombuffer(bytearray(data[place : place + size]) or bytearray(16), dtype=dtype)
         place += size
         dense = flat[: math.prod(shape)].view(shape)
-        span = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
-        if size == 0 or min(strides, default=1) < 1 or span * dense.itemsize > MOST_DATA:
+        span = (sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1) * dtype.itemsize
+        if size == 0 or min(strides, default=1) < 1 or room + span > MOST_DATA:
             return dense.clone()
-        return torch.empty_strided(shape, strides, dtype=dense.dtype).copy_(dense)
+        room += span
+        return torch.empty_strided(shape, strides, dtype=dtype).copy_(dense)
 
     value = restore(described)
     if place != len(data):

@@ -1,4 +1,4 @@
-"""What the code that is graded cannot reach, on Linux: other processes, the network, files but to read, the package.
+"""What the code that is graded cannot reach, on Linux: other processes, sockets, files but to read, the package.
 
 A process starts a user namespace, in which it may arrange its own view of the system, and gives up the rights that it
 has there before any of that code runs: user_namespaces(7), mount_namespaces(7), pid_namespaces(7).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,7 +18,22 @@ _NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x20000, 0x8000000, 0x1000000
 _BIND, _REC, _PRIVATE, _NOSUID, _NODEV, _NOEXEC = 0x1000, 0x4000, 0x40000, 2, 4, 8
 _MOUNT_SETATTR, _CAPSET = 442, {"x86_64": 126, "aarch64": 91}  # numbers of system calls
 _AT_FDCWD, _AT_RECURSIVE, _RDONLY = -100, 0x8000, 1
-_SET_PDEATHSIG, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 24, 38
+_SET_PDEATHSIG, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 22, 24, 38
+# Of the audit interface: the architecture's number, and the calls that make a socket or connect one: also by io_uring.
+_CALLS = {"x86_64": (0xC000003E, (41, 42, 425)), "aarch64": (0xC00000B7, (198, 203, 425))}
+_DEADLY = (
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGILL",
+    "SIGINT",
+    "SIGKILL",
+    "SIGSEGV",
+    "SIGSYS",
+    "SIGTERM",
+    "SIGTRAP",
+    "SIGXCPU",
+)
 
 
 def confine(folder: str, hidden: Sequence[str]) -> None:
@@ -39,7 +55,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
         _end_like(child)
     os.close(told)
     try:
-        _do("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         uid, gid = os.getuid(), os.getgid()
         _do("unshare", _NEW_USER | _NEW_NS | _NEW_PID | _NEW_NET | _NEW_IPC)
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -50,7 +66,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
             _end_like(child)
         # This is the first process of the new namespace. All others end with it; no signal of theirs can end it, so it
         # is none for code that may want to.
-        _do("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         _arrange(folder, hidden)
         if (child := os.fork()) != 0:
             os.close(tell)
@@ -62,16 +78,33 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
     os.close(tell)
 
 
+def end_with_parent() -> None:
+    """Have this process ended when the one that started it ends."""
+    if sys.platform == "linux":
+        _do("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _arrange(folder: str, hidden: Sequence[str]) -> None:
-    empty = os.path.join(folder, "empty")
+    empty, devices, beside = (os.path.join(folder, name) for name in ("empty", "devices", "grader"))
     os.mkdir(empty)
+    os.mkdir(devices)
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
-    for path in hidden:
-        _mount(empty, path, None, _BIND)
+    _mount("tmpfs", devices, "tmpfs", _NOSUID | _NOEXEC)
+    for name in ("null", "zero", "full", "random", "urandom"):
+        open(os.path.join(devices, name), "w").close()
+        _mount(f"/dev/{name}", os.path.join(devices, name), None, _BIND)
+    os.symlink("/proc/self/fd", os.path.join(devices, "fd"))
+    os.mkdir(os.path.join(devices, "shm"))
+    _mount(devices, "/dev", None, _BIND | _REC)
+    for path in (*hidden, "/run"):
+        if os.path.isdir(path):
+            _mount(empty, path, None, _BIND)
     _mount(folder, folder, None, _BIND)
+    _mount(beside, beside, None, _BIND)
     _set_attributes("/", _AT_RECURSIVE, to=_RDONLY)
     _set_attributes(folder, 0, clear=_RDONLY)
+    _mount("tmpfs", "/dev/shm", "tmpfs", _NOSUID | _NODEV | _NOEXEC)
     os.chdir(folder)
 
 
@@ -81,28 +114,51 @@ def _give_up_rights() -> None:
     _do("prctl", _SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     _do("syscall", _CAPSET[os.uname().machine], header, none)
+    _refuse_sockets()
+
+
+def _refuse_sockets() -> None:
+    """Not even those in the file system: seccomp(2). A pair of sockets that know only each other can still be made."""
+    architecture, calls = _CALLS[os.uname().machine]
+    load, equal, above, end = 0x20, 0x15, 0x25, 0x06  # BPF: load a word, compare and skip, end with a verdict
+    killed, refused, allowed = 0x80000000, 0x00050000 | 1, 0x7FFF0000
+    program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, killed), (load, 0, 0, 0)]
+    program += [(above, 0, 1, 0x3FFFFFFF), (end, 0, 0, refused)]  # another way to number the calls
+    for call in calls:
+        program += [(equal, 0, 1, call), (end, 0, 0, refused)]
+    program.append((end, 0, 0, allowed))
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    lines = ctypes.create_string_buffer(code, len(code))
+    whole = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(lines)))
+    _do("prctl", _SET_SECCOMP, 2, whole, 0, 0)
 
 
 def _end_with(child: int) -> NoReturn:
     """Wait for a child, and for those that others left, and tell by the exit code how it ended, as shells do."""
-    while (ended := os.wait())[0] != child:
-        pass
-    code = os.waitstatus_to_exitcode(ended[1])
-    os._exit(code if code >= 0 else 128 - code)
+    code = 1
+    try:
+        while (ended := os.wait())[0] != child:
+            pass
+        code = os.waitstatus_to_exitcode(ended[1])
+    finally:  # whatever happens: to return would be to go on with what only the child may do
+        os._exit(code if code >= 0 else 128 - code)
 
 
 def _end_like(child: int) -> NoReturn:
     """Wait for a child and end as it did, by the same signal if it was one."""
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    number = -code if code < 0 else code - 128
-    if number > 0:
-        import resource
+    code = 1
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        number = -code if code < 0 else code - 128
+        if number in {getattr(signal, name) for name in _DEADLY}:
+            import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(code)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if number != signal.SIGKILL:
+                signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+    finally:
+        os._exit(code if code >= 0 else 1)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:

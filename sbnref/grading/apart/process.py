@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,7 +33,7 @@ GRACE = 5  # seconds more than somebody else was to take, before it is done here
 KEPT = 8000  # characters of what the code printed
 PASSED_ON = (  # of the environment: what Python and PyTorch need to be found and to run
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
 )
 
 
@@ -56,6 +59,8 @@ class Job:
         memory: gigabytes that the code may take, on Linux.
         seconds: of computing that it may take altogether, on Linux.
         forbidden: modules and functions that it may not use.
+        confined: whether it is not to run where it cannot be confined.
+        place: where its folders are made; None for the system's place.
     """
 
     target: str
@@ -63,6 +68,8 @@ class Job:
     memory: float = 4
     seconds: float = 600
     forbidden: Sequence[str] = ("sbnref",)
+    confined: bool = False
+    place: str | None = None
 
 
 class Student:
@@ -71,12 +78,13 @@ class Student:
     Attributes:
         unconfined: why the process could not be confined; None where it is.
         apart: seconds for a call in a fork of that process, which is lost if the code dies; None to call without.
-        limit: seconds for a call without a fork.
+        deadline: when a call has to have ended, by :func:`time.monotonic`.
     """
 
-    def __init__(self, job: Job, limit: float) -> None:
-        self.job, self.limit = job, limit
+    def __init__(self, job: Job) -> None:
+        self.job = job
         self.apart: float | None = None
+        self.deadline = time.monotonic() + 3600
         self.unconfined: str | None = None
         self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,14 +97,17 @@ class Student:
             Died: the process did not come that far.
         """
         self.close()
-        self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="sbnref-check-", dir=self.job.place, ignore_cleanup_errors=True
+        )
         folder = os.path.realpath(self._folder.name)
         beside = Path(folder, "grader")
         beside.mkdir()
         for module in (channel, confine, student, target):
             assert module.__file__ is not None
             shutil.copy(module.__file__, beside)
-        hides = "sbnref" in self.job.forbidden
+        package = Path(target.OURS)
+        hides = "sbnref" in self.job.forbidden and not Path(self.job.target).is_relative_to(package)
         job = {
             "target": self.job.target,
             "directory": self.job.directory,
@@ -105,7 +116,8 @@ class Student:
             "forbidden": list(self.job.forbidden),
             "stages": STAGES,
             "folder": folder,
-            "hidden": [str(path) for path in (Path(target.OURS), CSRC) if hides and path.is_dir()],
+            "hidden": [str(path) for path in (package, CSRC) if hides and path.is_dir()],
+            "confined": self.job.confined,
         }
         self._channel, theirs = socket.socketpair()
         with theirs:
@@ -120,7 +132,7 @@ class Student:
                 ],
                 cwd=folder,
                 env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
-                | {"HOME": folder, "TMPDIR": folder},
+                | {"HOME": folder, "TMPDIR": folder, "PYTHONUSERBASE": site.getuserbase()},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -129,11 +141,13 @@ class Student:
             )
         assert self._process.stdout is not None
         self._printed = _Tail(self._process.stdout)
-        self.unconfined = self._receive(START).get("unconfined")
-        told = self._receive(self.limit)
+        unconfined = self._receive(START).get("unconfined")
+        self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
+        told = self._receive(self._left())
         if "refused" in told:
-            raise Refused(str(told["refused"]))
-        self._functions = [stage for stage in STAGES if stage in (told.get("functions") or ())]
+            raise Refused(plain(told["refused"]))
+        functions = told.get("functions")
+        self._functions = [stage for stage in STAGES if isinstance(functions, list) and stage in functions]
         if not self._functions:
             raise Refused(
                 f"expected {self.job.target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of "
@@ -156,12 +170,11 @@ class Student:
 
     def implementation(self) -> Implementation:
         """The four functions."""
+        return SimpleNamespace(**{stage: functools.partial(self._call, stage) for stage in STAGES})
 
-        def forward_apply(*arguments: Any) -> Any:
-            return self._call("forward_apply", *arguments)
-
-        plain = {stage: lambda *a, _stage=stage: self._call(_stage, *a) for stage in STAGES}
-        return SimpleNamespace(**{**plain, "forward_apply": forward_apply})
+    def _left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def _call(self, stage: str, *arguments: Any) -> Any:
         """What a function gives.
@@ -178,25 +191,39 @@ class Student:
         if channel.waiting(self._channel):
             self._lost()
         self._asked += 1
-        request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": self.apart}
+        seconds = self._left() if self.apart is None else min(self.apart, self._left())
+        request = {
+            "id": self._asked,
+            "stage": stage,
+            "arguments": arguments,
+            "apart": None if self.apart is None else seconds,
+        }
         with suppress(OSError):  # then nobody is there to answer
-            channel.send(self._channel, request)
-        told = self._receive(self.limit if self.apart is None else self.apart + GRACE)
+            channel.send(self._channel, request, max(seconds, 0.1))
+        told = self._receive(seconds if self.apart is None else seconds + GRACE)
         if told.get("id") != self._asked:
             self._lost()
         if "died" in told:
-            raise Died(str(told["died"]), self._printed.text(wait=0), bool(told["hung"]))
+            raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
         if "not written" in told:
-            raise NotImplementedError(told["not written"])
+            raise NotImplementedError(plain(told["not written"]))
         if "raised" in told:
-            raise ContractError(f"raised {told['raised']}")
+            raise ContractError(f"raised {plain(told['raised'])}")
         names = {0: "x", 1: "total", 3: "gamma", 4: "beta"} if stage.startswith("forward") else {
             0: "dy", 1: "x", **({2: "saved"} if stage == "backward_stats" else {2: "total", 3: "saved", 4: "gamma"})
         }  # fmt: skip
-        for place in told.get("changed", ()):
-            raise ContractError(f"{stage} changed its input {names.get(place, place)}; work on a copy")
+        changed = told.get("changed")
+        for place in changed if isinstance(changed, list) else ():
+            raise ContractError(f"{stage} changed its input {names.get(place, 'number')}; work on a copy")
+        result = told.get("result")
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                kind = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}"
+                raise ContractError(
+                    f"{stage} must return CPU tensors of at most {channel.MOST_DATA >> 20} MiB, but returned {kind}"
+                )
         self._move(stage, arguments, told.get("running"))
-        return told.get("result")
+        return result
 
     def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
         """Take over what the code made of the running statistics."""
@@ -214,7 +241,7 @@ class Student:
         try:
             told = channel.receive(self._channel, seconds)
         except TimeoutError:
-            self._end(f"was still running after {seconds:g} s and was ended", hung=True)
+            self._end(f"was still running after {seconds:.3g} s and was ended", hung=True)
         except channel.Closed:
             self._end()
         except channel.Garbage as error:
@@ -267,4 +294,9 @@ class _Tail:
         text = self._kept.decode(errors="replace").strip()
         crash = text.find("Fatal Python error")
         lines = text[crash:].splitlines()[:6] if crash >= 0 else text.splitlines()[-6:]
-        return "\n".join(line[-200:] for line in lines)
+        return plain("\n".join(line[-200:] for line in lines))
+
+
+def plain(told: object) -> str:
+    """What somebody else's process told, as a text that only says what it says: no control characters, not too long."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(told)[:20_000])

@@ -7,6 +7,8 @@ It stands by itself: what is graded finds neither the package nor the grader her
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -22,14 +24,13 @@ ANSWERED = 77  # the exit code of a fork that has answered
 
 def main() -> None:
     """Be confined, bring in the code, and answer until nobody asks any more."""
+    from confine import confine, end_with_parent
+
     job = json.loads(sys.argv[2])
-    here = sys.path.pop(0)
-    sys.path.insert(0, here)
+    end_with_parent()
     unconfined = None
     try:
-        from confine import confine  # before PyTorch, whose threads could not be taken along
-
-        confine(job["folder"], job["hidden"])
+        confine(job["folder"], job["hidden"])  # before PyTorch, whose threads could not be taken along
     except OSError as error:
         unconfined = str(error)
 
@@ -37,7 +38,9 @@ def main() -> None:
     from channel import receive, send
     from target import error_in_words, import_target
 
-    sys.path.remove(here)
+    sys.path.pop(0)  # where these files lie
+    for name in ("channel", "confine", "target"):  # somebody else's may be called so
+        del sys.modules[name]
     torch.set_num_threads(1)
     grader = socket.socket(fileno=int(sys.argv[1]))
     _limit_resources(job["memory"], job["seconds"])
@@ -45,10 +48,13 @@ def main() -> None:
         os.chdir(job["directory"])
     sys.path.append(job["directory"])
     send(grader, {"unconfined": unconfined})
+    if unconfined is not None and job["confined"]:
+        return
 
+    for name in job["forbidden"]:
+        if not _forbid(name):
+            return send(grader, {"refused": f"expected a module or a function to forbid, but there is no {name}"})
     try:
-        for name in job["forbidden"]:
-            _forbid(name)
         module = import_target(job["target"])
     except BaseException as error:  # SystemExit too
         return send(grader, {"refused": f"{job['target']} cannot be imported: {error_in_words(error)}"})
@@ -141,17 +147,28 @@ class _Refuse:
             raise ImportError(f"{self.name} may not be imported by code that is graded")
 
 
-def _forbid(name: str) -> None:
-    """Refuse a module, or a function such as torch.nn.functional.batch_norm."""
-    sys.meta_path.insert(0, _Refuse(name))
-    owner_name, _, attribute = name.rpartition(".")
-    owner = sys.modules.get(owner_name)
-    if owner is not None and callable(getattr(owner, attribute, None)):
+def _forbid(name: str) -> bool:
+    """Refuse a module, or a function such as torch.nn.functional.batch_norm; whether there is one of that name."""
+    with suppress(ImportError, ValueError):
+        if name == "sbnref" or importlib.util.find_spec(name) is not None:
+            for loaded in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
+                del sys.modules[loaded]  # who has it already keeps it
+            sys.meta_path.insert(0, _Refuse(name))
+            return True
+    *path, attribute = name.split(".")
+    owner: Any = None
+    for i, part in enumerate(path):
+        with suppress(ImportError):
+            importlib.import_module(".".join(path[: i + 1]))
+        owner = sys.modules.get(part) if i == 0 else getattr(owner, part, None)
+    if not callable(getattr(owner, attribute, None)):
+        return False
 
-        def refuse(*_: object, **__: object) -> NoReturn:
-            raise RuntimeError(f"{name} may not be called by code that is graded")
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError(f"{name} may not be called by code that is graded")
 
-        setattr(owner, attribute, refuse)
+    setattr(owner, attribute, refuse)
+    return True
 
 
 def _limit_resources(gigabytes: float, seconds: float) -> None:
@@ -165,6 +182,7 @@ def _limit_resources(gigabytes: float, seconds: float) -> None:
         return
     resource.setrlimit(resource.RLIMIT_DATA, (in_use + int(gigabytes * 2**30),) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1,) * 2)  # ends it where nobody is left to
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(gigabytes * 2**30),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

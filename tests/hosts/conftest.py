@@ -1,0 +1,104 @@
+"""Hosts: network namespaces with an address each, on one switch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+
+class Host:
+    """A host with the address ``address``, whose cable can be pulled."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name, self.address = name, address
+        self.started: list[subprocess.Popen[str]] = []
+
+    def torchrun(self, hosts: int, ranks: int, head: str, *arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+        """Start torchrun on this host; ``arguments`` are a script and its own."""
+        rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={head}:29500", f"--local-addr={self.address}")
+        # All hosts have this machine's name, from which each would tell whether it is the head.
+        rendezvous += (f"--rdzv-conf=is_host={int(self.address == head)}",)
+        counts = (f"--nnodes={hosts}", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
+        command = ("ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run")
+        process = subprocess.Popen(
+            [*command, *counts, *rendezvous, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "TP_SOCKET_IFNAME": "eth0"},
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def processes(self) -> list[int]:
+        """All that run on this host."""
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False).stdout
+        return [int(pid) for pid in listed.split()]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of them."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def pull_the_cable(self) -> None:
+        """Nothing reaches this host any more, and nothing leaves it."""
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips, in a sentence, where no hosts can be made."""
+    if sys.platform != "linux" or os.getuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("no hosts: namespaces take Linux, root, and the command ip (Debian's package iproute2)")
+    made = subprocess.run(["ip", "netns", "add", f"sbnref-{os.getpid()}"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no hosts: this system makes no network namespaces: {made.stderr.strip()}")
+    _ip("netns", "del", f"sbnref-{os.getpid()}")
+
+
+@pytest.fixture
+def hosts(namespaces: None) -> Iterator[list[Host]]:
+    """Three of them. Afterwards they are gone, and so is all that ran there."""
+    before = f"sbnref-{os.getpid()}"
+    switch = f"{before}-switch"
+    made: list[Host] = []
+    _ip("netns", "add", switch)
+    try:
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for i in range(3):
+            host = Host(f"{before}-{i}", f"10.77.0.{i + 1}")
+            _ip("netns", "add", host.name)
+            made.append(host)
+            _ip("-n", switch, "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0", "netns", host.name)
+            _ip("-n", switch, "link", "set", f"port{i}", "master", "bridge", "up")
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                _ip("-n", host.name, "link", "set", link, "up")
+        yield made
+        left = [pid for host in made for pid in host.processes()]
+        assert not left, f"left behind: {[Path(f'/proc/{pid}/cmdline').read_bytes() for pid in left]}"
+    finally:
+        for host in made:
+            host.signal(signal.SIGCONT)
+            host.signal(signal.SIGKILL)
+            for process in host.started:
+                process.wait()
+            _ip("netns", "del", host.name)
+        time.sleep(0.1)
+        _ip("netns", "del", switch)

@@ -1,0 +1,85 @@
+"""Some training steps on every rank, for the tests: it says how each rank fares, and can be disturbed.
+
+Run by torchrun. A JSON object as its argument: ``steps``, ``timeout`` (seconds of the process group), ``folder`` (a
+folder that all hosts see), and what is to happen at step ``at``: nothing, ``pause`` in the ``forward`` or ``backward``
+pass until there is a file ``go``, or ``fail``, an error on the last rank the first time.
+"""
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sbnref import SyncBatchNorm
+
+job = json.loads(sys.argv[1])
+folder, at, disturbed = Path(job["folder"]), job.get("at"), job.get("what")
+rank = int(os.environ["RANK"])
+
+
+def pause() -> None:
+    """Say that this rank is there, and wait to be let go."""
+    (folder / f"paused-{rank}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
+def batch(step: int) -> torch.Tensor:
+    """This rank's share: (N, 4, 3, 3), of as many samples as the step and the rank are congruent to modulo 3."""
+    torch.manual_seed(100 * step + rank)
+    return torch.randn((step + rank) % 3, 4, 3, 3, dtype=torch.float64) + step
+
+
+def main() -> None:
+    """Train, and print what the running statistics and the weights are in the end."""
+    torch.manual_seed(0)
+    model = nn.Sequential(SyncBatchNorm(4, stats_mode="exact"), nn.Conv2d(4, 4, 1), SyncBatchNorm(4)).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    checkpoint, first = folder / "checkpoint.pt", 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        model.load_state_dict(saved["model"])
+        first = saved["step"]
+        print(f"rank {rank} resumes at step {first}", flush=True)
+    for step in range(first, job["steps"]):
+        here = step == at
+        if here and disturbed == "fail" and rank == dist.get_world_size() - 1 and first == 0:
+            raise RuntimeError("this rank fails once")
+        if here and disturbed == "forward":
+            pause()
+        y = model(batch(step))
+        if here and disturbed == "backward":
+            y.register_hook(lambda grad: pause())
+        y.square().mul(torch.linspace(0, 1, 3)).sum().backward()
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        if job.get("saves") and rank == 0:
+            part = folder / "part.pt"
+            torch.save({"model": model.state_dict(), "step": step + 1}, part)
+            part.replace(checkpoint)
+        if job.get("saves"):
+            dist.barrier()
+    numbers = [t.sum().item().hex() for t in model.state_dict().values() if t.is_floating_point()]
+    print(f"rank {rank} ends with {' '.join(numbers)}", flush=True)
+
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=job["timeout"]))
+try:
+    main()
+    dist.destroy_process_group()
+except Exception as error:
+    lost = (folder / "lost").stat().st_mtime if (folder / "lost").exists() else time.time()
+    text = str(error).strip().splitlines()[0]
+    told = f"rank {rank} raises {type(error).__name__} after {time.time() - lost:.1f} s: {text}"
+    print(told, flush=True)
+    (folder / f"part-{rank}").write_text(told)
+    (folder / f"part-{rank}").rename(folder / f"raised-{rank}")
+    os._exit(1)

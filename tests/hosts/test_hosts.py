@@ -1,0 +1,112 @@
+"""Training on several hosts over TCP: one process's numbers; and what becomes of a lost rank, link or host."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS = str(Path(__file__).with_name("steps.py"))
+TRAIN = str(Path(__file__).parents[2] / "tutorials" / "train.py")
+TIMEOUT = 8  # seconds, of the process groups
+
+
+def start(hosts, job, restarts=0):
+    """One rank on every host."""
+    head = hosts[0].address
+    return [host.torchrun(len(hosts), 1, head, STEPS, json.dumps(job), restarts=restarts) for host in hosts]
+
+
+def outputs(processes):
+    """What each host printed."""
+    return [process.communicate(timeout=90)[0] for process in processes]
+
+
+def numbers(texts):
+    """What the ranks end with: the same on all of them."""
+    found = set(re.findall(r"rank \d ends with (.*)", "".join(texts)))
+    assert len(found) == 1, "\n".join(texts)
+    return found.pop()
+
+
+def job(folder, **options):
+    folder.mkdir(exist_ok=True)
+    return {"steps": 6, "timeout": TIMEOUT, "folder": str(folder), **options}
+
+
+def wait_for(folder, names):
+    end = time.monotonic() + 60
+    while not all((folder / name).exists() for name in names):
+        assert time.monotonic() < end, f"{names} are not all in {folder}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def undisturbed(hosts, tmp_path):
+    """What three hosts end with when nothing happens to them."""
+    return numbers(outputs(start(hosts, job(tmp_path / "undisturbed"))))
+
+
+def test_two_hosts_of_two_ranks_train_as_one_process(hosts):
+    def figures(text):
+        return [float(figure) for figure in re.findall(r"(?:loss|digits:) ([\d.]+)", text)]
+
+    alone = subprocess.run([sys.executable, TRAIN, "--steps", "20"], capture_output=True, text=True, check=True).stdout
+    two = [host.torchrun(2, 2, hosts[0].address, TRAIN, "--steps", "20") for host in hosts[:2]]
+    texts = outputs(two)
+    assert [process.returncode for process in two] == [0, 0], "\n".join(texts)
+    assert figures("".join(texts)) == pytest.approx(figures(alone), rel=0.02)
+
+
+@pytest.mark.parametrize("lost", ["link", "host"])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_what_is_lost_is_an_error_on_every_rank(hosts, tmp_path, lost, where):
+    """Three ranks stand in a pass when the last one's host loses its link, or all that runs on it."""
+    folder = tmp_path / "shared"
+    processes = start(hosts, job(folder, at=3, what=where))
+    wait_for(folder, [f"paused-{rank}" for rank in range(3)])
+    hosts[2].pull_the_cable()
+    if lost == "host":
+        hosts[2].signal(signal.SIGKILL)
+    (folder / "lost").touch()
+    (folder / "go").touch()
+    there = range(3 if lost == "link" else 2)
+    wait_for(folder, [f"raised-{rank}" for rank in there])
+    told = [(folder / f"raised-{rank}").read_text() for rank in there]
+    print("\n".join(told))
+    assert all(float(re.search(r"after ([\d.]+) s", text)[1]) <= TIMEOUT + 5 for text in told), told
+    for host in hosts:  # torchrun itself, on a host without a link, goes on for a minute more
+        host.signal(signal.SIGKILL)
+    assert "ends with" not in "".join(outputs(processes))
+
+
+def test_a_rank_that_stops_for_a_while_is_waited_for(hosts, tmp_path, undisturbed):
+    folder = tmp_path / "shared"
+    processes = start(hosts, job(folder, at=3, what="forward"))
+    wait_for(folder, [f"paused-{rank}" for rank in range(3)])
+    hosts[1].signal(signal.SIGSTOP)
+    (folder / "go").touch()
+    time.sleep(TIMEOUT / 2)
+    hosts[1].signal(signal.SIGCONT)
+    assert numbers(outputs(processes)) == undisturbed
+
+
+def test_a_slow_network_that_loses_packets_changes_no_number(hosts, tmp_path, undisturbed):
+    for host in hosts:
+        netem = ["tc", "-n", host.name, "qdisc", "add", "dev", "eth0", "root", "netem", "delay", "100ms", "loss", "5%"]
+        made = subprocess.run(netem, capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no slow network: this kernel has no netem: {made.stderr.strip()}")
+    assert numbers(outputs(start(hosts, job(tmp_path / "shared", timeout=60)))) == undisturbed
+
+
+def test_training_resumes_after_a_restart(hosts, tmp_path, undisturbed):
+    texts = outputs(start(hosts, job(tmp_path / "shared", at=4, what="fail", saves=True), restarts=1))
+    assert len(re.findall(r"rank \d resumes at step 4", "".join(texts))) == 3, "\n".join(texts)
+    assert numbers(texts) == undisturbed
