@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TEST := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these have targets of their own
 
-.PHONY: help demo test test-compile test-cuda test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test coverage test-compile test-cuda test-hosts test-sanitized gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -14,21 +15,28 @@ demo: $(READY)  ## train on handwritten digits with empty ranks, in each statist
 
 test: $(READY)  ## run the tests, all but those of the kernels and of the site
 	$(BIN)/sbnref build cpu
-	$(BIN)/pytest --ignore=tests/cuda --ignore=tests/site
+	$(BIN)/pytest $(TEST)
 
-test-compile: $(READY)  ## run compiled training steps in every combination of three choices
+coverage: $(READY)  ## the same, and which lines they reach
 	$(BIN)/sbnref build cpu
-	$(BIN)/pytest --no-cov --ways 3 tests/test_compile_matrix.py
+	$(BIN)/pytest --cov $(TEST)
+
+test-hosts: $(READY)  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
+	$(BIN)/pytest tests/hosts
+
+test-compile: $(READY)  ## run compiled training steps in the combinations of three choices that are not in the tests
+	$(BIN)/sbnref build cpu
+	$(BIN)/pytest --ways 3 tests/test_compile_matrix.py
 
 test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
-	$(BIN)/pytest --no-cov tests/cuda
+	$(BIN)/pytest tests/cuda
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 test-sanitized: $(READY)  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cuda/test_stages.py tests/cuda/test_simulation.py
-	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(BIN)/pytest --no-cov tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
-	$(BIN)/pytest --no-cov tests/cpu/race_check.py
+	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cuda/test_stages.py tests/cuda/test_simulation.py
+	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
+	$(BIN)/pytest tests/cpu/race_check.py
 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
@@ -46,7 +54,7 @@ docs: $(READY)  ## build the site into docs/_build/html, running the tutorials
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 test-site: docs  ## test the built site in a headless Chromium, and the solutions to the exercises
-	$(BIN)/pytest --no-cov tests/site
+	$(BIN)/pytest tests/site
 
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
