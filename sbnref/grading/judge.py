@@ -83,11 +83,21 @@ class Judge:
                 if self._death is not None:
                     self.results[stage] = _result(_status(self._death), by_own, tried, self._death.printed)
                     return
+                if by_own is None and self._too_few(stage, again):
+                    return
                 if by_own is not None and failure is None:
                     what = f"what it saves leads {stage} astray, right with what the reference saves: {by_own.what}"
                     self.results["forward_apply"] = _result("failed", replace(by_own, what=what), again)
                 failure = failure and by_own
         self.results[stage] = _result("failed" if failure else "passed", failure, tried)
+
+    def _too_few(self, stage: str, tried: int) -> bool:
+        """Whether the time was over before enough was tried to say that the stage is right: then that is its result."""
+        if tried >= self.examples / 4:
+            return False
+        what = f"is so slow that of {self.examples} training steps only {tried} could be tried in its time"
+        self.results[stage] = _result("timed out", Failure("", what), tried)
+        return True
 
     def _dies(self, stage: str) -> bool:
         return self.results.get(stage, {}).get("status") in ("crashed", "timed out")

@@ -97,9 +97,8 @@ def _arrange(folder: str, hidden: Sequence[str]) -> None:
     os.symlink("/proc/self/fd", os.path.join(devices, "fd"))
     os.mkdir(os.path.join(devices, "shm"))
     _mount(devices, "/dev", None, _BIND | _REC)
-    for path in (*hidden, "/run"):
-        if os.path.isdir(path):
-            _mount(empty, path, None, _BIND)
+    for path in hidden:
+        _mount(empty, path, None, _BIND)
     _mount(folder, folder, None, _BIND)
     _mount(beside, beside, None, _BIND)
     _set_attributes("/", _AT_RECURSIVE, to=_RDONLY)

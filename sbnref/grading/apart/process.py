@@ -37,6 +37,14 @@ PASSED_ON = (  # of the environment: what Python and PyTorch need to be found an
 )
 
 
+TENSORS = {  # that a stage may not change, by their places among its arguments
+    "forward_stats": {0: "x"},
+    "forward_apply": {0: "x", 1: "total", 3: "gamma", 4: "beta"},
+    "backward_stats": {0: "dy", 1: "x", 2: "saved"},
+    "backward_apply": {0: "dy", 1: "x", 2: "total", 3: "saved", 4: "gamma"},
+}
+
+
 class Refused(ValueError):
     """There is nothing to grade, for the reason given."""
 
@@ -106,8 +114,10 @@ class Student:
         for module in (channel, confine, student, target):
             assert module.__file__ is not None
             shutil.copy(module.__file__, beside)
-        package = Path(target.OURS)
-        hides = "sbnref" in self.job.forbidden and not Path(self.job.target).is_relative_to(package)
+        hidden = [Path("/run")]  # other programs' sockets
+        if "sbnref" in self.job.forbidden:
+            hidden += [target.OURS, CSRC]
+        hidden = [place for place in hidden if place.is_dir() and not Path(self.job.target).is_relative_to(place)]
         job = {
             "target": self.job.target,
             "directory": self.job.directory,
@@ -116,20 +126,14 @@ class Student:
             "forbidden": list(self.job.forbidden),
             "stages": STAGES,
             "folder": folder,
-            "hidden": [str(path) for path in (package, CSRC) if hides and path.is_dir()],
+            "hidden": list(map(str, hidden)),
             "confined": self.job.confined,
         }
+        command = (sys.executable, "-X", "faulthandler", str(beside / "student.py"))
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-X",
-                    "faulthandler",
-                    str(beside / "student.py"),
-                    str(theirs.fileno()),
-                    json.dumps(job),
-                ],
+                [*command, str(theirs.fileno()), json.dumps(job)],
                 cwd=folder,
                 env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
                 | {"HOME": folder, "TMPDIR": folder, "PYTHONUSERBASE": site.getuserbase()},
@@ -147,7 +151,8 @@ class Student:
         if "refused" in told:
             raise Refused(plain(told["refused"]))
         functions = told.get("functions")
-        self._functions = [stage for stage in STAGES if isinstance(functions, list) and stage in functions]
+        names = {name for name in functions if type(name) is str} if isinstance(functions, list) else set()
+        self._functions = [stage for stage in STAGES if stage in names]
         if not self._functions:
             raise Refused(
                 f"expected {self.job.target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of "
@@ -201,7 +206,7 @@ class Student:
         with suppress(OSError):  # then nobody is there to answer
             channel.send(self._channel, request, max(seconds, 0.1))
         told = self._receive(seconds if self.apart is None else seconds + GRACE)
-        if told.get("id") != self._asked:
+        if type(told.get("id")) is not int or told["id"] != self._asked:
             self._lost()
         if "died" in told:
             raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
@@ -209,12 +214,10 @@ class Student:
             raise NotImplementedError(plain(told["not written"]))
         if "raised" in told:
             raise ContractError(f"raised {plain(told['raised'])}")
-        names = {0: "x", 1: "total", 3: "gamma", 4: "beta"} if stage.startswith("forward") else {
-            0: "dy", 1: "x", **({2: "saved"} if stage == "backward_stats" else {2: "total", 3: "saved", 4: "gamma"})
-        }  # fmt: skip
         changed = told.get("changed")
-        for place in changed if isinstance(changed, list) else ():
-            raise ContractError(f"{stage} changed its input {names.get(place, 'number')}; work on a copy")
+        for place, name in TENSORS[stage].items():
+            if isinstance(changed, list) and any(type(one) is int and one == place for one in changed):
+                raise ContractError(f"{stage} changed its input {name}; work on a copy")
         result = told.get("result")
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
