@@ -71,7 +71,9 @@ def _parameter_gradients(
     if in_one_go is not None and gamma is not None and beta is not None:
         return in_one_go(total, ranks, gamma.dtype, beta.dtype)
     sum_g, sum_g_xhat = (total if ranks == 1 else total / ranks).chunk(2)
-    return None if gamma is None else sum_g_xhat.to(gamma.dtype), None if beta is None else sum_g.to(beta.dtype)
+    dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
+    dbeta = None if beta is None else sum_g.to(beta.dtype)
+    return dgamma, dbeta
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
