@@ -47,8 +47,7 @@ class Judge:
             Refused: there is nothing to grade.
         """
         try:
-            self.student.deadline = time.monotonic() + START + self.timeout
-            self.student.start()
+            self.student.start(self.timeout)
         except Died as death:
             return _result(_status(death), Failure("importing it", death.what), 0, death.printed)
         # What can be confined is confined whenever it is started again, on every rank.

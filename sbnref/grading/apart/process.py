@@ -97,8 +97,11 @@ class Student:
         self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, seconds: float | None = None) -> None:
         """Start the process, or another one, and have the code brought in.
+
+        Args:
+            seconds: that this may take, once the process is there; None for all that are left until the deadline.
 
         Raises:
             Refused: it cannot be imported, or has none of the functions.
@@ -147,7 +150,7 @@ class Student:
         self._printed = _Tail(self._process.stdout)
         unconfined = self._receive(START).get("unconfined")
         self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
-        told = self._receive(self._left())
+        told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
             raise Refused(plain(told["refused"]))
         functions = told.get("functions")
