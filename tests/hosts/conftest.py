@@ -22,12 +22,12 @@ class Host:
         self.name, self.address = name, address
         self.started: list[subprocess.Popen[str]] = []
 
-    def torchrun(self, hosts: int, ranks: int, head: str, *arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+    def torchrun(self, hosts: int, ranks: int, head: str, *arguments: str) -> subprocess.Popen[str]:
         """Start torchrun on this host; ``arguments`` are a script and its own."""
         rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={head}:29500", f"--local-addr={self.address}")
         # All hosts have this machine's name, from which each would tell whether it is the head.
         rendezvous += (f"--rdzv-conf=is_host={int(self.address == head)}",)
-        counts = (f"--nnodes={hosts}", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
+        counts = (f"--nnodes={hosts}", f"--nproc-per-node={ranks}")
         command = ("ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run")
         process = subprocess.Popen(
             [*command, *counts, *rendezvous, *arguments],
