@@ -116,20 +116,24 @@ def test_a_block_looks_again_where_its_first_elements_mislead():
 
 
 def test_streamed_outputs():
-    """An output larger than the last-level cache, whose rows are no whole cache lines, equals that of its halves."""
+    """An output larger than the last-level cache, whose rows are no whole cache lines, equals that of its quarters.
+
+    With the input these are half as large as the cache, and not streamed.
+    """
     size = torch.ops.sbnref_cpu.build_info()[2]
-    for inner, layout in ((37, torch.Tensor.contiguous), (37, checks.channels_last)):
+    for inner, layout in ((293, torch.Tensor.contiguous), (37, checks.channels_last)):
         channels = 41
-        x = layout(torch.randn(2 * (size // 4 // inner // channels // 2) + 2, channels, inner))
+        x = layout(torch.randn(4 * (size // 16 // inner // channels) + 4, channels, inner))
         gamma, beta = torch.rand(2, channels)
         total = reference.forward_stats(x[:10], 1)
         whole, saved = cpu.forward_apply(x, total, 1, gamma, beta, 1e-5, None, None)
-        halves = [cpu.forward_apply(half, total, 1, gamma, beta, 1e-5, None, None)[0] for half in x.chunk(2)]
-        assert torch.equal(whole, torch.cat(halves))
+        quarters = [cpu.forward_apply(part, total, 1, gamma, beta, 1e-5, None, None)[0] for part in x.chunk(4)]
+        assert torch.equal(whole, torch.cat(quarters))
         sums = torch.rand(2 * channels, dtype=torch.float64)
         whole = cpu.backward_apply(whole, x, sums, saved, gamma, 1e-3)
-        halves = [cpu.backward_apply(*both, sums, saved, gamma, 1e-3) for both in zip(halves, x.chunk(2), strict=True)]
-        assert torch.equal(whole, torch.cat(halves))
+        parts = zip(quarters, x.chunk(4), strict=True)
+        quarters = [cpu.backward_apply(*both, sums, saved, gamma, 1e-3) for both in parts]
+        assert torch.equal(whole, torch.cat(quarters))
 
 
 def test_non_finite_parameters_stay_so():
