@@ -1,12 +1,16 @@
 """Some training steps on every rank, for the tests: it says how each rank fares, and can be disturbed.
 
 Run by torchrun. A JSON object as its argument: ``steps``, ``timeout`` (seconds of the process group), ``folder`` (a
-folder that all hosts see), and, where every rank is to pause until there is a file ``go``, the step ``at`` and the
-pass, as ``what``: ``forward`` or ``backward``.
+folder that all hosts see), and, where something is to happen, the step ``at`` and ``what``: ``forward`` or ``backward``
+is the pass in which every rank pauses until there is a file ``go``; with ``kill`` the last rank kills itself, once.
+
+Rank 0 saves a checkpoint after each step, and all go on from it when torchrun starts them again.
 """
 
+import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -20,7 +24,7 @@ from sbnref import SyncBatchNorm
 
 job = json.loads(sys.argv[1])
 folder, at, disturbed = Path(job["folder"]), job.get("at"), job.get("what")
-rank = int(os.environ["RANK"])
+rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
 
 def pause() -> None:
@@ -37,12 +41,21 @@ def batch(step: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Train, and print what the running statistics and the weights are in the end."""
+    """Train; after each step print a digest of the weights and the running statistics, which differs if a bit does."""
     torch.manual_seed(0)
     model = nn.Sequential(SyncBatchNorm(4, stats_mode="exact"), nn.Conv2d(4, 4, 1), SyncBatchNorm(4)).double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    for step in range(job["steps"]):
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    checkpoint, done = folder / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["done"]
+        print(f"rank {rank} resumes after step {done}", flush=True)
+    for step in range(done, job["steps"]):
         here = step == at
+        if here and disturbed == "kill" and rank == dist.get_world_size() - 1 and restarts == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
         if here and disturbed == "forward":
             pause()
         y = model(batch(step))
@@ -53,8 +66,12 @@ def main() -> None:
             dist.all_reduce(p.grad)
         optimizer.step()
         optimizer.zero_grad()
-    numbers = [t.sum().item().hex() for t in model.state_dict().values() if t.is_floating_point()]
-    print(f"rank {rank} ends with {' '.join(numbers)}", flush=True)
+        if rank == 0:  # under another name first: what has the right name is whole
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}
+            torch.save(state, folder / "part.pt")
+            (folder / "part.pt").rename(checkpoint)
+        numbers = b"".join(t.numpy().tobytes() for t in model.state_dict().values())
+        print(f"rank {rank} after step {step + 1}: {hashlib.sha256(numbers).hexdigest()}", flush=True)
 
 
 dist.init_process_group("gloo", timeout=timedelta(seconds=job["timeout"]))

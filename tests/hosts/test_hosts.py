@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+from hosts.conftest import connected, slow_switch
 
 STEPS = str(Path(__file__).with_name("steps.py"))
 TRAIN = str(Path(__file__).parents[2] / "tutorials" / "train.py")
 TIMEOUT = 8  # seconds, of the process groups
 
 
-def start(hosts, job):
+def start(hosts, job, *options):
     """One rank on every host."""
-    return [host.torchrun(len(hosts), 1, hosts[0].address, STEPS, json.dumps(job)) for host in hosts]
+    return [host.torchrun(len(hosts), 1, hosts[0].address, *options, STEPS, json.dumps(job)) for host in hosts]
 
 
 def outputs(processes):
@@ -27,16 +28,18 @@ def outputs(processes):
     return [process.communicate(timeout=90)[0] for process in processes]
 
 
-def numbers(texts):
-    """What the ranks end with: the same on all of them."""
-    found = set(re.findall(r"rank \d ends with (.*)", "".join(texts)))
-    assert len(found) == 1, "\n".join(texts)
-    return found.pop()
+def digest(texts, steps=6):
+    """What the model is after the last of so many steps: the same on all ranks."""
+    found = re.findall(rf"rank \d after step {steps}: (.*)", "".join(texts))
+    assert len(found) == 3, "\n".join(texts)
+    assert len(set(found)) == 1, found
+    return found[0]
 
 
 def job(folder, **options):
+    """What the ranks are to do: steps.py says what that can be."""
     folder.mkdir(exist_ok=True)
-    return {"steps": 6, "timeout": TIMEOUT, "folder": str(folder), **options}
+    return {"steps": 6, "timeout": TIMEOUT, "folder": str(folder)} | options
 
 
 def wait_for(folder, names):
@@ -46,10 +49,11 @@ def wait_for(folder, names):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def undisturbed(hosts, tmp_path):
-    """What three hosts end with when nothing happens to them."""
-    return numbers(outputs(start(hosts, job(tmp_path / "undisturbed"))))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, namespaces):
+    """What three hosts print when nothing happens to them."""
+    with connected() as hosts:
+        return outputs(start(hosts, job(tmp_path_factory.mktemp("undisturbed"))))
 
 
 def test_two_hosts_of_two_ranks_train_as_one_process(hosts):
@@ -82,7 +86,7 @@ def test_what_is_lost_is_an_error_on_every_rank(hosts, tmp_path, lost, where):
     assert all(float(re.search(r"after ([\d.]+) s", text)[1]) <= TIMEOUT + 5 for text in told), told
     for host in hosts:  # torchrun itself, on a host without a link, goes on for a minute more
         host.signal(signal.SIGKILL)
-    assert "ends with" not in "".join(outputs(processes))
+    assert "after step 6" not in "".join(outputs(processes))
 
 
 def test_a_rank_that_stops_for_a_while_is_waited_for(hosts, tmp_path, undisturbed):
@@ -93,13 +97,17 @@ def test_a_rank_that_stops_for_a_while_is_waited_for(hosts, tmp_path, undisturbe
     (folder / "go").touch()
     time.sleep(TIMEOUT / 2)
     hosts[1].signal(signal.SIGCONT)
-    assert numbers(outputs(processes)) == undisturbed
+    assert digest(outputs(processes)) == digest(undisturbed)
 
 
 def test_a_slow_network_that_loses_packets_changes_no_number(hosts, tmp_path, undisturbed):
-    for host in hosts:
-        netem = ["tc", "-n", host.name, "qdisc", "add", "dev", "eth0", "root", "netem", "delay", "100ms", "loss", "5%"]
-        made = subprocess.run(netem, capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no slow network: this kernel has no netem: {made.stderr.strip()}")
-    assert numbers(outputs(start(hosts, job(tmp_path / "shared", timeout=60)))) == undisturbed
+    with slow_switch(hosts, delay=0.1, loss=0.05):
+        texts = outputs(start(hosts, job(tmp_path / "shared", steps=2, timeout=60)))
+    assert digest(texts, 2) == digest(undisturbed, 2)
+
+
+def test_after_a_restart_the_numbers_are_those_of_an_undisturbed_run(hosts, tmp_path, undisturbed):
+    disturbed = job(tmp_path / "shared", at=3, what="kill")
+    texts = outputs(start(hosts, disturbed, "--max-restarts=1"))
+    assert [len(re.findall(f"rank {rank} resumes after step 3", "".join(texts))) for rank in range(3)] == [1, 1, 1]
+    assert digest(texts) == digest(undisturbed)
