@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TEST := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these have targets of their own
 
-.PHONY: help demo test coverage test-compile test-cuda test-hosts test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test coverage test-compile test-cuda test-hosts faults soak test-sanitized gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,15 @@ coverage: $(READY)  ## the same, and which lines they reach
 
 test-hosts: $(READY)  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
 	$(BIN)/pytest tests/hosts
+
+faults: $(READY)  ## lose ranks, links and hosts under every implementation, and keep what is seen for the site (root, Linux)
+	$(BIN)/sbnref build cpu
+	$(BIN)/pytest --every-impl --record docs/howto/faults.json tests/test_faults.py tests/hosts
+
+SOAK_MINUTES ?= 10
+soak: $(READY)  ## train random models on random ranks, and let some fail, for ten minutes (or SOAK_MINUTES)
+	$(BIN)/sbnref build cpu
+	cd tests && ../$(BIN)/python -m soak --minutes $(SOAK_MINUTES)
 
 test-compile: $(READY)  ## run compiled training steps in the combinations of three choices that are not in the tests
 	$(BIN)/sbnref build cpu

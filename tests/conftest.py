@@ -4,18 +4,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import sbnref
+from sbnref.bench.results import Results
 
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
 
 _summary: list[str] = []
+_recorded: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-impl", action="store_true", help="faults under every implementation, not the reference's")
+    parser.addoption("--record", help="a JSON file for what the tests of faults saw, and on what machine")
     parser.addoption("--ways", type=int, default=2, help="how many choices at a time are combined in every way")
 
 
@@ -52,6 +58,24 @@ def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
             return pools[world_size]
 
         yield of_size
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "some_impl" in metafunc.fixturenames:
+        impls = ["reference", "cpu", "cuda"] if metafunc.config.getoption("every_impl") else ["reference"]
+        metafunc.parametrize("some_impl", impls)
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """``record(fault="a rank hangs", seconds=8.1)`` keeps a row for ``--record``."""
+    return lambda **row: _recorded.append(row)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("record")
+    if file and not session.testsfailed:
+        Results(rows=_recorded).save(Path(file))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import random
 import select
@@ -19,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+_worlds = itertools.count()  # all names of namespaces differ
 
 
 class Host:
@@ -45,6 +48,7 @@ class Host:
                 "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "eth0",
                 "TP_SOCKET_IFNAME": "eth0",
+                "SBNREF_CUDASIM": "1",  # impl='cuda' is the simulated kernels
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or a restart finds the first start's addresses
             },
             start_new_session=True,
@@ -138,7 +142,7 @@ def namespaces() -> None:
 @contextmanager
 def connected() -> Iterator[list[Host]]:
     """Three hosts on a switch. Afterwards they are gone, and so is all that ran there."""
-    before = f"sbnref-{os.getpid()}"
+    before = f"sbnref-{os.getpid()}-{next(_worlds)}"
     switch = f"{before}-switch"
     made: list[Host] = []
     _ip("netns", "add", switch)

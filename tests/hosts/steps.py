@@ -1,8 +1,9 @@
 """Some training steps on every rank, for the tests: it says how each rank fares, and can be disturbed.
 
-Run by torchrun. A JSON object as its argument: ``steps``, ``timeout`` (seconds of the process group), ``folder`` (a
-folder that all hosts see), and, where something is to happen, the step ``at`` and ``what``: ``forward`` or ``backward``
-is the pass in which every rank pauses until there is a file ``go``; with ``kill`` the last rank kills itself, once.
+Run by torchrun. A JSON object as its argument: ``steps``, ``impl``, ``timeout`` (seconds of the process group),
+``folder`` (a folder that all hosts see), and, where something is to happen, the step ``at`` and ``what``: ``forward``
+or ``backward`` is the pass in which every rank pauses until there is a file ``go``; with ``kill`` the last rank kills
+itself, once.
 
 Rank 0 saves a checkpoint after each step, and all go on from it when torchrun starts them again.
 """
@@ -43,7 +44,8 @@ def batch(step: int) -> torch.Tensor:
 def main() -> None:
     """Train; after each step print a digest of the weights and the running statistics, which differs if a bit does."""
     torch.manual_seed(0)
-    model = nn.Sequential(SyncBatchNorm(4, stats_mode="exact"), nn.Conv2d(4, 4, 1), SyncBatchNorm(4)).double()
+    norms = [SyncBatchNorm(4, stats_mode=mode, impl=job["impl"]) for mode in ("exact", "default")]
+    model = nn.Sequential(norms[0], nn.Conv2d(4, 4, 1), norms[1]).double()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     checkpoint, done = folder / "checkpoint.pt", 0
     if checkpoint.exists():

@@ -1,0 +1,31 @@
+"""Writes the table of faults from what the tests of faults saw, before the site is built."""
+
+from pathlib import Path
+
+from sbnref.bench import load
+
+DOCS = Path(__file__).parent
+FILE = DOCS / "howto" / "faults.json"
+
+
+def write(app: object) -> None:
+    """Sphinx calls this when it starts."""
+    results = load(FILE)
+    impls = list(dict.fromkeys(row["impl"] for row in results.rows))
+    lines = ["| | What happens | What is seen | " + " | ".join(f"`{impl}`" for impl in impls) + " |"]
+    lines.append("| --- | --- | --- |" + " ---: |" * len(impls))
+    for launcher, fault in dict.fromkeys((row["launcher"], row["fault"]) for row in results.rows):
+        of = {row["impl"]: row for row in results.rows if (row["launcher"], row["fault"]) == (launcher, fault)}
+        told = next(iter(of.values()))["told"]
+        lines.append(f"| {launcher} | {fault} | {told} | {' | '.join(_after(of.get(impl)) for impl in impls)} |")
+    where = ", ".join(f"{key} {value}" for key, value in {**results.machine, **results.versions}.items())
+    lines.append(f"\n{where}; commit `{results.commit}`, {results.date}.")
+    (DOCS / "_generated").mkdir(exist_ok=True)
+    (DOCS / "_generated" / "faults.md").write_text("\n".join(lines) + "\n")
+
+
+def _after(row: dict[str, object] | None) -> str:
+    """When the last of the other ranks, or who started them, saw it."""
+    if row is None:
+        return "not tried"
+    return "✓" if row["seconds"] is None else f"{row['seconds']:.2f} s"
