@@ -283,14 +283,19 @@ def _allowed(
         one.invstd_error = one.invstd_error + var_error / (stats.var + norm.eps)
     back = [one.backward_stats()["backward payload"] for one in ranks]
     dx = ranks[rank].backward_apply(torch.stack([one.value for one in back]).sum(0))["dx"]
-    bias, weight = (torch.stack([one.allowed for one in back]).sum(0) / len(xs)).chunk(2)
+    sum_error = torch.stack([one.allowed for one in back]).sum(0)
+    bias, weight = (sum_error / len(xs)).chunk(2)
 
     x, invstd = xs[rank].double(), (stats.var + norm.eps).rsqrt()
     scale = gamma.double().abs() * invstd
-    spread = over(x, scale) * (x - over(x, stats.mean)).abs()
+    xhat = over(x, invstd) * (x - over(x, stats.mean))
+    skew = invstd * stats.mean * (1 - stats.weight / stats.divisor)
+    a_error, b_error = sum_error.chunk(2)
+    inherited = over(x, a_error) + over(x, b_error) * (xhat.abs() + over(x, skew.abs()))
+    spread = over(x, gamma.double().abs()) * xhat.abs()
     return {
         "y": applied["y"].allowed + over(x, scale * mean_error) + spread * over(x, var_error * invstd**2),
-        "dx": dx.allowed,
+        "dx": dx.allowed + over(x, scale) * ranks[rank].share.k / stats.divisor * inherited,
         "gradient of weight": weight,
         "gradient of bias": bias,
         "running_mean": applied["running_mean"].allowed + mean_error,
