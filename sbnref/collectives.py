@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .refusals import check_group, check_member
 
@@ -47,23 +48,55 @@ def world_size(group: ProcessGroup | None) -> int:
 def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of ``tensor`` over the ranks of ``group``, as a new tensor, the same on every rank.
 
-    Differentiable to any order (the derivative of a sum over ranks is a sum over ranks) and traceable by
-    :func:`torch.compile`. With ``group=None`` it is the identity and communicates nothing.
+    Differentiable to any order and in either mode (the derivative of a sum over ranks is a sum over ranks), and
+    traceable by :func:`torch.compile`. With ``group=None`` it is the identity and communicates nothing.
     """
-    return tensor if group is None else _AllReduce.apply(tensor, group.group_name)
+    if group is None:
+        return tensor
+    if torch.is_grad_enabled() or transforming():
+        return _AllReduce.apply(tensor, group.group_name)
+    return _AllReduce.forward(tensor, group.group_name)
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group_name: str) -> Tensor:
-        ctx.group_name = group_name
+    def forward(tensor: Tensor, group_name: str) -> Tensor:
         # The operator for compiled code takes some microseconds more, which eager code need not pay.
         reduce = torch.ops.sbnref.all_reduce if torch.compiler.is_compiling() else _all_reduce_now
         return reduce(tensor.contiguous(), group_name)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.group_name = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(grad, ctx.group_name), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _AllReduce.apply(tangent, ctx.group_name)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], tensor: Tensor, group_name: str) -> tuple[Tensor, int]:
+        _check_same_on_all(info.batch_size, tensor.device, group_name)
+        return _AllReduce.apply(tensor, group_name), in_dims[0]
+
+
+def _check_same_on_all(batch_size: int, device: torch.device, group_name: str) -> None:
+    """Raise on all ranks alike where they map over different numbers of payloads, which could not be summed."""
+    sizes = torch.tensor([1, batch_size, batch_size**2], dtype=torch.int64, device=device)
+    ranks, total, squares = _all_reduce_now(sizes, group_name).tolist()
+    if ranks * squares != total * total:  # they are equal only where all are the same
+        raise ValueError(
+            f"expected vmap over as many on every rank, got {batch_size} on this one and {total / ranks:g} on the "
+            "average; a Jacobian maps over as many as the input or the output has numbers"
+        )
+
+
+def transforming() -> bool:
+    """Whether this call is made within a transform of :mod:`torch.func`, or in forward mode."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:

@@ -30,19 +30,33 @@ def composed_sync_batch_norm(
 ) -> Tensor:  # y (N, C, *)
     """Normalize ``x`` by differentiable operations alone. Running statistics are not its business."""
     total = all_reduce(reference.forward_stats(x, weight), group)
-    gamma, beta = (None if p is None else _AverageGradient.apply(p, group) for p in (gamma, beta))
+    gamma, beta = (None if p is None else average_gradient(p, group) for p in (gamma, beta))
     y, _ = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, None)
     return y
 
 
+def average_gradient(parameter: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The parameter, whose gradient is averaged over the group: the convention, in every order of derivative."""
+    return _AverageGradient.apply(parameter, group)
+
+
 class _AverageGradient(torch.autograd.Function):
-    """The identity, whose backward averages over the group: the convention for parameter gradients, in every order."""
+    @staticmethod
+    def forward(parameter: Tensor, group: ProcessGroup | None) -> Tensor:
+        return parameter.clone()
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, group: ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        return parameter.clone()
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ProcessGroup | None], output: Tensor) -> None:
+        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return all_reduce(grad, ctx.group) / world_size(ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.clone()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], parameter: Tensor, group: ProcessGroup | None) -> tuple[Tensor, int]:
+        return _AverageGradient.apply(parameter, group), in_dims[0]

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autograd import SyncBatchNormFunction
-from .collectives import resolve
+from .collectives import resolve, transforming
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
 from .refusals import check_call, check_join, check_spread
 from .running import RunningStats
+from .transforms import transformed_sync_batch_norm
 
 if TYPE_CHECKING:
     from .collectives import Group
@@ -72,6 +73,10 @@ def sync_batch_norm(
         RuntimeError: the implementation asked for cannot run on the input's device, or the call is made within DDP's
             ``Join``.
 
+    Within a transform of :mod:`torch.func`, and in forward mode (:mod:`torch.autograd.forward_ad`), every
+    implementation computes what ``'reference'`` does, by operations that can be transformed again; every rank of the
+    group has to be within the same transform.
+
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
     check_call(
@@ -104,4 +109,8 @@ def sync_batch_norm(
     running = None
     if training and running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)
+    if transforming():
+        if torch.compiler.is_compiling():  # compiled, a gradient would lose what reaches x by the statistics
+            torch._dynamo.graph_break(msg="sbnref.SyncBatchNorm is not compiled within a transform of torch.func")
+        return transformed_sync_batch_norm(input, weight, bias, running, momentum, eps, stats_mode, process_group)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)

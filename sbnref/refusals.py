@@ -138,3 +138,16 @@ def check_join() -> None:
         "in it and not the layer's, which the others then wait for. Leave Join out and give such a rank empty batches, "
         "x[:0], until all have run out; or end for all with throw_on_early_termination=True"
     )
+
+
+def check_unmapped(*tensors: Tensor | None) -> None:
+    """Raise :class:`ValueError` where one of them is a batch that ``vmap`` goes over."""
+    functorch = torch._C._functorch
+    for tensor in tensors:
+        while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
+            if functorch.is_batchedtensor(tensor):
+                raise ValueError(
+                    "expected no running statistics under vmap, got some, which a batch of statistics cannot move: "
+                    "map the layer with track_running_stats=False, or in eval mode"
+                )
+            tensor = functorch.get_unwrapped(tensor)

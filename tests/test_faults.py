@@ -3,8 +3,6 @@
 Of the implementations the reference; all of them with ``--every-impl``. ``--record FILE`` keeps what happened.
 """
 
-import signal
-
 import pytest
 import torch
 from soak.program import FAULTS, Fault, Norm, Program
@@ -16,14 +14,6 @@ def program(impl: str, fault: Fault) -> Program:
     norms = (Norm(3, "default", True, 0.1, True, "once"), Norm(2, "exact", True, 0.1, True, "once"))
     options = ("contiguous", "normal", "no", False)
     return Program(2, norms, ((4, 2), (3, 0)), (7, 7), 0, impl, torch.float32, False, *options, fault, 0)
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Python's handler, also where the shell that started us has interrupts ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("launcher", ["sbnref.launch", "torchrun"])

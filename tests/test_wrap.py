@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
@@ -208,15 +209,18 @@ def test_autocast_and_gradient_scaling(ranks):
     ranks.run(autocasted)
 
 
-@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
-def test_torch_func_is_refused_in_training_and_runs_in_eval_mode(transform):
-    layer, x = SyncBatchNorm(3), torch.randn(2, 4, 3)
-    run = {
-        "grad": lambda: torch.func.grad(lambda x: layer(x).sum())(x[0]),
-        "vmap": lambda: torch.func.vmap(layer)(x),
-        "jvp": lambda: torch.func.jvp(layer, (x[0],), (x[1],)),
-    }[transform]
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        run()
-    layer.eval()
-    run()
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_func_in_one_process(training):
+    """As of a function without running statistics; across ranks the conformance suite tries it."""
+    layer, x = SyncBatchNorm(3, dtype=torch.float64).train(training), torch.randn(2, 4, 3, dtype=torch.float64)
+    statistics = (None, None) if training else (torch.zeros(3).double(), torch.ones(3).double())
+
+    def transformed(layer):
+        gradient = torch.func.grad(lambda x: layer(x).pow(3).sum())(x[0])
+        return [gradient, *torch.func.jvp(layer, (x[0],), (x[1],)), torch.func.jacrev(layer)(x[0])]
+
+    want = transformed(lambda x: F.batch_norm(x, *statistics, training=training))
+    torch.testing.assert_close(transformed(layer), want)
+    hessian = torch.func.hessian(lambda x: layer(x).pow(3).sum())(x[0])
+    want = torch.func.hessian(lambda x: F.batch_norm(x, *statistics, training=training).pow(3).sum())(x[0])
+    torch.testing.assert_close(hessian, want)

@@ -38,7 +38,7 @@ def forward_stats(
     deviation = x - center[..., None]  # (N, C, S)
     correction = deviation.sum(2).to(wide) / max(s, 1)
     means = center + correction
-    variances = deviation.square_().sum(2).to(wide) / max(s, 1) - correction * correction
+    variances = deviation.pow_(2).sum(2).to(wide) / max(s, 1) - correction * correction
 
     # The samples weigh the same. What their means differ by is variance too; ranks are combined likewise, by weight.
     mean = means.sum(0) / max(n, 1)  # (C,)

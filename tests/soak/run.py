@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ def fail(program: Program, fault: Fault) -> tuple[str, float]:
     pids = ranks.run(os.getpid)
     if fault.what == "hangs":
         ranks.timeout = PATIENCE
+    # Python's handler, also where the shell that started us has interrupts ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = time.time()
     error: BaseException | None = None
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +73,8 @@ def fail(program: Program, fault: Fault) -> tuple[str, float]:
             error = AssertionError(f"no error, but {results}")
         except (Exception, KeyboardInterrupt) as raised:
             error = raised
+        finally:
+            signal.signal(signal.SIGINT, handler)
         ended = time.time()
         struck = Path(folder, "struck")
         assert struck.exists(), f"an error before anything was to fail: {error}"

@@ -14,13 +14,17 @@ from ...functional import sync_batch_norm
 from ...modes import STATS_MODES, fixed_divisor, rank_weight
 from ..oracle import elements_per_channel, train_step
 from .parts import CHANNELS, Case, affine_of, close, random_inputs, random_layer
+from .refusals import refusal
 
 
 def cases() -> Iterator[Case]:
-    """Family ``second derivatives``, and the option to want some gradients only."""
+    """Families ``second derivatives`` and ``transforms``, and the option to want some gradients only."""
     for stats_mode in STATS_MODES:
         yield Case(f"second derivatives: {stats_mode}", 3, partial(check_double_backward, stats_mode))
     yield Case("second derivatives: of something else on every rank", 2, check_partial_double_backward)
+    for stats_mode in STATS_MODES:
+        yield Case(f"transforms: {stats_mode}", 3, partial(check_transforms, stats_mode))
+    yield Case("transforms: vmap", 2, check_vmap)
     yield Case("options: gradients of some inputs only", 2, check_partial_gradients)
 
 
@@ -67,6 +71,74 @@ def check_partial_double_backward(impl: str, device: str) -> None:
         return x.grad
 
     close("ddx", second((rank == 0, rank == 1), impl), second((True, True), "reference"), rtol=1e-9, atol=1e-9)
+
+
+def check_transforms(stats_mode: str, impl: str, device: str) -> None:
+    """Forward mode against finite differences across ranks; torch.func's gradients and products against autograd's."""
+    xs, dys = random_inputs([3, 0, 2], [(3,), (5,), (4,)], torch.float64)
+    rank = dist.get_rank()
+    layer = random_layer(stats_mode=stats_mode, impl=impl, device=device, dtype=torch.float64)
+    x, dy = xs[rank].to(device), dys[rank].to(device)
+    tangent = x.cos()
+    parameters: dict[str, Tensor] = dict(layer.named_parameters())
+    moves = {name: p.detach().sin() for name, p in parameters.items()}
+
+    def moved(by: Tensor | float) -> Tensor:
+        values = {name: p + by * moves[name] for name, p in parameters.items()}
+        return torch.func.functional_call(layer, values, (x + by * tangent,))
+
+    # As many steps on every rank, with data or without: each of them is a collective.
+    step = 1e-5
+    nowhere = torch.zeros((), dtype=x.dtype, device=x.device)
+    y, along = torch.func.jvp(moved, (nowhere,), (torch.ones_like(nowhere),))[:2]
+    close("y", y, moved(0))
+    close("jvp", along, (moved(step) - moved(-step)) / (2 * step), rtol=1e-6, atol=1e-7)
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+        got = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    close("forward mode", got, torch.func.jvp(layer, (x,), (tangent,))[1])
+
+    def loss(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        return (torch.func.functional_call(layer, parameters, (x,)) ** 3 * dy).sum()
+
+    leaf = x.clone().requires_grad_()
+    first = torch.autograd.grad(loss(leaf, parameters), (leaf, *parameters.values()), create_graph=True)
+    gradient, by_parameters = torch.func.grad(loss, (0, 1))(x, parameters)
+    for name, got, want in zip(("x", *parameters), (gradient, *by_parameters.values()), first, strict=True):
+        close(f"gradient of {name}", got, want, rtol=1e-9, atol=1e-9)
+    (want,) = torch.autograd.grad((first[0] * tangent).sum(), leaf)
+    got = torch.func.jvp(torch.func.grad(loss), (x, parameters), (tangent, {n: 0 * p for n, p in parameters.items()}))[
+        1
+    ]
+    close("forward over reverse", got, want, rtol=1e-9, atol=1e-9)
+
+    layer.reset_running_stats()
+    torch.func.grad(lambda x: layer(x).sum())(x)
+    once = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    layer.reset_running_stats()
+    layer(x)
+    for name, buffer in layer.named_buffers():
+        close(name, once[name], buffer)
+
+
+def check_vmap(impl: str, device: str) -> None:
+    """A mapped layer is the layer on each input, or with each weight; what cannot be mapped is refused on all ranks."""
+    rank = dist.get_rank()
+    xs = torch.randn(4, (3, 0)[rank], CHANNELS, 2, dtype=torch.float64, device=device)
+    layer = random_layer(stats_mode="N", impl=impl, device=device, dtype=torch.float64, track_running_stats=False)
+    close("y", torch.func.vmap(layer)(xs), torch.stack([layer(x) for x in xs]))
+
+    def with_weight(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {"weight": weight}, (xs[0],))
+
+    weights = torch.rand(3, CHANNELS, dtype=torch.float64, device=device)
+    close("y by weight", torch.func.vmap(with_weight)(weights), torch.stack([with_weight(w) for w in weights]))
+    statistics = random_layer(stats_mode="N", impl=impl, device=device, dtype=torch.float64)
+    with refusal(ValueError, "expected no running statistics under vmap"):
+        torch.func.vmap(statistics)(xs)
+    words = f"expected vmap over as many on every rank, got {1 + rank} on this one and 1.5 on the average"
+    with refusal(ValueError, words, collectives=1):
+        torch.func.vmap(layer)(xs[: 1 + rank])
 
 
 def check_partial_gradients(impl: str, device: str) -> None:

@@ -24,10 +24,10 @@ def cases() -> Iterator[Case]:
 
 
 class refusal:
-    """Passes if the block raises ``error`` with ``text`` in its message, having communicated nothing."""
+    """Passes if the block raises ``error`` with ``text`` in its message, having made so many collectives."""
 
-    def __init__(self, error: type[Exception], text: str) -> None:
-        self.error, self.text, self.watch = error, text, Watch()
+    def __init__(self, error: type[Exception], text: str, collectives: int = 0) -> None:
+        self.error, self.text, self.collectives, self.watch = error, text, collectives, Watch()
 
     def __enter__(self) -> None:
         self.watch.__enter__()
@@ -37,7 +37,7 @@ class refusal:
         assert kind is not None, f"expected a {self.error.__name__} with {self.text!r}, got no error"
         assert isinstance(error, self.error), f"expected a {self.error.__name__}, got {error!r}"
         assert self.text in str(error), f"expected {self.text!r} in the message, got {error}"
-        assert not self.watch.collectives
+        assert len(self.watch.collectives) == self.collectives
         return True
 
 
