@@ -99,6 +99,10 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+# What torch.compiler.assume_constant_result does, which would import the compiler. Compiled code is guarded by both.
+transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:
     total = torch.ops._c10d_functional.all_reduce(tensor, "sum", group_name)
     return torch.ops._c10d_functional.wait_tensor(total)

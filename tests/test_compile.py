@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
@@ -301,3 +302,25 @@ def test_a_checkpoint_inside_updates_running_statistics_once(compiler, use_reent
     torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
     for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, backend):
+    """Compiled, the gradient would lose what reaches the input by the statistics: silently, once."""
+    torch._dynamo.reset()
+    layer = SyncBatchNorm(3, impl=impl)
+    x = torch.randn(4, 3, 5)
+
+    def gradient(layer):
+        return torch.func.grad(lambda x: layer(x).pow(3).sum())
+
+    want = torch.func.grad(lambda x: F.batch_norm(x, None, None, training=True).pow(3).sum())(x)
+    compiled = torch.compile(layer, backend=backend)
+    compiled(x)  # once without a transform: that code is not for use within one
+    torch.testing.assert_close(gradient(compiled)(x), want)
+    torch.testing.assert_close(torch.compile(gradient(layer), backend=backend)(x), want)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="not compiled within a transform"):
+        torch.compile(gradient(layer), backend=backend, fullgraph=True)(x)
+    torch._dynamo.reset()

@@ -84,3 +84,30 @@ def test_the_derivatives_by_mean_and_variance():
     b = (g * (x - mean) / sigma).sum()
     close(by_mean, -gamma / sigma * g.sum())
     close(by_var, -gamma / (2 * sigma**2) * b)
+
+
+def test_forward_mode():
+    """The movement of the output by two sums over the ranks, in every mode, with an empty rank and without."""
+    for sizes in ([(2, 3), (5, 1), (4, 2)], [(2, 3), (0, 1), (4, 2)]):
+        for stats_mode in ("default", "N", "exact"):
+            xs = [x.detach() for x in ranks(*sizes)]
+            moves = [x.sin() for x in xs]
+            gamma, beta, dgamma, dbeta = torch.tensor([[1.5], [0.5], [0.3], [0.7]], dtype=torch.float64)
+
+            def outputs(*moved, stats_mode=stats_mode):
+                *inputs, gamma, beta = moved
+                return tuple(forward(inputs, gamma, beta, stats_mode, 1e-5)[0])
+
+            got = torch.func.jvp(outputs, (*xs, gamma, beta), (*moves, dgamma, dbeta))[1]
+            mean, var = statistics(xs, stats_mode)
+            sigma = (var + 1e-5).sqrt()
+            weigh = {"default": lambda x: min(x.numel(), 1), "N": len, "exact": torch.Tensor.numel}[stats_mode]
+            w = [weigh(x) for x in xs]
+            d = len(xs) if stats_mode == "default" else sum(w)
+            hats = [(x - mean) / sigma for x in xs]
+            k = [weight / max(x.numel(), 1) for weight, x in zip(w, xs, strict=True)]
+            a = sum(k_r * move.sum() for k_r, move in zip(k, moves, strict=True))
+            b = sum(k_r * (hat * move).sum() for k_r, hat, move in zip(k, hats, moves, strict=True))
+            s = mean / sigma * (1 - sum(w) / d)
+            for hat, move, along in zip(hats, moves, got, strict=True):
+                close(along, gamma / sigma * (move - (a + hat * (b - s * a)) / d) + dgamma * hat + dbeta)

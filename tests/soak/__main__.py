@@ -115,7 +115,7 @@ def main(
         try:
             check()
         except BaseException as error:
-            console.print(f"\nseed {seed}: {error}\n", markup=False, highlight=False)
+            console.print(f"\nseed {seed}: {error}\n", markup=False, highlight=False, soft_wrap=True)
             console.print("The smallest program that fails, as a file to run in the folder tests:\n")
             console.print(failed[-1].source() if failed else soak.last, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
