@@ -3,6 +3,7 @@
 import sys
 
 from . import debugging, functional
+from .collectives import groups_of
 from .debugging.compare import compare
 from .debugging.monitor import monitor
 from .grading import check
@@ -30,6 +31,7 @@ __all__ = [
     "compare",
     "convert_sync_batchnorm",
     "functional",
+    "groups_of",
     "launch",
     "monitor",
     "register_impl",

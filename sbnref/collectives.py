@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,30 @@ def resolve(group: Group) -> ProcessGroup | None:
 def world_size(group: ProcessGroup | None) -> int:
     """The number of ranks that synchronize; 1 where :func:`resolve` gave None."""
     return 1 if group is None else group.size()
+
+
+def groups_of(ranks: int) -> ProcessGroup:
+    """Divide the world into groups of so many neighbouring ranks, and give this rank's own.
+
+    Every rank of the world has to call it, once: give the group to all layers that are to synchronize over it.
+
+    Args:
+        ranks: how many in a group.
+
+    Raises:
+        TypeError: ``ranks`` is not an integer.
+        ValueError: the world cannot be divided into such groups.
+        RuntimeError: no process group is initialized.
+    """
+    if isinstance(ranks, bool) or not isinstance(ranks, SupportsIndex):
+        raise TypeError(f"expected the number of ranks in a group as an integer, got {ranks!r}")
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("expected a process group to divide, got none: call init_process_group before groups_of")
+    world = dist.get_world_size()
+    if ranks < 1 or world % ranks:
+        divisors = [n for n in range(1, world + 1) if world % n == 0]
+        raise ValueError(f"expected groups of one of {divisors} ranks in a world of {world}, got {ranks}")
+    return dist.new_subgroups(group_size=int(ranks))[0]
 
 
 def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:

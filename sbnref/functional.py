@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from .collectives import resolve, transforming
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
-from .refusals import check_call, check_join, check_spread
+from .refusals import check_call, check_join, check_mask, check_spread
 from .running import RunningStats
 from .transforms import transformed_sync_batch_norm
 
@@ -114,3 +115,36 @@ def sync_batch_norm(
             torch._dynamo.graph_break(msg="sbnref.SyncBatchNorm is not compiled within a transform of torch.func")
         return transformed_sync_batch_norm(input, weight, bias, running, momentum, eps, stats_mode, process_group)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
+
+
+def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Tensor:
+    r"""Normalize the valid positions of a padded batch, by the statistics of all ranks' valid positions.
+
+    The valid positions are gathered to a batch of vectors, (M, C), which is what ``layer`` sees, and put back. So
+    padding enters no statistics, is zero in the output, and gets a gradient of zero. A rank without a valid position
+    takes its turn as one without data.
+
+    Args:
+        layer: what normalizes (M, C), M may be 0: a :class:`sbnref.SyncBatchNorm`, in any mode; to ``'N'`` as to
+            ``'exact'`` every valid position counts as one.
+        input: (N, C, \*), what the layer takes.
+        mask: (N, \*), bool, True where a position is valid.
+
+    Returns:
+        (N, C, \*), in the dtype and memory format of ``input``.
+
+    Raises:
+        TypeError: ``mask`` is not a tensor of bools.
+        ValueError: its shape or device is not the input's.
+
+    Example:
+        >>> lengths = torch.tensor([5, 2, 0])
+        >>> mask = torch.arange(5) < lengths[:, None]
+        >>> masked(SyncBatchNorm(8), torch.randn(3, 8, 5), mask).shape
+        torch.Size([3, 8, 5])
+    """
+    check_mask(input, mask)
+    valid = mask.nonzero(as_tuple=True)
+    output = torch.zeros_like(input)
+    output.movedim(1, -1)[valid] = layer(input.movedim(1, -1)[valid])
+    return output

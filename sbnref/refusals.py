@@ -83,6 +83,24 @@ def check_call(
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")
 
 
+def check_mask(input: Tensor, mask: Tensor) -> None:
+    """Raise unless ``mask`` says of every position of ``input``, (N, C, \*), whether it is valid."""
+    if not isinstance(input, Tensor) or input.dim() < 2:
+        given = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
+        raise ValueError(f"expected input to be a Tensor of at least 2 dimensions (N, C, *), got {given}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"expected mask to be a Tensor of torch.bool, True where a position is valid, got {given}")
+    positions = input.shape[:1] + input.shape[2:]
+    if mask.shape != positions:
+        raise ValueError(
+            f"expected mask of shape (N, *) = {tuple(positions)} for input of shape {tuple(input.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.device != input.device:
+        raise ValueError(f"expected mask on the input's device {input.device}, got it on {mask.device}")
+
+
 def check_spread(input: Tensor) -> None:  # (N, C, *)
     """Raise :class:`ValueError` where this rank is alone and has one value per channel: nothing to take a spread of."""
     if input.numel() == input.shape[1]:
