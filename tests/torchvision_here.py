@@ -8,6 +8,8 @@ import torch
 
 try:
     import torchvision
+except ModuleNotFoundError:
+    pass  # neither is timm there, then
 except RuntimeError:  # operator torchvision::nms does not exist
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
