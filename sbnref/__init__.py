@@ -8,7 +8,7 @@ from .debugging.compare import compare
 from .debugging.monitor import monitor
 from .grading import check
 from .impls import register_impl, use_impl
-from .interop.convert import convert_sync_batchnorm, revert_sync_batchnorm
+from .interop.convert import convert_sync_batchnorm, register_conversion, revert_sync_batchnorm
 from .launch import RankError, Ranks, launch
 from .module import SyncBatchNorm
 
@@ -34,6 +34,7 @@ __all__ = [
     "groups_of",
     "launch",
     "monitor",
+    "register_conversion",
     "register_impl",
     "revert_sync_batchnorm",
     "use_impl",

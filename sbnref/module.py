@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .functional import sync_batch_norm
@@ -55,6 +55,7 @@ class SyncBatchNorm(_BatchNorm):
             to let :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.
         device: where parameters and buffers lie.
         dtype: of parameters and buffers.
+        bias: False for a ``weight`` without a ``bias``.
 
     Shape:
         Input (N, C, \*), N may be 0; output the same, in the input's dtype and memory format.
@@ -86,14 +87,24 @@ class SyncBatchNorm(_BatchNorm):
         impl: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        bias: bool = True,
     ) -> None:
         check_stats_mode(stats_mode)
         if impl is not None:
             check_name(impl)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not bias:  # torch's own layers take it from version 2.12 on
+            self.register_parameter("bias", None)
         self.group = group
         self.stats_mode = stats_mode
         self.impl = impl
+
+    def reset_parameters(self) -> None:
+        """Start again: ones, zeros, and no batches seen."""
+        self.reset_running_stats()
+        for parameter, value in ((self.weight, 1), (self.bias, 0)):
+            if parameter is not None:  # which torch takes for granted before 2.12
+                nn.init.constant_(parameter, value)
 
     @property
     def group(self) -> Group:

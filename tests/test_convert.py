@@ -1,7 +1,10 @@
 """Conversion of models both ways: what is recognized, what is kept, what is refused; and state dicts of the peers."""
 
 import copy
+import re
 import sys
+from pathlib import Path
+from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
@@ -198,6 +201,9 @@ def channel_last() -> nn.Module:
     return layer
 
 
+TorchsparseBatchNorm = standin("torchsparse.nn.modules.norm.BatchNorm", nn.BatchNorm1d)
+
+
 class Positive(nn.Module):
     def forward(self, x):
         return x.exp()
@@ -216,6 +222,7 @@ def parametrized() -> nn.Module:
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (patched, "a forward pass of its own"),
         (channel_last, "channel_last=True"),
+        (lambda: TorchsparseBatchNorm(4), "of its own: sbnref.register_conversion can say what becomes of its class"),
         (parametrized, "computed from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
     ],
@@ -250,3 +257,232 @@ def test_other_norms_are_left_alone():
     before = list(network)
     assert list(revert_sync_batchnorm(network)) == before
     assert list(convert_sync_batchnorm(network[:2])) == before[:2]
+
+
+def test_what_torch_keeps_for_quantization_is_kept():
+    layer = nn.BatchNorm2d(4)
+    layer.qconfig = object()
+    converted = convert_sync_batchnorm(layer)
+    assert converted.qconfig is layer.qconfig
+    assert revert_sync_batchnorm(converted).qconfig is layer.qconfig
+
+
+def test_a_weight_without_a_bias_stays_so():
+    layer, x = SyncBatchNorm(4, bias=False), torch.randn(6, 4)
+    for built in (convert_sync_batchnorm(layer), revert_sync_batchnorm(layer), copy.deepcopy(layer)):
+        assert [name for name, _ in built.named_parameters()] == ["weight"]
+        torch.testing.assert_close(built(x), layer(x))
+
+
+class SyncWithActivation(SyncBatchNorm):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def synchronized(layer: nn.Module, **choices) -> nn.Module:
+    return SyncWithActivation(layer.num_features, layer.eps, device="meta", **choices)
+
+
+def name_of(kind: type[nn.Module]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """``register_conversion``, for the length of a test."""
+    monkeypatch.setattr(sbnref.interop.convert, "_registry", dict(sbnref.interop.convert._registry))
+    return sbnref.register_conversion
+
+
+def test_a_registered_class_is_converted_and_back(register):
+    register(name_of(WithActivation), synchronized, None)
+    register(name_of(SyncWithActivation), synchronized, lambda layer: WithActivation(layer.num_features, layer.eps))
+    before = nn.Sequential(WithActivation(4, eps=1e-3)).eval()
+    layer, calls, x = before[0], [], torch.randn(3, 4, 2, 2)
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    y = before(x)
+
+    after = convert_sync_batchnorm(before, stats_mode="exact", impl="reference")
+    converted = after[0]
+    assert type(converted) is SyncWithActivation
+    assert (converted.eps, converted.stats_mode, converted.impl, converted.training) == (
+        1e-3,
+        "exact",
+        "reference",
+        False,
+    )
+    assert all(p is q for p, q in zip(converted.parameters(), layer.parameters(), strict=True))
+    torch.testing.assert_close(after(x), y)
+    reverted = revert_sync_batchnorm(after)
+    assert type(reverted[0]) is WithActivation
+    assert reverted[0].weight is layer.weight
+    torch.testing.assert_close(reverted(x), y, rtol=0, atol=0)
+    assert len(calls) == 3
+
+
+def test_a_class_registered_without_functions_is_left_alone(register):
+    register(name_of(WithActivation), None, None)
+    network = nn.Sequential(WithActivation(4), nn.BatchNorm2d(4))
+    layer = network[0]
+    assert convert_sync_batchnorm(network)[0] is layer
+    assert type(network[1]) is SyncBatchNorm
+    assert revert_sync_batchnorm(network)[0] is layer
+
+
+def wrapped(layer: nn.Module, **choices) -> nn.Module:
+    return nn.Sequential(SyncBatchNorm(layer.num_features, **choices), nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda layer, **_: None, "got a NoneType"),
+        (lambda layer, **_: type(layer), "got a type"),
+        (wrapped, r"got a Sequential that has \['0', '1'\]"),
+    ],
+)
+def test_what_a_conversion_returns_is_checked_before_anything_is_changed(register, returned, got):
+    register(name_of(WithActivation), returned, None)
+    first = nn.BatchNorm2d(4)
+    first.register_load_state_dict_pre_hook(lambda module, *_: None)
+    network = nn.Sequential(first, nn.Sequential(WithActivation(4)))
+    before = list(network.modules())
+    with pytest.raises(TypeError, match=f"expected the conversion of '1.0', a WithActivation, .* {got}"):
+        convert_sync_batchnorm(network)
+    assert list(network.modules()) == before
+    (hook,) = first._load_state_dict_pre_hooks.values()
+    assert hook.module() is first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ((nn.BatchNorm2d, None, None), TypeError, "expected the full name of a class as a string, got <class"),
+        (("BatchNorm2d", None, None), ValueError, "as in 'package.module.Class', got 'BatchNorm2d'"),
+        (("a.b c", None, None), ValueError, "as in 'package.module.Class', got 'a.b c'"),
+        (("a..B", None, None), ValueError, "got 'a..B'"),
+        (("torch.nn.modules.batchnorm.SyncBatchNorm", None, None), ValueError, "expected a new name, got 'torch.nn"),
+        (("a.B", "convert", None), TypeError, "expected convert and revert to be functions or None, got 'convert'"),
+        (("a.B", None, 3), TypeError, "expected convert and revert to be functions or None, got 3"),
+    ],
+)
+def test_wrong_registrations_change_nothing(register, arguments, error, said):
+    before = dict(sbnref.interop.convert._registry)
+    with pytest.raises(error, match=said):
+        register(*arguments)
+    assert sbnref.interop.convert._registry == before
+
+
+class Frozen(nn.Module):
+    def __init__(self, num_features: int, eps: float = 1e-5, **others: torch.Tensor | None) -> None:
+        super().__init__()
+        self.eps = eps
+        ones, zeros = torch.ones(num_features, dtype=torch.float64), torch.zeros(num_features, dtype=torch.float64)
+        tensors = {"weight": 2 * ones, "bias": zeros + 1, "running_mean": zeros + 3, "running_var": 4 * ones}
+        for name, tensor in {**tensors, **others}.items():
+            self.register_buffer(name, tensor)
+
+
+@pytest.mark.parametrize("others", [{}, {"num_batches_tracked": None}], ids=["", "a place for a count"])
+@pytest.mark.parametrize("path", sbnref.interop.convert.FROZEN[:2])
+def test_frozen_layers_go_by_name(path, others):
+    network = nn.Sequential(standin(path, Frozen)(4, eps=1e-3, **others)).eval()
+    frozen = network[0]
+    assert convert_sync_batchnorm(network)[0] is frozen
+    layer = convert_sync_batchnorm(network, frozen=True)[0]
+    assert type(layer) is SyncBatchNorm
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), 2 * (x - 3) / (4 + 1e-3) ** 0.5 + 1)
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert "weight" in frozen._buffers
+    layer.train()(x).sum().backward()
+    assert layer.num_batches_tracked == 1
+    nn.BatchNorm2d(4).load_state_dict(layer.state_dict(), strict=True)
+    assert type(revert_sync_batchnorm(network)[0]) is nn.BatchNorm2d
+
+
+class Sparse:
+    """Features of points, as sparse tensors of MinkowskiEngine and spconv have them."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features = self.F = features
+        self.indices = torch.zeros(len(features), 4)
+
+    def replace_feature(self, features: torch.Tensor) -> "Sparse":
+        return Sparse(features)
+
+
+class MinkowskiBatchNorm(nn.Module):
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(num_features)
+
+    def forward(self, input):
+        return Sparse(self.bn(input.F))
+
+
+def test_a_norm_held_for_sparse_tensors_is_converted():
+    network = nn.Sequential(MinkowskiBatchNorm(4))
+    x = Sparse(torch.randn(7, 4))
+    y = copy.deepcopy(network)(x)
+    convert_sync_batchnorm(network, stats_mode="exact")
+    assert type(network[0].bn) is SyncBatchNorm
+    torch.testing.assert_close(network(x).F, y.F)
+    assert type(revert_sync_batchnorm(network)[0].bn) is nn.BatchNorm1d
+
+
+class SparseModule(nn.Module):
+    def __init__(self, name=None) -> None:
+        super().__init__()
+        self.name = name
+
+
+class SparseSequential(SparseModule):
+    """spconv's, as to what is called with what."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        for i, module in enumerate(modules):
+            self.add_module(str(i), module)
+
+    def forward(self, input):
+        for module in self._modules.values():
+            if isinstance(module, SparseModule):
+                input = module(input)
+            elif input.indices.shape[0] != 0:
+                input = input.replace_feature(module(input.features))
+        return input
+
+
+def never_skip(model: nn.Module) -> None:
+    """The block of the page, run with the stand-ins."""
+    page = Path(__file__).parents[1] / "docs" / "howto" / "convert.md"
+    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    spconv, package = ModuleType("spconv.pytorch"), ModuleType("spconv")
+    spconv.SparseModule, spconv.SparseSequential, package.pytorch = SparseModule, SparseSequential, spconv
+    sys.modules.update({"spconv": package, "spconv.pytorch": spconv})
+    namespace = {"sbnref": sbnref, "__name__": "page"}
+    exec(block, namespace)
+    namespace["never_skip"](model)
+
+
+def sparse_step() -> tuple[torch.Tensor, int, list[str]]:
+    """Seven points on the first rank, none on the second."""
+    model = convert_sync_batchnorm(SparseSequential(nn.BatchNorm1d(4), nn.ReLU()), stats_mode="exact")
+    never_skip(model)
+    torch.manual_seed(0)
+    points = torch.randn(7, 4)[: 7 if dist.get_rank() == 0 else 0].requires_grad_()
+    y = model(Sparse(points)).features
+    y.sum().backward()
+    names = list(model.state_dict())
+    assert type(revert_sync_batchnorm(model)._modules["0"].norm) is nn.BatchNorm1d
+    return model._modules["0"].norm.running_mean, len(y), names
+
+
+def test_a_norm_for_sparse_tensors_is_called_without_points(world):
+    (full, seven, names), (empty, none, _) = world(2).run(sparse_step)
+    torch.manual_seed(0)
+    torch.testing.assert_close(full, 0.1 * torch.randn(7, 4).mean(0))
+    assert torch.equal(full, empty)
+    assert (seven, none) == (7, 0)
+    assert names[0] == "0.norm.weight"

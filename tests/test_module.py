@@ -117,6 +117,22 @@ def test_a_weight_without_a_bias_and_the_reverse(absent):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
+def test_it_is_built_without_a_bias():
+    layer, peer = SyncBatchNorm(4, bias=False), SyncBatchNorm(4)
+    peer.bias = None
+    assert layer.bias is None
+    assert list(layer.state_dict()) == ["weight", "running_mean", "running_var", "num_batches_tracked"]
+    assert layer.extra_repr() == peer.extra_repr()
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(layer(x), peer(x))
+    with torch.no_grad():
+        layer.weight.zero_()
+    layer.reset_parameters()
+    assert layer.weight.tolist() == [1] * 4
+    assert layer.num_batches_tracked == 0
+    assert list(SyncBatchNorm(4, affine=False, bias=False).parameters()) == []
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_device_and_dtype(dtype):
     layer = SyncBatchNorm(4, device="meta", dtype=dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -16,65 +18,78 @@ from ..module import SyncBatchNorm
 if TYPE_CHECKING:
     from ..collectives import Group
 
-# The layers that compute what ours computes, by the class that defines their forward pass. They go by name, so that no
-# package has to be installed or imported to be recognized, and a subclass with a forward pass of its own is not.
-BATCH_NORM = "torch.nn.modules.batchnorm._BatchNorm"  # BatchNorm1d, 2d and 3d share it
-SYNC_BATCH_NORMS = {
-    "sbnref.module.SyncBatchNorm",
-    "torch.nn.modules.batchnorm.SyncBatchNorm",
-    "mmcv.ops.sync_bn.SyncBatchNorm",
-    "detectron2.layers.batch_norm.NaiveSyncBatchNorm",
-    "apex.parallel.sync_batchnorm.SyncBatchNorm",
-    "apex.parallel.optimized_sync_batchnorm.SyncBatchNorm",
-    "fairscale.experimental.nn.sync_batchnorm.SyncBatchNorm",
-}
 DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # of the input
+FROZEN = (
+    "torchvision.ops.misc.FrozenBatchNorm2d",
+    "detectron2.layers.batch_norm.FrozenBatchNorm2d",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+)
+
+
+class _Conversion(NamedTuple):
+    convert: Callable[..., nn.Module] | None
+    revert: Callable[[nn.Module], nn.Module] | None
+
+
+# What becomes of a layer, by the class that defines its forward pass. It goes by name, so that no package has to be
+# installed or imported to be recognized, and a subclass with a forward pass of its own is not.
+_registry: dict[str, _Conversion] = {}
 
 
 def convert_sync_batchnorm(
-    module: nn.Module, group: Group = None, stats_mode: str = "default", impl: str | None = None
+    module: nn.Module,
+    group: Group = None,
+    stats_mode: str = "default",
+    impl: str | None = None,
+    *,
+    frozen: bool = False,
 ) -> nn.Module:
     """Replace every batch norm in ``module`` by a :class:`sbnref.SyncBatchNorm`.
 
     Replaced are ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``, ``torch.nn.SyncBatchNorm``, the synchronized layers of
-    mmcv, detectron2, apex and fairscale, and :class:`sbnref.SyncBatchNorm` itself. The new layer has the old one's
-    parameters and buffers (the same tensors), hooks, training flag, ``eps`` and ``momentum``; the old one should not
-    be used any more. A layer that occurs in several places is replaced by one layer in all of them. Convert before
-    wrapping in ``DistributedDataParallel`` or ``fully_shard``.
+    mmcv, detectron2, apex and fairscale, timm's ``BatchNormAct2d`` and ``SyncBatchNormAct``,
+    :class:`sbnref.SyncBatchNorm` itself, and what :func:`register_conversion` adds. The new layer has the old one's
+    parameters and buffers (the same tensors), children, hooks, training flag, ``qconfig``, ``eps`` and ``momentum``;
+    the old one should not be used any more. A layer that occurs in several places is replaced by one layer in all of
+    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
 
     Args:
         module: is changed in place, unless it is a batch norm itself.
         group: as in :class:`sbnref.SyncBatchNorm`. This and what follows replace what the layers had before.
         stats_mode: as in :class:`sbnref.SyncBatchNorm`; ``'exact'`` keeps what ``torch.nn.SyncBatchNorm`` computes.
         impl: as in :class:`sbnref.SyncBatchNorm`.
+        frozen: whether to convert the frozen batch norms of torchvision, detectron2 and timm too. They train from then
+            on: the weight and the bias, which were buffers, become parameters in the same memory.
 
     Returns:
         ``module``, or the new layer if ``module`` is a batch norm.
 
     Raises:
         ValueError: no such ``stats_mode`` or ``impl``.
-        TypeError: ``group`` is of the wrong kind, or a batch norm does more than normalize (a forward pass of its
-            own, lazy or computed parameters, channels in the last dimension): converting would lose it. Nothing is
-            changed then.
+        TypeError: ``group`` is of the wrong kind, a batch norm does more than normalize (a forward pass of its own,
+            lazy or computed parameters, channels in the last dimension), which converting would lose, or a registered
+            function returns what cannot take the layer's place. Nothing is changed then.
     """
+    # refuses what is wrong with the arguments before any change
+    SyncBatchNorm(1, group=group, stats_mode=stats_mode, impl=impl)
 
-    def convert(layer: nn.Module) -> nn.Module:
-        converted = SyncBatchNorm(**_options(layer), group=group, stats_mode=stats_mode, impl=impl, device="meta")
-        converted.reverts_to = _unsynchronized(layer)
-        return converted
+    def conversion(layer: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
+        kind = _kind(layer)
+        if kind in FROZEN and not frozen:
+            return None
+        known = _registry.get(kind, _Conversion(_synchronized if isinstance(layer, _BatchNorm) else None, None))
+        return known.convert and partial(known.convert, group=group, stats_mode=stats_mode, impl=impl)
 
-    SyncBatchNorm(
-        1, group=group, stats_mode=stats_mode, impl=impl
-    )  # refuses what is wrong with the arguments before any change
-    return _replace(module, lambda layer: isinstance(layer, _BatchNorm) or _kind(layer) in SYNC_BATCH_NORMS, convert)
+    return _replace(module, conversion)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Replace every synchronized batch norm in ``module`` by one of ``torch.nn``, for a single process.
 
     It is the inverse of :func:`convert_sync_batchnorm`, with the same layers recognized and the same things kept. A
-    layer that was converted becomes again the ``BatchNorm1d``, ``2d`` or ``3d`` that it was. One that was built
-    synchronized accepts any input, until its first input tells which of the three it becomes.
+    layer that was converted becomes again the ``BatchNorm1d``, ``2d`` or ``3d`` that it was, or timm's
+    ``BatchNormAct2d``; one that was frozen does not become frozen again. One that was built synchronized accepts any
+    input, until its first input tells which of the three it becomes.
 
     Args:
         module: is changed in place, unless it is a synchronized batch norm itself.
@@ -86,16 +101,55 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
         TypeError: as :func:`convert_sync_batchnorm`.
     """
 
-    def revert(layer: nn.Module) -> nn.Module:
-        return (_unsynchronized(layer) or BatchNorm)(**_options(layer), device="meta")
+    return _replace(module, lambda layer: _registry.get(_kind(layer), _Conversion(None, None)).revert)
 
-    return _replace(module, lambda layer: _kind(layer) in SYNC_BATCH_NORMS, revert)
+
+def register_conversion(
+    name: str, convert: Callable[..., nn.Module] | None, revert: Callable[[nn.Module], nn.Module] | None
+) -> None:
+    """Say what becomes of the layers of a class.
+
+    What either function returns is then given the old layer's parameters, buffers, children, hooks and training flag,
+    in the place of its own. It must not have any that the old layer lacks, and may be built with ``device="meta"``.
+
+    Args:
+        name: the full name, ``"package.module.Class"``, of the class that defines the layer's forward pass. It counts
+            for its subclasses that have no forward pass of their own, and need not be imported.
+        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what :func:`convert_sync_batchnorm`,
+            called with these choices, puts in the place of a layer of this class. None leaves the layer as it is.
+        revert: ``revert(layer)`` returns what :func:`revert_sync_batchnorm` puts in the place of a layer of this class.
+            None leaves the layer as it is.
+
+    Raises:
+        ValueError: ``name`` is taken, or is not a full name.
+        TypeError: ``name`` is not a string, or ``convert`` or ``revert`` neither a function nor None.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"expected the full name of a class as a string, got {name!r}")
+    if not re.fullmatch(r"\w+(\.(\w+|<locals>))+", name):
+        raise ValueError(f"expected the full name of a class, as in 'package.module.Class', got {name!r}")
+    if name in _registry:
+        raise ValueError(f"expected a new name, got {name!r}, which is taken")
+    for function in (convert, revert):
+        if function is not None and not callable(function):
+            raise TypeError(f"expected convert and revert to be functions or None, got {function!r}")
+    _registry[name] = _Conversion(convert, revert)
+
+
+class SyncBatchNormAct(SyncBatchNorm):
+    """With ``drop`` and ``act`` after the norm, which a conversion takes from timm's ``BatchNormAct2d``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
 
 
 class BatchNorm(_BatchNorm):
     """A batch norm of any dimension, which becomes ``BatchNorm1d``, ``2d`` or ``3d`` with its first input."""
 
-    def _check_input_dim(self, input: torch.Tensor) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.__class__ = DIMENSIONS.get(input.dim(), BatchNorm)  # type: ignore[assignment]
 
@@ -111,17 +165,69 @@ def _unsynchronized(layer: nn.Module) -> type[_BatchNorm] | None:
     return next((c for c in DIMENSIONS.values() if isinstance(layer, c)), getattr(layer, "reverts_to", None))
 
 
-def _replace(
-    root: nn.Module, applies: Callable[[nn.Module], bool], build: Callable[[nn.Module], nn.Module]
-) -> nn.Module:
-    """Put ``build(layer)``, with the layer's state, in the place of every layer it applies to."""
-    layers = {layer: path for path, layer in root.named_modules() if applies(layer)}
-    for layer, path in layers.items():
+def _synchronized(layer: nn.Module, **choices: Any) -> nn.Module:
+    converted = SyncBatchNorm(**_options(layer), **choices, device="meta")
+    converted.reverts_to = _unsynchronized(layer)
+    return converted
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    return (_unsynchronized(layer) or BatchNorm)(**_options(layer), device="meta")
+
+
+def _synchronized_act(layer: nn.Module, **choices: Any) -> nn.Module:
+    return SyncBatchNormAct(**_options(layer), **choices, device="meta")
+
+
+def _plain_act(layer: nn.Module) -> nn.Module:
+    from timm.layers.norm_act import BatchNormAct2d  # its drop and act are there, so it is too
+
+    return BatchNormAct2d(**_options(layer), device="meta")
+
+
+def _thawed(layer: Any, **choices: Any) -> nn.Module:
+    """A frozen layer has no momentum and no count of batches: they are those of a new layer."""
+    kind = SyncBatchNormAct if hasattr(layer, "act") else SyncBatchNorm
+    thawed = kind(len(layer.weight), layer.eps, **choices, device=layer.weight.device)
+    thawed.reverts_to = nn.BatchNorm2d
+    return thawed
+
+
+register_conversion("torch.nn.modules.batchnorm._BatchNorm", _synchronized, None)  # BatchNorm1d, 2d and 3d share it
+for _name in (
+    "sbnref.module.SyncBatchNorm",
+    "torch.nn.modules.batchnorm.SyncBatchNorm",
+    "mmcv.ops.sync_bn.SyncBatchNorm",
+    "detectron2.layers.batch_norm.NaiveSyncBatchNorm",
+    "apex.parallel.sync_batchnorm.SyncBatchNorm",
+    "apex.parallel.optimized_sync_batchnorm.SyncBatchNorm",
+    "fairscale.experimental.nn.sync_batchnorm.SyncBatchNorm",
+):
+    register_conversion(_name, _synchronized, _plain)
+register_conversion("timm.layers.norm_act.BatchNormAct2d", _synchronized_act, None)
+for _name in ("timm.layers.norm_act.SyncBatchNormAct", f"{__name__}.SyncBatchNormAct"):
+    register_conversion(_name, _synchronized_act, _plain_act)
+for _name in FROZEN:
+    register_conversion(_name, _thawed, None)
+
+
+def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Module], nn.Module] | None]) -> nn.Module:
+    """Put what the layer's conversion makes of it, with the layer's state, in the place of every layer that has one."""
+    found = {layer: (path, build) for path, layer in root.named_modules() if (build := conversion(layer))}
+    for layer, (path, _) in found.items():
         if reason := _why_not(layer):
             raise TypeError(
                 f"expected batch norms that only normalize, got {path!r}, a {type(layer).__name__} {reason}"
             )
-    replacements = {layer: _take_over(build(layer), layer) for layer in layers}
+    replacements = {layer: build(layer) for layer, (_, build) in found.items()}
+    for layer, new in replacements.items():
+        if reason := _why_not_instead(new, layer):
+            raise TypeError(
+                f"expected the conversion of {found[layer][0]!r}, a {type(layer).__name__}, to return a module with no "
+                f"parameter, buffer or child that the old one lacks, got {reason}"
+            )
+    for layer, new in replacements.items():
+        _take_over(new, layer)
     for parent in root.modules():
         for name, child in parent._modules.items():
             if child in replacements:
@@ -137,21 +243,43 @@ def _kind(layer: nn.Module) -> str:
 
 def _why_not(layer: nn.Module) -> str | None:
     """What the layer does besides normalizing; None if nothing."""
-    if _kind(layer) not in {BATCH_NORM, *SYNC_BATCH_NORMS} or "forward" in vars(layer):
+    if _kind(layer) not in _registry:
+        return "with a forward pass of its own: sbnref.register_conversion can say what becomes of its class"
+    if "forward" in vars(layer):
         return "with a forward pass of its own"
     if isinstance(layer, LazyModuleMixin):
         return "that learns its num_features from its first input: give it one before"
-    if not {"weight", "bias", "running_mean", "running_var"} <= {*layer._parameters, *layer._buffers}:
-        return "whose parameters are computed from others (a parametrization, pruning): make them plain before"
-    if option := next((o for o in ("channel_last", "fuse_relu") if getattr(layer, o, False)), None):  # apex
+    if _kind(layer).startswith("apex.") and (
+        option := next((o for o in ("channel_last", "fuse_relu") if getattr(layer, o, False)), None)
+    ):
         return f"with {option}=True"
+    if not {"weight", "bias", "running_mean", "running_var"} <= _contents(layer) and isinstance(layer, _BatchNorm):
+        return "whose parameters are computed from others (a parametrization, pruning): make them plain before"
     return None
 
 
-def _take_over(new: nn.Module, old: nn.Module) -> nn.Module:
-    """Give ``new`` what every module has: the training flag, parameters, buffers and hooks, by reference."""
+def _why_not_instead(new: Any, old: nn.Module) -> str | None:
+    """Why ``new``, which a conversion returned, cannot stand where ``old`` does; None if it can."""
+    if not isinstance(new, nn.Module):
+        return f"a {type(new).__name__}"
+    besides = _contents(new) - _contents(old) - {"num_batches_tracked"}  # a frozen layer counts nothing
+    return f"a {type(new).__name__} that has {sorted(besides)}" if besides else None
+
+
+def _contents(layer: nn.Module) -> set[str]:
+    return {*layer._parameters, *layer._buffers, *layer._modules}
+
+
+def _take_over(new: nn.Module, old: nn.Module) -> None:
+    """Give ``new`` what every module has: the training flag, parameters, buffers, children and hooks, by reference."""
+    parameters, count = new._parameters, new._buffers.get("num_batches_tracked")
     vars(new).update({key: vars(old)[key] for key in vars(nn.Module())})
+    if frozen := [name for name in parameters if name in old._buffers]:
+        buffers: dict[str, Any] = {**old._buffers, "num_batches_tracked": count}
+        new._parameters = {**old._parameters, **{name: nn.Parameter(buffers.pop(name)) for name in frozen}}
+        new._buffers = buffers
+    if hasattr(old, "qconfig"):  # of torch.ao.quantization
+        new.qconfig = old.qconfig
     for hook in new._load_state_dict_pre_hooks.values():
         if getattr(hook, "with_module", False):  # it is called with the module that it remembers
             hook.module = weakref.ref(new)  # type: ignore[attr-defined]
-    return new

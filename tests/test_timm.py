@@ -1,0 +1,177 @@
+"""timm: its models train on two ranks as on one and go back; its norms with an activation, and its frozen ones."""
+
+import copy
+import pickle
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.distributed as dist
+import torchvision_here  # noqa: F401
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import sbnref
+from sbnref import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from sbnref.interop.convert import SyncBatchNormAct
+
+if not find_spec("timm"):
+    pytest.skip("timm is not installed", allow_module_level=True)
+
+import timm
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, freeze_batch_norm_2d
+from timm.layers import SyncBatchNormAct as TimmSyncBatchNormAct
+from timm.layers import convert_sync_batchnorm as timm_convert
+from torchvision.ops import FrozenBatchNorm2d
+
+MODELS = (
+    "densenet121",
+    "dla46_c",
+    "efficientnet_b0",
+    "ese_vovnet19b_slim_dw",
+    "ghostnet_100",
+    "hrnet_w18_small",
+    "mnasnet_small",
+    "mobilenetv3_small_050",
+    "regnetx_002",
+    "res2net50_14w_8s",
+    "resnest14d",
+    "resnet18",
+)
+
+
+def norms(model: nn.Module) -> list[_BatchNorm]:
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+
+
+def train_and_revert(name: str) -> float:
+    """One step on ragged batches; what is furthest from the step of one process on all, relative to its size."""
+    torch.manual_seed(0)
+    plain = timm.create_model(name, drop_rate=0.0).double()
+    model = convert_sync_batchnorm(copy.deepcopy(plain), stats_mode="exact")
+    assert {type(layer) for layer in norms(model)} <= {SyncBatchNorm, SyncBatchNormAct}
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+    x, upstream = torch.randn(5, 3, 64, 64).double(), torch.randn(5, plain.num_classes).double()
+    own = slice(3) if dist.get_rank() == 0 else slice(3, 5)
+    (model(x[own]) * upstream[own]).sum().backward()
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= 2
+    furthest = 0.0
+    if dist.get_rank() == 0:
+        (plain(x) * upstream).sum().div(2).backward()  # gradients are averaged over the ranks
+        pairs = [(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True)]
+        pairs += zip(model.buffers(), plain.buffers(), strict=True)
+        largest = max(q.abs().max() for _, q in pairs)
+        furthest = max(float((p - q).abs().max() / (q.abs().max() + 1e-6 * largest)) for p, q in pairs)
+
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    y = model.eval()(x)
+    reverted = revert_sync_batchnorm(model)
+    assert torch.equal(reverted(x), y)
+    assert [type(layer) for layer in norms(reverted)] == [type(layer) for layer in norms(plain)]
+    assert reverted.state_dict().keys() == plain.state_dict().keys()
+    return furthest
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_trains_on_two_ranks_as_on_one_and_goes_back(world, name):
+    assert world(2).run(train_and_revert, name)[0] < 1e-8
+
+
+def with_drop(layer: nn.Module) -> nn.Module:
+    layer.drop = nn.Dropout(0.5)
+    return layer
+
+
+def test_drop_and_act_are_kept():
+    before = nn.Sequential(with_drop(BatchNormAct2d(4, eps=1e-3, momentum=None, act_layer=nn.SiLU)))
+    layer, (drop, act) = before[0], before[0].children()
+    keys, x = list(before.state_dict()), torch.randn(3, 4, 5, 5)
+    torch.manual_seed(0)
+    y = copy.deepcopy(before)(x)
+
+    after = convert_sync_batchnorm(before, stats_mode="N", impl="reference")
+    converted = after[0]
+    assert type(converted) is SyncBatchNormAct
+    assert (converted.drop, converted.act, converted.weight) == (drop, act, layer.weight)
+    assert (converted.eps, converted.momentum, converted.stats_mode, converted.impl) == (1e-3, None, "N", "reference")
+    assert list(after.state_dict()) == keys
+    for same in (copy.deepcopy(after), pickle.loads(pickle.dumps(after)), after):
+        torch.manual_seed(0)
+        torch.testing.assert_close(same(x), y)
+    again = convert_sync_batchnorm(after, stats_mode="exact")[0]
+    assert (type(again), again.stats_mode, again.act) == (SyncBatchNormAct, "exact", act)
+
+    reverted = revert_sync_batchnorm(after)[0]
+    assert type(reverted) is BatchNormAct2d
+    assert (reverted.drop, reverted.act, reverted.weight) == (drop, act, layer.weight)
+    assert (reverted.eps, reverted.momentum) == (1e-3, None)
+    torch.testing.assert_close(reverted.eval()(x), again.eval()(x), rtol=0, atol=0)
+
+
+def test_what_timm_converted_itself():
+    plain = BatchNormAct2d(4)
+    layer = timm_convert(plain)
+    assert type(layer) is TimmSyncBatchNormAct
+    assert type(convert_sync_batchnorm(layer)) is SyncBatchNormAct
+    reverted = revert_sync_batchnorm(layer)
+    assert type(reverted) is BatchNormAct2d
+    assert reverted.act is plain.act
+    assert revert_sync_batchnorm(plain) is plain
+
+
+class Named(BatchNormAct2d):
+    pass
+
+
+class Doubled(BatchNormAct2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_is_converted_unless_it_has_a_forward_of_its_own():
+    assert type(convert_sync_batchnorm(Named(4))) is SyncBatchNormAct
+    with pytest.raises(TypeError, match=r"a Doubled with a forward pass of its own: sbnref\.register_conversion"):
+        convert_sync_batchnorm(Doubled(4))
+
+
+def test_the_debugging_tools_see_it():
+    layer = convert_sync_batchnorm(nn.Sequential(BatchNormAct2d(4)))
+    x = torch.randn(3, 4, 5, 5)
+    with sbnref.monitor(layer) as watch:
+        layer(x)
+    assert "gave the statistics of the whole batch" in watch.layers["0"].verdict()
+    assert sbnref.compare(layer, x, ("reference", "reference")).agrees
+
+
+def test_frozen_layers_are_converted_on_request():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3), with_drop(BatchNormAct2d(4)))
+    x = torch.randn(3, 3, 5, 5)
+    model(x)  # statistics
+    frozen = freeze_batch_norm_2d(model).eval()
+    assert [type(layer) for layer in frozen[1:]] == [FrozenBatchNorm2d, FrozenBatchNormAct2d]
+    before = list(frozen)
+    assert list(convert_sync_batchnorm(frozen)) == before
+    saved, y = copy.deepcopy(frozen.state_dict()), frozen(x)
+
+    thawed = convert_sync_batchnorm(frozen, stats_mode="exact", frozen=True)
+    assert [type(layer) for layer in thawed[1:]] == [SyncBatchNorm, SyncBatchNormAct]
+    assert [name for name, _ in thawed[1:].named_parameters()] == ["1.weight", "1.bias", "2.weight", "2.bias"]
+    assert all(p.requires_grad for p in thawed.parameters())
+    assert (thawed[1].eps, thawed[1].momentum, thawed[1].stats_mode) == (1e-3, 0.1, "exact")
+    for old, new in zip(before[1:], thawed[1:], strict=True):
+        assert {name: t.data_ptr() for name, t in old.named_buffers()}.items() <= {
+            name: t.data_ptr() for name, t in new.state_dict().items()
+        }.items()
+        assert not list(old.parameters()), "the frozen layer is as it was"
+    torch.testing.assert_close(thawed(x), y)
+    thawed.load_state_dict(saved, strict=True)
+    thawed.train()(x).sum().backward()
+    assert thawed[1].num_batches_tracked == 1
+
+    y = thawed.eval()(x)
+    reverted = revert_sync_batchnorm(thawed)
+    assert [type(layer) for layer in reverted[1:]] == [nn.BatchNorm2d, BatchNormAct2d]
+    assert torch.equal(reverted(x), y)
