@@ -84,13 +84,13 @@ def check_call(
 
 
 def check_mask(input: Tensor, mask: Tensor) -> None:
-    """Raise unless ``mask`` says of every position of ``input``, (N, C, \*), whether it is valid."""
+    r"""Raise unless ``mask`` says of every position of ``input``, (N, C, \*), whether it is valid."""
     if not isinstance(input, Tensor) or input.dim() < 2:
-        given = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
-        raise ValueError(f"expected input to be a Tensor of at least 2 dimensions (N, C, *), got {given}")
+        shape = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
+        raise ValueError(f"expected input to be a Tensor of at least 2 dimensions (N, C, *), got {shape}")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"expected mask to be a Tensor of torch.bool, True where a position is valid, got {given}")
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"expected mask to be a Tensor of torch.bool, True where a position is valid, got {kind}")
     positions = input.shape[:1] + input.shape[2:]
     if mask.shape != positions:
         raise ValueError(

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sbnref
 from sbnref import SyncBatchNorm, impls
+from sbnref.functional import masked
 from sbnref.impls import reference
 
 MANY = [(4, 3), (2, 5), (9, 8)]  # batch sizes of rank 0 and rank 1
@@ -324,3 +325,30 @@ def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, ba
     with pytest.raises(torch._dynamo.exc.Unsupported, match="not compiled within a transform"):
         torch.compile(gradient(layer), backend=backend, fullgraph=True)(x)
     torch._dynamo.reset()
+
+
+def padded_step(whole: bool) -> None:
+    """Compiled and eager, with a rank that has no valid position; each in turn has none."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layers = [SyncBatchNorm(3, stats_mode="exact", dtype=torch.float64) for _ in range(2)]
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=whole):
+        compiled = torch.compile(masked, fullgraph=whole, backend="aot_eager")
+        for step in range(4):
+            mask = torch.arange(6) < torch.randint(0, 7, (4, 1))
+            mask &= torch.tensor(step % 2 != dist.get_rank())
+            x = torch.randn(4, 3, 6, dtype=torch.float64)
+            outputs = []
+            for layer, function in zip(layers, (masked, compiled), strict=True):
+                leaf = x.clone().requires_grad_()
+                y = function(layer, leaf, mask)
+                y.pow(3).sum().backward()
+                outputs.append((y, leaf.grad, layer.weight.grad, layer.running_var))
+            torch.testing.assert_close(*outputs)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_masked_steps_compile(world, whole):
+    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
+    world(2).run(padded_step, whole)

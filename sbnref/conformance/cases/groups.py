@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ...collectives import groups_of
 from .parts import Case, compare_step, random_inputs, random_layer
 from .refusals import refusal
 
@@ -15,6 +16,7 @@ from .refusals import refusal
 def cases() -> Iterator[Case]:
     """Family ``groups``."""
     yield Case("groups: a subgroup of the world", 4, check_subgroup)
+    yield Case("groups: the world in pairs", 4, check_groups_of)
     yield Case("groups: device meshes, one rank of a subgroup empty", 4, check_device_mesh)
 
 
@@ -34,6 +36,22 @@ def check_subgroup(impl: str, device: str) -> None:
             layer = random_layer(group=group, impl=impl, device=device)
             with refusal(ValueError, "rank 1 is not a member"):
                 layer(xs[rank].to(device))
+
+
+def check_groups_of(impl: str, device: str) -> None:
+    """Neighbours synchronize in groups of so many; a number that does not divide the world is refused on every rank."""
+    rank = dist.get_rank()
+    xs, dys = random_inputs([2, 4, 0, 3], [(4,)] * 4, torch.float32)
+    pair = slice(0, 2) if rank < 2 else slice(2, 4)
+    layer = random_layer(group=groups_of(2), stats_mode="N", impl=impl, device=device)
+    compare_step(layer, xs[pair], dys[pair], rank % 2)
+    layer = random_layer(group=groups_of(4), stats_mode="N", impl=impl, device=device)
+    compare_step(layer, xs, dys, rank)
+    for ranks in (3, 0, 8, -2):
+        with refusal(ValueError, f"expected groups of one of [1, 2, 4] ranks in a world of 4, got {ranks}"):
+            groups_of(ranks)
+    with refusal(TypeError, "as an integer, got 2.0"):
+        groups_of(2.0)  # type: ignore[arg-type]
 
 
 def check_device_mesh(impl: str, device: str) -> None:
