@@ -9,6 +9,7 @@ from .debugging.monitor import monitor
 from .grading import check
 from .impls import register_impl, use_impl
 from .interop.convert import convert_sync_batchnorm, register_conversion, revert_sync_batchnorm
+from .interop.uneven import until_all_done
 from .launch import RankError, Ranks, launch
 from .module import SyncBatchNorm
 
@@ -37,5 +38,6 @@ __all__ = [
     "register_conversion",
     "register_impl",
     "revert_sync_batchnorm",
+    "until_all_done",
     "use_impl",
 ]

@@ -16,7 +16,7 @@ BLOCKS = {
     for page in sorted(DOCS.rglob("*.md"))
     if "_build" not in page.parts
 }
-NEEDS = {"mmengine.md": "mmcv", "export.md": "onnxruntime"}
+NEEDS = {"mmengine.md": "mmcv", "export.md": "onnxruntime", "trainers.md": "mmengine"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

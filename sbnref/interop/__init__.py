@@ -1,1 +1,1 @@
-"""Other libraries' models: converting their batch norms to ours and back, and our name in their registries."""
+"""Other libraries' models, trainers and loaders: conversion to our layer and back, our names with them, uneven ends."""

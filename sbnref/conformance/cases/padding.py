@@ -17,11 +17,6 @@ from .refusals import refusal
 
 # The valid positions of each rank's samples: ragged; of no sample; none; ragged.
 LENGTHS: tuple[list[int], ...] = ([5, 2, 0], [], [0, 0], [1, 4])
-    [5, 2, 0],
-    [],
-    [0, 0],
-    [1, 4],
-)  # of each rank's samples: ragged; no sample; no valid position; ragged
 
 
 def cases() -> Iterator[Case]:

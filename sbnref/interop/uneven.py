@@ -1,0 +1,70 @@
+"""Loaders of unequal length: who has run out goes on with empty batches until all have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..collectives import resolve
+
+if TYPE_CHECKING:
+    from ..collectives import Group
+
+Batch = TypeVar("Batch")
+OUT: Any = object()  # what stands for the batch of a rank that has run out
+
+
+def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group: Group = None) -> Iterator[Batch]:
+    """Iterate over ``loader`` until every rank has come to the end of its own.
+
+    A rank that has run out gets empty batches, and so takes part in the collectives of the others' steps. Each step
+    costs one all-reduce of two integers, which is read on the host. In a process that is alone, it is ``loader``.
+
+    Args:
+        loader: this rank's batches: tensors with the batch in dimension 0, or tuples, lists and dicts of them, nested.
+            An empty batch is the rank's last one with 0 samples in every tensor; tensors without a dimension and what
+            is not a tensor stay as they were.
+        like: a batch to make empty ones of on a rank that never had one; of any size.
+        group: the ranks that iterate together, as in :class:`sbnref.SyncBatchNorm`.
+
+    Raises:
+        ValueError: a rank has no batch at all and no ``like`` while others have batches; on all ranks alike.
+        TypeError: there is no tensor in a batch.
+
+    An exception of one rank's loader, or a ``break`` on one rank alone, ends the loop there. The others wait for it in
+    their next step until the group's timeout: leave the loop on all ranks in the same step.
+    """
+    process_group = resolve(group)
+    if process_group is None:
+        yield from loader
+        return
+    on_cpu = torch.device("cpu") in process_group._device_types
+    device = torch.device("cpu") if on_cpu else process_group._device_types[0]
+    empty = OUT if like is None else _empty(like)
+    for batch in chain(loader, repeat(OUT)):
+        if batch is not OUT:
+            empty = _empty(batch)
+        counts = torch.tensor([batch is not OUT, empty is OUT], dtype=torch.int64, device=device)
+        dist.all_reduce(counts, group=process_group)
+        with_batch, without_any = counts.tolist()
+        if with_batch == 0:
+            return
+        if without_any > 0:
+            raise ValueError(
+                f"expected a batch on every rank, to make empty ones of, or `like`, got neither on {without_any} of "
+                f"{process_group.size()} ranks"
+            )
+        yield empty if batch is OUT else batch
+
+
+def _empty(batch: Batch) -> Batch:
+    """The batch with no samples; a slice would keep the samples in memory."""
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(batch)):
+        raise TypeError(f"expected a batch of tensors, in tuples, lists and dicts, got a {type(batch).__name__}")
+    return tree_map(lambda x: x.new_empty((0, *x.shape[1:])) if isinstance(x, Tensor) and x.dim() else x, batch)

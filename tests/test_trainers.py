@@ -1,0 +1,88 @@
+"""The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from trainers.batches import batches, network
+
+import sbnref
+
+FOLDER = Path(__file__).parent / "trainers"
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
+    path = [str(Path(sbnref.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if (
+        find_spec("torchvision")
+        and subprocess.run((sys.executable, "-c", "import torchvision"), capture_output=True).returncode
+    ):
+        stand_in = tmp_path_factory.mktemp("path") / "torchvision"
+        stand_in.mkdir()
+        for name in ("__init__.py", "models.py"):
+            (stand_in / name).write_text("def __getattr__(name):\n    return object\n")
+        path.insert(0, str(stand_in.parent))
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    return {**os.environ, "PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, torch.Tensor]:
+    """What one process comes to that has the whole of each batch, with an ordinary batch norm."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for images, labels, _ in batches():
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("trainer", ["accelerate", "lightning", "mmengine"])
+def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path):
+    if not find_spec(trainer):
+        pytest.skip(f"{trainer} is not installed")
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    )
+    command = (sys.executable, *torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
+    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_both_of_lightnings_packages_take_the_plugin(env):
+    if not (find_spec("lightning") and find_spec("pytorch_lightning")):
+        pytest.skip("lightning is not installed")
+    script = """
+from sbnref.interop.lightning import SBNRefSyncBatchNorm as Plugin
+import lightning.pytorch, pytorch_lightning
+for package in (lightning.pytorch, pytorch_lightning):
+    package.Trainer(accelerator="cpu", plugins=[Plugin()], logger=False, enable_checkpointing=False)
+"""
+    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+
+
+def test_accelerate_repeats_samples_to_make_ranks_even():
+    pytest.importorskip("accelerate")
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    sampler = BatchSampler(range(5), batch_size=2, drop_last=False)
+    assert [list(BatchSamplerShard(sampler, 2, rank)) for rank in (0, 1)] == [[[0, 1], [4, 0]], [[2, 3], [1, 2]]]

@@ -1,0 +1,134 @@
+"""Loaders of unequal length: every rank makes as many steps as the longest, and what a step is made of."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import sbnref
+
+Named = namedtuple("Named", "images names")
+SIZES = [[3, 1, 2], [2, 4, 1, 5, 1]]  # of two ranks' batches
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+
+
+def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(10 * rank + step)
+    size = SIZES[rank][step] if step < len(SIZES[rank]) else 0
+    images = torch.randn(size, 2, 4, 4, dtype=torch.float64, generator=generator)
+    return images + rank, torch.randint(3, (size,), generator=generator)
+
+
+def train() -> dict[str, torch.Tensor]:
+    rank = dist.get_rank()
+    model = sbnref.convert_sync_batchnorm(network(), stats_mode="exact")
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    for images, labels in sbnref.until_all_done(batch(rank, step) for step in range(len(SIZES[rank]))):
+        samples = torch.tensor(len(images))
+        dist.all_reduce(samples)
+        optimizer.zero_grad()
+        (F.cross_entropy(wrapped(images), labels, reduction="sum") * 2 / samples).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def test_three_and_five_batches_are_one_process_with_both(world):
+    first, second = world(2).run(train)
+    alone = network()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9)
+    for step in range(5):
+        images, labels = (torch.cat(parts) for parts in zip(batch(0, step), batch(1, step), strict=True))
+        optimizer.zero_grad()
+        F.cross_entropy(alone(images), labels).backward()
+        optimizer.step()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
+    assert first["1.num_batches_tracked"] == 5
+
+
+def collect(batches_of_ranks, like=None):
+    return list(sbnref.until_all_done(batches_of_ranks[dist.get_rank()], like))
+
+
+def test_what_an_empty_batch_is_made_of(world):
+    full = {
+        "images": torch.ones(4, 3, dtype=torch.float16),
+        "more": [(torch.ones(4), "name", 7)],
+        "scale": torch.ones(()),
+    }
+    first, second = world(2).run(collect, [[full, full], []], full)
+    assert [len(one["images"]) for one in first] == [4, 4]
+    assert len(second) == 2
+    empty = second[1]
+    assert (empty["images"].shape, empty["images"].dtype) == ((0, 3), torch.float16)
+    assert empty["images"].untyped_storage().nbytes() == 0, "the samples are not kept in memory"
+    assert empty["more"][0][0].shape == (0,)
+    assert empty["more"][0][1:] == ("name", 7)
+    assert empty["scale"] == 1
+
+
+def test_the_last_batch_counts_and_not_what_it_should_be_like(world):
+    last = Named(torch.ones(2, 5), ["a", "b"])
+    _, second = world(2).run(collect, [[last] * 3, [last]], torch.ones(1))
+    assert [type(one) for one in second] == [Named] * 3
+    assert [one.images.shape for one in second] == [(2, 5), (0, 5), (0, 5)]
+
+
+def test_nothing_anywhere_is_no_step(world):
+    assert world(2).run(collect, [[], []]) == [[], []]
+
+
+def fails(batches_of_ranks, like=None):
+    with pytest.raises((ValueError, TypeError)) as raised:
+        collect(batches_of_ranks, like)
+    dist.barrier()  # nobody waits
+    return str(raised.value)
+
+
+def test_a_rank_without_any_batch_is_refused_on_all(world):
+    said = "expected a batch on every rank, to make empty ones of, or `like`, got neither on 1 of 2 ranks"
+    assert world(2).run(fails, [[torch.ones(1)], []]) == [said, said]
+
+
+def test_a_batch_without_tensors_is_refused(world):
+    said = "expected a batch of tensors, in tuples, lists and dicts, got a object"
+    assert world(2).run(fails, [[object()], [object()]]) == [said, said]
+
+
+def collect_in_a_part():
+    group = dist.new_group([0, 2])
+    rank = dist.get_rank()
+    loader = [torch.ones(1)] * (1 + rank)
+    return len(list(sbnref.until_all_done(loader, group=group))) if rank != 1 else None
+
+
+def test_only_the_group_iterates_together(world):
+    assert world(3).run(collect_in_a_part) == [3, None, 3]
+
+
+def test_one_process_iterates_over_the_loader():
+    assert list(sbnref.until_all_done(iter("abc"))) == ["a", "b", "c"]
+
+
+def stop_at_an_error():
+    def loader():
+        yield torch.ones(1)
+        raise OSError("the disk")
+
+    with pytest.raises(OSError, match="the disk"):
+        list(sbnref.until_all_done(loader()))
+    dist.barrier()
+
+
+def test_an_error_of_the_loader_comes_through(world):
+    world(2).run(stop_at_an_error)

@@ -1,0 +1,46 @@
+"""What the scripts in this folder share: the network, the batches, and where the result goes."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZES = [(3, 0), (5, 4), (0, 6)]  # for each step, how many samples each of two ranks has
+
+
+def network() -> nn.Module:
+    """The same weights on every rank; float64, so that one process and two differ by next to nothing."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
+    return nn.Sequential(*layers).double()
+
+
+def batches(rank: int | None = None) -> list[tuple[Tensor, Tensor, int]]:
+    """For each step, images and labels of a rank, or of all, and how many samples all have together."""
+    generator = torch.Generator().manual_seed(1)
+    steps = []
+    for sizes in SIZES:
+        images = torch.randn(sum(sizes), 3, 4, 4, dtype=torch.float64, generator=generator) + 1
+        labels = torch.randint(0, 5, (sum(sizes),), generator=generator)
+        mine = slice(None) if rank is None else slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        steps.append((images[mine], labels[mine], sum(sizes)))
+    return steps
+
+
+def loss(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """What is the mean over the samples of all ranks, once DistributedDataParallel has averaged over ranks."""
+    return F.cross_entropy(outputs, labels, reduction="sum") * dist.get_world_size() / samples
+
+
+def rank() -> int:
+    """As torchrun tells it, before there is a process group."""
+    return int(os.environ["RANK"])
+
+
+def save(model: nn.Module) -> None:
+    """In the folder that the script is given, for the test."""
+    torch.save(model.state_dict(), Path(sys.argv[1], f"{rank()}.pt"))
