@@ -111,3 +111,16 @@ def test_forward_mode():
             s = mean / sigma * (1 - sum(w) / d)
             for hat, move, along in zip(hats, moves, got, strict=True):
                 close(along, gamma / sigma * (move - (a + hat * (b - s * a)) / d) + dgamma * hat + dbeta)
+
+
+def test_averages_of_masked_averages():
+    xs = ranks((4, 5), (2, 5), (3, 5))
+    masks = [torch.arange(5) < torch.tensor(lengths)[:, None] for lengths in ([5, 1, 0, 3], [2, 1], [4, 4, 5])]
+    valid = [x[:, 0][mask] for x, mask in zip(xs, masks, strict=True)]
+    mean = torch.cat(valid).mean()
+    weights = [1 / 3 - len(v) / sum(map(len, valid)) for v in valid]
+    off = sum(w * v.mean() for w, v in zip(weights, valid, strict=True))
+    close(torch.stack([v.mean() for v in valid]).mean() - mean, off)
+    assert off.abs() > 0.1
+    close(statistics([v.view(-1, 1) for v in valid], "default")[0][0], mean + off)
+    close(statistics([v.view(-1, 1) for v in valid], "exact")[0][0], mean)
