@@ -175,3 +175,14 @@ def test_frozen_layers_are_converted_on_request():
     reverted = revert_sync_batchnorm(thawed)
     assert [type(layer) for layer in reverted[1:]] == [nn.BatchNorm2d, BatchNormAct2d]
     assert torch.equal(reverted(x), y)
+
+
+def test_a_synchronized_layer_without_an_activation():
+    layer = TimmSyncBatchNormAct(4)
+    converted = convert_sync_batchnorm(nn.Sequential(layer), stats_mode="exact")
+    assert type(converted[0]) is SyncBatchNorm
+    x = torch.randn(3, 4, 2, 2)
+    want = converted(x)
+    reverted = revert_sync_batchnorm(nn.Sequential(TimmSyncBatchNormAct(4)))
+    torch.testing.assert_close(reverted(x), want)
+    assert type(reverted[0]) is nn.BatchNorm2d

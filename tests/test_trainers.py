@@ -45,8 +45,16 @@ def alone() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-@pytest.mark.parametrize("trainer", ["accelerate", "lightning", "mmengine"])
-def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path):
+BY_HAND = "by sbnref.revert_sync_batchnorm, as of any model"
+ROWS = {  # of the matrix: how the trainer is called, and how its model is reverted
+    "accelerate": ("Hugging Face accelerate", BY_HAND),
+    "lightning": ("Lightning, by SBNRefSyncBatchNorm", "✓"),  # its script asserts it
+    "mmengine": ("mmengine, by SBNRefConvert", BY_HAND),
+}
+
+
+@pytest.mark.parametrize("trainer", ROWS)
+def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
     torchrun = (
@@ -64,6 +72,9 @@ def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path):
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
+    name, revert = ROWS[trainer]
+    others = {"revert": revert, "state dict": "✓", "compile": "not tried within a trainer"}
+    record(**{"with": name, "convert": "✓", "train, ragged": "✓", "train, a rank empty": "✓"}, **others)
 
 
 def test_both_of_lightnings_packages_take_the_plugin(env):

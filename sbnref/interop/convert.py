@@ -176,10 +176,14 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 
 def _synchronized_act(layer: nn.Module, **choices: Any) -> nn.Module:
+    if not hasattr(layer, "act"):  # timm's synchronized layer gets one from the layer that it is made of
+        return _synchronized(layer, **choices)
     return SyncBatchNormAct(**_options(layer), **choices, device="meta")
 
 
 def _plain_act(layer: nn.Module) -> nn.Module:
+    if not hasattr(layer, "act"):
+        return _plain(layer)
     from timm.layers.norm_act import BatchNormAct2d  # its drop and act are there, so it is too
 
     return BatchNormAct2d(**_options(layer), device="meta")

@@ -1,0 +1,137 @@
+"""Each library's layer, and what works with it: the matrix on the site, ``docs/howto/reach.json``.
+
+``pytest --record docs/howto/reach.json tests/test_reach.py tests/test_trainers.py`` keeps what is seen, of trainers too.
+Without ``--record`` the file has to say what is seen.
+"""
+
+import copy
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchvision_here  # noqa: F401
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import sbnref
+from sbnref.bench.results import load
+
+FILE = Path(__file__).parents[1] / "docs" / "howto" / "reach.json"
+LAYERS = {  # how it is called on the page: where it is
+    "torch.nn.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "torch.nn.SyncBatchNorm": "torch.nn.SyncBatchNorm",
+    "mmcv.ops.SyncBatchNorm": "mmcv.ops.SyncBatchNorm",
+    "fairscale's SyncBatchNorm": "fairscale.experimental.nn.SyncBatchNorm",
+    "timm's BatchNormAct2d": "timm.layers.BatchNormAct2d",
+    "timm's SyncBatchNormAct": "timm.layers.SyncBatchNormAct",
+    "torchvision's FrozenBatchNorm2d, frozen=True": "torchvision.ops.FrozenBatchNorm2d",
+    "sbnref.SyncBatchNorm": "sbnref.SyncBatchNorm",
+    "detectron2's NaiveSyncBatchNorm": "detectron2.layers.NaiveSyncBatchNorm",
+    "apex's SyncBatchNorm": "apex.parallel.SyncBatchNorm",
+    "Ultralytics": "ultralytics.",
+}
+WHATS = ("convert", "train, ragged", "train, a rank empty", "revert", "state dict", "compile")
+BY_NAME = "not installed in the tests, where a stand-in of that name is converted and reverted"
+NOT_THERE = {  # tests/test_convert.py::test_peers_are_recognized_by_name
+    "detectron2": BY_NAME,
+    "apex": BY_NAME,
+    "ultralytics": "read from its source and not run: it trains on several ranks only with accelerators",
+}
+
+
+def network(where: str) -> nn.Module:
+    """With the library's layer in it, in float64."""
+    torch.manual_seed(0)
+    module, _, name = where.rpartition(".")
+    if module == "mmcv.ops":
+        sys.modules["mmcv._ext"] = MagicMock()  # its kernels are not needed to build its layer
+    library = importlib.import_module(module)
+    norm = getattr(library, name)(4)
+    if name == "SyncBatchNormAct":  # timm makes it of another, which its activation is from
+        norm = library.convert_sync_batchnorm(library.BatchNormAct2d(4))
+    for tensor in (*norm.parameters(), *norm.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(16, 5)).double()
+
+
+def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[str, torch.Tensor]:
+    """Gradients and state after one step with a part of five samples."""
+    (F.cross_entropy(model(images), labels, reduction="sum") * ranks / 5).backward()
+    gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters()}
+    return {name.replace("module.", ""): t.clone() for name, t in {**model.state_dict(), **gradients}.items()}
+
+
+def tried(where: str) -> dict[str, str]:
+    """On two ranks, for each thing what is wrong, or a tick."""
+    choices = {"frozen": True} if "Frozen" in where else {}
+
+    def converted() -> nn.Module:
+        return sbnref.convert_sync_batchnorm(network(where), stats_mode="exact", **choices)
+
+    def convert() -> None:
+        assert isinstance(converted()[1], sbnref.SyncBatchNorm)
+
+    def train(sizes: tuple[int, int]) -> None:
+        images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+        labels = torch.arange(5)
+        alone = sbnref.revert_sync_batchnorm(converted())
+        want = step(alone, images, labels, 1)
+        mine = slice(0, sizes[0]) if dist.get_rank() == 0 else slice(sizes[0], 5)
+        got = step(DistributedDataParallel(converted()), images[mine], labels[mine], 2)
+        torch.testing.assert_close(got, want)
+
+    def revert() -> None:
+        model, x = converted(), torch.randn(2, 3, 4, 4).double()
+        model.train()(torch.randn(2, 3, 4, 4).double())
+        want = model.eval()(x)
+        reverted = sbnref.revert_sync_batchnorm(model)
+        assert torch.equal(reverted(x), want)
+        assert not any(isinstance(layer, sbnref.SyncBatchNorm) for layer in reverted.modules())
+
+    def state_dict() -> None:
+        before = network(where).state_dict()
+        model = converted()
+        counted = {k: v for k, v in model.state_dict().items() if k in before or "num_batches" not in k}
+        torch.testing.assert_close(counted, dict(before))
+        network(where).load_state_dict(counted, strict=True)
+        model.load_state_dict(before, strict="Frozen" not in where)
+
+    def compile() -> None:
+        torch._dynamo.reset()
+        model, x = converted(), torch.randn(3, 3, 4, 4).double()
+        want = step(copy.deepcopy(model), x, torch.arange(3), 1)
+        got = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x, torch.arange(3), 1)
+        torch.testing.assert_close({k.replace("_orig_mod.", ""): v for k, v in got.items()}, want)
+
+    checks = convert, lambda: train((3, 2)), lambda: train((5, 0)), revert, state_dict, compile
+    for check in checks:
+        check()
+    return dict.fromkeys(WHATS, "✓")
+
+
+@pytest.fixture
+def said():
+    """``said(name)`` is what the page says."""
+    return lambda name: next({what: row[what] for what in WHATS} for row in load(FILE).rows if row["with"] == name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer(name, world, record, said, request):
+    package = LAYERS[name].partition(".")[0]
+    if package in NOT_THERE:
+        row = dict.fromkeys(WHATS, NOT_THERE[package])
+    elif find_spec(package):
+        row = world(2).run(tried, LAYERS[name])[0]
+    else:
+        pytest.skip(f"{package} is not installed")
+    record(**{"with": name}, **row)
+    if not request.config.getoption("record"):
+        assert said(name) == row
