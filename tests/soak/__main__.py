@@ -36,11 +36,9 @@ class Soak:
     held: defaultdict[tuple[int, int], list[tuple[str, dict[str, int]]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    last: Program | None = None
 
     def run(self, program: Program) -> None:
         """Run one and hold what is left to what was there before."""
-        self.last = program
         result = run(program)
         if isinstance(result, tuple):
             what, seconds = result
@@ -107,17 +105,23 @@ def main(
             if failed or not over():
                 try:
                     soak.run(program)
-                except BaseException:
-                    failed.append(program)
+                except BaseException as error:
+                    failed.append((program, error))
                     raise
 
-        failed: list[Program] = []
+        failed: list[tuple[Program, BaseException]] = []
         try:
             check()
         except BaseException as error:
-            console.print(f"\nseed {seed}: {error}\n", markup=False, highlight=False, soft_wrap=True)
+            if not failed:
+                raise
+            program, what = failed[-1]
+            plain = dict(markup=False, highlight=False, soft_wrap=True)
+            console.print(f"\nseed {seed}: {type(what).__name__}: {what}\n", **plain)
+            if error is not what:  # it did not fail again
+                console.print(f"{error}\n", **plain)
             console.print("The smallest program that fails, as a file to run in the folder tests:\n")
-            console.print(failed[-1].source() if failed else soak.last, markup=False, highlight=False, soft_wrap=True)
+            console.print(program.source(), **plain)
             raise typer.Exit(1) from None
 
     try:
