@@ -71,11 +71,13 @@ sphinx_gallery_conf = {
 def setup(app: object) -> None:
     """Write what is drawn from result files, and from the imports, before pages are read."""
     import benchmark_results
+    import channels_last
     import faults
     import inside
     import reach
 
     app.connect("builder-inited", benchmark_results.write)
+    app.connect("builder-inited", channels_last.write)
     app.connect("builder-inited", inside.write)
     app.connect("builder-inited", faults.write)
     app.connect("builder-inited", reach.write)

@@ -1,4 +1,4 @@
-"""Each row of the README's table of differences, by running both sides."""
+"""Each row of the README's tables of differences, by running both sides; outside PyTorch, their formulas."""
 
 import pytest
 import torch
@@ -145,3 +145,73 @@ def torch_refuses_cpu() -> None:
 
 def test_torch_refuses_cpu_tensors_while_a_process_group_is_up(world):
     world(2).run(torch_refuses_cpu)
+
+
+# What layers outside PyTorch compute by their sources, as formulas over the inputs of all ranks.
+EQUAL, RAGGED, WITH_AN_EMPTY = [3, 3, 3, 3], [4, 1, 2, 3], [3, 0, 2, 4]
+
+
+def inputs_and_oracle(sizes: list[int], stats_mode: str):
+    xs, dys = random_inputs(sizes, [(4, 3)] * len(sizes), torch.float64)
+    return xs, dys, train_step(xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), stats_mode)
+
+
+def per_channel(x: torch.Tensor) -> torch.Tensor:
+    """(C, m) of (N, C, H, W)."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def flax(xs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean over devices of each device's E[x] and E[x²]."""
+    mean, square = (torch.stack([per_channel(x**power).mean(1) for x in xs]).mean(0) for power in (1, 2))
+    return mean, (square - mean**2).clamp(min=0)
+
+
+def keras_and_paddle(xs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of x and x² over devices, by the sum of their counts; before Keras clips the variance at 0."""
+    count = sum(per_channel(x).shape[1] for x in xs)
+    mean, square = (sum(per_channel(x**power).sum(1) for x in xs) / count for power in (1, 2))
+    return mean, square - mean**2
+
+
+def test_flax_averages_devices_as_mode_default():
+    for sizes in (EQUAL, RAGGED):
+        xs, _, want = inputs_and_oracle(sizes, "default")
+        mean, var = flax(xs)
+        torch.testing.assert_close(mean, want.mean)
+        torch.testing.assert_close(var, want.var)
+        exact = inputs_and_oracle(sizes, "exact")[2]
+        off = ((var - exact.var).abs() / exact.var).max()
+        assert off < 1e-9 if sizes == EQUAL else off > 1e-2
+
+
+def test_keras_and_paddle_weigh_elements_as_mode_exact():
+    for sizes in (EQUAL, RAGGED, WITH_AN_EMPTY):
+        xs, _, want = inputs_and_oracle(sizes, "exact")
+        mean, var = keras_and_paddle(xs)
+        torch.testing.assert_close(mean, want.mean)
+        torch.testing.assert_close(var, want.var)
+
+
+def test_paddle_backward_is_not_the_derivative_of_its_forward_with_unequal_batches():
+    """It divides the sums over devices by the number of devices and by the device's own count."""
+    for sizes in (EQUAL, RAGGED):
+        xs, dys, want = inputs_and_oracle(sizes, "exact")
+        invstd = (want.var + 1e-5).rsqrt()
+        xhats = [(per_channel(x) - want.mean[:, None]) * invstd[:, None] for x in xs]
+        gs = [per_channel(dy) for dy in dys]
+        a = sum(g.sum(1) for g in gs)[:, None]
+        b = sum((g * xhat).sum(1) for g, xhat in zip(gs, xhats, strict=True))[:, None]
+        dxs = [
+            invstd[:, None] * (g - (a + b * xhat) / (len(xs) * g.shape[1])) for g, xhat in zip(gs, xhats, strict=True)
+        ]
+        off = max(float((dx - per_channel(want_dx)).abs().max()) for dx, want_dx in zip(dxs, want.dx, strict=True))
+        assert off < 1e-9 if sizes == EQUAL else off > 5e-3
+
+
+def test_outside_pytorch_the_variance_cancels_at_a_large_mean():
+    x = torch.randn(8, 64, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.01 + 1e3
+    true = per_channel(x.double()).var(1, correction=0)
+    for _, var in (flax([x]), keras_and_paddle([x])):
+        assert ((var.clamp(min=0) - true).abs() / true).median() > 0.5
+    assert keras_and_paddle([x])[1].add(1e-5).rsqrt().isnan().any()  # not clipped in PaddlePaddle
