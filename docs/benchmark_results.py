@@ -27,8 +27,7 @@ def write(app: object) -> None:
 
 def section(file: Path, results: Results) -> str:
     """A result file as a part of the page."""
-    where = ", ".join(f"{key} {value}" for key, value in {**results.machine, **results.versions}.items())
-    parts = [f"## {file.stem}\n\n{where}; commit `{results.commit}`, {results.date}."]
+    parts = [f"## {file.stem}\n\n{results.origin()}"]
     figures = {path.stem.removeprefix(f"{file.stem}-"): path for path in draw(results, OUT, file.stem)}
     for suite in dict.fromkeys(row["suite"] for row in results.rows):
         rows = [row for row in results.rows if row["suite"] == suite]

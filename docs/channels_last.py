@@ -13,11 +13,8 @@ LAYERS = ("reference", "reference, compiled", "cpu kernels", "F.batch_norm")
 def write(app: object) -> None:
     """Sphinx calls this when it starts."""
     results = load(FILE)
-    where = ", ".join(f"{key} {value}" for key, value in {**results.machine, **results.versions}.items())
     (DOCS / "_generated").mkdir(exist_ok=True)
-    (DOCS / "_generated" / "channels_last.md").write_text(
-        f"{table(results.rows)}\n\n{where}; commit `{results.commit}`, {results.date}.\n"
-    )
+    (DOCS / "_generated" / "channels_last.md").write_text(f"{table(results.rows)}\n\n{results.origin()}\n")
 
 
 def table(rows: list[Row]) -> str:

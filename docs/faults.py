@@ -18,8 +18,7 @@ def write(app: object) -> None:
         of = {row["impl"]: row for row in results.rows if (row["launcher"], row["fault"]) == (launcher, fault)}
         told = next(iter(of.values()))["told"]
         lines.append(f"| {launcher} | {fault} | {told} | {' | '.join(_after(of.get(impl)) for impl in impls)} |")
-    where = ", ".join(f"{key} {value}" for key, value in {**results.machine, **results.versions}.items())
-    lines.append(f"\n{where}; commit `{results.commit}`, {results.date}.")
+    lines.append(f"\n{results.origin()}")
     (DOCS / "_generated").mkdir(exist_ok=True)
     (DOCS / "_generated" / "faults.md").write_text("\n".join(lines) + "\n")
 

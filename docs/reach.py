@@ -20,6 +20,5 @@ def write(app: object) -> None:
         ]
         lines.append(f"| {row['with']} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{number}. {note}" for note, number in notes.items()), ""]
-    where = ", ".join(f"{key} {value}" for key, value in results.versions.items())
     (DOCS / "_generated").mkdir(exist_ok=True)
-    (DOCS / "_generated" / "reach.md").write_text("\n".join(lines) + f"\n{where}, {results.date}.\n")
+    (DOCS / "_generated" / "reach.md").write_text("\n".join([*lines, results.origin()]) + "\n")

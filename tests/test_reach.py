@@ -1,7 +1,7 @@
 """Each library's layer, and what works with it: the matrix on the site, ``docs/howto/reach.json``.
 
-``pytest --record docs/howto/reach.json tests/test_reach.py tests/test_trainers.py`` keeps what is seen, of trainers too.
-Without ``--record`` the file has to say what is seen.
+``pytest --record docs/howto/reach.json tests/test_reach.py tests/test_trainers.py`` keeps what is seen, also of
+the trainers. Without ``--record`` the file has to say what is seen.
 """
 
 import copy

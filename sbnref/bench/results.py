@@ -38,6 +38,11 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def origin(self) -> str:
+        """Where they are from, for a page: the machine, the versions, the commit and the date."""
+        where = ", ".join(f"{key} {value}" for key, value in {**self.machine, **self.versions}.items())
+        return f"{where}; commit `{self.commit}`, {self.date}."
+
     def save(self, path: Path) -> None:
         """Write the file, a row a line, so that a difference of two files can be read."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
