@@ -1,5 +1,6 @@
 """Writes the table of faults from what the tests of faults saw, before the site is built."""
 
+import re
 from pathlib import Path
 
 from sbnref.bench import load
@@ -14,9 +15,11 @@ def write(app: object) -> None:
     impls = list(dict.fromkeys(row["impl"] for row in results.rows))
     lines = ["| | What happens | What is seen | " + " | ".join(f"`{impl}`" for impl in impls) + " |"]
     lines.append("| --- | --- | --- |" + " ---: |" * len(impls))
-    for launcher, fault in dict.fromkeys((row["launcher"], row["fault"]) for row in results.rows):
-        of = {row["impl"]: row for row in results.rows if (row["launcher"], row["fault"]) == (launcher, fault)}
-        told = next(iter(of.values()))["told"]
+    launchers = list(dict.fromkeys(row["launcher"] for row in results.rows))
+    rows = sorted(results.rows, key=lambda row: launchers.index(row["launcher"]))
+    for launcher, fault in dict.fromkeys((row["launcher"], row["fault"]) for row in rows):
+        of = {row["impl"]: row for row in rows if (row["launcher"], row["fault"]) == (launcher, fault)}
+        told = re.sub(r"rank \d raises (\w+) .*?\[.*?\] ", r"\1: ", next(iter(of.values()))["told"])  # gloo's files
         lines.append(f"| {launcher} | {fault} | {told} | {' | '.join(_after(of.get(impl)) for impl in impls)} |")
     lines.append(f"\n{results.origin()}")
     (DOCS / "_generated").mkdir(exist_ok=True)
