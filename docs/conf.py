@@ -73,7 +73,9 @@ def setup(app: object) -> None:
     import benchmark_results
     import faults
     import inside
+    import worth
 
     app.connect("builder-inited", benchmark_results.write)
     app.connect("builder-inited", inside.write)
     app.connect("builder-inited", faults.write)
+    app.connect("builder-inited", worth.write)
