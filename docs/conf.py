@@ -75,9 +75,7 @@ def setup(app: object) -> None:
     import faults
     import inside
     import reach
+    import worth
 
-    app.connect("builder-inited", benchmark_results.write)
-    app.connect("builder-inited", channels_last.write)
-    app.connect("builder-inited", inside.write)
-    app.connect("builder-inited", faults.write)
-    app.connect("builder-inited", reach.write)
+    for page in (benchmark_results, channels_last, inside, faults, reach, worth):
+        app.connect("builder-inited", page.write)
