@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -46,7 +47,7 @@ def world_size(group: ProcessGroup | None) -> int:
 
 
 def groups_of(ranks: int) -> ProcessGroup:
-    """Divide the world into groups of so many neighbouring ranks, and give this rank's own.
+    """Divide the world into groups of so many neighbouring ranks, with its timeout, and give this rank's own.
 
     Every rank of the world has to call it, once: give the group to all layers that are to synchronize over it.
 
@@ -66,7 +67,12 @@ def groups_of(ranks: int) -> ProcessGroup:
     if ranks < 1 or world % ranks:
         divisors = [n for n in range(1, world + 1) if world % n == 0]
         raise ValueError(f"expected groups of one of {divisors} ranks in a world of {world}, got {ranks}")
-    return dist.new_subgroups(group_size=int(ranks))[0]
+    return dist.new_subgroups(group_size=int(ranks), timeout=timeout_of(dist.distributed_c10d._get_default_group()))[0]
+
+
+def timeout_of(group: ProcessGroup) -> timedelta:
+    """How long a collective of the group may take before the ranks in it raise."""
+    return group._get_backend(group._device_types[0]).options._timeout
 
 
 def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:

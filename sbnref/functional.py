@@ -99,7 +99,8 @@ def sync_batch_norm(
         running_mean, running_var, weight, bias = (
             None if t is None else t.to(acc) for t in (running_mean, running_var, weight, bias)
         )
-        return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+        x = input.to(acc) if transforming() else input  # whose rules for F.batch_norm know of no mixture
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps).to(input.dtype)
 
     process_group = resolve(group) if training else None
     chosen = choose_impl(impl, input.device)

@@ -486,3 +486,13 @@ def test_a_norm_for_sparse_tensors_is_called_without_points(world):
     assert torch.equal(full, empty)
     assert (seven, none) == (7, 0)
     assert names[0] == "0.norm.weight"
+
+
+def test_one_module_for_several_layers_is_refused(register):
+    shared = SyncBatchNorm(4)
+    kind = type("Tied", (nn.BatchNorm2d,), {"forward": lambda self, x: x})
+    register(name_of(kind), lambda layer, **choices: shared, None)
+    model = nn.Sequential(kind(4), kind(4))
+    with pytest.raises(TypeError, match="a new module for each layer, got one for several"):
+        convert_sync_batchnorm(model)
+    assert type(model[0]) is kind

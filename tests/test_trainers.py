@@ -81,8 +81,14 @@ def test_both_of_lightnings_packages_take_the_plugin(env):
     if not (find_spec("lightning") and find_spec("pytorch_lightning")):
         pytest.skip("lightning is not installed")
     script = """
+import pytorch_lightning  # first, and alone
 from sbnref.interop.lightning import SBNRefSyncBatchNorm as Plugin
-import lightning.pytorch, pytorch_lightning
+Plugin()
+import lightning.pytorch
+try:
+    Plugin(stats_mode="exactly")
+except ValueError as error:
+    assert "stats_mode" in str(error)
 for package in (lightning.pytorch, pytorch_lightning):
     package.Trainer(accelerator="cpu", plugins=[Plugin()], logger=False, enable_checkpointing=False)
 """

@@ -1,6 +1,7 @@
 """Loaders of unequal length: every rank makes as many steps as the longest, and what a step is made of."""
 
-from collections import namedtuple
+from collections from collections import UserDict
+import namedtuple
 
 import pytest
 import torch
@@ -101,8 +102,11 @@ def test_a_rank_without_any_batch_is_refused_on_all(world):
 
 
 def test_a_batch_without_tensors_is_refused(world):
-    said = "expected a batch of tensors, in tuples, lists and dicts, got a object"
-    assert world(2).run(fails, [[object()], [object()]]) == [said, said]
+    said = "expected a batch with tensors in it, got a list without"
+    assert world(2).run(fails, [[["a name", 3]], [["a name", None]]]) == [said, said]
+    for error in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
+        assert error.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
+        assert "got in it UserDict, which may hold samples" in error
 
 
 def collect_in_a_part():

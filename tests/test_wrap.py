@@ -224,3 +224,11 @@ def test_torch_func_in_one_process(training):
     hessian = torch.func.hessian(lambda x: layer(x).pow(3).sum())(x[0])
     want = torch.func.hessian(lambda x: F.batch_norm(x, *statistics, training=training).pow(3).sum())(x[0])
     torch.testing.assert_close(hessian, want)
+
+
+def test_half_precision_in_eval_mode_within_a_transform():
+    layer, x = SyncBatchNorm(4).half().eval(), torch.randn(3, 2, 4, 5).half()
+    mapped = torch.func.vmap(layer)(x)
+    assert mapped.dtype == torch.float16
+    torch.testing.assert_close(mapped, torch.stack([layer(part) for part in x]))
+    assert torch.func.jvp(layer, (x[0],), (x[1],))[1].dtype == torch.float16

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..collectives import resolve
+from ..collectives import resolve, transforming
 from ..impls import choose_impl
 from ..impls.build import flag
 from ..refusals import check_call
@@ -96,6 +96,7 @@ def _agree(given: dict[str, Any]) -> None:
         "momentum": given["momentum"],
         "training": given["training"],
         "group": group.group_name,  # two groups may have the same ranks, and their collectives never meet
+        "transform": transforming(),  # its derivatives make collectives that a plain call does not
         # whether this rank will come to the backward pass's collective
         "gradients": torch.is_grad_enabled()
         and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),

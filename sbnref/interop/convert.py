@@ -98,7 +98,7 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
         ``module``, or the new layer if ``module`` is a synchronized batch norm.
 
     Raises:
-        TypeError: as :func:`convert_sync_batchnorm`.
+        TypeError: as :func:`convert_sync_batchnorm`; but a layer of a class that is not recognized stays as it is.
     """
 
     return _replace(module, lambda layer: _registry.get(_kind(layer), _Conversion(None, None)).revert)
@@ -230,6 +230,8 @@ def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Mod
                 f"expected the conversion of {found[layer][0]!r}, a {type(layer).__name__}, to return a module with no "
                 f"parameter, buffer or child that the old one lacks, got {reason}"
             )
+    if len({id(new) for new in replacements.values()}) < len(replacements):
+        raise TypeError("expected a conversion to return a new module for each layer, got one for several")
     for layer, new in replacements.items():
         _take_over(new, layer)
     for parent in root.modules():

@@ -13,14 +13,19 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same code under two
 
 
 class SBNRefSyncBatchNorm:
-    """A ``LayerSync`` plugin: the model's batch norms are synchronized while it is fitted, and what they were after.
+    """A ``LayerSync`` plugin: the model's batch norms are synchronized while it is fitted, and plain ones after.
 
     Args:
         options: of :func:`sbnref.convert_sync_batchnorm`.
     """
 
     def __init__(self, **options: Any) -> None:
+        convert_sync_batchnorm(nn.Identity(), **options)  # refuses what is wrong with them
         self.options = options
+        # Importing a package takes seconds: only those that are used, where that can be seen.
+        for package in [name for name in PACKAGES if name in sys.modules] or PACKAGES:
+            with suppress(ImportError):
+                import_module(f"{package}.plugins.layer_sync").LayerSync.register(SBNRefSyncBatchNorm)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Called by the strategy before it wraps the model."""
@@ -29,9 +34,3 @@ class SBNRefSyncBatchNorm:
     def revert(self, model: nn.Module) -> nn.Module:
         """Called by the strategy when fitting is over."""
         return revert_sync_batchnorm(model)
-
-
-# Importing a package takes seconds: only the one that is used, where that can be seen.
-for package in [name for name in PACKAGES if name in sys.modules] or PACKAGES:
-    with suppress(ImportError):
-        import_module(f"{package}.plugins.layer_sync").LayerSync.register(SBNRefSyncBatchNorm)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..collectives import Group
 
 Batch = TypeVar("Batch")
+WHOLE = (Tensor, int, float, complex, str, bytes, type(None))  # what a batch may consist of
 OUT: Any = object()  # what stands for the batch of a rank that has run out
 
 
@@ -35,7 +36,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
 
     Raises:
         ValueError: a rank has no batch at all and no ``like`` while others have batches; on all ranks alike.
-        TypeError: there is no tensor in a batch.
+        TypeError: there is no tensor in a batch, or something that is neither a tensor nor a number, text or None.
 
     An exception of one rank's loader, or a ``break`` on one rank alone, ends the loop there. The others wait for it in
     their next step until the group's timeout: leave the loop on all ranks in the same step.
@@ -65,6 +66,12 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
 
 def _empty(batch: Batch) -> Batch:
     """The batch with no samples; a slice would keep the samples in memory."""
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(batch)):
-        raise TypeError(f"expected a batch of tensors, in tuples, lists and dicts, got a {type(batch).__name__}")
+    leaves = tree_leaves(batch)
+    if others := sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, WHOLE)}):
+        raise TypeError(
+            "expected a batch of tensors, numbers, text and None, in tuples, lists and dicts, got in it "
+            f"{', '.join(others)}, which may hold samples: give until_all_done a loader of what it can make empty"
+        )
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(f"expected a batch with tensors in it, got a {type(batch).__name__} without")
     return tree_map(lambda x: x.new_empty((0, *x.shape[1:])) if isinstance(x, Tensor) and x.dim() else x, batch)

@@ -93,6 +93,8 @@ def train(program: Program, folder: str) -> tuple[list[str], dict[str, int]]:
         What this process holds afterwards: bytes of memory, file descriptors, threads.
     """
     rank = dist.get_rank()
+    if program.fault is not None:
+        Path(folder, f"pid-{rank}").write_text(str(os.getpid()))
     group = _group(program, rank)
     torch.manual_seed(program.seed)
     model = Model(program, group)

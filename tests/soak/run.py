@@ -98,9 +98,13 @@ def fail(program: Program, fault: Fault, patience: float = PATIENCE) -> tuple[st
         assert error.rank == fault.rank, f"rank {error.rank} is blamed for rank {fault.rank}: {error}"
     limit = LIMITS.get(fault.what, AT_ONCE) + patience * (fault.what == "hangs")
     assert took <= limit, f"the error came after {took:.1f} s, expected at most {limit}"
+    _none_left(pids)
+    return kind.__name__, took
+
+
+def _none_left(pids: list[int]) -> None:
     left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert not left, f"ranks that were not ended: {left}"
-    return kind.__name__, took
 
 
 def fail_under_torchrun(program: Program, fault: Fault) -> tuple[str, float]:
@@ -125,6 +129,7 @@ def fail_under_torchrun(program: Program, fault: Fault) -> tuple[str, float]:
         struck = Path(folder, "struck")
         assert struck.exists(), f"an error before anything was to fail: {text}"
         took = ended - float(struck.read_text())
+        pids = [int(file.read_text()) for file in Path(folder).glob("pid-*")]
     told = {
         "raises": "LookupError: planted",
         "gives bad input": "ValueError: expected",
@@ -135,10 +140,10 @@ def fail_under_torchrun(program: Program, fault: Fault) -> tuple[str, float]:
     }[fault.what]
     assert process.returncode != 0
     assert told in text, f"expected {told!r} in {text}"
-    limit = (PATIENCE if fault.what == "hangs" else 0) + 10  # torchrun takes its time to end
+    limit = (PATIENCE if fault.what == "hangs" else 0) + 30  # torchrun gives itself as long to end
     assert took <= limit, f"the end came after {took:.1f} s, expected at most {limit}"
-    left = subprocess.run(["pgrep", "--session", str(process.pid)], capture_output=True, text=True, check=False).stdout
-    assert not left, f"processes that were not ended: {left}"
+    assert len(pids) == program.world_size
+    _none_left(pids)
     return told, took
 
 

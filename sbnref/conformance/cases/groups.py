@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ...collectives import groups_of
+from ...collectives import groups_of, timeout_of
 from .parts import Case, compare_step, random_inputs, random_layer
 from .refusals import refusal
 
@@ -45,7 +45,9 @@ def check_groups_of(impl: str, device: str) -> None:
     pair = slice(0, 2) if rank < 2 else slice(2, 4)
     layer = random_layer(group=groups_of(2), stats_mode="N", impl=impl, device=device)
     compare_step(layer, xs[pair], dys[pair], rank % 2)
-    layer = random_layer(group=groups_of(4), stats_mode="N", impl=impl, device=device)
+    fours = groups_of(4)
+    assert timeout_of(fours) == timeout_of(dist.distributed_c10d._get_default_group())
+    layer = random_layer(group=fours, stats_mode="N", impl=impl, device=device)
     compare_step(layer, xs, dys, rank)
     for ranks in (3, 0, 8, -2):
         with refusal(ValueError, f"expected groups of one of [1, 2, 4] ranks in a world of 4, got {ranks}"):
