@@ -1,7 +1,6 @@
 """Loaders of unequal length: every rank makes as many steps as the longest, and what a step is made of."""
 
-from collections from collections import UserDict
-import namedtuple
+from collections import UserDict, namedtuple
 
 import pytest
 import torch
