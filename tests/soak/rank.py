@@ -92,6 +92,7 @@ def train(program: Program, folder: str) -> tuple[list[str], dict[str, int]]:
         the ranks stay for the next program.
         What this process holds afterwards: bytes of memory, file descriptors, threads.
     """
+    os.environ["SBNREF_CUDASIM"] = "1"  # impl='cuda' is the simulated kernels, in this process
     rank = dist.get_rank()
     if program.fault is not None:
         Path(folder, f"pid-{rank}").write_text(str(os.getpid()))

@@ -18,7 +18,6 @@ import sbnref
 from .program import Fault, Norm, Program  # noqa: F401
 from .rank import train
 
-os.environ["SBNREF_CUDASIM"] = "1"  # impl='cuda' is the simulated kernels, in the ranks too
 TIMEOUT = 300  # seconds that a program may take, compiling included
 PATIENCE = 8  # seconds, where a rank is to hang
 LIMITS = {"interrupts the program": 2, "hangs": 2}  # seconds until the error, patience apart; for all else
