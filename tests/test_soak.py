@@ -36,6 +36,12 @@ def train_and_leak(program, folder):
     return train(program, folder)
 
 
+def train_and_keep_memory(program, folder):
+    """A megabyte is kept of every program."""
+    reference.kept = [*getattr(reference, "kept", []), torch.ones(2**18)]
+    return train(program, folder)
+
+
 @pytest.fixture
 def simple(monkeypatch):
     """Programs that are quick, and do not fail by themselves."""
@@ -71,6 +77,15 @@ def test_a_leak_is_found(monkeypatch, capsys):
     with pytest.raises(typer.Exit):
         command.main(minutes=2, seed=0)
     assert "descriptors" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("simple")
+def test_memory_that_grows_is_found(monkeypatch, capsys):
+    monkeypatch.setattr(soak.run, "train", train_and_keep_memory)
+    with pytest.raises(typer.Exit) as ended:
+        command.main(minutes=0.1, seed=0)
+    assert ended.value.exit_code == 1
+    assert "memory grows" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("simple")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
+from torch import nn
 
 from ..module import SyncBatchNorm
 from .convert import convert_sync_batchnorm
@@ -29,6 +30,7 @@ class ConvertHook(Hook):
     priority = "VERY_HIGH"  # before other hooks copy the model, as the one for moving averages does
 
     def __init__(self, **options: Any) -> None:
+        convert_sync_batchnorm(nn.Identity(), **options)  # refuses what is wrong with them
         self.options = options
 
     def before_run(self, runner: Any) -> None:

@@ -24,6 +24,7 @@ from .run import end, run
 A_ROUND = 20  # programs that have a seed in common
 WARM = 30  # programs of a rank before what it holds counts
 MORE = {"eager": 0.25, "compiled": 16.0}  # MB a program that a rank may grow by on the average; generated code stays
+AGAIN = 30  # times that an eager program is repeated after each round; the first half of them warms up
 SPARE = 4  # descriptors and threads that it may have more than when it was warm
 
 
@@ -32,6 +33,8 @@ class Soak:
     """Runs programs one after another, and remembers what the ranks held after each."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    eager: Program | None = None  # the last that was
+    grown: list[float] = field(default_factory=list)  # MB a program, where the same eager one is repeated
     delays: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     held: defaultdict[tuple[int, int], list[tuple[str, dict[str, int]]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -45,6 +48,7 @@ class Soak:
             self.delays[what].append(seconds)
             return
         how = "eager" if program.compiled == "no" else "compiled"
+        self.eager = program if how == "eager" else self.eager
         self.counts[program.impl, program.compiled] += 1
         for rank, holds in enumerate(result):
             history = self.held[program.world_size, rank]
@@ -53,8 +57,17 @@ class Soak:
                 warm = max(before[kind] for _, before in history[:WARM])
                 assert holds[kind] <= warm + SPARE, f"rank {rank} holds {holds[kind]} {kind}, {warm} when it was warm"
 
+    def run_again(self) -> None:
+        """Repeat the last eager program: what a rank grows by then is not what compiled code left, nor a new shape."""
+        if self.eager is not None:
+            held = [run(self.eager) for _ in range(AGAIN)]
+            ranks = zip(held[AGAIN // 2], held[-1], strict=True)
+            self.grown += [(after["memory"] - before["memory"]) / (AGAIN // 2) / 1e6 for before, after in ranks]
+
     def growth(self, how: str) -> float:
         """MB by which a rank has grown in an eager or compiled program, on the average, once it was warm."""
+        if how == "eager":
+            return sum(self.grown) / len(self.grown) if self.grown else 0.0
         steps = [
             after[1]["memory"] - before[1]["memory"]
             for history in self.held.values()
@@ -129,6 +142,7 @@ def main(
             bar = progress.add_task("soaking", total=60 * minutes)
             while not over():
                 one_round(seed)
+                soak.run_again()
                 seed += 1
                 progress.update(bar, completed=time.monotonic() - start, description=f"seed {seed}")
     finally:

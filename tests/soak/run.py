@@ -107,7 +107,7 @@ def _none_left(pids: list[int]) -> None:
 
 
 def fail_under_torchrun(program: Program, fault: Fault) -> tuple[str, float]:
-    """The same, of ranks that torchrun starts. It ends with exit code 1, and says which rank was the first.
+    """The same, of ranks that torchrun starts. It ends with an error, and says what happened.
 
     Returns:
         What torchrun or a rank says of it, and the seconds from the fault to torchrun's end.

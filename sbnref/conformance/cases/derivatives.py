@@ -107,9 +107,8 @@ def check_transforms(stats_mode: str, impl: str, device: str) -> None:
     for name, got, want in zip(("x", *parameters), (gradient, *by_parameters.values()), first, strict=True):
         close(f"gradient of {name}", got, want, rtol=1e-9, atol=1e-9)
     (want,) = torch.autograd.grad((first[0] * tangent).sum(), leaf)
-    got = torch.func.jvp(torch.func.grad(loss), (x, parameters), (tangent, {n: 0 * p for n, p in parameters.items()}))[
-        1
-    ]
+    still = {name: 0 * p for name, p in parameters.items()}
+    got = torch.func.jvp(torch.func.grad(loss), (x, parameters), (tangent, still))[1]
     close("forward over reverse", got, want, rtol=1e-9, atol=1e-9)
 
     layer.reset_running_stats()
