@@ -1,6 +1,6 @@
 """Trains on handwritten digits with and without synchronized statistics, for the page *Is it worth it?*.
 
-    python benchmarks/worth.py             # writes docs/worth.json, in about three minutes of two free cores
+    python benchmarks/worth.py             # writes docs/worth.json, in about six minutes of CPU time
     python benchmarks/worth.py --quick     # the same rows from less training, to another file: --output
 
 One process plays all ranks. Synchronized ranks compute what one process computes from the whole batch; ranks that are

@@ -112,7 +112,7 @@ def slow_switch(hosts: list[Host], delay: float, loss: float) -> Iterator[None]:
 
 def _tap(host: Host, i: int) -> int:
     """Replace the host's link by one whose frames this process reads and writes."""
-    tun_set_interface, tap_without_header, name = 0x400454CA, 0x1002, f"sbnref-tap{i}"
+    tun_set_interface, tap_without_header, name = 0x400454CA, 0x1002, f"tap{os.getpid()}-{i}"
     try:
         tap = os.open("/dev/net/tun", os.O_RDWR)
         fcntl.ioctl(tap, tun_set_interface, struct.pack("16sH22x", name.encode(), tap_without_header))
