@@ -5,7 +5,9 @@
 #include "stages.h"
 
 #ifdef SBNREF_CUDASIM
-#include <cstdlib>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstring>
 #else
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -29,7 +31,8 @@ inline Device& simulated_device() {
 inline Device current_device() { return simulated_device(); }
 inline Stream current_stream() { return nullptr; }
 inline bool capturing() { return false; }
-inline void* zeroed_memory(size_t bytes) { return std::calloc(bytes, 1); }
+// From where tensors have theirs, so that whoever knows their memory knows all that a kernel may touch.
+inline void* zeroed_memory(size_t bytes) { return std::memset(c10::GetCPUAllocator()->raw_allocate(bytes), 0, bytes); }
 
 #else
 

@@ -1,48 +1,24 @@
 """Everything compiles for the GPUs, without a warning, and the compiler's report shows kernels that fill them."""
 
 import re
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
-from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
+from nvcc import FLAGS, compiled, cuda_includes, includes, needs_nvcc  # noqa: F401 (a fixture)
 
-from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES, NVCC_FLAGS
+from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES
 
 ARCHITECTURES = ("80", "90")
 INSTANCES = 4 * 4  # element types times layouts and access widths
 REGISTERS = 65536  # of a multiprocessor
 HALF_OCCUPANCY = 1024  # of the 2048 threads that it can hold
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: there is no nvcc on the PATH")
-
-
-@pytest.fixture(scope="module")
-def includes(tmp_path_factory) -> list[str]:
-    """Where the headers are. PyTorch without CUDA lacks one that is generated when it is built; a stand-in serves."""
-    stand_in = tmp_path_factory.mktemp("include")
-    header = Path("c10/cuda/impl/cuda_cmake_macros.h")
-    folders = [*include_paths(), sysconfig.get_paths()["include"]]
-    if not any((folder / header).exists() for folder in map(Path, folders)):
-        (stand_in / header).parent.mkdir(parents=True)
-        (stand_in / header).write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
-        folders.append(str(stand_in))
-    return [f"-I{CSRC}", *(argument for folder in folders for argument in ("-isystem", folder))]
-
-
-def compiled(command: list[str]) -> str:
-    """What the compiler said; fails with it if it failed."""
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout + run.stderr
+pytestmark = needs_nvcc
 
 
 @pytest.mark.parametrize("source", CUDA_SOURCES)
-def test_kernels(source, includes, tmp_path):
+def test_kernels(source, includes, tmp_path):  # noqa: F811
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    flags = ["-std=c++17", *COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Werror=all-warnings", "-Xptxas=-v", "-t2"]
+    flags = [*FLAGS, "-Werror=all-warnings", "-Xptxas=-v", "-t2"]
     report = compiled(["nvcc", *flags, *targets, *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "kernel.o")])
 
     kernels = re.findall(r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?Used (\d+) registers", report, re.DOTALL)
@@ -55,11 +31,6 @@ def test_kernels(source, includes, tmp_path):
 
 
 @pytest.mark.parametrize("source", HOST_SOURCES)
-def test_bindings(source, includes, tmp_path):
-    nvcc = Path(shutil.which("nvcc") or "").resolve()
-    said = subprocess.run([str(nvcc), "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
-    cuda_includes = re.findall(r'"-I(\S+?)"', said)
+def test_bindings(source, includes, tmp_path):  # noqa: F811
     flags = ["-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DTORCH_EXTENSION_NAME=sbnref_kernels"]
-    for folder in cuda_includes:
-        flags += ["-isystem", folder]
-    compiled(["c++", *flags, *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "host.o")])
+    compiled(["c++", *flags, *cuda_includes(), *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "host.o")])

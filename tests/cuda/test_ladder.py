@@ -7,12 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_compile_check import compiled, includes  # noqa: F401 (a fixture)
+from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
-from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 from sbnref.bench.results import tabulate
-from sbnref.impls.build import NVCC_FLAGS
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder
@@ -215,10 +213,10 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
     assert sum(map(len, inputs.values())) == len(rows)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: there is no nvcc on the PATH")
+@needs_nvcc
 def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
-    flags = ["-std=c++17", *COMMON_NVCC_FLAGS, *NVCC_FLAGS, "-Werror=all-warnings", *targets, *includes]
+    flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
     compiled(["nvcc", *flags, "-c", str(ladder.KERNELS / "ladder.cu"), "-o", str(tmp_path / "ladder.o")])
 
 

@@ -1,0 +1,129 @@
+"""The kernels as nvcc compiles them, interpreted: in a process of their own, as the simulation.
+
+What the operators call is the host's half of nvcc's output, with ``runtime.cpp`` in place of the CUDA runtime; what it
+launches is looked up in the PTX of the same compilation and run by :mod:`ptx`.
+"""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ptx
+import pytest
+import torch
+from nvcc import FLAGS, compiled, cuda_includes, includes  # noqa: F401 (a fixture)
+
+import sbnref
+from sbnref.impls import cuda
+from sbnref.impls.build import CSRC, CUDA_SOURCES
+
+ARCHITECTURE = "90"
+LIBRARY = "stages.so"
+LAUNCHER = ctypes.CFUNCTYPE(
+    ctypes.c_char_p,
+    *(ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)),
+)
+
+
+def compile_all(folder: Path, includes: list[str]) -> None:  # noqa: F811
+    """Leave the PTX of every source, and the library of the hosts' halves, in a folder."""
+    target = f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"
+
+    def kernel(source: str) -> None:
+        stem = Path(source).stem
+        (folder / stem).mkdir()  # files in between have the same names for all sources
+        keep = ["--keep", "--keep-dir", str(folder / stem), "-D__NV_LEGACY_LAUNCH", "-Xcompiler=-fPIC"]
+        compiled(["nvcc", *FLAGS, target, *keep, *includes, "-c", str(CSRC / source), "-o", str(folder / f"{stem}.o")])
+        (folder / stem / f"{stem}.ptx").rename(folder / f"{stem}.ptx")
+
+    def runtime() -> None:
+        source = Path(__file__).with_name("runtime.cpp")
+        flags = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", *cuda_includes(), *includes]
+        compiled(["c++", *flags, "-c", str(source), "-o", str(folder / "runtime.o")])
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [*(pool.submit(kernel, source) for source in CUDA_SOURCES), pool.submit(runtime)]:
+            done.result()
+    torch_library = Path(torch.__file__).parent / "lib"
+    objects = map(str, sorted(folder.glob("*.o")))
+    compiled(["c++", "-shared", *objects, f"-L{torch_library}", "-lc10", "-o", str(folder / LIBRARY)])
+
+
+@dataclass
+class Gpu:
+    """What launches come to, in the process that has loaded the library."""
+
+    folder: Path
+    library: ctypes.CDLL
+    kernels: dict[str, ptx.Kernel] = field(default_factory=dict)
+    fused: bool = True
+    launches: list[tuple[str, int, int]] = field(default_factory=list)  # kernel, blocks and threads
+
+    def read(self, edit: Callable[[str], str] = lambda text: text) -> None:
+        """Take the PTX as it was compiled, or with a change."""
+        self.kernels = {}
+        for source in CUDA_SOURCES:
+            self.kernels |= ptx.parse(edit((self.folder / source).with_suffix(".ptx").read_text()))
+
+    def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> bytes:
+        """Returns what went wrong, or nothing."""
+        try:
+            kernel = self.kernels[name.decode()]
+            self.launches.append((kernel.name, blocks, threads))
+            end = max(offset + size for offset, size in kernel.parameters.values())
+            given = bytearray(end)
+            for pointer, (offset, size) in zip(arguments, kernel.parameters.values(), strict=False):
+                given[offset : offset + size] = ctypes.string_at(pointer, size)
+            kernel.launch(blocks, threads, shared_bytes, bytes(given), self.memory(), fused=self.fused)
+        except ptx.PtxError as error:
+            return str(error).encode()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}".encode()
+        return b""
+
+    def memory(self) -> ptx.Memory:
+        """All that tensors have."""
+        room = self.library.known_memory(None, 0)
+        pairs = (ctypes.c_size_t * 2 * room)()
+        assert self.library.known_memory(pairs, room) == room
+        return ptx.Memory(
+            (at, np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)) for at, size in pairs
+        )
+
+
+_gpu: Gpu | None = None
+
+
+def gpu() -> Gpu:
+    assert _gpu is not None, "only where the library is loaded"
+    return _gpu
+
+
+def _load(folder: Path) -> None:
+    global _gpu
+    library = ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # before the simulation, which it stands in for
+    library.known_memory.restype = ctypes.c_size_t
+    _gpu = Gpu(folder, library)
+    _gpu.launcher = LAUNCHER(_gpu.launch)  # type: ignore[attr-defined] # kept from being collected
+    library.launch_with(_gpu.launcher)  # type: ignore[attr-defined]
+    assert cuda.why_not(torch.device("cpu")) is None
+    _gpu.read()
+
+
+@pytest.fixture(scope="session")
+def interpreted(tmp_path_factory, includes) -> Iterator[Callable]:  # noqa: F811
+    """``interpreted(function, *args)`` runs a function where ``impl='cuda'`` interprets the kernels' PTX."""
+    folder = tmp_path_factory.mktemp("ptx")
+    compile_all(folder, includes)
+    with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
+        environment.setenv("SBNREF_CUDASIM", "1")
+        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.library()"), check=True)
+        ranks.run(_load, folder)
+        environment.undo()
+        yield lambda function, *args: ranks.run(function, *args)[0]
