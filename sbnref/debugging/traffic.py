@@ -129,9 +129,11 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
         multiprocessors: of the GPU to plan for; 0 for the one at hand, or the one that is simulated.
 
     Returns:
-        ``layout``, ``aligned`` (to 16 bytes throughout), ``grid`` (blocks), ``block`` (threads), ``vector`` (elements
-        per access), ``lanes`` (threads side by side along the channels), ``tile_channels`` (that a block works on),
-        ``tiles``, ``splits`` (blocks that share a tile).
+        ``layout`` (``'channels-first'``, ``'short runs'`` or ``'channels-last'``, see ``csrc/plan.h``), ``inner``
+        (elements of a channel side by side), ``edges`` (of them, those that are read one by one), ``grid`` (blocks),
+        ``block`` (threads), ``vector`` (elements per access), ``lanes`` (threads side by side along a row), ``rows``
+        (that a block reads at once), ``tile_channels`` (that a block works on), ``tiles``, ``splits`` (blocks that
+        share a tile).
 
     Raises:
         ValueError: the tensor has no channels.
@@ -150,15 +152,15 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
 def in_words(plan: dict[str, Any]) -> str:
     """A launch plan as a sentence."""
     elements = f"{plan['vector']} element{'s' if plan['vector'] > 1 else ''} at a time"
-    if plan["layout"] == "channels-last":
-        rows = plan["block"] // plan["lanes"]
+    if plan["layout"] == "channels-first":
+        work = f"each works on one channel and reads it {elements}"
+        if plan["edges"]:
+            work += f", but for {plan['edges']} of the {plan['inner']} side by side, which lie at the ends"
+    else:
         work = (
             f"each works on {plan['tile_channels']} neighbouring channels: {plan['lanes']} threads read a row of them "
-            f"side by side, {elements}, and {rows} rows are read at once"
+            f"side by side, {elements}, and {plan['rows']} row{'s are' if plan['rows'] > 1 else ' is'} read at once"
         )
-    else:
-        work = f"each works on one channel and reads it {elements}"
-        work += "" if plan["aligned"] else ", taking care of the ends, which are not aligned to 16 bytes"
     if plan["splits"] > 1:
         what = "a channel" if plan["tile_channels"] == 1 else "these channels"
         work += f"; {plan['splits']} blocks share {what}, and the last to finish adds up what they found"
