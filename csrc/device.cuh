@@ -104,6 +104,20 @@ template <size_t bytes>
 using Bits = std::conditional_t<
     bytes == 16, uint4,
     std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
+
+// Said in assembly: of an assignment nvcc may make a store for every element.
+__device__ __forceinline__ void store_word(uint4* to, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ void store_word(uint2* to, uint2 v) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ void store_word(unsigned* to, unsigned v) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_word(unsigned short* to, unsigned short v) {
+    asm volatile("st.global.b16 [%0], %1;" ::"l"(to), "h"(v) : "memory");
+}
 #endif
 
 // Whether what is read will be read again. What will not leaves the cache first, before what is still to be read.
@@ -139,9 +153,8 @@ __device__ __forceinline__ void store_vector(Array<T> array, int64_t i, const Ve
     cudasim::check_access(array.data, array.size, i, V, sizeof(T), cudasim::Access::Write);
     *reinterpret_cast<Vector<T, V>*>(array.data + i) = value;
 #else
-    // Said like this: of an assignment nvcc may make a store for every element.
     using Word = Bits<sizeof(Vector<T, V>)>;
-    __stwb(reinterpret_cast<Word*>(array.data + i), *reinterpret_cast<const Word*>(&value));
+    store_word(reinterpret_cast<Word*>(array.data + i), *reinterpret_cast<const Word*>(&value));
 #endif
 }
 

@@ -18,7 +18,7 @@ ACCESS = 32 * 16  # bytes that a warp moves with an instruction of the widest ki
 
 
 def disassembler() -> str | None:
-    """cuobjdump: of the CUDA toolkit, or of the wheel ``nvidia-cuda-cuobjdump``; None where there is neither."""
+    """cuobjdump: of the wheels ``nvidia-cuda-cuobjdump`` and ``-nvdisasm``, or the toolkit's; None where there is none."""
     try:
         import nvidia
 
@@ -53,11 +53,13 @@ class Loop:
         return ACCESS * MULTIPROCESSORS * ISSUES * HERTZ / self.per_access / 1e12
 
 
-def kernels(cubin: Path) -> dict[str, list[tuple[int, str]]]:
-    """The instructions of every kernel, with their addresses, by its mangled name."""
+def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
+    """The instructions of every kernel for an architecture, with their addresses, by its mangled name."""
     tool = disassembler()
-    assert tool is not None
-    text = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    assert tool is not None, "expected cuobjdump; install it with: pip install nvidia-cuda-cuobjdump"
+    run = subprocess.run([tool, "-sass", "-arch", architecture, str(file)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    text = run.stdout
     parts = re.split(r"Function : (\S+)", text)[1:]
     line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
     return {
