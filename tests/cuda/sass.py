@@ -1,7 +1,7 @@
 """What the GPU is asked to do: the machine code of the kernels, as far as it says how fast they can be.
 
-A kernel streams in one loop. Its instructions per access, against what the chip can issue, bound how many bytes a second
-it can move, whatever the memory could give.
+A kernel streams in one loop. Its instructions per access, against what the chip can issue, bound how many bytes a
+second it can move, whatever the memory could give.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ACCESS = 32 * 16  # bytes that a warp moves with an instruction of the widest ki
 
 
 def disassembler() -> str | None:
-    """cuobjdump: of the wheels ``nvidia-cuda-cuobjdump`` and ``-nvdisasm``, or the toolkit's; None where there is none."""
+    """cuobjdump: of the wheel, beside which ``nvidia-cuda-nvdisasm`` has to be, or the toolkit's; None without."""
     try:
         import nvidia
 
@@ -69,9 +69,9 @@ def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
 
 
 def streaming_loop(code: list[tuple[int, str]]) -> Loop:
-    """The first loop that moves 16 bytes at a time, on the way through it that does so most often in fewest instructions.
+    """The first loop that moves 16 bytes at a time, on the way through it with most accesses and fewest instructions.
 
-    That way leads through its largest block: a round at the end of the data, which takes the other one, is the exception.
+    That way leads through its largest block: a round at the end of the data, which takes another, is the exception.
     """
     blocks = _blocks(code)
     loops = sorted((to, at) for at, block in blocks.items() for to in block.successors if to <= at)  # head, last

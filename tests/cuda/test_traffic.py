@@ -53,7 +53,7 @@ def test_short_runs(simulation):  # noqa: F811
 
 
 def check_edges() -> None:
-    """Long runs of an odd length, and channels that do not go together: all but their ends are read in whole accesses."""
+    """Long runs of an odd length, and channels that do not go together: whole accesses to all but their ends."""
     for shape in ((2, 3, 45, 45), (16, 3, 7, 7), (2, 16, 33, 65)):
         for s in Traffic(shape, torch.float16).stages:
             assert s.plan["layout"] == "channels-first"
