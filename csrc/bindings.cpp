@@ -31,12 +31,11 @@ py::dict build_info() {
 }
 
 py::dict launch_plan(
-    int64_t outer, int64_t channels, int64_t inner, int element_size, bool backward,
-    int multiprocessors) {
+    int64_t outer, int64_t channels, int64_t inner, int element_size, bool backward, int multiprocessors) {
     Device device = current_device();
     if (multiprocessors > 0) device = {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads};
-    const Plan plan = make_plan(
-        outer, channels, inner, element_size, backward ? kBackwardUnroll : kForwardUnroll, device);
+    const Plan plan =
+        make_plan(outer, channels, inner, element_size, backward ? kBackwardUnroll : kForwardUnroll, device);
     py::dict result;
     constexpr const char* kLayouts[] = {"channels-first", "short runs", "channels-last"};
     result["layout"] = kLayouts[static_cast<int>(plan.layout)];

@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     pass.reduce(plan, arrays, [&](auto size, const auto& value) {
         constexpr int G = decltype(size)::value;
 #pragma unroll
-        for (int k = 0; k < Own::kCount; ++k)
-            moments[k].template add<G>(count, [&](int i) { return value(0, k, i); });
+        for (int k = 0; k < Own::kCount; ++k) moments[k].template add<G>(count, [&](int i) { return value(0, k, i); });
         count += G;
     });
 

@@ -50,7 +50,7 @@ struct Plan {
     int64_t splits;                  // blocks that share a tile
     Tour body, edges;                // whole accesses, and the elements that these leave over
 
-    constexpr int rows() const { return threads / lanes; }     // that a block reads at once
+    constexpr int rows() const { return threads / lanes; }  // that a block reads at once
     constexpr int64_t blocks() const { return tiles * splits; }
     constexpr int64_t count() const { return outer * inner; }  // elements per channel
 };

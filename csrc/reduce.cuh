@@ -49,8 +49,8 @@ __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& m
 // Adds up entry(t, 0), entry(t, 1), ... entry(t, entries(t) - 1) for every channel t of the tile, a warp to each; the
 // result is returned to thread t.
 template <typename Entries, typename Entry>
-__device__ Pair sum_by_warps(
-    int tile_channels, const Entries& entries, const Entry& entry, SharedArray<Pair> scratch, int results) {
+__device__ Pair
+sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, SharedArray<Pair> scratch, int results) {
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp;
     for (int t = warp; t < tile_channels; t += warps) {
         Pair sum{0, 0};

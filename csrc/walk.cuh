@@ -119,7 +119,7 @@ class Walk {
             return ((at_ + V - 1) & -static_cast<int64_t>(V)) + static_cast<int64_t>(column_) * V;
         } else {
             const int before = static_cast<int>(-at_ & (plan_.vector - 1));  // elements to the first boundary
-            return at_ + column_ + (column_ < before ? 0 : plan_.body.columns * plan_.vector);
+            return at_ + column_ + (column_ < before ? 0 : static_cast<int64_t>(plan_.body.columns) * plan_.vector);
         }
     }
 
@@ -139,7 +139,8 @@ class Walk {
     int left_;    // accesses that this thread has still to make
 };
 
-// What a thread reads of N tensors, in rounds of U accesses to each that are in flight together. Going backwards, nothing is read again.
+// What a thread reads of N tensors, in rounds of U accesses to each that are in flight together. Going backwards,
+// nothing is read again.
 template <Layout layout, int V, int U, Direction direction, Part part, int N, typename T>
 class Rounds {
     static constexpr bool kFirst = layout == Layout::ChannelsFirst;
@@ -156,8 +157,8 @@ class Rounds {
 
     __device__ bool more() const { return walk_.template here<U>() > 0; }
 
-    // Calls take_in(G, value) for a group of G values of each of the thread's channels, where value(n, k, i) is number i
-    // of the k-th channel in the n-th tensor. A whole round is one group; one at the end is a group for each access.
+    // Calls take_in(G, value) for a group of G values of each of the thread's channels, where value(n, k, i) is number
+    // i of the k-th channel in the n-th tensor. A whole round is one group; one at the end is a group for each access.
     template <typename TakeIn>
     __device__ __forceinline__ void reduce(const TakeIn& take_in) {
         constexpr int kOfAccess = kFirst ? V : 1;  // values of a channel in an access
@@ -222,8 +223,7 @@ class FirstPass : public Rounds<layout, V, U, Direction::Forwards, Part::Body, N
     using Body::Body;
 
     template <typename TakeIn>
-    __device__ __forceinline__ void reduce(
-        const Plan& plan, const Array<const T> (&arrays)[N], const TakeIn& take_in) {
+    __device__ __forceinline__ void reduce(const Plan& plan, const Array<const T> (&arrays)[N], const TakeIn& take_in) {
         Body::reduce(take_in);
         if constexpr (layout == Layout::ChannelsFirst) {
             if (plan.edges.positions == 0) return;
@@ -245,8 +245,8 @@ class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body,
 
     template <typename Coefficients, typename Map>
     __device__ __forceinline__ void map(
-        const Plan& plan, const Place& place, const Array<const T> (&arrays)[N],
-        SharedArray<Coefficients> coefficients, const Array<T>& output, const Map& map) {
+        const Plan& plan, const Place& place, const Array<const T> (&arrays)[N], SharedArray<Coefficients> coefficients,
+        const Array<T>& output, const Map& map) {
         using Own = Channels<layout, V>;
         if (layout != Layout::ChannelsFirst && !Body::more()) return;
         Coefficients mine[Own::kCount];
