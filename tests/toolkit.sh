@@ -7,7 +7,10 @@ if [ -e /usr/local/cuda/bin/nvcc ]; then # it would go before pip's packages: hi
     exec unshare --map-root-user --mount sh -c 'mount -t tmpfs none /usr/local/cuda && exec "$0"' "$PWD/tests/toolkit.sh"
 fi
 work=$(mktemp -d)
-trap 'rm -rf "$work" build sbnref.egg-info' EXIT
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/source"
+cp -r pyproject.toml setup.py README.md LICENSE sbnref csrc "$work/source"
+torch=$(sed -n 's/^torch==//p' constraints.txt)
 venv=${VENV:-$work/venv}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 
@@ -18,12 +21,10 @@ export TORCH_CUDA_ARCH_LIST=9.0 TORCH_EXTENSIONS_DIR="$work/extensions"
 if command -v nvcc; then echo "expected no nvcc in /usr/bin"; exit 1; fi
 
 # === takes the release as it stands, and so no build for CPUs that lies nearer, such as 2.13.0+cpu
-torch=$(sed -n 's/^torch==//p' constraints.txt)
 pip install --quiet "torch===$torch" 'setuptools>=77'
-pip install --quiet '.[cuda-toolkit]'
-
 cd "$work"
-sbnref info | grep "from this Python's packages"
+pip install --quiet './source[cuda-toolkit]'
+COLUMNS=300 sbnref info | grep "from this Python's packages"
 sbnref build cuda
 loaded='
 import torch
@@ -34,7 +35,5 @@ for stage in ("forward_stats", "forward_apply", "backward_stats", "backward_appl
 print(build.built(build.KERNELS))'
 python -c "$loaded"
 
-cd - >/dev/null
-SBNREF_BUILD_CUDA=1 pip install --quiet --no-build-isolation --no-deps --force-reinstall .
-cd "$work"
+SBNREF_BUILD_CUDA=1 pip install --quiet --no-build-isolation --no-deps --force-reinstall ./source
 python -c "$loaded" | grep site-packages

@@ -212,11 +212,14 @@ def extension(library: Library) -> Any:
     """The library as setuptools builds it ahead of time.
 
     Raises:
-        BuildError: it needs CUDA and PyTorch has none, nvcc is missing, or the two do not fit.
+        BuildError: it needs CUDA and PyTorch has none, nvcc is missing, the two do not fit, or there is no GPU to build for.
     """
     from torch.utils import cpp_extension
 
-    link_folder = _use_toolkit(Path("build") / "cudart") if library.cuda else None  # setuptools' folder
+    link_folder = None
+    if library.cuda:
+        link_folder = _use_toolkit(Path("build") / "cudart")  # in setuptools' folder
+        _check_gpus()
     assert library.installed is not None
     kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
     return kind(
@@ -329,13 +332,14 @@ def _check_tools(library: Library) -> None:
         raise BuildError("building needs ninja; install it with: pip install ninja")
     if library.cuda:
         find_cuda()
+        _check_gpus()
 
 
 def find_cuda() -> Toolkit:
-    """The CUDA toolkit that the kernels are built with, and for which GPUs is known too.
+    """The CUDA toolkit that the kernels are built with.
 
     Raises:
-        BuildError: PyTorch is without CUDA, no toolkit fits it, or there is no GPU to build for.
+        BuildError: PyTorch is without CUDA, or no toolkit fits it.
     """
     if torch.version.cuda is None:
         raise BuildError(
@@ -343,15 +347,17 @@ def find_cuda() -> Toolkit:
             "or set SBNREF_CUDASIM=1 to simulate the kernels on CPU tensors"
         )
     try:
-        toolkit = find_toolkit(torch.version.cuda)
+        return find_toolkit(torch.version.cuda)
     except NoToolkit as error:
         raise BuildError(f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, and {error}") from None
+
+
+def _check_gpus() -> None:
     if not _architectures():
         raise BuildError(
             "no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES, or to build for another "
             "machine name its GPUs in TORCH_CUDA_ARCH_LIST, such as 9.0"
         )
-    return toolkit
 
 
 def toolkit_in_words() -> str:

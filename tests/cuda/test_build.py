@@ -87,6 +87,7 @@ def test_no_gpu(real, monkeypatch, cuda_home):
     build._check_tools(KERNELS)  # for another machine, which the list names
     for value in ("", "native"):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
+        assert build.toolkit_in_words().startswith("CUDA 13.0 in"), "the toolkit is there all the same"
         with pytest.raises(build.BuildError, match=r"no CUDA GPU is visible.*in TORCH_CUDA_ARCH_LIST, such as 9\.0"):
             build._check_tools(KERNELS)
 
