@@ -27,6 +27,7 @@ def test_as_a_table(monkeypatch):
         "impl='reference'",
         "runs on cpu",
         "build cache",
+        "CUDA toolkit",
         "taken on",
     ):
         assert part in run.stdout
@@ -69,10 +70,12 @@ def test_as_json(monkeypatch, tmp_path):
     (tmp_path / "sbnref_library").mkdir()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
     run = CliRunner().invoke(app, ["info", "--json"])
     data = json.loads(run.stdout)
     assert data["impls"]["reference"]["cpu"] is None
     assert "SBNREF_CUDASIM=1" in data["impls"]["cuda"]["cpu"]
+    assert data["toolkit"].startswith(f"none: PyTorch {torch.__version__} was built without CUDA")
     assert data["build_cache"] == str(tmp_path)
     assert data["built"] == ["sbnref_library"]
     assert data["variables"]["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
