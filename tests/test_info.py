@@ -93,7 +93,7 @@ def simulated(*words):
 def test_launch_plans_for_a_shape():
     simulated("build", "simulation")
     plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
-    assert plans["forward"]["layout"] == "channels-first"
+    assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 4
     assert "(8, 4, 5, 5) float32: 4 blocks" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
 

@@ -212,7 +212,7 @@ def extension(library: Library) -> Any:
     """The library as setuptools builds it ahead of time.
 
     Raises:
-        BuildError: it needs CUDA and PyTorch has none, nvcc is missing, the two do not fit, or there is no GPU to build for.
+        BuildError: it needs CUDA, and PyTorch has none, nvcc is missing, the two do not fit, or no GPU is named.
     """
     from torch.utils import cpp_extension
 
