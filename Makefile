@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TEST := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these have targets of their own
 
-.PHONY: help demo test coverage test-compile test-cuda test-hosts faults soak test-sanitized gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test coverage test-compile test-cuda test-hosts faults soak test-sanitized test-toolkit gpu-check lint types docs test-site docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ test-sanitized: $(READY)  ## run the kernels under AddressSanitizer, UndefinedBe
 	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cuda/test_stages.py tests/cuda/test_simulation.py
 	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
 	$(BIN)/pytest tests/cpu/race_check.py
+
+test-toolkit:  ## build the CUDA kernels where pip alone brought nvcc, in a fresh environment; downloads gigabytes (Linux)
+	PYTHON=$(PYTHON) tests/toolkit.sh
 
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py

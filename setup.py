@@ -3,7 +3,12 @@
 import os
 import sys
 
+import setuptools
 from setuptools import setup
+
+# Older ones refuse pyproject.toml with a page of errors, none of which says this.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"expected setuptools 77 or newer, got {setuptools.__version__}; run: pip install 'setuptools>=77'")
 
 NO = ("", "0", "false", "no", "off")
 wanted = [name for name in ("SBNREF_BUILD_CPU", "SBNREF_BUILD_CUDA") if os.environ.get(name, "").lower() not in NO]

@@ -24,10 +24,10 @@ __device__ Pair sum_over_channel(const Channel& channel, const F& f) {
     for (int64_t i = threadIdx.x; i < channel.count(); i += blockDim.x) f(channel.index(i), first, second);
     Plan plan{};
     plan.layout = Layout::ChannelsFirst;
-    plan.lanes = 1;
+    plan.lanes = plan.tile_channels = 1;
     plan.splits = 1;
     const Place place(plan, Direction::Forwards);
-    return sum_over_block<1>(plan, place, [&](int) { return Pair{first, second}; }, scratch);
+    return sum_by_lanes<1>(plan, place, [&](int) { return Pair{first, second}; }, scratch);
 }
 
 template <typename T>

@@ -19,12 +19,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
 
     const Array<const double> total = as<const double>(b.total), saved = as<const double>(b.saved);
     const Place place(plan, Direction::Backwards);
+    const Array<const T> inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
+    SecondPass<layout, V, unroll<T, layout, V>(kBackwardUnroll), 2, T> pass(plan, place, inputs);
     if (const int64_t C = plan.channels, channel = place.own; channel >= 0) {
+        const ChannelValue gamma(b.gamma, channel);
         const double sum_g = load(total, channel), sum_gx = load(total, C + channel);
         const Split<A> mean(load(saved, channel));
         const double invstd = load(saved, C + channel), skew = load(saved, 2 * C + channel);
         const double k = b.k * load(saved, 3 * C + channel);  // what one element weighs in the mean
-        const double scale = b.gamma.data ? load_channel(b.gamma, channel) * invstd : invstd;
+        const double scale = b.gamma.data ? gamma.get(b.gamma.dtype) * invstd : invstd;
         const double slope = scale * k * sum_gx * invstd;
         const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
         coefficients[threadIdx.x] =
@@ -32,12 +35,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
     }
     __syncthreads();
 
-    const Array<const T> inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
-    map_elements<layout, V, kBackwardUnroll>(
-        plan, place, coefficients, inputs, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
-            const A g = at(0), deviation = at(1) - c.hi;
-            return g * c.scale - (deviation * c.slope + c.offset);
-        });
+    pass.map(plan, place, inputs, coefficients, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
+        const A g = at(0), deviation = at(1) - c.hi;
+        return g * c.scale - (deviation * c.slope + c.offset);
+    });
 }
 
 }  // namespace

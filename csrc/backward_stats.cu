@@ -16,57 +16,41 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel
     Array<double> payload)                           // (2C,)
 {
     using A = Accumulator<T>;
-    constexpr int U = kBackwardUnroll;
-    using G = Groups<layout, V, U>;
+    using Own = Channels<layout, V>;
+    constexpr int U = unroll<T, layout, V>(kBackwardUnroll);
     SHARED_ARRAY(A, means, kMaxTileChannels);
     DYNAMIC_SHARED_ARRAY(Pair, scratch);
 
     const Place place(plan, Direction::Forwards);
     const int64_t C = plan.channels, channel = place.own;
+    const Array<const T> arrays[] = {dy, x};
+    FirstPass<layout, V, U, 2, T> pass(plan, place, arrays);
     if (channel >= 0) means[threadIdx.x] = Split<A>(load(saved, channel)).hi;
     __syncthreads();
 
-    Walk<layout, V> walk(plan, place, Direction::Forwards);
-    A hi[G::kChannels] = {}, sum_g[G::kChannels] = {}, sum_gd[G::kChannels] = {};
-    if (walk.more()) {
+    A hi[Own::kCount] = {}, sum_g[Own::kCount] = {}, sum_gd[Own::kCount] = {};
+    if (layout == Layout::ChannelsFirst || pass.more()) {
 #pragma unroll
-        for (int k = 0; k < G::kChannels; ++k) hi[k] = means[place.lane * G::kChannels + k];
+        for (int k = 0; k < Own::kCount; ++k) hi[k] = means[Own::in_tile(plan, place, k)];
     }
-    while (walk.more()) {
-        Chunk<V> chunks[U];
-        Vector<T, V> gradients[U], values[U];
-        walk.next(chunks);
-        load_chunks<layout, V>(dy, chunks, gradients);
-        load_chunks<layout, V>(x, chunks, values);
-
+    pass.reduce(plan, arrays, [&](auto size, const auto& value) {
 #pragma unroll
-        for (int g = 0; g < G::kCount; ++g) {
-            const auto take_in = [&](unsigned mask) {
+        for (int k = 0; k < Own::kCount; ++k) {
+            A group_g = 0, group_gd = 0;
 #pragma unroll
-                for (int k = 0; k < G::kChannels; ++k) {
-                    A group_g = 0, group_gd = 0;
-#pragma unroll
-                    for (int i = 0; i < G::kValues; ++i) {
-                        if (!(mask >> i & 1)) continue;
-                        const A gradient = G::value(gradients, g, k, i);
-                        group_g += gradient;
-                        group_gd += gradient * (G::value(values, g, k, i) - hi[k]);
-                    }
-                    sum_g[k] += group_g;
-                    sum_gd[k] += group_gd;
-                }
-            };
-            const unsigned mask = G::mask(chunks, g);
-            if (mask == G::kWhole)
-                take_in(G::kWhole);  // the common case, with a constant
-            else if (mask != 0)
-                take_in(mask);
+            for (int i = 0; i < decltype(size)::value; ++i) {
+                const A gradient = value(0, k, i);
+                group_g += gradient;
+                group_gd += gradient * (value(1, k, i) - hi[k]);
+            }
+            sum_g[k] += group_g;
+            sum_gd[k] += group_gd;
         }
-    }
+    });
 
     const auto mine = [&](int k) { return Pair{static_cast<double>(sum_g[k]), static_cast<double>(sum_gd[k])}; };
     Pair sum;
-    if (!sum_over_tile<G::kChannels>(plan, place, mine, sum, scratch, partials, tickets) || channel < 0) return;
+    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets) || channel < 0) return;
     const Split<A> mean(load(saved, channel));
     store(payload, channel, sum.first);
     store(payload, C + channel, (sum.second - mean.lo * sum.first) * load(saved, C + channel));

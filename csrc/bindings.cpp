@@ -31,21 +31,22 @@ py::dict build_info() {
 }
 
 py::dict launch_plan(
-    int64_t outer, int64_t channels, int64_t inner, int element_size, bool backward, int misaligned,
-    int multiprocessors) {
+    int64_t outer, int64_t channels, int64_t inner, int element_size, bool backward, int multiprocessors) {
     Device device = current_device();
     if (multiprocessors > 0) device = {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads};
-    const Plan plan = make_plan(
-        outer, channels, inner, element_size, misaligned, misaligned == 0, backward ? kBackwardUnroll : kForwardUnroll,
-        device);
+    const Plan plan =
+        make_plan(outer, channels, inner, element_size, backward ? kBackwardUnroll : kForwardUnroll, device);
     py::dict result;
-    result["layout"] = plan.layout == Layout::ChannelsLast ? "channels-last" : "channels-first";
-    result["aligned"] = plan.layout != Layout::ChannelsFirstUnaligned && plan.vector > 1;
+    constexpr const char* kLayouts[] = {"channels-first", "short runs", "channels-last"};
+    result["layout"] = kLayouts[static_cast<int>(plan.layout)];
+    result["inner"] = plan.inner;
     result["grid"] = plan.blocks();
     result["block"] = plan.threads;
     result["vector"] = plan.vector;
     result["lanes"] = plan.lanes;
-    result["tile_channels"] = plan.tile_channels();
+    result["rows"] = plan.rows();
+    result["edges"] = plan.edges.columns;
+    result["tile_channels"] = plan.tile_channels;
     result["tiles"] = plan.tiles;
     result["splits"] = plan.splits;
     return result;
@@ -60,7 +61,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "The plan for a dense tensor that is (outer, channels, inner) in memory. multiprocessors: of the chip to plan "
         "for; 0 for this one.",
         py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("element_size"), py::kw_only(),
-        py::arg("backward") = false, py::arg("misaligned") = 0, py::arg("multiprocessors") = 0);
+        py::arg("backward") = false, py::arg("multiprocessors") = 0);
 #ifdef SBNREF_CUDASIM
     m.def(
         "set_order", &cudasim::set_order,

@@ -6,6 +6,7 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "stages.h"
@@ -97,20 +98,65 @@ struct alignas(sizeof(T) * V) Vector {
     T at[V];
 };
 
-template <int V, typename T>
+#ifndef SBNREF_CUDASIM
+// So many bytes as one access moves them.
+template <size_t bytes>
+using Bits = std::conditional_t<
+    bytes == 16, uint4,
+    std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
+
+// Said in assembly: of an assignment nvcc may make a store for every element.
+__device__ __forceinline__ void store_word(uint4* to, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ __forceinline__ void store_word(uint2* to, uint2 v) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ void store_word(unsigned* to, unsigned v) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_word(unsigned short* to, unsigned short v) {
+    asm volatile("st.global.b16 [%0], %1;" ::"l"(to), "h"(v) : "memory");
+}
+#endif
+
+// Whether what is read will be read again. What will not leaves the cache first, before what is still to be read.
+enum class Use { Again, Last };
+
+template <int V, Use use = Use::Again, typename T>
 __device__ __forceinline__ Vector<T, V> load_vector(Array<const T> array, int64_t i) {
+    const Vector<T, V>* const from = reinterpret_cast<const Vector<T, V>*>(array.data + i);
 #ifdef SBNREF_CUDASIM
     cudasim::check_access(array.data, array.size, i, V, sizeof(T), cudasim::Access::Read);
+#else
+    if constexpr (use == Use::Last) {
+        using Word = Bits<sizeof(Vector<T, V>)>;
+        Vector<T, V> value;
+        *reinterpret_cast<Word*>(&value) = __ldcs(reinterpret_cast<const Word*>(from));
+        return value;
+    }
 #endif
-    return *reinterpret_cast<const Vector<T, V>*>(array.data + i);
+    return *from;
+}
+
+// Has what lies around array[i] brought to the cache.
+template <typename T>
+__device__ __forceinline__ void prefetch(Array<const T> array, int64_t i) {
+#ifndef SBNREF_CUDASIM
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(array.data + i));
+#endif
 }
 
 template <int V, typename T>
 __device__ __forceinline__ void store_vector(Array<T> array, int64_t i, const Vector<T, V>& value) {
 #ifdef SBNREF_CUDASIM
     cudasim::check_access(array.data, array.size, i, V, sizeof(T), cudasim::Access::Write);
-#endif
     *reinterpret_cast<Vector<T, V>*>(array.data + i) = value;
+#else
+    using Word = Bits<sizeof(Vector<T, V>)>;
+    store_word(reinterpret_cast<Word*>(array.data + i), *reinterpret_cast<const Word*>(&value));
+#endif
 }
 
 template <typename T>
@@ -131,16 +177,42 @@ __device__ __forceinline__ unsigned take_ticket(Array<unsigned> array, int64_t i
     return atomicInc(array.data + i, last);
 }
 
-// What is per channel is read and written in float64, whatever it is stored in.
-__device__ inline double load_channel(const Buffer& buffer, int64_t channel) {
-    const int64_t i = channel * buffer.stride;
-    switch (buffer.dtype) {
-        case Dtype::Half: return static_cast<float>(load(as<const c10::Half>(buffer), i));
-        case Dtype::BFloat16: return static_cast<float>(load(as<const c10::BFloat16>(buffer), i));
-        case Dtype::Float: return load(as<const float>(buffer), i);
-        default: return load(as<const double>(buffer), i);
+// What is per channel, of whatever dtype, as float64: read where it is made, converted only where it is used, so that
+// several reads are under way together.
+class ChannelValue {
+   public:
+    // Nothing is read where the buffer is null.
+    __device__ ChannelValue(const Buffer& buffer, int64_t channel) {
+        if (buffer.data == nullptr) return;
+        const int64_t i = channel * buffer.stride;
+        switch (buffer.dtype) {
+            case Dtype::Half:
+            case Dtype::BFloat16: bits_ = load(as<const uint16_t>(buffer), i); break;
+            case Dtype::Float: bits_ = load(as<const uint32_t>(buffer), i); break;
+            default: bits_ = load(as<const uint64_t>(buffer), i);
+        }
     }
-}
+
+    __device__ double get(Dtype dtype) const {
+        switch (dtype) {
+            case Dtype::Half: return static_cast<float>(from<c10::Half, uint16_t>());
+            case Dtype::BFloat16: return static_cast<float>(from<c10::BFloat16, uint16_t>());
+            case Dtype::Float: return from<float, uint32_t>();
+            default: return from<double, uint64_t>();
+        }
+    }
+
+   private:
+    template <typename T, typename U>
+    __device__ T from() const {
+        const U bits = static_cast<U>(bits_);
+        T value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+
+    uint64_t bits_ = 0;
+};
 
 __device__ inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
     const int64_t i = channel * buffer.stride;
@@ -220,15 +292,19 @@ struct Case {
     static constexpr int V = V_;
 };
 
+template <typename T, Layout layout, int V, typename F>
+void dispatch_vector(const Plan& plan, const F& f) {
+    if (plan.vector == V) return f(Case<T, layout, V>{});
+    if constexpr (V > 1) return dispatch_vector<T, layout, V / 2>(plan, f);
+}
+
 template <typename T, typename F>
 void dispatch_layout(const Plan& plan, const F& f) {
     constexpr int widest = kAccessBytes / sizeof(T);
     switch (plan.layout) {
         case Layout::ChannelsFirst: return f(Case<T, Layout::ChannelsFirst, widest>{});
-        case Layout::ChannelsFirstUnaligned: return f(Case<T, Layout::ChannelsFirstUnaligned, widest>{});
-        case Layout::ChannelsLast:
-            return plan.vector == 1 ? f(Case<T, Layout::ChannelsLast, 1>{})
-                                    : f(Case<T, Layout::ChannelsLast, widest>{});
+        case Layout::ShortRuns: return f(Case<T, Layout::ShortRuns, widest>{});
+        case Layout::ChannelsLast: return dispatch_vector<T, Layout::ChannelsLast, widest>(plan, f);
     }
 }
 

@@ -24,17 +24,17 @@ __device__ Statistics combine(Array<const double> total, int64_t divisor, int64_
 // As sbnref/running.py: update_running_stats, for one channel. num_batches_tracked is still the number before it.
 __device__ void update_running_stats(
     const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
-    if (!(stats.count.value > 0)) return;
+    const ChannelValue mean_before(f.running_mean, channel), var_before(f.running_var, channel);
     const Rounded one{1}, others = stats.count - one;
     const Rounded factor =
         f.cumulative ? one / Rounded{static_cast<double>(num_batches_tracked + 1)} : Rounded{f.momentum};
     const Rounded unbiased = stats.var * stats.count / (others.value < 1 ? one : others);
-    const auto move = [&](const Buffer& buffer, Rounded value) {
-        const Rounded before{load_channel(buffer, channel)};
-        store_channel(buffer, channel, (before * (one - factor) + value * factor).value);
+    const auto move = [&](const Buffer& buffer, const ChannelValue& before, Rounded value) {
+        const Rounded moved = Rounded{before.get(buffer.dtype)} * (one - factor) + value * factor;
+        store_channel(buffer, channel, moved.value);
     };
-    move(f.running_mean, stats.mean);
-    move(f.running_var, unbiased);
+    move(f.running_mean, mean_before, stats.mean);
+    move(f.running_var, var_before, unbiased);
 }
 
 template <typename A>
@@ -45,47 +45,51 @@ struct ForwardCoefficients {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(Plan plan, ForwardApply f) {
     using A = Accumulator<T>;
-    // The coefficients of eight channels leave registers for three accesses in flight.
-    constexpr int U = layout == Layout::ChannelsLast && V == 8 ? 3 : kForwardUnroll;
     SHARED_ARRAY(ForwardCoefficients<A>, coefficients, kMaxTileChannels);
 
     const Array<const double> total = as<const double>(f.total);
     const Place place(plan, Direction::Backwards);
-    const int64_t C = plan.channels;
-    const bool updates = place.split == 0 && f.running_mean.data != nullptr;
-    int64_t steps = 0;
-    if (updates && f.num_batches_tracked != nullptr) steps = load(Array<const int64_t>{f.num_batches_tracked, 1}, 0);
+    const int64_t C = plan.channels, channel = place.own;
+    const bool keeps = place.split == 0, updates = keeps && f.running_mean.data != nullptr;
+    // The first tile counts the step; where others read the count too, the last one to have done so.
+    const bool counts = updates && f.num_batches_tracked != nullptr && (f.cumulative || place.tile == 0);
 
-    if (const int64_t channel = place.own; channel >= 0) {
-        const Statistics stats = combine(total, f.divisor, C, channel);
-        const double invstd = 1 / sqrt(stats.var.value + f.eps);
+    // Everything that has to be read is asked for before the first of it is used.
+    const Array<const T> inputs[] = {as<const T>(f.x)};
+    SecondPass<layout, V, unroll<T, layout, V>(kForwardUnroll), 1, T> pass(plan, place, inputs);
+    const int64_t steps = counts ? load(Array<const int64_t>{f.num_batches_tracked, 1}, 0) : 0;
+    Statistics stats{};
+    double invstd = 0;
+    if (channel >= 0) {
+        const ChannelValue gamma(f.gamma, channel), beta(f.beta, channel);
+        stats = combine(total, f.divisor, C, channel);
+        invstd = 1 / sqrt(stats.var.value + f.eps);
         const Split<A> mean(stats.mean.value);
-        const double scale = f.gamma.data ? load_channel(f.gamma, channel) * invstd : invstd;
-        const double shift = (f.beta.data ? load_channel(f.beta, channel) : 0) - mean.lo * scale;
+        const double scale = f.gamma.data ? gamma.get(f.gamma.dtype) * invstd : invstd;
+        const double shift = (f.beta.data ? beta.get(f.beta.dtype) : 0) - mean.lo * scale;
         coefficients[threadIdx.x] = ForwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(shift)};
-        if (place.split == 0) {
-            const Array<double> saved = as<double>(f.saved);
-            store(saved, channel, stats.mean.value);
-            store(saved, C + channel, invstd);
-            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
-            store(saved, 2 * C + channel, stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value));
-            store(saved, 3 * C + channel, 1 / stats.divisor.value);
-        }
-        if (updates) update_running_stats(f, stats, steps, channel);
     }
     __syncthreads();
-    // Every tile has to read num_batches_tracked before it changes: the last one to get here counts the step.
-    if (updates && f.num_batches_tracked != nullptr && threadIdx.x == 0) {
-        __threadfence();
+    // While the first round is on its way.
+    if (channel >= 0 && keeps) {
+        const Array<double> saved = as<double>(f.saved);
+        store(saved, channel, stats.mean.value);
+        store(saved, C + channel, invstd);
+        // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+        store(saved, 2 * C + channel, stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value));
+        store(saved, 3 * C + channel, 1 / stats.divisor.value);
+        if (updates && stats.count.value > 0) update_running_stats(f, stats, steps, channel);
+    }
+    if (counts && threadIdx.x == 0 && stats.count.value > 0) {
         const unsigned last = static_cast<unsigned>(plan.tiles) - 1;
-        if (take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last && load(total, 2 * C + 1) > 0)
+        if (f.cumulative) __threadfence();
+        if (!f.cumulative || take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last)
             store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
     }
 
-    const Array<const T> inputs[] = {as<const T>(f.x)};
-    map_elements<layout, V, U>(
-        plan, place, coefficients, inputs, as<T>(f.y),
-        [](const ForwardCoefficients<A>& c, const auto& at) { return (at(0) - c.hi) * c.scale + c.shift; });
+    pass.map(plan, place, inputs, coefficients, as<T>(f.y), [](const ForwardCoefficients<A>& c, const auto& at) {
+        return (at(0) - c.hi) * c.scale + c.shift;
+    });
 }
 
 }  // namespace

@@ -16,27 +16,20 @@ struct Moments {
     A mean = 0;   // of x - shift
     A m2 = 0;     // sum of (x - shift - mean)^2
 
+    // Takes in the values x(0) to x(G - 1), after `before` others.
     template <int G, typename Value>
-    __device__ __forceinline__ void start(unsigned mask, const Value& x) {
-#pragma unroll
-        for (int i = G - 1; i >= 0; --i)
-            if (mask >> i & 1) shift = x(i);
-    }
-
-    // Takes in those of the values x(0) to x(G - 1) whose bit is set, after `before` others.
-    template <int G, typename Value>
-    __device__ __forceinline__ void add(A before, unsigned mask, const Value& x) {
-        const A added = __popc(mask), fraction = added * reciprocal(before + added);
-        const auto holds = [&](int i) { return mask >> i & 1; };
+    __device__ __forceinline__ void add(A before, const Value& x) {
+        if (before == 0) shift = x(0);
+        const A fraction = G * reciprocal(before + G);
         A sum = 0;
 #pragma unroll
-        for (int i = 0; i < G; ++i) sum += holds(i) ? x(i) - shift : 0;
-        const A group_mean = sum * reciprocal(added);
+        for (int i = 0; i < G; ++i) sum += x(i) - shift;
+        const A group_mean = sum * (A{1} / G);
         A group_m2 = 0;
 #pragma unroll
         for (int i = 0; i < G; ++i) {
             const A deviation = x(i) - shift - group_mean;
-            group_m2 += holds(i) ? deviation * deviation : 0;
+            group_m2 += deviation * deviation;
         }
         const A delta = group_mean - mean;
         mean += delta * fraction;
@@ -61,49 +54,32 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     Array<double> payload)    // (2C + 2,)
 {
     using A = Accumulator<T>;
-    // The accumulators of eight channels leave registers for three accesses in flight.
-    constexpr int U = layout == Layout::ChannelsLast && V == 8 ? 3 : kForwardUnroll;
-    using G = Groups<layout, V, U>;
+    using Own = Channels<layout, V>;
+    constexpr int U = unroll<T, layout, V>(kForwardUnroll);
     SHARED_ARRAY(double, pivots, kMaxTileChannels);  // the first element of each channel
     DYNAMIC_SHARED_ARRAY(Pair, scratch);
+
+    const Array<const T> arrays[] = {x};
+    FirstPass<layout, V, U, 1, T> pass(plan, Place(plan, Direction::Forwards), arrays);
     if (const int channel = Place(plan, Direction::Forwards).own; channel >= 0 && plan.count() > 0)
         pivots[threadIdx.x] = static_cast<double>(load(x, channel * plan.inner));
 
-    Moments<A> moments[G::kChannels];
+    Moments<A> moments[Own::kCount];
     int count = 0;
-    for (Walk<layout, V> walk(plan, Place(plan, Direction::Forwards), Direction::Forwards); walk.more();) {
-        Chunk<V> chunks[U];
-        Vector<T, V> values[U];
-        walk.next(chunks);
-        load_chunks<layout, V>(x, chunks, values);
-
+    pass.reduce(plan, arrays, [&](auto size, const auto& value) {
+        constexpr int G = decltype(size)::value;
 #pragma unroll
-        for (int g = 0; g < G::kCount; ++g) {
-            const auto value = [&](int k) { return [&, k](int i) { return G::value(values, g, k, i); }; };
-            const auto take_in = [&](unsigned mask) {
-                if (count == 0) {
-#pragma unroll
-                    for (int k = 0; k < G::kChannels; ++k) moments[k].template start<G::kValues>(mask, value(k));
-                }
-#pragma unroll
-                for (int k = 0; k < G::kChannels; ++k) moments[k].template add<G::kValues>(count, mask, value(k));
-                count += __popc(mask);
-            };
-            const unsigned mask = G::mask(chunks, g);
-            if (mask == G::kWhole)
-                take_in(G::kWhole);  // the common case, with a constant
-            else if (mask != 0)
-                take_in(mask);
-        }
-    }
+        for (int k = 0; k < Own::kCount; ++k) moments[k].template add<G>(count, [&](int i) { return value(0, k, i); });
+        count += G;
+    });
 
     const Place place(plan, Direction::Forwards);
     __syncthreads();
     const auto mine = [&](int k) {
-        return count > 0 ? moments[k].about(pivots[place.lane * G::kChannels + k], count) : Pair{0, 0};
+        return count > 0 ? moments[k].about(pivots[Own::in_tile(plan, place, k)], count) : Pair{0, 0};
     };
     Pair sum;
-    if (!sum_over_tile<G::kChannels>(plan, place, mine, sum, scratch, partials, tickets)) return;
+    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets)) return;
     const int64_t C = plan.channels;
     if (place.own >= 0) {
         const double pivot = plan.count() > 0 ? static_cast<double>(pivots[threadIdx.x]) : 0;

@@ -17,15 +17,15 @@ namespace {
 
 // ---- the plan ----
 
-int misaligned_elements(const Tensor& x) {
-    return static_cast<int>(reinterpret_cast<uintptr_t>(x.data_ptr()) % kAccessBytes / x.element_size());
+// A dense tensor that starts on a boundary of the widest access: itself, as nearly always, or a copy.
+Tensor on_boundary(const Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.data_ptr()) % kAccessBytes == 0 ? x : x.clone();
 }
 
-Plan plan_for(const Tensor& x, bool aligned, int unroll) {
+Plan plan_for(const Tensor& x, int unroll) {
     const Shape shape = shape_of(x);
     return make_plan(
-        shape.outer, shape.channels, shape.inner, static_cast<int>(x.element_size()), misaligned_elements(x), aligned,
-        unroll, current_device());
+        shape.outer, shape.channels, shape.inner, static_cast<int>(x.element_size()), unroll, current_device());
 }
 
 // ---- the workspace: where the blocks of a launch meet ----
@@ -63,16 +63,16 @@ struct WorkspaceTensors {
 
 WorkspaceTensors workspace_for(const Plan& plan, const Tensor& x) {
     if (plan.splits == 1) return {};
-    return {empty_statistics({plan.blocks() * plan.tile_channels() * 2}, x), tickets(x)};
+    return {empty_statistics({plan.blocks() * plan.tile_channels * 2}, x), tickets(x)};
 }
 
 // ---- the operators ----
 
 Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
     const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = dense(x_in);
+    const Tensor x = on_boundary(dense(x_in));
     const Tensor payload = empty_statistics({2 * x.size(1) + 2}, x);
-    const Plan plan = plan_for(x, misaligned_elements(x) == 0, kForwardUnroll);
+    const Plan plan = plan_for(x, kForwardUnroll);
     forward_stats(
         plan, {buffer(x), static_cast<double>(weight), buffer(payload)}, workspace_for(plan, x), current_stream());
     return payload;
@@ -83,22 +83,21 @@ std::tuple<Tensor, Tensor> forward_apply_op(
     const OptionalTensor& beta, double eps, const OptionalTensor& running_mean, const OptionalTensor& running_var,
     const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
     const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = dense(x_in), y = at::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
+    const Tensor x = on_boundary(dense(x_in)), y = at::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
     ForwardApply stage = forward_apply_stage(
         x, total, divisor, gamma, beta, eps, running_mean, running_var, num_batches_tracked, momentum, y, saved);
     const Tickets ticket = stage.num_batches_tracked ? tickets(x) : Tickets{};
     stage.tickets = ticket.counters;
-    forward_apply(plan_for(x, misaligned_elements(x) == 0, kForwardUnroll), stage, current_stream());
+    forward_apply(plan_for(x, kForwardUnroll), stage, current_stream());
     return {y, saved};
 }
 
 Tensor backward_stats_op(const Tensor& dy_in, const Tensor& x_in, const Tensor& saved) {
     const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x);
+    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x));
     const int64_t C = x.size(1);
     const Tensor payload = empty_statistics({2 * C}, x);
-    const bool aligned = misaligned_elements(x) == 0 && misaligned_elements(dy) == 0;
-    const Plan plan = plan_for(x, aligned, kBackwardUnroll);
+    const Plan plan = plan_for(x, kBackwardUnroll);
     backward_stats(
         plan, {buffer(dy), buffer(x), statistics("saved", saved, 4 * C, x), buffer(payload)}, workspace_for(plan, x),
         current_stream());
@@ -109,10 +108,9 @@ Tensor backward_apply_op(
     const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma,
     const at::Scalar& k) {
     const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), dx = at::empty_like(x);
-    const bool aligned = misaligned_elements(x) == 0 && misaligned_elements(dy) == 0;
+    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x)), dx = at::empty_like(x);
     const BackwardApply stage = backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx);
-    backward_apply(plan_for(x, aligned, kBackwardUnroll), stage, current_stream());
+    backward_apply(plan_for(x, kBackwardUnroll), stage, current_stream());
     return dx;
 }
 

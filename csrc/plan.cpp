@@ -7,6 +7,8 @@
 namespace sbnref {
 namespace {
 
+constexpr int kWarpLanes = 32;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t next_power_of_two(int64_t n) {
@@ -32,47 +34,81 @@ int64_t choose_splits(int64_t tiles, int64_t rounds, int64_t resident_blocks) {
     return best;
 }
 
+// The largest power of two, up to `most`, that divides n.
+int widest_that_divides(int64_t n, int most) { return static_cast<int>(std::gcd<int64_t>(n, most)); }
+
+void plan_channels_first(Plan& plan, int widest) {
+    // Runs start on multiples of `step`, so the first 16-byte boundary in one is at most widest - step elements away.
+    const int step = widest_that_divides(plan.inner, widest);
+    const int64_t columns = std::max<int64_t>(plan.inner - (widest - step), 0) / widest;
+    if (columns > INT32_MAX / 2) throw std::invalid_argument("expected less than 16 GiB per channel and sample");
+    plan.layout = Layout::ChannelsFirst;
+    plan.vector = widest;
+    plan.tile_channels = plan.lanes = 1;
+    plan.body.columns = static_cast<int>(columns);
+    plan.edges.columns = static_cast<int>(plan.inner - columns * widest);
+    plan.body.positions = plan.outer * plan.body.columns;
+    plan.edges.positions = plan.outer * plan.edges.columns;
+}
+
+// Whether the runs of neighbouring channels together make whole accesses, each to at most two channels, and few enough
+// for a thread to each: then the channels of a thread's elements are the same in every row.
+bool plan_short_runs(Plan& plan, int widest, int element_size, const Device& device) {
+    constexpr int kEnough = 128;  // bytes of a row: whole cache lines
+    const int step = widest_that_divides(plan.inner, widest);
+    const int64_t together = widest / step, bytes = together * plan.inner * element_size;
+    if (plan.inner == 1 || plan.channels % together != 0 || widest > plan.inner + step) return false;
+    if (together == 1 && bytes >= kEnough) return false;
+    const int64_t tile = std::min(together * ceil_div(kEnough, bytes), plan.channels);
+    const int64_t columns = tile * plan.inner / widest;
+    if (tile > kMaxTileChannels || columns > device.threads_per_block) return false;
+    plan.layout = Layout::ShortRuns;
+    plan.vector = widest;
+    plan.lanes = static_cast<int>(columns);
+    plan.tile_channels = static_cast<int>(tile);
+    return true;
+}
+
+void plan_channels_last(Plan& plan, int widest, int element_size) {
+    plan.layout = Layout::ChannelsLast;
+    plan.vector = widest_that_divides(plan.channels, widest);
+    // 128 bytes of every row to a block: whole cache lines, and few enough channels that the partial results of all
+    // blocks stay small. The threads of a warp read a row or several.
+    const int most_lanes = std::min(128 / (plan.vector * element_size), kWarpLanes);
+    plan.lanes = static_cast<int>(std::min<int64_t>(next_power_of_two(plan.channels / plan.vector), most_lanes));
+    plan.tile_channels = plan.lanes * plan.vector;
+}
+
 }  // namespace
 
-Plan make_plan(
-    int64_t outer, int64_t channels, int64_t inner, int element_size, int misaligned, bool aligned, int unroll,
-    const Device& device) {
+Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size, int unroll, const Device& device) {
     Plan plan{};
-    plan.outer = outer, plan.channels = channels, plan.inner = inner;
-
+    plan.outer = outer, plan.channels = channels, plan.inner = inner, plan.row = channels * inner;
+    plan.body.positions = outer;  // if a position is a row
     const int widest = kAccessBytes / element_size;
-    if (inner > 1) {
-        const bool whole = aligned && inner % widest == 0;
-        plan.layout = whole ? Layout::ChannelsFirst : Layout::ChannelsFirstUnaligned;
-        // Runs are cut at the 16-byte boundaries of memory. They start at most `offset` elements past one.
-        const int step = static_cast<int>(std::gcd<int64_t>(inner, widest));
-        const int offset = whole ? 0 : widest - step + misaligned % step;
-        const int64_t columns = ceil_div(inner + offset, widest);
-        if (columns > INT32_MAX / 2) throw std::invalid_argument("expected less than 16 GiB per channel and sample");
-        plan.vector = widest;
-        plan.misaligned = misaligned;
-        plan.columns = static_cast<int>(columns);
-        plan.lanes = 1;
-    } else {
-        plan.layout = Layout::ChannelsLast;
-        plan.vector = aligned && channels % widest == 0 ? widest : 1;
-        plan.columns = 1;
-        // 128 bytes of every row to a block: whole cache lines, and few enough channels that the partial results of all
-        // blocks stay small.
-        const int most_lanes = plan.vector == 1 ? 32 : 8;
-        plan.lanes = static_cast<int>(std::min<int64_t>(next_power_of_two(channels / plan.vector), most_lanes));
-    }
-    plan.tiles = ceil_div(channels, plan.tile_channels());
+    if (inner == 1)
+        plan_channels_last(plan, widest, element_size);
+    else if (!plan_short_runs(plan, widest, element_size, device))
+        plan_channels_first(plan, widest);
+    plan.tiles = ceil_div(channels, plan.tile_channels);
 
-    const int64_t positions = plan.positions();
-    const int least_threads = std::max(32, plan.tile_channels());  // each channel's result is written by its own thread
-    const int64_t wanted = next_power_of_two(ceil_div(positions, unroll) * plan.lanes);
-    plan.threads = static_cast<int>(std::clamp<int64_t>(wanted, least_threads, device.threads_per_block));
-    const int64_t rounds = ceil_div(positions, static_cast<int64_t>(plan.threads / plan.lanes) * unroll);
+    // As many threads as the tile keeps busy, and one for each channel's result.
+    const int64_t positions = std::max(plan.body.positions, plan.edges.positions);
+    const int64_t at_once = in_flight(unroll, plan.vector, element_size), busy = ceil_div(positions, at_once);
+    const int64_t wanted = plan.layout == Layout::ShortRuns ? busy : next_power_of_two(busy);
+    const int64_t rows = std::clamp<int64_t>(wanted, 1, device.threads_per_block / plan.lanes);
+    const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarpLanes), ceil_div(plan.tile_channels, kWarpLanes));
+    plan.threads = static_cast<int>(warps * kWarpLanes);
+    const int64_t rounds = ceil_div(positions, plan.rows() * at_once);
     const int64_t resident =
         static_cast<int64_t>(device.multiprocessors) * std::max(1, device.threads_per_multiprocessor / plan.threads);
     plan.splits = choose_splits(plan.tiles, rounds, resident);
-    plan.split_positions = ceil_div(positions, plan.splits);
+    for (Tour* tour : {&plan.body, &plan.edges}) {
+        tour->split_positions = ceil_div(tour->positions, plan.splits);
+        const int columns = std::max(tour->columns, 1);
+        tour->step = plan.rows() / columns * plan.row;
+        tour->column_step = plan.rows() % columns;
+    }
     return plan;
 }
 

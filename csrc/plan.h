@@ -7,9 +7,13 @@
 namespace sbnref {
 
 // Where the channels lie in memory. Statistics treat every dimension but the channels alike, so any dense tensor is
-// (outer, channels, inner), and one with inner == 1 is a matrix whose rows hold all channels. Channels-first is
-// unaligned where not every run of `inner` elements starts and ends on a 16-byte boundary.
-enum class Layout : int { ChannelsFirst, ChannelsFirstUnaligned, ChannelsLast };
+// (outer, channels, inner): `outer` rows that hold all channels, in runs of `inner` elements.
+//
+//   ChannelsFirst  long runs: a block works on those of one channel
+//   ShortRuns      runs that are short, or no multiple of 16 bytes: a block works on neighbouring channels, whose runs
+//                  are so together
+//   ChannelsLast   inner == 1: a row has an element of every channel
+enum class Layout : int { ChannelsFirst, ShortRuns, ChannelsLast };
 
 // What a plan has to know of the chip.
 struct Device {
@@ -19,33 +23,46 @@ struct Device {
 };
 
 constexpr int kAccessBytes = 16;      // the widest access of a thread
+constexpr int kMostInFlight = 6;      // accesses of a thread to a tensor
 constexpr int kMaxThreads = 512;      // per block
 constexpr int kMinBlocks = 2;         // of kMaxThreads that a multiprocessor can hold: half of its 2048 threads
 constexpr int kMaxTileChannels = 64;  // per block
 constexpr int kTickets = 4096;        // tiles that may be split over several blocks, at most
 
+// The accesses to a part of a tile, at positions 0, 1, 2, ... in memory's order: see walk.cuh.
+struct Tour {
+    int64_t positions;        // of the tile
+    int64_t split_positions;  // of them for each split
+    int columns;              // positions of a run, in ChannelsFirst
+    int column_step;          // from one position of a thread to its next: by so many columns,
+    int64_t step;             // and by so many elements from run to run
+};
+
 struct Plan {
     Layout layout;
     int64_t outer, channels, inner;  // x is (outer, channels, inner) in memory
+    int64_t row;                     // elements from one outer index to the next
     int vector;                      // elements per access
-    int misaligned;                  // elements from the last 16-byte boundary of memory to x, in channels-first
-    int columns;                     // accesses that a run of `inner` elements takes, at most
-    int lanes;                       // threads of a block side by side along the channels
-    int threads;                     // per block; threads / lanes of them share a channel
+    int tile_channels;               // per block
+    int lanes;                       // threads of a block side by side along a row
+    int threads;                     // per block; rows() * lanes of them work
     int64_t tiles;                   // blocks side by side along the channels
-    int64_t splits;                  // blocks that share a channel
-    int64_t split_positions;         // of the tile's positions, for each of them
+    int64_t splits;                  // blocks that share a tile
+    Tour body, edges;                // whole accesses, and the elements that these leave over
 
-    constexpr int tile_channels() const { return layout == Layout::ChannelsLast ? lanes * vector : 1; }  // per block
-    constexpr int64_t positions() const { return outer * columns; }  // of the threads of a tile, see walk.cuh
+    constexpr int rows() const { return threads / lanes; }  // that a block reads at once
     constexpr int64_t blocks() const { return tiles * splits; }
     constexpr int64_t count() const { return outer * inner; }  // elements per channel
 };
 
-// misaligned: elements from the last 16-byte boundary of memory to x; aligned: whether every tensor starts on one;
-// unroll: accesses that a thread has in flight to each tensor.
-Plan make_plan(
-    int64_t outer, int64_t channels, int64_t inner, int element_size, int misaligned, bool aligned, int unroll,
-    const Device& device);
+// Accesses that a thread has in flight to each tensor: `wide` if they are of 16 bytes, more if they are narrower.
+constexpr int in_flight(int wide, int vector, int element_size) {
+    const int accesses = wide * kAccessBytes / (vector * element_size);
+    return accesses < kMostInFlight ? accesses : kMostInFlight;
+}
+
+// unroll: accesses that a thread has in flight to each tensor, if they are of 16 bytes. Every tensor starts on a
+// multiple of those.
+Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size, int unroll, const Device& device);
 
 }  // namespace sbnref

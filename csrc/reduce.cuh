@@ -1,4 +1,4 @@
-// Sums over the threads of a block, and over the blocks that share a channel, in an order that never changes.
+// Sums over the threads of a block, and over the blocks that share a tile, in an order that never changes.
 #pragma once
 
 #include "walk.cuh"
@@ -16,16 +16,19 @@ __device__ inline Pair shuffle_down(const Pair& pair, int lanes) {
     return {__shfl_down_sync(~0u, pair.first, lanes), __shfl_down_sync(~0u, pair.second, lanes)};
 }
 
-// Shared memory that sum_over_block needs.
+// Shared memory that a reduction needs: see the two ways below.
 inline int64_t scratch_bytes(const Plan& plan) {
-    return plan.threads / kWarp * plan.tile_channels() * static_cast<int64_t>(sizeof(Pair));
+    const int pairs = plan.layout == Layout::ShortRuns ? 2 * plan.threads + plan.tile_channels
+                                                       : plan.threads / kWarp * plan.tile_channels;
+    return pairs * static_cast<int64_t>(sizeof(Pair));
 }
 
-// Adds up what all threads of the block have for the same channel: mine(k) for the k-th of a thread's K channels. The
-// result for channel t of the tile is returned to thread t.
+// Adds up what all threads of the block have for the same channel: mine(k) for the k-th of a thread's K channels, of
+// which `lanes` threads side by side, a power of two, have others. The result for channel t of the tile is returned to
+// thread t.
 template <int K, typename Mine>
-__device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine& mine, SharedArray<Pair> scratch) {
-    const int tile_channels = plan.tile_channels();
+__device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& mine, SharedArray<Pair> scratch) {
+    const int tile_channels = plan.tile_channels;
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -43,18 +46,69 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
     return sum;
 }
 
+// Adds up entry(t, 0), entry(t, 1), ... entry(t, entries(t) - 1) for every channel t of the tile, a warp to each; the
+// result is returned to thread t.
+template <typename Entries, typename Entry>
+__device__ Pair
+sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, SharedArray<Pair> scratch, int results) {
+    const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp;
+    for (int t = warp; t < tile_channels; t += warps) {
+        Pair sum{0, 0};
+        for (int i = lane, n = entries(t); i < n; i += kWarp) sum = sum + entry(t, i);
+        for (int offset = kWarp / 2; offset > 0; offset /= 2) sum = sum + shuffle_down(sum, offset);
+        if (lane == 0) scratch[results + t] = sum;
+    }
+    __syncthreads();
+    return static_cast<int>(threadIdx.x) < tile_channels ? Pair(scratch[results + threadIdx.x]) : Pair{0, 0};
+}
+
+// Over the threads of a block. In short runs the elements of a thread belong to at most two channels, the same in every
+// row: each thread leaves a sum for either, and what the lanes of a channel left is added up.
+template <Layout layout, int V, typename Mine>
+__device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine& mine, SharedArray<Pair> scratch) {
+    if constexpr (layout != Layout::ShortRuns) {
+        return sum_by_lanes<Channels<layout, V>::kCount>(plan, place, mine, scratch);
+    } else {
+        const int inner = static_cast<int>(plan.inner), rows = plan.rows();
+        const int boundary = (place.lane * V / inner + 1) * inner - place.lane * V;  // where the second channel begins
+        Pair first{0, 0}, second{0, 0};
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const Pair element = mine(i);
+            if (i < boundary)
+                first = first + element;
+            else
+                second = second + element;
+        }
+        scratch[2 * threadIdx.x] = first;
+        scratch[2 * threadIdx.x + 1] = second;
+        __syncthreads();
+
+        const auto begin = [&](int t) { return t * inner / V; };  // the first lane with elements of channel t
+        const auto lanes = [&](int t) { return ((t + 1) * inner - 1) / V + 1 - begin(t); };
+        return sum_by_warps(
+            plan.tile_channels, [&](int t) { return rows * lanes(t); },
+            [&](int t, int i) {
+                const int lane = begin(t) + i % lanes(t), row = i / lanes(t);
+                const bool second = lane * V / inner != t;
+                return Pair(scratch[2 * (row * plan.lanes + lane) + second]);
+            },
+            scratch, 2 * blockDim.x);
+    }
+}
+
 // Adds up over all blocks of the tile. Each leaves its sums in `partials` and takes a ticket; the one that takes the
 // last finds all of them there. Returns whether this is that block; only then thread t has the sum of channel t.
-template <int K, typename Mine>
+template <Layout layout, int V, typename Mine>
 __device__ bool sum_over_tile(
     const Plan& plan, const Place& place, const Mine& mine, Pair& sum, SharedArray<Pair> scratch,
     Array<double> partials,   // (tiles, splits, tile_channels, 2)
     Array<unsigned> tickets)  // (kTickets,)
 {
-    sum = sum_over_block<K>(plan, place, mine, scratch);
+    sum = sum_over_block<layout, V>(plan, place, mine, scratch);
     if (plan.splits == 1) return true;
 
-    const int tile_channels = plan.tile_channels();
+    const int tile_channels = plan.tile_channels;
     const auto partial = [&](int64_t split, int channel) {
         return ((place.tile * plan.splits + split) * tile_channels + channel) * 2;
     };
@@ -66,16 +120,25 @@ __device__ bool sum_over_tile(
     if (!__syncthreads_or(threadIdx.x == 0 && take_ticket(tickets, place.tile, last) == last)) return false;
     __threadfence();
 
-    const auto of_all_splits = [&](int k) {
-        Pair sum{0, 0};
-        for (int64_t split = place.row; split < plan.splits; split += place.rows) {
-            const Array<const double> all{partials.data, partials.size};
-            const Vector<double, 2> other = load_vector<2>(all, partial(split, place.lane * K + k));
-            sum = sum + Pair{other.at[0], other.at[1]};
-        }
-        return sum;
+    const auto of_split = [&](int64_t split, int channel) {
+        const Array<const double> all{partials.data, partials.size};
+        const Vector<double, 2> other = load_vector<2>(all, partial(split, channel));
+        return Pair{other.at[0], other.at[1]};
     };
-    sum = sum_over_block<K>(plan, place, of_all_splits, scratch);
+    if constexpr (layout == Layout::ShortRuns) {
+        sum = sum_by_warps(
+            tile_channels, [&](int) { return static_cast<int>(plan.splits); },
+            [&](int t, int split) { return of_split(split, t); }, scratch, 2 * blockDim.x);
+    } else {
+        constexpr int K = Channels<layout, V>::kCount;
+        const auto of_all_splits = [&](int k) {
+            Pair sum{0, 0};
+            for (int64_t split = place.row; split < plan.splits; split += plan.rows())
+                sum = sum + of_split(split, place.lane * K + k);
+            return sum;
+        };
+        sum = sum_by_lanes<K>(plan, place, of_all_splits, scratch);
+    }
     return true;
 }
 

@@ -1,14 +1,13 @@
 // How a block walks over its share of a tensor, in either layout.
 //
-// A tile is the channels that a block works on: one in channels-first, a few neighbours in channels-last. The elements
-// of a tile are visited at positions 0, 1, 2, ... and every position is one 16-byte access (one element where rows of
-// channels-last are not aligned):
+// A tile is the channels that a block works on: one in channels-first, neighbours otherwise. The elements of a tile are
+// visited at positions 0, 1, 2, ... and every position is one access, of 16 bytes wherever the tensor allows it:
 //
-//   channels-first  every outer index has a run of `inner` elements. Runs are cut where memory has its 16-byte
-//                   boundaries; where they are unaligned, the first and the last piece lie partly outside. The pieces
-//                   of all runs form one sequence: no thread idles on short runs.
-//   channels-last   a position is one of `outer` rows that hold all channels, and `lanes` threads read their channels
-//                   side by side.
+//   channels-first  every outer index has a run of `inner` elements of the channel. A run is accessed from its first
+//                   16-byte boundary on; the accesses of all runs form one sequence, so that no thread idles on short
+//                   ones. The few elements before and after them, the edges of the run, are visited one by one.
+//   short runs,     a position is one of `outer` rows, and `lanes` threads read the tile's part of it side by side. The
+//   channels-last   channel of a thread's elements does not change.
 //
 // The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in
 // turn.
@@ -19,220 +18,247 @@
 namespace sbnref {
 
 enum class Direction { Forwards, Backwards };
+enum class Part { Body, Edges };  // of a tile, see Plan
+
+constexpr int kEdgesInFlight = 4;  // of a thread, in each tensor
 
 // Where a thread works. The second pass goes backwards in everything: it starts on what the cache still holds.
 struct Place {
-    int tile;     // of this block
-    int split;    // of the tile's positions
-    int lane;     // of this thread, along the channels
-    int row;      // of this thread, along the positions
-    int rows;     // of the block
-    int channel;  // the first of those whose elements this thread visits
-    int own;      // the one whose statistics this thread handles, one thread per channel; or none, -1
+    int tile;   // of this block
+    int split;  // of the tile's positions
+    int lane;   // of this thread, along a row
+    int row;    // of this thread, along the positions; plan.rows() or more where it has none
+    int own;    // the channel whose statistics this thread handles, one thread per channel; or none, -1
 
     __device__ Place(const Plan& plan, Direction direction) {
         const unsigned block = direction == Direction::Forwards ? block_index() : gridDim.x - 1 - block_index();
-        const int thread = thread_index(), tile_channels = plan.tile_channels();
+        const int thread = thread_index();
         tile = block / static_cast<unsigned>(plan.splits);
         split = block % static_cast<unsigned>(plan.splits);
         lane = thread % plan.lanes;
         row = thread / plan.lanes;
-        rows = blockDim.x / plan.lanes;
-        channel = tile * tile_channels + lane * (tile_channels / plan.lanes);
-        own = tile * tile_channels + thread;
-        if (thread >= tile_channels || own >= plan.channels) own = -1;
+        own = tile * plan.tile_channels + thread;
+        if (thread >= plan.tile_channels || own >= plan.channels) own = -1;
     }
 };
 
-// Up to V neighbouring elements of x: element at + i where bit i is set. `at` is a multiple of 16 bytes where V is.
-template <int V>
-struct Chunk {
-    static constexpr unsigned kWhole = (1u << V) - 1;
+// The channels of a thread's elements.
+template <Layout layout, int V>
+struct Channels {
+    static constexpr int kCount = layout == Layout::ChannelsFirst ? 1 : V;  // for each of which it has coefficients
 
-    int64_t at;
-    unsigned mask;
-
-    __device__ bool holds(int i) const { return mask >> i & 1; }
-    __device__ bool whole() const { return mask == kWhole; }
-    __device__ bool empty() const { return mask == 0; }
+    // Which channel of the tile the k-th of them is.
+    __device__ static int in_tile(const Plan& plan, const Place& place, int k) {
+        if constexpr (layout == Layout::ChannelsFirst) return 0;
+        const int element = place.lane * V + k;
+        return layout == Layout::ShortRuns ? element / static_cast<int>(plan.inner) : element;
+    }
 };
 
-template <Layout layout, int V>
+// Accesses that a thread has in flight to each tensor. What it keeps for eight channels leaves registers for three.
+template <typename T, Layout layout, int V>
+constexpr int unroll(int wide) {
+    const int accesses = in_flight(wide, V, sizeof(T));
+    return Channels<layout, V>::kCount == 8 && accesses > 3 ? 3 : accesses;
+}
+
+// A thread's way over a part of its tile, an access of V elements at a time. Position = outer index * columns + column.
+template <Layout layout, int V, Direction direction, Part part>
 class Walk {
    public:
-    __device__ Walk(const Plan& plan, const Place& place, Direction direction) : plan_(plan) {
-        const int64_t begin = place.split * plan.split_positions;
-        const int64_t rest = plan.positions() - begin;
-        const int here = static_cast<int>(rest < plan.split_positions ? rest : plan.split_positions);
-        const bool forwards = direction == Direction::Forwards;
-        const int64_t start = begin + (forwards ? place.row : here - 1 - place.row);
-        const int step = forwards ? place.rows : -place.rows;
-        left_ = place.channel < plan.channels ? (here - place.row + place.rows - 1) / place.rows : 0;
+    __device__ Walk(const Plan& plan, const Place& place)
+        : plan_(plan), tour_(part == Part::Body ? plan.body : plan.edges), at_(0), column_(0) {
+        const int64_t begin = place.split * tour_.split_positions, rest = tour_.positions - begin;
+        const int here = static_cast<int>(rest < tour_.split_positions ? rest : tour_.split_positions);
+        const int rows = plan.rows();
+        const int64_t start = begin + (kForwards ? place.row : here - 1 - place.row);
+        left_ = place.row < here && place.row < rows ? (here - place.row + rows - 1) / rows : 0;
 
-        // Position = outer index * columns + column.
-        const int64_t outer = floor_div(start, plan.columns);
-        const int outer_step = floor_div(step, plan.columns);
-        column_ = static_cast<int>(start - outer * plan.columns);
-        column_step_ = step - outer_step * plan.columns;
-        next_run_ = plan.channels * plan.inner;
-        at_ = outer * next_run_ + place.channel * plan.inner;
-        step_ = outer_step * next_run_;
-    }
-
-    __device__ bool more() const { return left_ > 0; }
-
-    // The next U chunks of this thread; past its last one they are empty.
-    template <int U>
-    __device__ __forceinline__ void next(Chunk<V> (&chunks)[U]) {
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-            chunks[u] = chunk();
-            --left_;
-            at_ += step_;
-            if constexpr (layout == Layout::ChannelsLast) continue;
-            column_ += column_step_;
-            if (column_ >= plan_.columns) column_ -= plan_.columns, at_ += next_run_;
+        at_ = static_cast<int64_t>(place.tile) * plan.tile_channels * plan.inner;
+        if constexpr (layout == Layout::ChannelsFirst) {
+            if (left_ == 0) return;
+            const int64_t outer = start / tour_.columns;
+            column_ = static_cast<int>(start - outer * tour_.columns);
+            at_ += outer * plan.row;
+        } else {
+            at_ += place.lane * V;
+            if (at_ >= plan.row) left_ = 0;  // the last tile may reach over the last channel
+            at_ += start * plan.row;
         }
     }
 
-   private:
-    template <typename I>
-    __device__ static I floor_div(I a, int b) {
-        if constexpr (layout == Layout::ChannelsLast) return a;  // there is one column
-        return a / b - (a % b < 0);
+    // How many of the next U accesses there are.
+    template <int U>
+    __device__ int here() const {
+        return left_ < U ? left_ : U;
     }
 
-    __device__ __forceinline__ Chunk<V> chunk() const {
-        const unsigned whole = left_ > 0 ? Chunk<V>::kWhole : 0;
-        if constexpr (layout == Layout::ChannelsLast) {
-            return {at_, whole};
-        } else if constexpr (layout == Layout::ChannelsFirst) {
-            return {at_ + static_cast<int64_t>(column_) * V, whole};
+    // Goes on by U accesses, and calls f(u, at) for those that there are: number u is to the V elements from `at` on.
+    template <int U, typename F>
+    __device__ __forceinline__ void visit(const F& f) {
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (u < left_) f(u, at());
+            step();
+        }
+        left_ -= here<U>();
+    }
+
+    // Goes back to where another one is that was a copy of this one.
+    __device__ __forceinline__ void go_to(const Walk& other) {
+        at_ = other.at_, column_ = other.column_, left_ = other.left_;
+    }
+
+   private:
+    static constexpr bool kForwards = direction == Direction::Forwards;
+
+    __device__ __forceinline__ int64_t at() const {
+        if constexpr (layout != Layout::ChannelsFirst) {
+            return at_;
+        } else if constexpr (part == Part::Body) {
+            return ((at_ + V - 1) & -static_cast<int64_t>(V)) + static_cast<int64_t>(column_) * V;
         } else {
-            // The run starts `before` elements after a boundary; after its whole pieces, at most 2 V - 2 elements
-            // remain.
-            const int before = static_cast<int>((at_ + plan_.misaligned) & (V - 1));
-            const int pieces = static_cast<int>(plan_.inner / V), rest = before + static_cast<int>(plan_.inner % V);
-            const int here = column_ < pieces ? V : column_ == pieces ? rest : rest - V;  // at most V count
-            const unsigned begun = column_ == 0 ? ~0u << before : ~0u;
-            const unsigned ended = here > 0 ? ~0u << here : ~0u;
-            return {at_ + static_cast<int64_t>(column_) * V - before, whole & begun & ~ended};
+            const int before = static_cast<int>(-at_ & (plan_.vector - 1));  // elements to the first boundary
+            return at_ + column_ + (column_ < before ? 0 : static_cast<int64_t>(plan_.body.columns) * plan_.vector);
+        }
+    }
+
+    __device__ __forceinline__ void step() {
+        at_ += kForwards ? tour_.step : -tour_.step;
+        if constexpr (layout == Layout::ChannelsFirst) {
+            column_ += kForwards ? tour_.column_step : -tour_.column_step;
+            if (kForwards && column_ >= tour_.columns) column_ -= tour_.columns, at_ += plan_.row;
+            if (!kForwards && column_ < 0) column_ += tour_.columns, at_ -= plan_.row;
         }
     }
 
     const Plan& plan_;
-    int64_t at_;                // the start of the run, in channels-last the element itself
-    int64_t step_, next_run_;   // elements
-    int column_, column_step_;  // the piece of the run
-    int left_;                  // positions that this thread has still to visit
+    const Tour& tour_;
+    int64_t at_;  // the start of the run, in channels-first; the access itself otherwise
+    int column_;  // of the run
+    int left_;    // accesses that this thread has still to make
 };
 
-// Whether a chunk can be accessed in one go. One that reaches over the ends of the tensor cannot, nor one in a tensor
-// that lies differently to the 16-byte boundaries than x.
-template <Layout layout, int V, typename T>
-__device__ __forceinline__ bool accessible(const Array<T>& array, const Chunk<V>& chunk) {
-    if constexpr (layout != Layout::ChannelsFirstUnaligned) return true;
-    return chunk.at >= 0 && chunk.at + V <= array.size &&
-           reinterpret_cast<uintptr_t>(array.data + chunk.at) % kAccessBytes == 0;
-}
+// What a thread reads of N tensors, in rounds of U accesses to each that are in flight together. Going backwards,
+// nothing is read again.
+template <Layout layout, int V, int U, Direction direction, Part part, int N, typename T>
+class Rounds {
+    static constexpr bool kFirst = layout == Layout::ChannelsFirst;
 
-// Loads the chunks, with what lies beside them in the same 16 bytes. All wide loads are issued before the first value
-// is used.
-template <Layout layout, int V, typename T, int U>
-__device__ __forceinline__ void load_chunks(
-    Array<const T> array, const Chunk<V> (&chunks)[U], Vector<T, V> (&values)[U]) {
+   public:
+    // The first round is on its way from memory to the cache when this returns: it takes no registers there.
+    __device__ __forceinline__ Rounds(const Plan& plan, const Place& place, const Array<const T> (&arrays)[N])
+        : arrays_(arrays), walk_(plan, place), round_(walk_) {
+        round_.template visit<U>([&](int, int64_t at) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-        values[u] = {};
-        if (!chunks[u].empty() && accessible<layout, V>(array, chunks[u]))
-            values[u] = load_vector<V>(array, chunks[u].at);
-    }
-    if constexpr (layout == Layout::ChannelsFirstUnaligned) {
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-            if (chunks[u].empty() || accessible<layout, V>(array, chunks[u])) continue;
-#pragma unroll
-            for (int i = 0; i < V; ++i)
-                if (chunks[u].holds(i)) values[u].at[i] = load(array, chunks[u].at + i);
-        }
-    }
-}
-
-// Stores the chunks and nothing beside them.
-template <Layout layout, int V, typename T, int U>
-__device__ __forceinline__ void store_chunks(
-    Array<T> array, const Chunk<V> (&chunks)[U], const Vector<T, V> (&values)[U]) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-        if (chunks[u].whole() && accessible<layout, V>(array, chunks[u])) {
-            store_vector<V>(array, chunks[u].at, values[u]);
-            continue;
-        }
-        if constexpr (layout == Layout::ChannelsFirstUnaligned) {
-#pragma unroll
-            for (int i = 0; i < V; ++i)
-                if (chunks[u].holds(i)) store(array, chunks[u].at + i, values[u].at[i]);
-        }
-    }
-}
-
-// The values of U chunks, sorted for a reduction. In channels-first a chunk is a group of V values of the thread's one
-// channel; in channels-last the U chunks are one group, of U values for each of the thread's V channels.
-template <Layout layout, int V, int U>
-struct Groups {
-    static constexpr bool kFirst = layout != Layout::ChannelsLast;
-    static constexpr int kCount = kFirst ? U : 1;
-    static constexpr int kChannels = kFirst ? 1 : V;  // of a thread
-    static constexpr int kValues = kFirst ? V : U;    // of a channel in a group
-
-    // Value i of the thread's k-th channel in group g.
-    template <typename T>
-    __device__ static Accumulator<T> value(const Vector<T, V> (&values)[U], int g, int k, int i) {
-        return kFirst ? element(values[g], i) : element(values[i], k);
+            for (int n = 0; n < N; ++n) prefetch(arrays_[n], at);
+        });
     }
 
-    // A bit for each value that is there; the same for all channels of the thread.
-    __device__ static unsigned mask(const Chunk<V> (&chunks)[U], int g) {
-        if (kFirst) return chunks[g].mask;
-        unsigned mask = 0;
-#pragma unroll
-        for (int u = 0; u < U; ++u) mask |= chunks[u].empty() ? 0 : 1u << u;
-        return mask;
-    }
-    static constexpr unsigned kWhole = (1u << kValues) - 1;
+    __device__ bool more() const { return walk_.template here<U>() > 0; }
 
-    // Which of the thread's channels an element of a chunk belongs to.
-    __device__ static constexpr int channel(int i) { return kFirst ? 0 : i; }
-};
-
-// The second pass over the data: every element is read once, mapped, and written once. `map(c, at)` gives the new value
-// from its channel's coefficients, which the block has in shared memory, and from at(n), its value in the n-th input.
-template <Layout layout, int V, int U, int N, typename T, typename Coefficients, typename Map>
-__device__ __forceinline__ void map_elements(
-    const Plan& plan, const Place& place, SharedArray<Coefficients> coefficients, const Array<const T> (&inputs)[N],
-    const Array<T>& output, const Map& map) {
-    using G = Groups<layout, V, U>;
-    Walk<layout, V> walk(plan, place, Direction::Backwards);
-    if (!walk.more()) return;
-    Coefficients mine[G::kChannels];
+    // Calls take_in(G, value) for a group of G values of each of the thread's channels, where value(n, k, i) is number
+    // i of the k-th channel in the n-th tensor. A whole round is one group; one at the end is a group for each access.
+    template <typename TakeIn>
+    __device__ __forceinline__ void reduce(const TakeIn& take_in) {
+        constexpr int kOfAccess = kFirst ? V : 1;  // values of a channel in an access
+        while (more()) {
+            const int here = walk_.template here<U>();
+            load();
+            if (here == U) {
+                take_in(std::integral_constant<int, U * kOfAccess>{}, [&](int n, int k, int i) {
+                    return kFirst ? element(values_[n][i / V], i % V) : element(values_[n][i], k);
+                });
+                continue;
+            }
 #pragma unroll
-    for (int k = 0; k < G::kChannels; ++k) mine[k] = coefficients[place.lane * G::kChannels + k];
-    while (walk.more()) {
-        Chunk<V> chunks[U];
-        Vector<T, V> values[N][U];
-        walk.next(chunks);
-#pragma unroll
-        for (int n = 0; n < N; ++n) load_chunks<layout, V>(inputs[n], chunks, values[n]);
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
-                const auto at = [&](int n) { return element(values[n][u], i); };
-                values[N - 1][u].at[i] = static_cast<T>(map(mine[G::channel(i)], at));
+            for (int u = 0; u < U - 1; ++u) {
+                if (u < here)
+                    take_in(std::integral_constant<int, kOfAccess>{}, [&](int n, int k, int i) {
+                        return element(values_[n][u], kFirst ? i : k);
+                    });
             }
         }
-        store_chunks<layout, V>(output, chunks, values[N - 1]);
     }
-}
+
+    // Writes map(c, at) to the output: the new value from its channel's coefficients and from at(n), its value in the
+    // n-th tensor.
+    template <typename Coefficients, int K, typename Map>
+    __device__ __forceinline__ void map(const Coefficients (&of_channel)[K], const Array<T>& output, const Map& map) {
+        while (more()) {
+            load();
+            round_.template visit<U>([&](int u, int64_t at) {
+                Vector<T, V> value;
+#pragma unroll
+                for (int i = 0; i < V; ++i)
+                    value.at[i] = static_cast<T>(
+                        map(of_channel[kFirst ? 0 : i], [&](int n) { return element(values_[n][u], i); }));
+                store_vector<V>(output, at, value);
+            });
+        }
+    }
+
+   private:
+    // All loads are issued before the first value is used.
+    __device__ __forceinline__ void load() {
+        round_.go_to(walk_);
+        walk_.template visit<U>([&](int u, int64_t at) {
+            constexpr Use kUse = direction == Direction::Forwards ? Use::Again : Use::Last;
+#pragma unroll
+            for (int n = 0; n < N; ++n) values_[n][u] = load_vector<V, kUse>(arrays_[n], at);
+        });
+    }
+
+    const Array<const T> (&arrays_)[N];
+    Walk<layout, V, direction, part> walk_, round_;  // where the next round begins, and this one
+    Vector<T, V> values_[N][U];
+};
+
+// The first pass over N tensors: make it early, then reduce() takes in everything.
+template <Layout layout, int V, int U, int N, typename T>
+class FirstPass : public Rounds<layout, V, U, Direction::Forwards, Part::Body, N, T> {
+    using Body = Rounds<layout, V, U, Direction::Forwards, Part::Body, N, T>;
+
+   public:
+    using Body::Body;
+
+    template <typename TakeIn>
+    __device__ __forceinline__ void reduce(const Plan& plan, const Array<const T> (&arrays)[N], const TakeIn& take_in) {
+        Body::reduce(take_in);
+        if constexpr (layout == Layout::ChannelsFirst) {
+            if (plan.edges.positions == 0) return;
+            const Place place(plan, Direction::Forwards);
+            Rounds<layout, 1, kEdgesInFlight, Direction::Forwards, Part::Edges, N, T>(plan, place, arrays)
+                .reduce(take_in);
+        }
+    }
+};
+
+// The second pass over N tensors: every element is read once, mapped, and written once. Make it
+// early, then map() does the rest, with its channels' coefficients, which the block has in shared memory.
+template <Layout layout, int V, int U, int N, typename T>
+class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T> {
+    using Body = Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T>;
+
+   public:
+    using Body::Body;
+
+    template <typename Coefficients, typename Map>
+    __device__ __forceinline__ void map(
+        const Plan& plan, const Place& place, const Array<const T> (&arrays)[N], SharedArray<Coefficients> coefficients,
+        const Array<T>& output, const Map& map) {
+        using Own = Channels<layout, V>;
+        if (layout != Layout::ChannelsFirst && !Body::more()) return;
+        Coefficients mine[Own::kCount];
+#pragma unroll
+        for (int k = 0; k < Own::kCount; ++k) mine[k] = coefficients[Own::in_tile(plan, place, k)];
+        Body::map(mine, output, map);
+        if constexpr (layout == Layout::ChannelsFirst) {
+            if (plan.edges.positions == 0) return;
+            Rounds<layout, 1, kEdgesInFlight, Direction::Backwards, Part::Edges, N, T>(plan, place, arrays)
+                .map(mine, output, map);
+        }
+    }
+};
 
 }  // namespace sbnref

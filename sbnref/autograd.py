@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .collectives import all_reduce, world_size
+from .collectives import sum_payloads, world_size
 from .composed import composed_sync_batch_norm
 from .modes import fixed_divisor, rank_weight
 from .running import RunningStats
@@ -38,7 +38,7 @@ class SyncBatchNormFunction(torch.autograd.Function):
         weight = rank_weight(stats_mode, x.shape[0], count)
         divisor = fixed_divisor(stats_mode, world_size(group))
 
-        total = all_reduce(impl.forward_stats(x, weight), group)
+        total = sum_payloads(impl.forward_stats(x, weight), group)
         y, saved = impl.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
 
         ctx.save_for_backward(x, gamma, beta, saved)
@@ -54,7 +54,7 @@ class SyncBatchNormFunction(torch.autograd.Function):
 
         x, gamma, beta, saved = ctx.saved_tensors
         group = ctx.layer[-1]
-        total = all_reduce(ctx.impl.backward_stats(dy, x, saved), group)
+        total = sum_payloads(ctx.impl.backward_stats(dy, x, saved), group)
         dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
         return dx, *_parameter_gradients(ctx.impl, total, world_size(group), gamma, beta), *[None] * 6
 

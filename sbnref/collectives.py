@@ -88,6 +88,16 @@ def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     return _AllReduce.forward(tensor, group.group_name)
 
 
+def sum_payloads(payload: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The same of what nobody else holds: without a copy where nothing traces or differentiates it."""
+    if group is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or transforming():
+        return all_reduce(payload, group)
+    payload = payload.contiguous()
+    return torch.ops._c10d_functional.wait_tensor(
+        torch.ops._c10d_functional.all_reduce_(payload, "sum", group.group_name)
+    )
+
+
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(tensor: Tensor, group_name: str) -> Tensor:

@@ -14,7 +14,7 @@ from .collectives import resolve, transforming
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
-from .refusals import check_call, check_join, check_mask, check_spread
+from .refusals import check_call, check_join, check_mask, check_mask_unmapped, check_normalized, check_spread
 from .running import RunningStats
 from .transforms import transformed_sync_batch_norm
 
@@ -135,8 +135,12 @@ def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Te
         (N, C, \*), in the dtype and memory format of ``input``.
 
     Raises:
-        TypeError: ``mask`` is not a tensor of bools.
-        ValueError: its shape or device is not the input's.
+        TypeError: ``mask`` is not a dense tensor of bools, ``input`` is not a dense tensor, or ``layer`` returned
+            something else than a tensor of the dtype that it was given.
+        ValueError: the mask's shape or device is not the input's, ``layer`` returned another shape than (M, C), or
+            :func:`torch.func.vmap` goes over a batch of masks.
+
+    What ``layer`` returns is known after it was called: its collectives are made then, and its statistics moved.
 
     Example:
         >>> lengths = torch.tensor([5, 2, 0])
@@ -145,7 +149,14 @@ def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Te
         torch.Size([3, 8, 5])
     """
     check_mask(input, mask)
+    if transforming():
+        check_mask_unmapped(mask)
     valid = mask.nonzero(as_tuple=True)
+    positions = input.movedim(1, -1)[valid]
+    normalized = layer(positions)
+    check_normalized(positions, normalized)
     output = torch.zeros_like(input)
-    output.movedim(1, -1)[valid] = layer(input.movedim(1, -1)[valid])
-    return output
+    if transforming():  # in place, a mapped weight would make a batch of what is none
+        return output.movedim(1, -1).index_put(valid, normalized).movedim(-1, 1)
+    output.movedim(1, -1)[valid] = normalized
+    return output  # and not the view of it: an empty one's second derivatives end there, short of collectives

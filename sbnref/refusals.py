@@ -31,14 +31,9 @@ def check_call(
     stats_mode: str,
 ) -> None:
     """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm`, whose names these are, fit together."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"expected input to be a Tensor, got {type(input).__name__}")
-    if type(input) is not Tensor and not torch.compiler.is_compiling() and hasattr(input, "device_mesh"):
-        raise TypeError("expected a plain Tensor, got a DTensor; normalize this rank's part of it: input.to_local()")
+    check_dense("input", input)
     if input.dtype not in DTYPES:
         raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
-    if input.is_nested or input.layout != torch.strided:
-        raise TypeError(f"expected a dense input, got {'a nested one' if input.is_nested else input.layout}")
     if input.dim() < 2:
         raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
     check_stats_mode(stats_mode)
@@ -83,14 +78,26 @@ def check_call(
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise :class:`TypeError` unless ``tensor`` is a Tensor that holds all of its numbers, here."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected {name} to be a Tensor, got {type(tensor).__name__}")
+    if type(tensor) is not Tensor and not torch.compiler.is_compiling() and hasattr(tensor, "device_mesh"):
+        raise TypeError(
+            f"expected {name} to be a plain Tensor, got a DTensor; take this rank's part of it: {name}.to_local()"
+        )
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise TypeError(f"expected a dense {name}, got {'a nested one' if tensor.is_nested else tensor.layout}")
+
+
 def check_mask(input: Tensor, mask: Tensor) -> None:
     r"""Raise unless ``mask`` says of every position of ``input``, (N, C, \*), whether it is valid."""
-    if not isinstance(input, Tensor) or input.dim() < 2:
-        shape = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
-        raise ValueError(f"expected input to be a Tensor of at least 2 dimensions (N, C, *), got {shape}")
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"expected mask to be a Tensor of torch.bool, True where a position is valid, got {kind}")
+    check_dense("input", input)
+    check_dense("mask", mask)
+    if input.dim() < 2:
+        raise ValueError(f"expected input of at least 2 dimensions (N, C, *), got shape {tuple(input.shape)}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected mask of torch.bool, True where a position is valid, got {mask.dtype}")
     positions = input.shape[:1] + input.shape[2:]
     if mask.shape != positions:
         raise ValueError(
@@ -99,6 +106,22 @@ def check_mask(input: Tensor, mask: Tensor) -> None:
         )
     if mask.device != input.device:
         raise ValueError(f"expected mask on the input's device {input.device}, got it on {mask.device}")
+
+
+def check_normalized(positions: Tensor, normalized: Tensor) -> None:  # (M, C)
+    """Raise unless what a layer made of the valid positions can be put in their places."""
+    if not isinstance(normalized, Tensor):
+        raise TypeError(f"expected layer to return a Tensor, got {type(normalized).__name__}")
+    if normalized.shape != positions.shape:
+        raise ValueError(
+            f"expected layer to keep the shape (M, C) = {tuple(positions.shape)} of the valid positions, "
+            f"got {tuple(normalized.shape)}"
+        )
+    if (normalized.dtype, normalized.device) != (positions.dtype, positions.device):
+        raise TypeError(
+            f"expected layer to keep the valid positions' dtype and device, {positions.dtype} on {positions.device}, "
+            f"got {normalized.dtype} on {normalized.device}"
+        )
 
 
 def check_spread(input: Tensor) -> None:  # (N, C, *)
@@ -158,14 +181,29 @@ def check_join() -> None:
     )
 
 
-def check_unmapped(*tensors: Tensor | None) -> None:
+def check_running_unmapped(*tensors: Tensor | None) -> None:
     """Raise :class:`ValueError` where one of them is a batch that ``vmap`` goes over."""
+    if any(map(_mapped, tensors)):
+        raise ValueError(
+            "expected no running statistics under vmap, got some, which a batch of statistics cannot move: "
+            "map the layer with track_running_stats=False, or in eval mode"
+        )
+
+
+def check_mask_unmapped(mask: Tensor) -> None:
+    """Raise :class:`ValueError` where ``mask`` is a batch of masks that ``vmap`` goes over."""
+    if _mapped(mask):
+        raise ValueError(
+            "expected one mask for all that vmap goes over, got a batch of masks, each with its own number of valid "
+            "positions: give vmap in_dims=None for the mask, or loop over the masks"
+        )
+
+
+def _mapped(tensor: Tensor | None) -> bool:
+    """Whether ``tensor`` is a batch that ``vmap`` goes over."""
     functorch = torch._C._functorch
-    for tensor in tensors:
-        while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
-            if functorch.is_batchedtensor(tensor):
-                raise ValueError(
-                    "expected no running statistics under vmap, got some, which a batch of statistics cannot move: "
-                    "map the layer with track_running_stats=False, or in eval mode"
-                )
-            tensor = functorch.get_unwrapped(tensor)
+    while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False

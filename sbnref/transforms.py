@@ -16,7 +16,7 @@ from .collectives import all_reduce, world_size
 from .composed import average_gradient
 from .impls import reference
 from .modes import combine, fixed_divisor, rank_weight
-from .refusals import check_unmapped
+from .refusals import check_running_unmapped
 from .running import RunningStats, update_running_stats
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def transformed_sync_batch_norm(
         ValueError: running statistics would have to be moved by a batch of statistics.
     """
     if running is not None:
-        check_unmapped(x, *running)
+        check_running_unmapped(x, *running)
     weight = rank_weight(stats_mode, x.shape[0], x.numel() // x.shape[1])
     divisor = fixed_divisor(stats_mode, world_size(group))
     total = all_reduce(reference.forward_stats(x, weight), group)

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_a_gpus_results_are_drawn_against_the_bandwidth_of_copying(tmp_path):
     rows = [
         row(size / speed, layer, suite="gpu", what=what, layout=layout, bytes_moved=size, over_floor=2e12 / speed)
         for layer, speed in (("sbnref", 1.9e12), ("torch sync", 0.8e12))
-        for what in ("forward", "backward", "both")
+        for what in ("forward, graph", "backward, graph", "both, graph")
         for layout in ("contiguous", "channels_last")
         for size in (1e7, 1e8)
     ]
@@ -114,6 +115,21 @@ def test_a_gpus_results_are_drawn_against_the_bandwidth_of_copying(tmp_path):
     headings, inputs = tabulate(rows)
     assert headings[-1] == "over the floor"
     assert [lines[0][-1] for lines in inputs.values()] == ["1.05", "1.05"]
+
+
+def test_a_file_is_whole_or_as_it_was_before(tmp_path, monkeypatch):
+    file = tmp_path / "r.json"
+    Results(rows=[row(1)]).save(file)
+    before = file.read_text()
+
+    def full(path, text):
+        path.write_bytes(text[: len(text) // 2].encode())
+        raise OSError("no space is left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        Results(rows=[row(2)]).save(file)
+    assert file.read_text() == before
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "not JSON", '{"rows": [], "more": 1}'])

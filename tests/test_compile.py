@@ -30,13 +30,13 @@ def network(**options) -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(3, 5, 1), SyncBatchNorm(5, **options), nn.SiLU(), nn.Conv1d(5, 2, 2))
 
 
-def step(model: nn.Module, x: Tensor, *, dynamic: bool = True) -> dict[str, Tensor]:
+def step(model: nn.Module, x: Tensor, *more: Tensor, dynamic: bool = True) -> dict[str, Tensor]:
     """A training step: everything that it computes or changes, by name."""
     model.zero_grad()
     leaf = x.clone().requires_grad_()
     if dynamic and len(x) > 1:
         torch._dynamo.mark_dynamic(leaf, 0)
-    y = model(leaf)
+    y = model(leaf, *more)
     y.pow(2).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     return {"y": y.detach(), "dx": leaf.grad, **gradients, **{n: b.clone() for n, b in model.named_buffers()}}
@@ -327,28 +327,39 @@ def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, ba
     torch._dynamo.reset()
 
 
-def padded_step(whole: bool) -> None:
-    """Compiled and eager, with a rank that has no valid position; each in turn has none."""
+# Of two ranks' samples the numbers of valid positions: none on one rank, on the other, on both; one; all.
+LENGTHS = [([5, 2, 0, 6], [1, 1, 3, 0]), ([0] * 4, [6, 6, 1, 2]), ([3, 0, 0, 1], [0] * 4), ([0] * 4, [0] * 4)]
+LENGTHS += [([1, 0, 0, 0], [0] * 4), ([1, 0, 0, 0], [0, 0, 1, 0]), ([6] * 4, [6] * 4)]
+
+
+class Padded(nn.Module):
+    """Two layers, so that collectives could be merged or change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(SyncBatchNorm(3, stats_mode="exact") for _ in range(2))
+        self.between = nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return masked(self.norms[1], self.between(masked(self.norms[0], x, mask).relu()), mask)
+
+
+def padded_steps(whole: bool, backend: str) -> None:
+    """Compiled and eager."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    layers = [SyncBatchNorm(3, stats_mode="exact", dtype=torch.float64) for _ in range(2)]
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=whole):
-        compiled = torch.compile(masked, fullgraph=whole, backend="aot_eager")
-        for step in range(4):
-            mask = torch.arange(6) < torch.randint(0, 7, (4, 1))
-            mask &= torch.tensor(step % 2 != dist.get_rank())
+    eager = Padded().double()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=whole, recompile_limit=32):
+        compiled = torch.compile(copy.deepcopy(eager), fullgraph=whole, backend=backend)
+        for lengths in LENGTHS:
+            mask = torch.arange(6) < torch.tensor(lengths[dist.get_rank()])[:, None]
             x = torch.randn(4, 3, 6, dtype=torch.float64)
-            outputs = []
-            for layer, function in zip(layers, (masked, compiled), strict=True):
-                leaf = x.clone().requires_grad_()
-                y = function(layer, leaf, mask)
-                y.pow(3).sum().backward()
-                outputs.append((y, leaf.grad, layer.weight.grad, layer.running_var))
-            torch.testing.assert_close(*outputs)
+            want = step(eager, x, mask, dynamic=False)
+            agree(step(compiled, x, mask, dynamic=False), want, f"{lengths} valid")
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_masked_steps_compile(world, whole):
+@pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "aot_eager"), (True, "inductor")])
+def test_masked_steps_compile(world, whole, backend):
     """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
-    world(2).run(padded_step, whole)
+    world(2).run(padded_steps, whole, backend)

@@ -27,6 +27,7 @@ def test_as_a_table(monkeypatch):
         "impl='reference'",
         "runs on cpu",
         "build cache",
+        "CUDA toolkit",
         "taken on",
     ):
         assert part in run.stdout
@@ -69,10 +70,12 @@ def test_as_json(monkeypatch, tmp_path):
     (tmp_path / "sbnref_library").mkdir()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
     run = CliRunner().invoke(app, ["info", "--json"])
     data = json.loads(run.stdout)
     assert data["impls"]["reference"]["cpu"] is None
     assert "SBNREF_CUDASIM=1" in data["impls"]["cuda"]["cpu"]
+    assert data["toolkit"].startswith(f"none: PyTorch {torch.__version__} was built without CUDA")
     assert data["build_cache"] == str(tmp_path)
     assert data["built"] == ["sbnref_library"]
     assert data["variables"]["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
@@ -90,7 +93,7 @@ def simulated(*words):
 def test_launch_plans_for_a_shape():
     simulated("build", "simulation")
     plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
-    assert plans["forward"]["layout"] == "channels-first"
+    assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 4
     assert "(8, 4, 5, 5) float32: 4 blocks" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
 

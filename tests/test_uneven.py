@@ -1,6 +1,7 @@
 """Loaders of unequal length: every rank makes as many steps as the longest, and what a step is made of."""
 
 from collections import UserDict, namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pack_sequence
 
 import sbnref
+from sbnref.interop.uneven import _empty
 
 Named = namedtuple("Named", "images names")
 SIZES = [[3, 1, 2], [2, 4, 1, 5, 1]]  # of two ranks' batches
@@ -101,11 +104,30 @@ def test_a_rank_without_any_batch_is_refused_on_all(world):
 
 
 def test_a_batch_without_tensors_is_refused(world):
-    said = "expected a batch with tensors in it, got a list without"
+    said = "expected a batch with tensors in it, samples in dimension 0, got a list without"
     assert world(2).run(fails, [[["a name", 3]], [["a name", None]]]) == [said, said]
     for error in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
         assert error.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
         assert "got in it UserDict, which may hold samples" in error
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (
+            pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]),
+            "a PackedSequence, which cannot: keep",
+        ),
+        ([torch.ones(())], "samples in dimension 0, got tensors of no dimension"),
+        (torch.ones(2, 2).to_sparse(), "expected a dense batch, got torch.sparse_coo"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "got a nested one"),
+        (SimpleNamespace(x=torch.ones(1)), "got in it SimpleNamespace, which may hold samples"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_empty_is_refused_at_the_first_batch(batch, said):
+    with pytest.raises(TypeError, match=said):
+        _empty((batch, ["a name"]))
 
 
 def collect_in_a_part():
@@ -123,15 +145,36 @@ def test_one_process_iterates_over_the_loader():
     assert list(sbnref.until_all_done(iter("abc"))) == ["a", "b", "c"]
 
 
-def stop_at_an_error():
+def stop_at_an_error(bad_batch):
     def loader():
-        yield torch.ones(1)
-        raise OSError("the disk")
+        yield torch.ones(2)
+        if dist.get_rank() == 1:
+            yield from bad_batch()
+        yield torch.ones(3)
 
-    with pytest.raises(OSError, match="the disk"):
-        list(sbnref.until_all_done(loader()))
-    dist.barrier()
+    batches = sbnref.until_all_done(loader())
+    assert len(next(batches)) == 2
+    with pytest.raises((OSError, TypeError, RuntimeError)) as raised:
+        next(batches)
+    dist.barrier()  # nobody waits
+    return type(raised.value), str(raised.value)
 
 
-def test_an_error_of_the_loader_comes_through(world):
-    world(2).run(stop_at_an_error)
+def broken_disk():
+    raise OSError("the disk")
+
+
+def no_tensors():
+    return ["a name"]
+
+
+@pytest.mark.parametrize(
+    ("bad_batch", "own"),
+    [(broken_disk, (OSError, "the disk")), (no_tensors, (TypeError, "expected a batch with tensors in it"))],
+)
+def test_an_error_of_one_loader_ends_the_loop_on_all(bad_batch, own, world):
+    told, raised = world(2).run(stop_at_an_error, bad_batch)
+    assert told[0] is RuntimeError
+    assert "got an error on 1 of 2 ranks, which raise it: the loop ends on all" in told[1]
+    assert raised[0] is own[0]
+    assert raised[1].startswith(own[1])

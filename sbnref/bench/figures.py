@@ -78,19 +78,19 @@ def scaling(plt: Any, rows: list[Row], results: Results) -> Any:
 
 
 def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
-    """Bytes that the pass has to move over its time, against the bytes; the roof is the bandwidth of copying."""
+    """Bytes that a captured pass has to move over its time, against the bytes; the roof is what copying reaches."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for axes, what in zip(both, ("forward", "backward"), strict=True):
         axes.axhline(results.notes["bandwidth"] / 1e9, color="black", linewidth=0.8, label="copying")
         for layer, color in zip(layers, COLORS, strict=False):
             for layout, marker in (("contiguous", "o"), ("channels_last", "^")):
-                points = [r for r in rows if (r["layer"], r["what"], r["layout"]) == (layer, what, layout)]
+                points = [r for r in rows if (r["layer"], r["what"], r["layout"]) == (layer, f"{what}, graph", layout)]
                 sizes = [row["bytes_moved"] / 1e6 for row in points]
                 speeds = [row["bytes_moved"] / row["median"] / 1e9 for row in points]
                 name = {"contiguous": layer, "channels_last": f"{layer}, channels-last"}[layout]
                 axes.loglog(sizes, speeds, marker, color=color, markersize=4, linestyle="", label=name)
-        axes.set(title=what, xlabel="MB that the pass has to move")
+        axes.set(title=f"{what}, replayed", xlabel="MB that the pass has to move")
     both[0].set(ylabel="GB/s")
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure

@@ -44,11 +44,13 @@ class Results:
         return f"{where}; commit `{self.commit}`, {self.date}."
 
     def save(self, path: Path) -> None:
-        """Write the file, a row a line, so that a difference of two files can be read."""
+        """Write the file, a row a line, so that a difference of two files can be read; whole, or as it was before."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
         rows = ",\n".join(json.dumps(row) for row in self.rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(head)[:-1] + f', "rows": [\n{rows}\n]}}\n')
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(head)[:-1] + f', "rows": [\n{rows}\n]}}\n')
+        beside.replace(path)
 
 
 def load(path: Path) -> Results:

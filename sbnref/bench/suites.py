@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..conformance.watch import Watch
-from ..impls.progress import build_all
 from ..launch import Ranks
 from ..modes import payload_dtype
 from ..module import SyncBatchNorm
@@ -93,7 +92,9 @@ def run(suites: list[str], quick: bool) -> Results:
     Raises:
         BuildError: there is no compiler; the kernels for CPU tensors need one, and so does what is compiled.
     """
-    from rich.progress import Progress
+    from rich.progress import Progress  # results are read and written without it
+
+    from ..impls.progress import build_all
 
     build_all(("cpu",))
     results = Results()

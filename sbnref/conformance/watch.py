@@ -14,7 +14,7 @@ class Watch(TorchDispatchMode):
     """Records, while it is entered, every collective and every operation whose result the host waits for.
 
     Attributes:
-        collectives: (name, number of elements, dtype) of each, in order.
+        collectives: (name, number of elements, dtype) of each, in order; one in place has the name of the other.
         host_reads: the names of the operations that wait.
     """
 
@@ -30,7 +30,7 @@ class Watch(TorchDispatchMode):
             tensor = args[0]
             while isinstance(tensor, (list, tuple)):
                 tensor = tensor[0]
-            self.collectives.append((name, tensor.numel(), tensor.dtype))
+            self.collectives.append((name.removesuffix("_"), tensor.numel(), tensor.dtype))
         if func._schema.name in HOST_READS:
             self.host_reads.append(func._schema.name)
         return func(*args, **(kwargs or {}))

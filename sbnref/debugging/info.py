@@ -26,6 +26,7 @@ VARIABLES = {
     "SBNREF_DEBUG_TIMEOUT": "seconds to wait for the other ranks then",
     "TORCH_EXTENSIONS_DIR": "where libraries that are built on first use are kept",
     "TORCH_CUDA_ARCH_LIST": "which GPUs to build for",
+    "CUDA_HOME": "the CUDA toolkit to build with",
 }
 
 
@@ -40,6 +41,7 @@ class Info(Report):
         backends: the process groups' backends that this PyTorch has.
         impls: by name and device, why an implementation cannot run there; None where it can.
         chosen: by device, the implementation that a layer takes which was not told.
+        toolkit: what the CUDA kernels are built with, or why there is none and what to install, in words.
         libraries: by name, where a library lies that is built; None where it is not.
         build_cache: the folder where built libraries are kept.
         built: what lies in it, of other versions and machines too.
@@ -78,6 +80,7 @@ class Info(Report):
         self.chosen = {device: self._chosen(torch.device(device)) for device in self.devices}
         libraries = {name: build.built(library) for name, library in build.LIBRARIES.items()}
         self.libraries = {name: None if file is None else str(file) for name, file in libraries.items()}
+        self.toolkit = build.toolkit_in_words()
         self.shape, self.plans = shape, {}
         if None in self.impls["cuda"].values():
             x = torch.empty(shape, device="meta")
@@ -122,6 +125,7 @@ class Info(Report):
                 table.add_row(f"impl='{impl}'", on)
         for device, name in self.chosen.items():
             table.add_row(f"taken on {device}", f"{name}, by layers that were not told")
+        table.add_row("CUDA toolkit", self.toolkit)
         for name, file in self.libraries.items():
             if file is not None:
                 table.add_row(f"library {name}", file)

@@ -7,13 +7,14 @@ accesses of each warp touch: memory moves whole sectors, so bytes that share one
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..impls import cuda
+from ..impls import build, cuda
 from .report import Report
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SECTOR = 32  # bytes
+ACCESS, WARP = 16, 32  # bytes of the widest access of a thread; threads that share an instruction
+ISSUED = 4 * 1.755e9  # instructions that a multiprocessor of an H100 issues to its warps each second
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class StageTraffic:
         floor_written: the sizes of those it has to write.
         sector_efficiency: the bytes asked for over the bytes of the sectors that were touched. 1 wastes nothing; it is
             more where the threads of a warp ask for the same bytes.
+        ceiling: terabytes a second that an H100 can issue this stage's instructions for, where every access is of 16
+            bytes; None where they are narrower. What memory gives, about 3.35 on an H100, should be less.
         plan: how the work was shared out, see :func:`launch_plan`.
     """
 
@@ -47,6 +52,7 @@ class StageTraffic:
     floor_read: int
     floor_written: int
     sector_efficiency: float
+    ceiling: float | None
     plan: dict[str, Any]
 
 
@@ -103,7 +109,7 @@ class Traffic(Report):
 
         table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("stage", style="bold", no_wrap=True)
-        for name in ("launches", "read", "of floor", "written", "of floor", "sectors used"):
+        for name in ("launches", "read", "of floor", "written", "of floor", "sectors used", "issued, TB/s"):
             table.add_column(name, justify="right")
         for s in self.stages:
             table.add_row(
@@ -114,6 +120,7 @@ class Traffic(Report):
                 _mebibytes(s.bytes_written),
                 _ratio(s.bytes_written, s.floor_written),
                 f"{s.sector_efficiency:.1%}",
+                "–" if s.ceiling is None else f"≤ {s.ceiling:.1f}",
             )
         layout = "channels-last" if self.channels_last else "channels-first"
         title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"
@@ -129,9 +136,11 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
         multiprocessors: of the GPU to plan for; 0 for the one at hand, or the one that is simulated.
 
     Returns:
-        ``layout``, ``aligned`` (to 16 bytes throughout), ``grid`` (blocks), ``block`` (threads), ``vector`` (elements
-        per access), ``lanes`` (threads side by side along the channels), ``tile_channels`` (that a block works on),
-        ``tiles``, ``splits`` (blocks that share a tile).
+        ``layout`` (``'channels-first'``, ``'short runs'`` or ``'channels-last'``, see ``csrc/plan.h``), ``inner``
+        (elements of a channel side by side), ``edges`` (of them, those that are read one by one), ``grid`` (blocks),
+        ``block`` (threads), ``vector`` (elements per access), ``lanes`` (threads side by side along a row), ``rows``
+        (that a block reads at once), ``tile_channels`` (that a block works on), ``tiles``, ``splits`` (blocks that
+        share a tile).
 
     Raises:
         ValueError: the tensor has no channels.
@@ -150,15 +159,15 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
 def in_words(plan: dict[str, Any]) -> str:
     """A launch plan as a sentence."""
     elements = f"{plan['vector']} element{'s' if plan['vector'] > 1 else ''} at a time"
-    if plan["layout"] == "channels-last":
-        rows = plan["block"] // plan["lanes"]
+    if plan["layout"] == "channels-first":
+        work = f"each works on one channel and reads it {elements}"
+        if plan["edges"]:
+            work += f", but for {plan['edges']} of the {plan['inner']} side by side, which lie at the ends"
+    else:
         work = (
             f"each works on {plan['tile_channels']} neighbouring channels: {plan['lanes']} threads read a row of them "
-            f"side by side, {elements}, and {rows} rows are read at once"
+            f"side by side, {elements}, and {plan['rows']} row{'s are' if plan['rows'] > 1 else ' is'} read at once"
         )
-    else:
-        work = f"each works on one channel and reads it {elements}"
-        work += "" if plan["aligned"] else ", taking care of the ends, which are not aligned to 16 bytes"
     if plan["splits"] > 1:
         what = "a channel" if plan["tile_channels"] == 1 else "these channels"
         work += f"; {plan['splits']} blocks share {what}, and the last to finish adds up what they found"
@@ -190,6 +199,7 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
     keys = ("bytes_read", "bytes_written", "sectors")
     read, written, sectors = (sum(launch[key] for launch in launches) for key in keys)
     backward = stage.startswith("backward")
+    plan = launch_plan(x, backward=backward, multiprocessors=multiprocessors)
     size = x.numel() * x.element_size()
     return StageTraffic(
         stage=stage,
@@ -199,8 +209,17 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
         floor_read=size * (2 if backward else 1),
         floor_written=size if stage.endswith("apply") else 0,
         sector_efficiency=(read + written) / (SECTOR * sectors) if sectors else 1.0,
-        plan=launch_plan(x, backward=backward, multiprocessors=multiprocessors),
+        ceiling=_ceiling(stage, x.element_size(), plan, multiprocessors),
+        plan=plan,
     )
+
+
+def _ceiling(stage: str, element_size: int, plan: dict[str, Any], multiprocessors: int) -> float | None:
+    """From the instructions that the kernel may take, which a test compares with the compiler's output."""
+    if plan["vector"] * element_size < ACCESS:
+        return None
+    instructions = json.loads((build.CSRC / "budgets.json").read_text(encoding="utf-8"))[stage][str(element_size)]
+    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
 
 
 def _mebibytes(size: int) -> str:

@@ -10,7 +10,8 @@ Environment variables:
 - ``SBNREF_CPU_FLAGS``: more flags for compiling and linking :data:`CPU`.
 - ``SBNREF_CUDASIM_FLAGS``: more flags for compiling and linking the simulation, such as ``-fsanitize=address``.
 - ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
-- ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``.
+- ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``; needs no GPU.
+- ``CUDA_HOME``: the folder of the CUDA toolkit to build with (see :mod:`sbnref.impls.toolkit`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import hashlib
 import importlib.util
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -32,6 +32,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
+from .toolkit import NoToolkit, Toolkit, find_toolkit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
@@ -210,18 +212,21 @@ def extension(library: Library) -> Any:
     """The library as setuptools builds it ahead of time.
 
     Raises:
-        BuildError: it needs CUDA and PyTorch has none, nvcc is missing, or the two do not fit.
+        BuildError: it needs CUDA, and PyTorch has none, nvcc is missing, the two do not fit, or no GPU is named.
     """
     from torch.utils import cpp_extension
 
+    link_folder = None
     if library.cuda:
-        _check_cuda()
+        link_folder = _use_toolkit(Path("build") / "cudart")  # in setuptools' folder
+        _check_gpus()
     assert library.installed is not None
     kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
     return kind(
         library.installed,
         [os.path.relpath(CSRC / source) for source in library.sources],
         include_dirs=[str(CSRC)],
+        library_dirs=[] if link_folder is None else [str(link_folder)],
         extra_compile_args={"cxx": list(library.flags), "nvcc": list(NVCC_FLAGS)},
     )
 
@@ -260,6 +265,7 @@ def _compile(library: Library, folder: Path) -> None:
     print(f"sbnref: building {what} in {folder}, once; this takes a minute or less", file=sys.stderr, flush=True)
     (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
     more = shlex.split(_more_flags(library))
+    link_folder = _use_toolkit(folder) if library.cuda else None
     start = time.monotonic()
     try:
         cpp_extension.load(
@@ -268,7 +274,7 @@ def _compile(library: Library, folder: Path) -> None:
             extra_include_paths=[str(CSRC)],
             extra_cflags=[*library.flags, *more],
             extra_cuda_cflags=list(NVCC_FLAGS),
-            extra_ldflags=more,
+            extra_ldflags=more if link_folder is None else [f"-L{link_folder}", *more],
             build_directory=str(folder),
             with_cuda=library.cuda,
             is_python_module=False,
@@ -305,7 +311,8 @@ def _cache_folder(library: Library) -> Path:
 
 def _architectures() -> list[str]:
     """What to compile for: 8.0, 9.0, ..."""
-    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if listed and listed != "native":
         return listed.replace(";", " ").split()
     capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return sorted(f"{major}.{minor}" for major, minor in capabilities)
@@ -324,30 +331,47 @@ def _check_tools(library: Library) -> None:
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         raise BuildError("building needs ninja; install it with: pip install ninja")
     if library.cuda:
-        _check_cuda()
-        if not torch.cuda.is_available():
-            raise BuildError("no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+        find_cuda()
+        _check_gpus()
 
 
-def _check_cuda() -> None:
-    from torch.utils.cpp_extension import CUDA_HOME
+def find_cuda() -> Toolkit:
+    """The CUDA toolkit that the kernels are built with.
 
+    Raises:
+        BuildError: PyTorch is without CUDA, or no toolkit fits it.
+    """
     if torch.version.cuda is None:
         raise BuildError(
             f"PyTorch {torch.__version__} was built without CUDA; install one built with it (https://pytorch.org), "
             "or set SBNREF_CUDASIM=1 to simulate the kernels on CPU tensors"
         )
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
-    if CUDA_HOME is None or not nvcc.exists():
+    try:
+        return find_toolkit(torch.version.cuda)
+    except NoToolkit as error:
+        raise BuildError(f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, and {error}") from None
+
+
+def _check_gpus() -> None:
+    if not _architectures():
         raise BuildError(
-            f"building needs nvcc, and there is none{f' in {CUDA_HOME}' if CUDA_HOME else ''}; "
-            f"install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME to its folder"
+            "no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES, or to build for another "
+            "machine name its GPUs in TORCH_CUDA_ARCH_LIST, such as 9.0"
         )
-    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
-    release = re.search(r"release (\d+)\.(\d+)", said)
-    if release is None or release[1] != torch.version.cuda.split(".")[0]:
-        raise BuildError(
-            f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, but {nvcc} is of CUDA "
-            f"{release[0].removeprefix('release ') if release else 'an unknown version'}; install the CUDA toolkit "
-            f"{torch.version.cuda} and set CUDA_HOME to its folder"
-        )
+
+
+def toolkit_in_words() -> str:
+    """What :func:`find_cuda` finds, or why it finds nothing."""
+    try:
+        return str(find_cuda())
+    except BuildError as error:
+        return f"none: {error}"
+
+
+def _use_toolkit(own: Path) -> Path | None:
+    """Have PyTorch's builder take the toolkit; returns a folder that the linker has to search besides."""
+    from torch.utils import cpp_extension
+
+    toolkit = find_cuda()
+    cpp_extension.CUDA_HOME = str(toolkit.home)  # found when it was imported, by other rules; read at each use
+    return toolkit.link_folder(own)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..collectives import resolve
+from ..refusals import check_dense
 
 if TYPE_CHECKING:
     from ..collectives import Group
@@ -25,7 +27,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
     """Iterate over ``loader`` until every rank has come to the end of its own.
 
     A rank that has run out gets empty batches, and so takes part in the collectives of the others' steps. Each step
-    costs one all-reduce of two integers, which is read on the host. In a process that is alone, it is ``loader``.
+    costs one all-reduce of three integers, which is read on the host. In a process that is alone, it is ``loader``.
 
     Args:
         loader: this rank's batches: tensors with the batch in dimension 0, or tuples, lists and dicts of them, nested.
@@ -36,10 +38,12 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
 
     Raises:
         ValueError: a rank has no batch at all and no ``like`` while others have batches; on all ranks alike.
-        TypeError: there is no tensor in a batch, or something that is neither a tensor nor a number, text or None.
+        TypeError: no tensor in a batch has a dimension, one is not dense, or there is something in it that is neither
+            a tensor nor a number, text or None.
+        RuntimeError: the loader of another rank raised, or its batch was refused: the loop ends on all ranks.
 
-    An exception of one rank's loader, or a ``break`` on one rank alone, ends the loop there. The others wait for it in
-    their next step until the group's timeout: leave the loop on all ranks in the same step.
+    A ``break`` on one rank alone, or an exception in the body of its loop, ends the loop there. The others wait for it
+    in their next collective until the group's timeout: leave the loop on all ranks in the same step.
     """
     process_group = resolve(group)
     if process_group is None:
@@ -48,12 +52,25 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
     on_cpu = torch.device("cpu") in process_group._device_types
     device = torch.device("cpu") if on_cpu else process_group._device_types[0]
     empty = OUT if like is None else _empty(like)
-    for batch in chain(loader, repeat(OUT)):
-        if batch is not OUT:
-            empty = _empty(batch)
-        counts = torch.tensor([batch is not OUT, empty is OUT], dtype=torch.int64, device=device)
+    batches = chain(loader, repeat(OUT))
+    while True:
+        batch, error = OUT, None
+        try:
+            batch = next(batches)
+            if batch is not OUT:
+                empty = _empty(batch)
+        except Exception as raised:  # told to the others first, who would wait
+            error = raised
+        counts = torch.tensor([batch is not OUT, empty is OUT, error is not None], dtype=torch.int64, device=device)
         dist.all_reduce(counts, group=process_group)
-        with_batch, without_any = counts.tolist()
+        with_batch, without_any, failed = counts.tolist()
+        if error is not None:
+            raise error
+        if failed > 0:
+            raise RuntimeError(
+                f"expected a batch or the end from every rank's loader, got an error on {failed} of "
+                f"{process_group.size()} ranks, which raise it: the loop ends on all"
+            )
         if with_batch == 0:
             return
         if without_any > 0:
@@ -66,12 +83,21 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
 
 def _empty(batch: Batch) -> Batch:
     """The batch with no samples; a slice would keep the samples in memory."""
-    leaves = tree_leaves(batch)
+    leaves = tree_leaves(batch, is_leaf=lambda part: isinstance(part, PackedSequence))
+    if any(isinstance(leaf, PackedSequence) for leaf in leaves):
+        raise TypeError(
+            "expected a batch that can be empty, got in it a PackedSequence, which cannot: keep the sequences padded, "
+            "with their lengths, and normalize them by sbnref.functional.masked"
+        )
     if others := sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, WHOLE)}):
         raise TypeError(
             "expected a batch of tensors, numbers, text and None, in tuples, lists and dicts, got in it "
             f"{', '.join(others)}, which may hold samples: give until_all_done a loader of what it can make empty"
         )
-    if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"expected a batch with tensors in it, got a {type(batch).__name__} without")
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    for tensor in tensors:
+        check_dense("batch", tensor)
+    if not any(tensor.dim() for tensor in tensors):
+        what = "tensors of no dimension" if tensors else f"a {type(batch).__name__} without"
+        raise TypeError(f"expected a batch with tensors in it, samples in dimension 0, got {what}")
     return tree_map(lambda x: x.new_empty((0, *x.shape[1:])) if isinstance(x, Tensor) and x.dim() else x, batch)

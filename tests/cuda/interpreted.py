@@ -26,7 +26,7 @@ from sbnref.impls.build import CSRC, CUDA_SOURCES
 ARCHITECTURE = "90"
 LIBRARY = "stages.so"
 LAUNCHER = ctypes.CFUNCTYPE(
-    ctypes.c_char_p,
+    ctypes.c_void_p,
     *(ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)),
 )
 
@@ -38,7 +38,7 @@ def compile_all(folder: Path, includes: list[str]) -> None:  # noqa: F811
     def kernel(source: str) -> None:
         stem = Path(source).stem
         (folder / stem).mkdir()  # files in between have the same names for all sources
-        keep = ["--keep", "--keep-dir", str(folder / stem), "-D__NV_LEGACY_LAUNCH", "-Xcompiler=-fPIC"]
+        keep = ["--keep", "--keep-dir", str(folder / stem), "-Xcompiler=-fPIC"]
         compiled(["nvcc", *FLAGS, target, *keep, *includes, "-c", str(CSRC / source), "-o", str(folder / f"{stem}.o")])
         (folder / stem / f"{stem}.ptx").rename(folder / f"{stem}.ptx")
 
@@ -71,8 +71,12 @@ class Gpu:
         for source in CUDA_SOURCES:
             self.kernels |= ptx.parse(edit((self.folder / source).with_suffix(".ptx").read_text()))
 
-    def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> bytes:
-        """Returns what went wrong, or nothing."""
+    def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> int:
+        """Returns where it says what went wrong, or nothing."""
+        self.said = ctypes.create_string_buffer(self._launch(name, blocks, threads, shared_bytes, arguments))
+        return ctypes.addressof(self.said)
+
+    def _launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> bytes:
         try:
             kernel = self.kernels[name.decode()]
             self.launches.append((kernel.name, blocks, threads))
@@ -92,9 +96,7 @@ class Gpu:
         room = self.library.known_memory(None, 0)
         pairs = (ctypes.c_size_t * 2 * room)()
         assert self.library.known_memory(pairs, room) == room
-        return ptx.Memory(
-            (at, np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)) for at, size in pairs
-        )
+        return ptx.Memory((at, np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)) for at, size in pairs)
 
 
 _gpu: Gpu | None = None

@@ -509,9 +509,7 @@ class Block:
             names = _elements(to)
             narrow = np.dtype(f"u{dtype.itemsize // len(names)}")
             values = self.read(given, dtype).view(narrow).reshape(-1, len(names))
-            steps = [
-                self.assign(name, narrow, lambda k=k: values[:, k]) for k, name in enumerate(names) if name != "_"
-            ]
+            steps = [self.assign(name, narrow, lambda k=k: values[:, k]) for k, name in enumerate(names) if name != "_"]
             return lambda active: [step(active) for step in steps] and None
         value = self.read(given, dtype)
         return self.assign(to, dtype, lambda: value)
@@ -770,8 +768,9 @@ class Block:
             test = lambda: unordered(x, y) | (x != x) | (y != y)  # noqa: E731
         if combine:
             with_ = self.predicate(more[0])
-            first, second = (lambda: BITWISE[combine[0]](test(), with_())), (
-                lambda: BITWISE[combine[0]](~test(), with_())
+            first, second = (
+                (lambda: BITWISE[combine[0]](test(), with_())),
+                (lambda: BITWISE[combine[0]](~test(), with_())),
             )
         else:
             first, second = test, lambda: ~test()

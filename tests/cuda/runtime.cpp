@@ -43,7 +43,11 @@ struct KnownMemory final : c10::Allocator {
 using Launcher = const char* (*)(const char* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, void** arguments);
 
 Launcher launcher = nullptr;
-std::map<const void*, std::string> kernels;  // mangled names, by what the host calls
+// Mangled names, by what the host calls; kernels are registered before this file's variables are made.
+std::map<const void*, std::string>& kernels() {
+    static std::map<const void*, std::string> kernels;
+    return kernels;
+}
 std::string said;                            // of the last launch, where it failed
 
 struct Configuration {
@@ -75,7 +79,7 @@ void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 void __cudaRegisterFunction(
     void**, const char* called, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
-    kernels[called] = name;
+    kernels()[called] = name;
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream) {
@@ -91,9 +95,18 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_b
 cudaError_t cudaLaunchKernel(
     const void* called, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, cudaStream_t) {
     const bool one_dimension = grid.y == 1 && grid.z == 1 && block.y == 1 && block.z == 1;
-    said = one_dimension ? launcher(kernels.at(called).c_str(), grid.x, block.x, shared_bytes, arguments)
+    said = one_dimension ? launcher(kernels().at(called).c_str(), grid.x, block.x, shared_bytes, arguments)
                          : "expected a launch in one dimension";
     return said.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+// As CUDA 13 launches: a handle for each kernel, here what the host calls it by.
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* called) {
+    *kernel = static_cast<cudaKernel_t>(const_cast<void*>(called));
+    return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(
+    cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, cudaStream_t stream) {
+    return cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream);
 }
 cudaError_t cudaGetLastError() { return said.empty() ? cudaSuccess : cudaErrorLaunchFailure; }
 const char* cudaGetErrorString(cudaError_t) { return said.c_str(); }

@@ -1,6 +1,7 @@
 """Building the kernels' library: cached, locked, and every failure says what to do."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toolkits import made_up
 
 from sbnref.impls import build, cuda
 from sbnref.impls.build import KERNELS, SIMULATION
@@ -27,6 +29,18 @@ def real(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.fixture
+def cuda_home(monkeypatch, tmp_path):
+    """Makes a toolkit of a release, and has CUDA_HOME name it."""
+
+    def make(release: str) -> Path:
+        home = made_up(tmp_path / "named", release)
+        monkeypatch.setenv("CUDA_HOME", str(home))
+        return home
+
+    return make
 
 
 def load(**environment: str) -> subprocess.CompletedProcess:
@@ -68,35 +82,30 @@ def test_pytorch_without_cuda(real, monkeypatch):
         build._check_tools(KERNELS)
 
 
-def test_no_gpu(real, monkeypatch):
-    monkeypatch.setattr(build, "_check_cuda", lambda: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(build.BuildError, match="no CUDA GPU is visible to PyTorch; see nvidia-smi"):
-        build._check_tools(KERNELS)
+def test_no_gpu(real, monkeypatch, cuda_home):
+    cuda_home("13.0")
+    build._check_tools(KERNELS)  # for another machine, which the list names
+    for value in ("", "native"):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
+        assert build.toolkit_in_words().startswith("CUDA 13.0 in"), "the toolkit is there all the same"
+        with pytest.raises(build.BuildError, match=r"no CUDA GPU is visible.*in TORCH_CUDA_ARCH_LIST, such as 9\.0"):
+            build._check_tools(KERNELS)
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent"])
-def test_no_nvcc(real, monkeypatch, home):
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
-    with pytest.raises(build.BuildError, match=r"needs nvcc, and there is none.*install the CUDA toolkit 13\.0"):
-        build._check_tools(KERNELS)
-
-
-@pytest.mark.parametrize(
-    ("release", "fits"), [("release 13.1, V13.1.2", True), ("release 12.8, V12.8.1", False), ("", False)]
-)
-def test_nvcc_of_another_version(real, monkeypatch, tmp_path, release, fits):
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {release}'\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
+@pytest.mark.parametrize(("release", "fits"), [("13.1", True), ("12.8", False)])
+def test_nvcc_of_another_version(real, cuda_home, release, fits):
+    home = cuda_home(release)
     if fits:
         build._check_tools(KERNELS)
+        assert build.toolkit_in_words() == f"CUDA 13.1 in {home}, which CUDA_HOME names"
         return
-    message = r"built with CUDA 13\.0, but .* is of CUDA (12\.8|an unknown version); install"
+    message = (
+        rf"PyTorch {re.escape(torch.__version__)} was built with CUDA 13\.0, and .*nvcc, which CUDA_HOME names, is of "
+        r"CUDA 12\.8; .*pip install 'cuda-toolkit\[nvcc,cccl\]==13\.0\.\*'"
+    )
     with pytest.raises(build.BuildError, match=message):
         build._check_tools(KERNELS)
+    assert build.toolkit_in_words().startswith("none: PyTorch")
 
 
 def test_a_failed_compile_says_what_the_compiler_said_and_is_tried_again(tmp_path):
@@ -148,12 +157,30 @@ def test_a_library_built_for_another_pytorch(monkeypatch, tmp_path, real):
         build._open(KERNELS, build.built(KERNELS))
 
 
-def test_ahead_of_time(monkeypatch, real):
-    monkeypatch.setattr(build, "_check_cuda", lambda: None)
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+def test_ahead_of_time(monkeypatch, real, cuda_home, tmp_path):
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    home = cuda_home("13.0")
+    (home / "lib").mkdir()
+    (home / "lib" / "libcudart.so.13").touch()
+    monkeypatch.chdir(tmp_path)
     extension = build.extension(KERNELS)
     assert extension.name == "sbnref._kernels"
     assert all(Path(source).exists() for source in extension.sources)
+    assert f"{home}/include" in extension.include_dirs, "PyTorch's builder was given the toolkit"
+    assert Path(extension.library_dirs[0], "libcudart.so").resolve() == home / "lib" / "libcudart.so.13"
+
+
+def test_on_first_use_it_is_linked_to_the_toolkit_that_was_found(monkeypatch, real, cuda_home, tmp_path):
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    home, built = cuda_home("13.0"), tmp_path / "built"
+    built.mkdir()
+    (home / "lib").mkdir()
+    (home / "lib" / "libcudart.so.13").touch()
+    flags = []
+    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *_, **options: flags.extend(options["extra_ldflags"]))
+    build._compile(KERNELS, built)
+    assert str(home) == torch.utils.cpp_extension.CUDA_HOME
+    assert flags == [f"-L{built}"]
 
 
 def test_the_reason_is_kept(monkeypatch, real):

@@ -1,14 +1,17 @@
 """Everything compiles for the GPUs, without a warning, and the compiler's report shows kernels that fill them."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
+import sass
 from nvcc import FLAGS, compiled, cuda_includes, includes, needs_nvcc  # noqa: F401 (a fixture)
 
 from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES
 
 ARCHITECTURES = ("80", "90")
-INSTANCES = 4 * 4  # element types times layouts and access widths
+INSTANCES = 6 + 6 + 5 + 4  # for each element type: two layouts, and a third with accesses of every width
 REGISTERS = 65536  # of a multiprocessor
 HALF_OCCUPANCY = 1024  # of the 2048 threads that it can hold
 
@@ -28,6 +31,26 @@ def test_kernels(source, includes, tmp_path):  # noqa: F811
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(memory) >= len(kernels)
     assert {numbers for numbers in memory} == {("0", "0", "0")}, f"local memory is used:\n{report}"
+    check_machine_code(Path(source).stem, tmp_path / "kernel.o")
+
+
+def check_machine_code(stage: str, file: Path) -> None:
+    """Whole accesses are made in one go, and few enough instructions that memory is what bounds the kernel."""
+    budget = json.loads((CSRC / "budgets.json").read_text())[stage]
+    wide = {"d": 2, "f": 4, "N3c108BFloat16E": 8, "N3c104HalfE": 8}
+    checked = 0
+    for name, code in sass.kernels(file, f"sm_{ARCHITECTURES[-1]}").items():
+        element, layout, vector = re.search(r"kernelI(\w+?)LNS_6LayoutE(\d)ELi(\d+)E", name).groups()
+        if int(vector) != wide[element]:
+            continue
+        loop = sass.streaming_loop(code)
+        what = f"{stage} of {element}, layout {layout}: {loop}"
+        assert loop.loads in (3, 4), what
+        assert loop.stores == {"forward_apply": loop.loads, "backward_apply": loop.loads // 2}.get(stage, 0), what
+        assert loop.per_access <= budget[str(16 // wide[element])], what
+        assert loop.ceiling >= 6, what
+        checked += 1
+    assert checked == 3 * len(wide)  # layouts
 
 
 @pytest.mark.parametrize("source", HOST_SOURCES)

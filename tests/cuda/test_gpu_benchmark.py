@@ -1,17 +1,26 @@
-"""What benchmarks/gpu.py and gpu_check.py do without a GPU: the peer's kernels, the parts, simulated; the reports."""
+"""What benchmarks/gpu.py and gpu_check.py do without a GPU: the peer's kernels, the parts, simulated; time, reports."""
 
 import ctypes
-import importlib.util
+import importlib
+import json
 import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from simulation import simulation  # noqa: F401
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
+from sbnref.bench import load
+from sbnref.conformance import cases
+from sbnref.impls import build
 from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -19,10 +28,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def benchmark(name: str):
     """One of the scripts, as a module."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +40,27 @@ def gpu():
     return benchmark("gpu")
 
 
+@pytest.fixture(scope="module")
+def check():
+    return benchmark("gpu_check")
+
+
+# ---- the peer ----
+
+
 @pytest.fixture
-def simulated_peer(gpu, tmp_path, monkeypatch):
-    """``gpu.MMCV`` on CPU tensors, alone."""
+def simulated_peer(tmp_path, monkeypatch):
+    """``MMCV`` on CPU tensors, alone."""
+    layers = benchmark("gpu_layers")
     library = tmp_path / "mmcv.so"
     flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS, f"-I{CSRC}"]
     includes = [argument for folder in include_paths() for argument in ("-isystem", folder)]
     sources = [str(CSRC / "sim" / "cudasim.cpp"), "-x", "c++", str(BENCHMARKS / "mmcv_passes.cu")]
     subprocess.run(["c++", *flags, *includes, *sources, "-o", str(library)], check=True)
-    monkeypatch.setattr(gpu.MMCV, "library", ctypes.CDLL(str(library)))
+    monkeypatch.setattr(layers.MMCV, "library", ctypes.CDLL(str(library)))
     monkeypatch.setattr("torch.cuda.current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor)
-    return gpu.MMCV.apply
+    return layers.MMCV.apply
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -62,28 +81,201 @@ def test_the_peer_computes_a_batch_norm(simulated_peer, dtype):
         torch.testing.assert_close(got, want, rtol=1e-2 if dtype != torch.float32 else 1e-4, atol=1e-2)
 
 
-def test_the_report_names_the_worst_case(gpu):
-    rows = [
-        {
-            "layer": layer,
-            "median": median,
-            "shape": shape,
-            "dtype": "float32",
-            "layout": "contiguous",
-            "what": "forward",
-        }
-        | {"over_floor": median, "floor": 1.0, "beyond_cache": shape == (2, 3)}
-        for shape, medians in (((2, 3), (1.1, 3.3)), ((1, 3), (0.5, 0.4)))
-        for layer, median in zip(("sbnref", "torch sync"), medians, strict=True)
-    ]
-    answers = gpu.verdicts(rows)
-    assert answers["times as fast as torch sync"]["worst_case"][0] == "(1, 3)"
-    assert not answers["times as fast as torch sync"]["met"]
-    assert answers["over the floor, beyond the cache"]["met"]
-    assert answers["over the floor, in cache"]["worst"] == 0.5
-    table = list(gpu.lines(rows))
-    assert len(table) == 4
-    assert "3300000.0 ( 3.30)" in table[2]
+# ---- the parts ----
+
+# What a machine with a GPU need not have: PyTorch, pytest, ninja and pybind11 have to be enough.
+ABSENT = ("typer", "rich", "covertable", "cloudpickle", "hypothesis", "sklearn", "matplotlib", "fairscale", "mmcv")
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """An environment in which they cannot be imported, and the kernels are simulated."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))")
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "SBNREF_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(path)}
+
+
+@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step", "large"])
+def test_a_part_of_the_check_simulated(part, bare):
+    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part, "--elements", str(2**15 + 8))
+    subprocess.run(command, check=True, env=bare)
+
+
+def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
+    for case in cases():
+        pickle.dumps(case.check)  # what takes it to the ranks where there is no cloudpickle
+    script = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu, sbnref.conformance"
+    subprocess.run((sys.executable, "-c", script), check=True, env=bare)
+
+
+def test_a_library_built_ahead_of_time_is_loaded_from_where_it_was_put(bare, tmp_path):
+    """All but compiling: a compiler that has made the library before."""
+    compiler, made = tmp_path / "c++", build.built(build.CPU) or build.build(build.CPU)
+    compiler.write_text(
+        f"""#!/bin/sh
+        for word in "$@"; do
+            [ "$last" = -o ] && output=$word
+            last=$word
+        done
+        case $output in
+            *.o) : > "$output" ;;
+            *.so) cp {made} "$output" ;;
+            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
+        esac
+        """
+    )
+    compiler.chmod(0o755)
+    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", "ahead_of_time")
+    run = subprocess.run(command, env={**bare, "CXX": str(compiler)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "/lib/sbnref/_cpu_" in run.stdout
+
+
+def test_what_does_not_fit_is_skipped(check, monkeypatch, capsys):
+    monkeypatch.setattr(check, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**30))
+    with pytest.raises(SystemExit) as ended:
+        check.large(check.LARGE)
+    assert ended.value.code == check.SKIPPED
+    assert capsys.readouterr().out == "2147483656 elements take 14 GiB of the GPU's memory, and 1 are free\n"
+
+
+# ---- running them ----
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has asked after yet has, too."""
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_how_a_part_went(check, capsys):
+    shell = ["sh", "-c"]
+    assert check.run("a", [*shell, "echo fine"], 30).status == "passed"
+    failed = check.run("b", [*shell, "echo broken; exit 3"], 30)
+    assert (failed.status, failed.printed) == ("failed", "broken\n")
+    assert check.run("c", [*shell, "echo too small; exit 77"], 30).status == "skipped"
+    assert check.run("d", [*shell, 'test "$ONE" = 1'], 30, {"ONE": "1"}).status == "passed"
+    said = capsys.readouterr().out
+    assert "broken" in said
+    assert "too small" in said
+    assert "fine" not in said
+
+
+@pytest.mark.parametrize("end", ["", "; wait"])
+def test_what_a_part_leaves_running_is_ended(check, tmp_path, end):
+    """It ends by itself, or is ended, while a process that it started holds its output open."""
+    command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/pid{end}"]
+    outcome = check.run("part", command, 2)
+    assert outcome.status == ("timed out" if end else "passed")
+    assert outcome.seconds < 20
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.fixture
+def parts(check, monkeypatch):
+    """``parts(takes)`` runs all parts by a made-up clock: each takes so long, or until its limit."""
+    now = 0.0
+
+    def all_of(takes, statuses={}):  # noqa: B006
+        runs = []
+
+        def run(part, command, limit, environment):
+            nonlocal now
+            seconds = min(takes, limit)
+            now += seconds
+            runs.append((part, command, limit, environment))
+            status = "passed" if seconds == takes else "timed out"
+            return check.Outcome(part, statuses.get(part, status), seconds, "")
+
+        monkeypatch.setattr(check, "run", run)
+        monkeypatch.setattr(check, "compute_sanitizer", lambda: "/bin/compute-sanitizer")
+        monkeypatch.setattr(check.time, "monotonic", lambda: now)
+        outcomes = []
+        check.check_all(outcomes, Path("out.json"))
+        monkeypatch.undo()
+        return outcomes, runs
+
+    return all_of
+
+
+@pytest.mark.parametrize("takes", [1, 30, 1000])
+def test_eight_minutes_are_a_bound_and_the_benchmark_has_its_share(check, parts, takes):
+    outcomes, runs = parts(takes)
+    assert [outcome.part for outcome in outcomes] == [*check.LIMITS, "benchmark"]
+    assert sum(outcome.seconds for outcome in outcomes) <= check.TOTAL_SECONDS <= 480
+    part, command, limit, _ = runs[-1]
+    assert part == "benchmark"
+    assert limit >= check.BENCHMARK_SECONDS
+    assert float(command[command.index("--seconds") + 1]) < limit
+    for part, _, limit, _ in runs[:-1]:
+        assert check.LEAST_SECONDS <= limit <= check.LIMITS[part]
+    left_out = [outcome.part for outcome in outcomes if outcome.status == "left out"]
+    assert bool(left_out) == (takes > 1)
+    assert left_out == list(check.LIMITS)[len(runs) - 1 :]
+
+
+def test_the_tools_look_at_our_kernels_where_no_cache_hides_the_ends_of_tensors(check, parts):
+    _, runs = parts(1)
+    for part, command, _, environment in runs:
+        if part in check.SANITIZERS:
+            assert command[:3] == ["/bin/compute-sanitizer", "--tool", part]
+            assert "kns=sbnref" in command
+            assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            assert command[-2:] == ["--part", "small_step"]
+        else:
+            assert environment == {}
+    assert {"memcheck", "racecheck", "synccheck", "initcheck"} <= {part for part, *_ in runs}
+
+
+def test_without_the_kernels_nothing_else_is_tried(check, parts):
+    outcomes, runs = parts(1, {"build": "failed"})
+    assert [part for part, *_ in runs] == ["build"]
+    assert {outcome.status for outcome in outcomes[1:]} == {"left out"}
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+import gpu_check, torch
+from pathlib import Path
+torch.cuda.is_available, torch.cuda.get_device_name = lambda: True, lambda: "A GPU"
+gpu_check.HERE = Path({folder!r}) / "benchmarks"
+gpu_check.sys.executable = {folder!r} + "/part"
+sys.argv = ["gpu_check.py"]
+sys.exit(gpu_check.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_is_ended_leaves_results_and_no_process(tmp_path, number):
+    part, pid = tmp_path / "part", tmp_path / "pid"
+    part.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {pid}.new; mv {pid}.new {pid}; wait\n")
+    part.chmod(0o755)
+    script = INTERRUPTED.format(benchmarks=str(BENCHMARKS), folder=str(tmp_path))
+    process = subprocess.Popen((sys.executable, "-c", script), stdout=-1, stderr=-1, text=True)
+    try:
+        while not pid.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "written to" in out
+    assert gone(int(pid.read_text()))
+    (file,) = (tmp_path / "benchmarks" / "results").iterdir()
+    checks = load(file).notes["checks"]
+    assert {outcome["status"] for outcome in checks} == {"left out"}
+    assert file.name.startswith("a-gpu-")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -96,17 +288,189 @@ def test_without_a_gpu_it_says_so(script, message):
     assert message in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step"])
-def test_a_part_of_the_check_simulated(part):
-    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part)
-    subprocess.run(command, check=True, env={**os.environ, "SBNREF_CUDASIM": "1"})
+# ---- the benchmark ----
 
 
-def test_a_part_that_fails_or_hangs_is_told_from_one_that_passes(capsys):
-    check = benchmark("gpu_check")
-    python = [sys.executable, "-c"]
-    assert check.run("a", [*python, "print('fine')"], 30).status == "passed"
-    failed = check.run("b", [*python, "raise SystemExit('broken')"], 30)
-    assert (failed.status, failed.printed) == ("failed", "broken\n")
-    assert check.run("c", [*python, "import time; time.sleep(30)"], 1).status == "timed out"
-    assert "broken" in capsys.readouterr().out
+def test_a_floor_is_traffic_and_launches_and_for_a_step_its_collective(gpu):
+    floor = gpu.Floor.__new__(gpu.Floor)
+    floor.bandwidth, floor.launch = 1e12, {"eager": 2e-6, "graph": 1e-6}
+    floor.collectives = {(8, "eager"): 1e-5, (8, "graph"): 5e-6}
+    assert floor(3_000_000, 2, "graph") == pytest.approx(3e-6 + 2e-6)
+    assert floor(3_000_000, 2, "eager", 1, 8) == pytest.approx(3e-6 + 4e-6 + 1e-5)
+    assert floor(8_000_000, 4, "graph", 2, 8) == pytest.approx(8e-6 + 4e-6 + 1e-5)
+    assert floor.notes()["collectives"][0] == {"channels": 8, "timing": "eager", "seconds": 1e-5}
+
+
+def test_every_input_is_in_a_sample_and_the_cache_does_not_hold_them(gpu):
+    for size in (1e4, 1e6, 1e8, 1e10):
+        copies, repetitions = gpu.counts(int(size), 50_000_000, 3e12)
+        assert copies == 32 or copies * size >= 3 * 50_000_000
+        assert repetitions >= copies
+
+
+def test_a_replay_is_divided_among_the_calls_that_it_holds(gpu, monkeypatch):
+    calls, replays = [], []
+
+    class Graph:
+        def replay(self):
+            replays.append(len(calls))
+
+    class Capture:
+        def __init__(self, graph, stream, capture_error_mode):
+            assert (stream, capture_error_mode) == ("stream", "thread_local")
+
+        def __enter__(self):
+            assert not calls
+
+        def __exit__(self, *_):
+            assert calls == [0, 1, 2, 3]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(gpu, "eager_seconds", lambda work, n: [work(i) or 8.0 for i in range(n)])
+    assert gpu.graph_seconds(calls.append, 4) == [2.0]
+    assert replays == [4]
+
+
+def measured_here() -> tuple[list[dict], list[dict], dict]:
+    """A shape on CPU tensors, where the kernels are simulated; no time is taken, and one layer is not captured."""
+    gpu = benchmark("gpu")
+    assert gpu.cuda.why_not(torch.device("cpu")) is None
+    floor = gpu.Floor.__new__(gpu.Floor)
+    floor.bandwidth, floor.launch, floor.collectives = 1e12, dict.fromkeys(gpu.SECONDS, 1e-6), {}
+    on_cpu = gpu.tensor
+
+    def collective(channels, timing):
+        return floor.collectives.setdefault((channels, timing), 1e-5)
+
+    def captured(work, repetitions):
+        if "step_works" in work.__qualname__ and isinstance(work(0), torch.Tensor):
+            raise RuntimeError("not permitted when stream is capturing\nmore")
+        return [1.0, 2.0, 3.0]
+
+    floor._collective = collective
+    gpu.tensor = lambda *case: on_cpu(*case, device="cpu")
+    gpu.SECONDS = {"eager": lambda work, n: [float(work(i) is None) + 1 for i in range(n)], "graph": captured}
+    torch.cuda.get_device_properties = lambda _: type("GPU", (), {"L2_cache_size": 1000})
+    run = gpu.Benchmark(floor, [((4, 6, 5, 5), torch.float32, True)], None)
+    run.run(time.perf_counter() + 100)
+    return run.results.rows, run.failures, run.results.notes["verdicts"]
+
+
+def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):  # noqa: F811
+    rows, failures, answers = simulation(measured_here)
+    of = {(row["layer"], row["what"]): row for row in rows}
+    assert {what for layer, what in of if layer == "sbnref's kernels"} == {
+        f"{what}, {timing}" for what in ("forward", "backward") for timing in ("eager", "graph")
+    }
+    assert {what for layer, what in of if layer == "sbnref"} == {
+        "forward, eager",
+        "backward, eager",
+        "both, eager",
+    }, "captured no more after the first failure"
+    assert of["sbnref", "both, eager"]["layout"] == "channels_last"
+    traffic = 4 * 6 * 25 * 4 / 1e12
+    assert of["sbnref's kernels", "forward, eager"]["floor"] == pytest.approx(3 * traffic + 2e-6)
+    assert of["sbnref", "both, eager"]["floor"] == pytest.approx(8 * traffic + 4e-6 + 2e-5)
+    assert of["F.batch_norm", "both, eager"]["floor"] == pytest.approx(8 * traffic + 4e-6)
+    assert of["sbnref", "both, eager"]["beyond_cache"]
+    assert {"torch sync", "mmcv's algorithm", "sbnref"} <= {failure["layer"] for failure in failures}
+    assert "not permitted when stream is capturing" in [failure["error"] for failure in failures]
+    assert answers["times as fast as torch sync, eager"]["missing"] == "no case was measured with both"
+    assert not answers["everything was measured"]["met"]
+
+
+def rows_of(*measured: tuple[str, str, float, float, tuple[int, ...]]) -> list[dict]:
+    """(layer, what, median, over the floor, shape)"""
+    return [
+        {
+            "suite": "gpu",
+            "layer": layer,
+            "what": what,
+            "median": median,
+            "over_floor": over,
+            "shape": shape,
+            "dtype": "float32",
+            "layout": "contiguous",
+            "traffic": 1.0,
+            "beyond_cache": shape == (2, 3),
+        }
+        for layer, what, median, over, shape in measured
+    ]
+
+
+def test_the_report_names_the_worst_case(gpu):
+    rows = rows_of(
+        ("sbnref", "forward, eager", 1.1, 1.1, (2, 3)),
+        ("torch sync", "forward, eager", 3.3, 3.3, (2, 3)),
+        ("sbnref", "forward, eager", 0.5, 0.5, (1, 3)),
+        ("torch sync", "forward, eager", 0.4, 0.4, (1, 3)),
+        ("sbnref", "forward, graph", 0.1, 1.2, (2, 3)),
+        ("sbnref's kernels", "forward, graph", 0.1, 0.9, (1, 3)),
+        ("sbnref's kernels", "both, graph", 0.1, 9.0, (1, 3)),
+    )
+    answers = gpu.verdicts(rows, [], [])
+    eager = answers["times as fast as torch sync, eager"]
+    assert eager["worst_case"][0] == "(1, 3)"
+    assert eager["worst"] == pytest.approx(0.8)
+    assert eager["geometric_mean"] == pytest.approx((3 * 0.8) ** 0.5)
+    assert not eager["met"]
+    assert answers["sbnref over its floor, beyond the cache, eager"]["met"]
+    assert not answers["sbnref over its floor, beyond the cache, graph"]["met"]
+    assert answers["sbnref's kernels over its floor, in cache, graph"]["worst"] == 0.9
+    table = list(gpu.lines(rows))
+    assert "3300000.0 ( 3.30)" in next(line for line in table if line.startswith("(2, 3)"))
+    assert any(line.startswith("graph: captured in a CUDA graph") for line in table)
+
+
+def test_like_is_compared_with_like_and_what_is_missing_is_no_success(gpu):
+    nothing = gpu.verdicts([], [], [])
+    assert nothing
+    assert not any(answer["met"] for answer in nothing.values())
+    assert all(answer["missing"] for answer in nothing.values())
+
+    ours = [("sbnref", f"forward, {timing}", 1.0, 1.0, (2, 3)) for timing in ("eager", "graph")]
+    answers = gpu.verdicts(rows_of(*ours, ("torch sync", "forward, eager", 9.0, 9.0, (2, 3))), [], [])
+    assert answers["times as fast as torch sync, eager"]["met"]
+    assert answers["times as fast as torch sync, graph"]["missing"] == "no case was measured with both"
+
+    fast = ("torch sync", "forward, eager", 9.0, 9.0, (2, 3))
+    partly = gpu.verdicts(rows_of(*ours, ("sbnref", "forward, eager", 1.0, 1.0, (1, 3)), fast), [], [])
+    assert not partly["times as fast as torch sync, eager"]["met"]
+    assert partly["times as fast as torch sync, eager"]["missing"] == [
+        ("(1, 3)", "float32", "contiguous", "forward, eager")
+    ]
+    for failures, left_out in (([{"layer": "x"}], []), ([], [(1, 3)])):
+        assert not gpu.verdicts(rows_of(*ours), failures, left_out)["everything was measured"]["met"]
+    assert gpu.verdicts(rows_of(*ours), [], [])["everything was measured"]["met"]
+
+
+def test_a_kill_loses_one_shape(gpu, tmp_path, monkeypatch):
+    floor = gpu.Floor.__new__(gpu.Floor)
+    floor.bandwidth, floor.launch, floor.collectives = 1e12, {"eager": 1e-6}, {}
+    shapes = [(2, 3), (1, 3), (4, 3)]
+    run = gpu.Benchmark(floor, [(shape, torch.float32, False) for shape in shapes], tmp_path / "r.json")
+
+    def measure(shape, dtype, channels_last):
+        if shape == (4, 3):
+            raise KeyboardInterrupt
+        yield from rows_of(("sbnref", "forward, eager", 1.0, 1.0, shape))
+
+    monkeypatch.setattr(run, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(time.perf_counter() + 100)
+    kept = load(tmp_path / "r.json")
+    assert [tuple(row["shape"]) for row in kept.rows] == shapes[:2]
+    assert kept.notes["left_out"] == [[[4, 3], "torch.float32", False]]
+    assert not kept.notes["verdicts"]["everything was measured"]["met"]
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_what_there_is_no_time_for_is_left_out(gpu, tmp_path):
+    floor = gpu.Floor.__new__(gpu.Floor)
+    floor.bandwidth, floor.launch, floor.collectives = 1e12, {"eager": 1e-6}, {}
+    every = gpu.cases_of(["float16"])
+    run = gpu.Benchmark(floor, list(every), tmp_path / "r.json")
+    run.run(time.perf_counter() - 1)
+    assert len(json.loads((tmp_path / "r.json").read_text())["notes"]["left_out"]) == len(every) == 25

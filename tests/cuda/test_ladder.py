@@ -201,11 +201,18 @@ def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
 def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
     gpu = benchmark("gpu")
     monkeypatch.setattr(gpu, "LADDER_SHAPES", [(2, 5, 8, 8)])
-    monkeypatch.setattr(gpu, "device_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
+    monkeypatch.setattr(gpu, "eager_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
     monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, channels_last: tensor("7" if channels_last else "1", shape))
     chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
-    rows = gpu.measure_ladder(1e9)
+
+    class Floor:
+        bandwidth = 1e9
+
+        def __call__(self, moved: int, kernels: int, timing: str) -> float:
+            return moved / self.bandwidth
+
+    rows = list(gpu.Benchmark(Floor(), [], None).measure_ladder())
     assert [row["layer"] for row in rows] == list(ladder.RUNGS)
     assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"]
     assert {row["over_floor"] for row in rows} == {1e-3 / (3 * 4 * 2 * 5 * 8 * 8 / 1e9)}

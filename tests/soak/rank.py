@@ -251,8 +251,9 @@ def _hold(
         for name, move in moves.items():
             value, bound = expected[name]
             value = value * (keep if name.startswith("running") else 1) + move
-            rounding = torch.finfo(got[name].dtype).eps if name in got else 0
-            expected[name] = value, bound + allowed[name] + rounding * (value.abs() + move.abs())
+            rounds = torch.finfo(got[name].dtype) if name in got else None
+            rounding = 0 if rounds is None else rounds.eps * (value.abs() + move.abs() + rounds.smallest_normal)
+            expected[name] = value, bound + allowed[name] + rounding
     for name, (value, bound) in expected.items():
         if name in got:
             _close(name, got[name], value, bound)

@@ -135,9 +135,15 @@ def check_vmap(impl: str, device: str) -> None:
     statistics = random_layer(stats_mode="N", impl=impl, device=device, dtype=torch.float64)
     with refusal(ValueError, "expected no running statistics under vmap"):
         torch.func.vmap(statistics)(xs)
-    words = f"expected vmap over as many on every rank, got {1 + rank} on this one and 1.5 on the average"
-    with refusal(ValueError, words, collectives=1):
-        torch.func.vmap(layer)(xs[: 1 + rank])
+    for size, average in ((1 + rank, "1.5"), (2 * rank, "1")):
+        words = f"expected vmap over as many on every rank, got {size} on this one and {average} on the average"
+        with refusal(ValueError, words, collectives=1):
+            torch.func.vmap(layer)(xs[:size])
+    numbers = (3 * CHANNELS * 2, 0)[rank]  # the empty rank's Jacobian maps over none
+    words = f"expected vmap over as many on every rank, got {numbers} on this one and {3 * CHANNELS:g} on the average"
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        with refusal(ValueError, words, collectives=2):  # that of the statistics, and that of the numbers
+            jacobian(layer)(xs[0])
 
 
 def check_partial_gradients(impl: str, device: str) -> None:

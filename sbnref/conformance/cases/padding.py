@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,8 @@ def cases() -> Iterator[Case]:
         yield Case(f"padding: {stats_mode}", len(LENGTHS), partial(check_padding, stats_mode))
     yield Case("padding: second derivatives", len(LENGTHS), check_second_derivatives)
     yield Case("padding: a bad mask", 2, check_bad_masks)
+    yield Case("padding: a layer that does more", 2, check_bad_layers)
+    yield Case("padding: transforms", len(LENGTHS), check_mapped)
 
 
 def padded(rank: int, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +94,49 @@ def check_bad_masks(impl: str, device: str) -> None:
             "mask of shape (N, *) = (2, 3) for input of shape (2, 5, 3), got (2, 5, 3)",
             mask[:, None] | (x > 0),
         ),
-        (TypeError, "mask to be a Tensor of torch.bool, True where a position is valid, got torch.int64", mask.long()),
-        (TypeError, "got list", mask.tolist()),
+        (TypeError, "mask of torch.bool, True where a position is valid, got torch.int64", mask.long()),
+        (TypeError, "mask to be a Tensor, got list", mask.tolist()),
+        (TypeError, "a dense mask, got torch.sparse_coo", mask.to_sparse()),
     ):
         with refusal(error, text):
             masked(layer, x, bad)  # type: ignore[arg-type]
-    with refusal(ValueError, "input to be a Tensor of at least 2 dimensions (N, C, *), got shape (5,)"):
+    with refusal(ValueError, "input of at least 2 dimensions (N, C, *), got shape (5,)"):
         masked(layer, x[0, :, 0], mask)
     assert layer.num_batches_tracked == 0
+
+
+def check_bad_layers(impl: str, device: str) -> None:
+    """What a layer returned is refused where it cannot be put in the place of what it was given."""
+    x = torch.randn(2, CHANNELS, 3, device=device)
+    mask = torch.ones(2, 3, dtype=torch.bool, device=device)
+    bad_layers: list[tuple[type[Exception], str, Callable[[Tensor], Any]]] = [
+        (ValueError, f"the shape (M, C) = (6, {CHANNELS}) of the valid positions, got (6, 1)", lambda y: y[:, :1]),
+        (ValueError, f"of the valid positions, got ({CHANNELS},)", lambda y: y.mean(0)),
+        (TypeError, "torch.float32 on {}, got torch.float64", lambda y: y.double()),
+        (TypeError, "layer to return a Tensor, got tuple", lambda y: (y,)),
+    ]
+    for error, text, returns in bad_layers:
+        with refusal(error, text.format(x.device)):
+            masked(returns, x, mask)
+
+
+def check_mapped(impl: str, device: str) -> None:
+    """Under ``vmap`` weights and inputs may be mapped, and masks may not."""
+    x, _, mask = padded(dist.get_rank(), device)
+    x = x.where(mask[:, None], torch.zeros_like(x))
+    layer = random_layer(impl=impl, device=device, dtype=torch.float64, stats_mode="exact", track_running_stats=False)
+    weights = torch.stack([layer.weight.detach(), 2 * layer.weight.detach()])
+
+    def normalize(weight: Tensor, x: Tensor) -> Tensor:
+        return masked(partial(torch.func.functional_call, layer, {"weight": weight}), x, mask)
+
+    got = torch.func.vmap(normalize, in_dims=(0, None))(weights, x)
+    close("y by weight", got, torch.stack([normalize(weight, x) for weight in weights]))
+    xs = torch.stack([x, 3 * x])
+    close(
+        "y",
+        torch.func.vmap(normalize)(weights, xs),
+        torch.stack([normalize(*each) for each in zip(weights, xs, strict=True)]),
+    )
+    with refusal(ValueError, "one mask for all that vmap goes over, got a batch of masks"):
+        torch.func.vmap(partial(masked, layer, x))(torch.stack([mask, mask]))

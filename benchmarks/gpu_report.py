@@ -1,0 +1,98 @@
+"""What is made of the rows that ``gpu.py`` measures: the project's demands, answered, and a table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from gpu_layers import KERNELS, LAYERS, OURS
+
+Row = dict[str, Any]
+Cases = dict[tuple[Any, ...], Row]
+
+EAGER, GRAPH = "eager", "graph"
+TIMINGS = {
+    EAGER: "called from Python, timed by events",
+    GRAPH: "captured in a CUDA graph, its replay timed by events",
+}
+# How many times as fast as a peer: in each case, and in the geometric mean.
+PEERS = {"torch sync": (1.0, 2.0), "mmcv's algorithm": (0.0, 4.0), "F.batch_norm": (0.0, 0.0)}
+FLOORS = {"beyond the cache": 1.15, "in cache": 1.0}  # how many times the floor, at most
+
+
+def verdicts(rows: list[Row], failures: list[Row], left_out: list[Any]) -> dict[str, dict[str, Any]]:
+    """What the project asks of these numbers.
+
+    Like is compared with like: the same input, the same pass, the same way of timing.
+
+    Returns:
+        For each demand whether it is ``met``, with the worst case; where cases are ``missing`` it is not met.
+    """
+    answers = {}
+    for timing in TIMINGS:
+        of: dict[str, Cases] = {}
+        for row in rows:
+            if row["what"].endswith(f", {timing}"):
+                case = str(row["shape"]), row["dtype"], row["layout"], row["what"]
+                of.setdefault(row["layer"], {})[case] = row
+        for peer, limits in PEERS.items():
+            answers[f"times as fast as {peer}, {timing}"] = _faster(of.get(OURS, {}), of.get(peer, {}), *limits)
+        for layer, (where, limit) in itertools.product((KERNELS, OURS), FLOORS.items()):
+            single = {
+                case: row["over_floor"]
+                for case, row in of.get(layer, {}).items()
+                if row["beyond_cache"] == (where == "beyond the cache") and not row["what"].startswith("both")
+            }
+            answers[f"{layer} over its floor, {where}, {timing}"] = _at_most(single, limit)
+    missing = [*failures, *left_out] if rows else ["everything"]
+    answers["everything was measured"] = {"met": not missing, "missing": missing}
+    return answers
+
+
+def _faster(ours: Cases, theirs: Cases, each: float, mean: float) -> dict[str, Any]:
+    ratios = {case: theirs[case]["median"] / row["median"] for case, row in ours.items() if case in theirs}
+    if not ratios:
+        return {"met": False, "missing": "no case was measured with both"}
+    worst = min(ratios, key=ratios.__getitem__)
+    geometric = math.exp(statistics.fmean(map(math.log, ratios.values())))
+    missing = [case for case in ours if case not in theirs]
+    return {
+        "met": geometric >= mean and ratios[worst] >= each and not missing,
+        "geometric_mean": geometric,
+        "worst": ratios[worst],
+        "worst_case": worst,
+        "cases": len(ratios),
+        "missing": missing,
+    }
+
+
+def _at_most(ratios: dict[tuple[Any, ...], float], limit: float) -> dict[str, Any]:
+    if not ratios:
+        return {"met": False, "missing": "no case was measured"}
+    worst = max(ratios, key=ratios.__getitem__)
+    return {"met": ratios[worst] <= limit, "worst": ratios[worst], "worst_case": worst, "cases": len(ratios)}
+
+
+def lines(rows: list[Row]) -> Iterator[str]:
+    """The table."""
+    layers = [KERNELS, *LAYERS]
+    yield f"{'shape':24} {'dtype':9} {'layout':14} {'what':16} {'traffic':>8} " + " ".join(f"{n:>17}" for n in layers)
+    keys = ("shape", "dtype", "layout", "what")
+    for case, group in itertools.groupby(
+        sorted(rows, key=lambda r: [str(r[k]) for k in keys]), lambda r: [r[k] for k in keys]
+    ):
+        by_layer = {row["layer"]: row for row in group}
+        cells = (
+            f"{1e6 * by_layer[n]['median']:9.1f} ({by_layer[n]['over_floor']:5.2f})" if n in by_layer else ""
+            for n in layers
+        )
+        traffic = 1e6 * next(iter(by_layer.values()))["traffic"]
+        shape, dtype, layout, what = case
+        yield f"{shape!s:24} {dtype:9} {layout:14} {what:16} {traffic:8.1f} " + " ".join(
+            f"{cell:>17}" for cell in cells
+        )
+    yield "Microseconds; in parentheses over the layer's own floor."
+    yield from (f"{timing}: {how}" for timing, how in TIMINGS.items())

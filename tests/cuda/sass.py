@@ -1,0 +1,137 @@
+"""What the GPU is asked to do: the machine code of the kernels, as far as it says how fast they can be.
+
+A kernel streams in one loop. Its instructions per access, against what the chip can issue, bound how many bytes a
+second it can move, whatever the memory could give.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+MULTIPROCESSORS, ISSUES, HERTZ = 132, 4, 1.755e9  # of an H100: each scheduler issues an instruction to a warp a cycle
+ACCESS = 32 * 16  # bytes that a warp moves with an instruction of the widest kind
+
+
+def disassembler() -> str | None:
+    """cuobjdump: of the wheel, beside which ``nvidia-cuda-nvdisasm`` has to be, or the toolkit's; None without."""
+    try:
+        import nvidia
+
+        folders = [str(folder) for root in nvidia.__path__ for folder in Path(root).glob("cu*/bin")]
+    except ImportError:
+        folders = []
+    found = (shutil.which("cuobjdump", path=folder) for folder in folders)
+    return next(filter(None, found), None) or shutil.which("cuobjdump")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The loop of a kernel that moves the data, on its way through a whole round.
+
+    Attributes:
+        instructions: that a warp issues for a round.
+        loads, stores: of 16 bytes among them.
+    """
+
+    instructions: int
+    loads: int
+    stores: int
+
+    @property
+    def per_access(self) -> float:
+        """Instructions for each access of 16 bytes."""
+        return self.instructions / (self.loads + self.stores)
+
+    @property
+    def ceiling(self) -> float:
+        """Terabytes a second that the chip can issue the instructions for."""
+        return ACCESS * MULTIPROCESSORS * ISSUES * HERTZ / self.per_access / 1e12
+
+
+def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
+    """The instructions of every kernel for an architecture, with their addresses, by its mangled name."""
+    tool = disassembler()
+    assert tool is not None, "expected cuobjdump; install it with: pip install nvidia-cuda-cuobjdump"
+    run = subprocess.run([tool, "-sass", "-arch", architecture, str(file)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    text = run.stdout
+    parts = re.split(r"Function : (\S+)", text)[1:]
+    line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
+    return {
+        name: [(int(at, 16), code) for at, code in line.findall(body)]
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def streaming_loop(code: list[tuple[int, str]]) -> Loop:
+    """The first loop that moves 16 bytes at a time, on the way through it with most accesses and fewest instructions.
+
+    That way leads through its largest block: a round at the end of the data, which takes another, is the exception.
+    """
+    blocks = _blocks(code)
+    loops = sorted((to, at) for at, block in blocks.items() for to in block.successors if to <= at)  # head, last
+    found = (loop for head, last in loops if (loop := _fastest(blocks, head, last)) is not None)
+    loop = next(found, None)
+    assert loop is not None, "no loop moves 16 bytes at a time"
+    return loop
+
+
+@dataclass
+class _Block:
+    size: int
+    loads: int
+    stores: int
+    successors: list[int]
+
+
+def _blocks(code: list[tuple[int, str]]) -> dict[int, _Block]:
+    """The basic blocks, by the address where they begin."""
+    jump = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
+    targets = {int(m[1], 16) for _, text in code if (m := jump.search(text))}
+    blocks: dict[int, _Block] = {}
+    current = None
+    for i, (at, text) in enumerate(code):
+        if current is None or at in targets:
+            if current is not None:
+                current.successors.append(at)
+            current = blocks[at] = _Block(0, 0, 0, [])
+        current.size += 1
+        current.loads += bool(re.search(r"\bLDG\.[A-Z0-9.]*128", text))
+        current.stores += bool(re.search(r"\bSTG\.[A-Z0-9.]*128", text))
+        if m := jump.search(text):
+            current.successors.append(int(m[1], 16))
+            always = not re.match(r"@|.*BRA\s+(?:\.\S+\s+)?!?U?P\d", text)
+            if not always and i + 1 < len(code):
+                current.successors.append(code[i + 1][0])
+            current = None
+        elif re.match(r"(EXIT|RET|BRX)\b", text):
+            current = None
+    return blocks
+
+
+def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
+    """Of the ways from the head of a loop through its largest block to the last, all of them forwards."""
+    inside = {at: block for at, block in blocks.items() if head <= at <= last}
+    largest = max(inside, key=lambda at: inside[at].size)
+
+    @functools.cache
+    def best(at: int, to: int) -> tuple[int, int, int] | None:  # accesses, -instructions, loads
+        block = inside[at]
+        own = (block.loads + block.stores, -block.size, block.loads)
+        if at == to:
+            return own
+        ways = [way for s in block.successors if at < s <= to and s in inside and (way := best(s, to))]
+        return tuple(a + b for a, b in zip(own, max(ways), strict=True)) if ways else None  # type: ignore[return-value]
+
+    halves = best(head, largest), best(largest, last)
+    if None in halves:
+        return None
+    block = inside[largest]
+    accesses, size, loads = (a + b for a, b in zip(*halves, strict=True))  # type: ignore[arg-type]
+    accesses, size, loads = accesses - block.loads - block.stores, size + block.size, loads - block.loads
+    return Loop(-size, loads, accesses - loads) if accesses else None

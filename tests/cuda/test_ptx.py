@@ -1,0 +1,110 @@
+"""What nvcc makes of the kernels gives the results of the simulation, bit for bit, and those of plain PyTorch.
+
+The simulation compiles other branches of the source: how halves are unpacked, how 16 bytes are stored, what is written
+in assembly. Here it is nvcc's own output that runs, on a CPU.
+"""
+
+import re
+
+import pytest
+import stage_checks as checks
+import torch
+from interpreted import gpu, interpreted  # noqa: F401 (a fixture)
+from nvcc import includes, needs_nvcc  # noqa: F401 (a fixture)
+from simulation import simulation  # noqa: F401
+
+from sbnref.impls import STAGES, cuda, reference
+
+pytestmark = needs_nvcc
+
+SHAPES = [
+    (2, 3, 16, 16),  # long runs
+    (3, 3, 7, 7),  # with edges
+    (1, 2, 1500),  # over several blocks
+    (9, 8, 7, 7),  # short runs
+    (40, 16),  # channels last: 16 bytes at a time, and all narrower accesses
+    (40, 12),
+    (40, 6),
+    (40, 33),
+    (0, 3, 4),
+]
+
+
+def results(dtype: torch.dtype, impl=cuda) -> list[dict[str, torch.Tensor]]:
+    assert impl is reference or impl.why_not(torch.device("cpu")) is None
+    return [
+        checks.run(impl, checks.tensor(shape, dtype), checks.tensor(shape, dtype, 1), torch.float32, momentum)
+        for shape in SHAPES
+        for momentum in ((0.1, None) if shape == SHAPES[0] else (None,))
+    ]
+
+
+def run_interpreted(dtype: torch.dtype, fused: bool) -> tuple[list[dict[str, torch.Tensor]], set[str], set[str]]:
+    """What comes out, the kernels for this dtype, and those of them that ran."""
+    gpu().fused, gpu().launches = fused, []
+    mangled = {torch.float16: "N3c104HalfE", torch.bfloat16: "N3c108BFloat16E", torch.float32: "f", torch.float64: "d"}
+    there = {name for name in gpu().kernels if re.search(rf"kernelI{mangled[dtype]}LN", name)}
+    found = results(dtype)
+    return found, there, {name for name, _, _ in gpu().launches}
+
+
+@pytest.mark.parametrize("dtype", checks.DTYPES)
+def test_every_instance_gives_the_bits_of_the_simulation(interpreted, simulation, dtype):  # noqa: F811
+    """Where a fused multiply-add is rounded twice, as the simulation's host does; that is all that they differ in."""
+    got, there, ran = interpreted(run_interpreted, dtype, False)
+    assert there
+    assert ran == there, "instances that no shape reaches"
+    for shape, one, other in zip(SHAPES, got, simulation(results, dtype), strict=False):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), f"{name} of {shape}"
+
+
+@pytest.mark.parametrize("dtype", checks.DTYPES)
+def test_every_instance_is_right(interpreted, dtype):  # noqa: F811
+    got, _, _ = interpreted(run_interpreted, dtype, True)
+    for one, want in zip(got, results(dtype, reference), strict=True):
+        for name, value in want.items():
+            kind = reference.accumulator(torch.empty(0, dtype=dtype)) if name.endswith("payload") else value.dtype
+            scale = value.abs().max().item() if value.numel() else 0
+            atol = torch.finfo(kind).eps * 16 * scale if kind.is_floating_point else 0
+            torch.testing.assert_close(one[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def run_changed(pattern: str, by: str) -> str:
+    """What becomes of one step in float16 where the code is changed; "same" if nothing does."""
+    x, dy = checks.tensor((9, 8, 7, 7), torch.float16), checks.tensor((9, 8, 7, 7), torch.float16, 1)
+    before = checks.run(cuda, x, dy, torch.float32, None)
+    changed = []
+
+    def edit(text: str) -> str:
+        text, times = re.subn(pattern, by, text)
+        changed.append(times)
+        return text
+
+    gpu().read(edit)
+    try:
+        assert sum(changed) > 0, "nothing was changed"
+        after = checks.run(cuda, x, dy, torch.float32, None)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        gpu().read()
+    return "same" if all(torch.equal(after[name], value) for name, value in before.items()) else "other"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by", "becomes"),
+    [
+        (r"(shfl\.sync\.down\.b32\s+\S+, \S+, )(%r\d+|\d+)", r"\g<1>1", "other"),
+        (r"st\.global\.v4\.b32 \[(%\w+)\], \{(%\w+), (%\w+),", r"st.global.v4.b32 [\1], {\3, \2,", "other"),
+        (r"\bpopc\.b32|\bprefetch\.global\.L2", "frobnicate.b32", "frobnicate.b32"),
+    ],
+    ids=["a shuffle from elsewhere", "words in another order", "an unknown instruction"],
+)
+def test_a_change_of_the_code_shows(interpreted, pattern, by, becomes):  # noqa: F811
+    assert becomes in interpreted(run_changed, pattern, by)
+
+
+def test_all_stages_were_compiled(interpreted):  # noqa: F811
+    names = interpreted(lambda: list(gpu().kernels))
+    assert {stage for stage in STAGES if any(f"{stage}_kernel" in name for name in names)} == set(STAGES)
