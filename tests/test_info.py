@@ -94,8 +94,8 @@ def test_launch_plans_for_a_shape():
     simulated("build", "simulation")
     plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
     assert plans["forward"]["layout"] == "short runs"
-    assert plans["forward"]["tiles"] == 4
-    assert "(8, 4, 5, 5) float32: 4 blocks" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
+    assert plans["forward"]["tiles"] == 1
+    assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
 
 
 def test_traffic_of_a_shape():

@@ -109,7 +109,7 @@ class Traffic(Report):
 
         table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("stage", style="bold", no_wrap=True)
-        for name in ("launches", "read", "of floor", "written", "of floor", "sectors used", "issued, TB/s"):
+        for name in ("launches", "read", "of floor", "written", "of floor", "sectors", "TB/s"):
             table.add_column(name, justify="right")
         for s in self.stages:
             table.add_row(

@@ -136,7 +136,7 @@ class Kernel:
                         scopes[-1][each] = each if len(scopes) == 1 else f"{each}@{line}"
                         registers[scopes[-1][each]] = kind[1:]
             elif variable := _VARIABLE.match(text):
-                space, align, kind, name, count = variable.groups()
+                _, align, kind, name, count = variable.groups()
                 width = TYPES[kind].itemsize
                 size = _up(size, int(align or width))
                 shared[name], size = size, size + width * int(count or 1)
@@ -399,7 +399,7 @@ class Block:
         """An operand as numbers of a type. Where a register is wider, its low part."""
         if operand.startswith("%"):
             array = self.array(operand)
-            if dtype == bool or array.dtype == bool:
+            if "b" in (dtype.kind, array.dtype.kind):
                 assert dtype == array.dtype
                 return array
             return array.view(dtype)[:: max(1, array.itemsize // dtype.itemsize)]
@@ -416,12 +416,12 @@ class Block:
         if dtype.kind == "f":
             return dtype.type(float(operand))
         value = int(operand.rstrip("U"), 0)
-        return dtype.type(value != 0) if dtype == bool else np.array(value % (1 << 64), "u8").astype(dtype)[()]
+        return dtype.type(value != 0) if dtype.kind == "b" else np.array(value % (1 << 64), "u8").astype(dtype)[()]
 
     def write(self, operand: str, dtype: np.dtype) -> np.ndarray:
         """A register, to be written numbers of a type; one that is wider is extended by their sign."""
         array = self.array(operand)
-        if array.itemsize == dtype.itemsize or dtype == bool:
+        if array.itemsize == dtype.itemsize or dtype.kind == "b":
             return array.view(dtype)
         assert array.itemsize > dtype.itemsize
         return array.view(f"{'i' if dtype.kind == 'i' else 'u'}{array.itemsize}")
@@ -848,7 +848,7 @@ def _from_float(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """In float64 the product is exact, and a sum that is rounded to odd there rounds to float32 as the exact one does."""
+    """In float64 the product is exact, and a sum rounded to odd there rounds to float32 as the exact one does."""
     return _to_odd(*_two_sum(a.astype(np.float64) * b, c.astype(np.float64))).astype(np.float32)
 
 
