@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
     }
     __syncthreads();
 
-    pass.map(plan, place, inputs, coefficients, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
+    pass.map(plan, place, coefficients, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
         const A g = at(0), deviation = at(1) - c.hi;
         return g * c.scale - (deviation * c.slope + c.offset);
     });

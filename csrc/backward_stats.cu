@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel
 #pragma unroll
         for (int k = 0; k < Own::kCount; ++k) hi[k] = means[Own::in_tile(plan, place, k)];
     }
-    pass.reduce(plan, arrays, [&](auto size, const auto& value) {
+    pass.reduce(plan, [&](auto size, const auto& value) {
 #pragma unroll
         for (int k = 0; k < Own::kCount; ++k) {
             A group_g = 0, group_gd = 0;

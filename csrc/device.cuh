@@ -22,8 +22,6 @@
 
 namespace sbnref {
 
-constexpr int kWarp = 32;
-
 // ---- shared memory and the launch: the two things that are spelled differently on the GPU and in the simulation ----
 
 #ifdef SBNREF_CUDASIM

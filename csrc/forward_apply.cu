@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
             store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
     }
 
-    pass.map(plan, place, inputs, coefficients, as<T>(f.y), [](const ForwardCoefficients<A>& c, const auto& at) {
+    pass.map(plan, place, coefficients, as<T>(f.y), [](const ForwardCoefficients<A>& c, const auto& at) {
         return (at(0) - c.hi) * c.scale + c.shift;
     });
 }

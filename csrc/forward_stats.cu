@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
 
     Moments<A> moments[Own::kCount];
     int count = 0;
-    pass.reduce(plan, arrays, [&](auto size, const auto& value) {
+    pass.reduce(plan, [&](auto size, const auto& value) {
         constexpr int G = decltype(size)::value;
 #pragma unroll
         for (int k = 0; k < Own::kCount; ++k) moments[k].template add<G>(count, [&](int i) { return value(0, k, i); });

@@ -7,7 +7,7 @@
 namespace sbnref {
 namespace {
 
-constexpr int kWarpLanes = 32;
+constexpr int kLineBytes = 128;  // of the cache
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -52,14 +52,14 @@ void plan_channels_first(Plan& plan, int widest) {
 }
 
 // Whether the runs of neighbouring channels together make whole accesses, each to at most two channels, and few enough
-// for a thread to each: then the channels of a thread's elements are the same in every row.
+// for a thread to each: then the channels of a thread's elements are the same in every row. A tile's part of a row
+// fills cache lines.
 bool plan_short_runs(Plan& plan, int widest, int element_size, const Device& device) {
-    constexpr int kEnough = 128;  // bytes of a row: whole cache lines
     const int step = widest_that_divides(plan.inner, widest);
     const int64_t together = widest / step, bytes = together * plan.inner * element_size;
     if (plan.inner == 1 || plan.channels % together != 0 || widest > plan.inner + step) return false;
-    if (together == 1 && bytes >= kEnough) return false;
-    const int64_t tile = std::min(together * ceil_div(kEnough, bytes), plan.channels);
+    if (together == 1 && bytes >= kLineBytes) return false;
+    const int64_t tile = std::min(together * ceil_div(kLineBytes, bytes), plan.channels);
     const int64_t columns = tile * plan.inner / widest;
     if (tile > kMaxTileChannels || columns > device.threads_per_block) return false;
     plan.layout = Layout::ShortRuns;
@@ -72,9 +72,9 @@ bool plan_short_runs(Plan& plan, int widest, int element_size, const Device& dev
 void plan_channels_last(Plan& plan, int widest, int element_size) {
     plan.layout = Layout::ChannelsLast;
     plan.vector = widest_that_divides(plan.channels, widest);
-    // 128 bytes of every row to a block: whole cache lines, and few enough channels that the partial results of all
-    // blocks stay small. The threads of a warp read a row or several.
-    const int most_lanes = std::min(128 / (plan.vector * element_size), kWarpLanes);
+    // A line of every row to a block: no more, so that the partial results of all blocks stay small. The threads of a
+    // warp read a row or several.
+    const int most_lanes = std::min(kLineBytes / (plan.vector * element_size), kWarp);
     plan.lanes = static_cast<int>(std::min<int64_t>(next_power_of_two(plan.channels / plan.vector), most_lanes));
     plan.tile_channels = plan.lanes * plan.vector;
 }
@@ -97,8 +97,8 @@ Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size,
     const int64_t at_once = in_flight(unroll, plan.vector, element_size), busy = ceil_div(positions, at_once);
     const int64_t wanted = plan.layout == Layout::ShortRuns ? busy : next_power_of_two(busy);
     const int64_t rows = std::clamp<int64_t>(wanted, 1, device.threads_per_block / plan.lanes);
-    const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarpLanes), ceil_div(plan.tile_channels, kWarpLanes));
-    plan.threads = static_cast<int>(warps * kWarpLanes);
+    const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarp), ceil_div(plan.tile_channels, kWarp));
+    plan.threads = static_cast<int>(warps * kWarp);
     const int64_t rounds = ceil_div(positions, plan.rows() * at_once);
     const int64_t resident =
         static_cast<int64_t>(device.multiprocessors) * std::max(1, device.threads_per_multiprocessor / plan.threads);

@@ -22,6 +22,7 @@ struct Device {
     int threads_per_block;           // at most
 };
 
+constexpr int kWarp = 32;             // threads
 constexpr int kAccessBytes = 16;      // the widest access of a thread
 constexpr int kMostInFlight = 6;      // accesses of a thread to a tensor
 constexpr int kMaxThreads = 512;      // per block

@@ -198,6 +198,9 @@ class Rounds {
         }
     }
 
+   protected:
+    const Array<const T> (&arrays_)[N];
+
    private:
     // All loads are issued before the first value is used.
     __device__ __forceinline__ void load() {
@@ -209,7 +212,6 @@ class Rounds {
         });
     }
 
-    const Array<const T> (&arrays_)[N];
     Walk<layout, V, direction, part> walk_, round_;  // where the next round begins, and this one
     Vector<T, V> values_[N][U];
 };
@@ -223,19 +225,19 @@ class FirstPass : public Rounds<layout, V, U, Direction::Forwards, Part::Body, N
     using Body::Body;
 
     template <typename TakeIn>
-    __device__ __forceinline__ void reduce(const Plan& plan, const Array<const T> (&arrays)[N], const TakeIn& take_in) {
+    __device__ __forceinline__ void reduce(const Plan& plan, const TakeIn& take_in) {
         Body::reduce(take_in);
         if constexpr (layout == Layout::ChannelsFirst) {
             if (plan.edges.positions == 0) return;
             const Place place(plan, Direction::Forwards);
-            Rounds<layout, 1, kEdgesInFlight, Direction::Forwards, Part::Edges, N, T>(plan, place, arrays)
+            Rounds<layout, 1, kEdgesInFlight, Direction::Forwards, Part::Edges, N, T>(plan, place, Body::arrays_)
                 .reduce(take_in);
         }
     }
 };
 
-// The second pass over N tensors: every element is read once, mapped, and written once. Make it
-// early, then map() does the rest, with its channels' coefficients, which the block has in shared memory.
+// The second pass over N tensors: every element is read once, mapped, and written once. Make it early, then map() does
+// the rest, with its channels' coefficients, which the block has in shared memory.
 template <Layout layout, int V, int U, int N, typename T>
 class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T> {
     using Body = Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T>;
@@ -245,8 +247,8 @@ class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body,
 
     template <typename Coefficients, typename Map>
     __device__ __forceinline__ void map(
-        const Plan& plan, const Place& place, const Array<const T> (&arrays)[N], SharedArray<Coefficients> coefficients,
-        const Array<T>& output, const Map& map) {
+        const Plan& plan, const Place& place, SharedArray<Coefficients> coefficients, const Array<T>& output,
+        const Map& map) {
         using Own = Channels<layout, V>;
         if (layout != Layout::ChannelsFirst && !Body::more()) return;
         Coefficients mine[Own::kCount];
@@ -255,7 +257,7 @@ class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body,
         Body::map(mine, output, map);
         if constexpr (layout == Layout::ChannelsFirst) {
             if (plan.edges.positions == 0) return;
-            Rounds<layout, 1, kEdgesInFlight, Direction::Backwards, Part::Edges, N, T>(plan, place, arrays)
+            Rounds<layout, 1, kEdgesInFlight, Direction::Backwards, Part::Edges, N, T>(plan, place, Body::arrays_)
                 .map(mine, output, map);
         }
     }

@@ -214,12 +214,17 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
     )
 
 
+def issue_ceiling(instructions: float, multiprocessors: int = 132) -> float:
+    """Terabytes a second that an H100 can issue so many warp instructions for each 16-byte access for."""
+    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
+
+
 def _ceiling(stage: str, element_size: int, plan: dict[str, Any], multiprocessors: int) -> float | None:
     """From the instructions that the kernel may take, which a test compares with the compiler's output."""
     if plan["vector"] * element_size < ACCESS:
         return None
     instructions = json.loads((build.CSRC / "budgets.json").read_text(encoding="utf-8"))[stage][str(element_size)]
-    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
+    return issue_ceiling(instructions, multiprocessors)
 
 
 def _mebibytes(size: int) -> str:

@@ -13,8 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-MULTIPROCESSORS, ISSUES, HERTZ = 132, 4, 1.755e9  # of an H100: each scheduler issues an instruction to a warp a cycle
-ACCESS = 32 * 16  # bytes that a warp moves with an instruction of the widest kind
+from sbnref.debugging.traffic import issue_ceiling
 
 
 def disassembler() -> str | None:
@@ -50,7 +49,7 @@ class Loop:
     @property
     def ceiling(self) -> float:
         """Terabytes a second that the chip can issue the instructions for."""
-        return ACCESS * MULTIPROCESSORS * ISSUES * HERTZ / self.per_access / 1e12
+        return issue_ceiling(self.per_access)
 
 
 def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
