@@ -233,7 +233,7 @@ class Benchmark:
             def forward(i: int, calls: list[Any] = calls) -> Tensor:
                 return calls[i % len(calls)].run()
 
-            floor = self.floor(3 * size, len(rung.doors), EAGER)
+            floor = self.floor(3 * size, len(rung.functions), EAGER)
             yield row("ladder", name, "forward", xs[0], spread(eager_seconds(forward, repetitions)), 3 * size, floor)
 
 

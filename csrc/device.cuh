@@ -170,7 +170,7 @@ __device__ __forceinline__ void store(Array<T> array, int64_t i, T value) {
 // Counts array[i] from 0 to last and back to 0; returns the count before.
 __device__ __forceinline__ unsigned take_ticket(Array<unsigned> array, int64_t i, unsigned last) {
 #ifdef SBNREF_CUDASIM
-    cudasim::check_access(array.data, array.size, i, 1, sizeof(unsigned), cudasim::Access::Write);
+    cudasim::check_access(array.data, array.size, i, 1, sizeof(unsigned), cudasim::Access::Ticket);
 #endif
     return atomicInc(array.data + i, last);
 }

@@ -127,9 +127,9 @@ def climb(name, x=x, far=far, label=None):
 # ``csrc/device.cuh``: on a GPU a plain access, in the simulation one that is checked and
 # counted. ``SHARED_ARRAY`` is ``__shared__``, likewise.
 #
-# .. literalinclude:: ../../tutorials/kernels/ladder.cuh
+# .. literalinclude:: ../../csrc/laboratory/laboratory.cuh
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 #
 # Rung 1: naive
@@ -140,7 +140,7 @@ def climb(name, x=x, far=far, label=None):
 #
 # .. literalinclude:: ../../tutorials/kernels/1_naive.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("1 naive")
@@ -156,7 +156,7 @@ climb("1 naive")
 #
 # .. literalinclude:: ../../tutorials/kernels/2_welford.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("2 Welford")
@@ -182,7 +182,7 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 #
 # .. literalinclude:: ../../tutorials/kernels/3_split.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("3 split")
@@ -199,7 +199,7 @@ climb("3 split")
 #
 # .. literalinclude:: ../../tutorials/kernels/4_wide.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("4 wide")
@@ -220,7 +220,7 @@ climb("4 wide")
 #
 # .. literalinclude:: ../../tutorials/kernels/5_payload.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("5 payload")
@@ -244,7 +244,7 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 #
 # .. literalinclude:: ../../tutorials/kernels/6_backwards.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("6 backwards")
@@ -286,7 +286,7 @@ climb("3 split", last, far_last, "3 on channels-last")
 #
 # .. literalinclude:: ../../tutorials/kernels/7_channels_last.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::ladder {
+#    :start-after: namespace sbnref::laboratory {
 #    :end-before: }  // namespace
 
 climb("7 channels-last", last, far_last)

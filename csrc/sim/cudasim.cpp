@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "fiber.h"
+#include "recording.h"
 
 cudasim::Index threadIdx, blockIdx, blockDim, gridDim;
 
@@ -116,6 +117,7 @@ void wait(State state) {
 }
 
 void thread_main() {
+    record_thread(__builtin_frame_address(0));
     try {
         (*kernel_body)();
     } catch (...) {
@@ -205,6 +207,7 @@ void launch(
     shared_arrays.clear();  // of a launch that failed
     warp_accesses.clear();
     if (counting) counts.push_back({kernel});
+    record_launch(kernel);
 
     std::vector<unsigned> block_turns(blocks);
     std::vector<int> thread_turns(block_size);
@@ -227,6 +230,8 @@ void fail(const std::string& what) {
 }
 
 void check_access(const void* array, int64_t size, int64_t i, int count, int bytes, Access access) {
+    constexpr Act kActs[] = {Act::Read, Act::Write, Act::Ticket};
+    record(kActs[static_cast<int>(access)], array, "", size * bytes, i * bytes, count * bytes);
     const char* const verb = access == Access::Read ? "reads" : "writes";
     if (i < 0 || i + count > size)
         fail(
@@ -263,7 +268,10 @@ void set_observer(Observer told) {
     observer = std::move(told);
 }
 
-void check_shared(const char* name, std::vector<SharedElement>& elements, int64_t i, Access access) {
+void check_shared(const char* name, std::vector<SharedElement>& elements, int64_t i, int bytes, Access access) {
+    record(
+        access == Access::Read ? Act::ReadShared : Act::WriteShared, nullptr, name,
+        static_cast<int64_t>(elements.size()) * bytes, i * bytes, bytes);
     const int me = static_cast<int>(threadIdx.x);
     const auto element = [&] { return std::string(name) + "[" + std::to_string(i) + "]"; };
     if (i < 0 || i >= static_cast<int64_t>(elements.size()))
@@ -296,6 +304,7 @@ std::unique_ptr<SharedBase>& shared_slot(const char* name) {
 int64_t dynamic_shared_bytes() { return shared_bytes_of_launch; }
 
 bool wait_for_block(bool vote) {
+    record(Act::Barrier);
     threads[threadIdx.x].vote = vote;
     wait(State::AtBarrier);
     return any_vote;
@@ -303,6 +312,7 @@ bool wait_for_block(bool vote) {
 
 const void* exchange(const void* value, size_t bytes, unsigned lane) {
     static_assert(kLargestExchange >= 2 * sizeof(double));
+    record(Act::Shuffle, nullptr, "", 0, lane, static_cast<int>(bytes));
     if (bytes > kLargestExchange) fail("shuffles a value of " + std::to_string(bytes) + " bytes");
     auto& given = warps[threadIdx.x / kWarp].given[threads[threadIdx.x].exchanges++ % 2];
     std::memcpy(given[threadIdx.x % kWarp].data(), value, bytes);

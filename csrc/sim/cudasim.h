@@ -42,7 +42,7 @@ void set_order(const std::string& order);
 
 // ---- global memory ----
 
-enum class Access { Read, Write };
+enum class Access { Read, Write, Ticket };  // a ticket is taken by an atomicInc; counted as a write
 
 // Called at every access to `count` elements of `bytes` each from `array[i]` on, where the array has `size` elements.
 void check_access(const void* array, int64_t size, int64_t i, int count, int bytes, Access access);
@@ -71,7 +71,8 @@ struct SharedElement {
     int writer = -1, reader = -1;  // threads; reader is kSeveral for more than one
     unsigned write_epoch = 0, read_epoch = 0;
 };
-void check_shared(const char* name, std::vector<SharedElement>& elements, int64_t i, Access access);
+// Called at every access to element i of a shared array, of `bytes` bytes.
+void check_shared(const char* name, std::vector<SharedElement>& elements, int64_t i, int bytes, Access access);
 
 struct SharedBase {
     virtual ~SharedBase() = default;
@@ -90,11 +91,11 @@ class Shared : public SharedBase {
         Shared& array;
         int64_t i;
         operator T() const {
-            check_shared(array.name_, array.elements_, i, Access::Read);
+            check_shared(array.name_, array.elements_, i, sizeof(T), Access::Read);
             return array.values_[i];
         }
         void operator=(const T& value) {
-            check_shared(array.name_, array.elements_, i, Access::Write);
+            check_shared(array.name_, array.elements_, i, sizeof(T), Access::Write);
             array.values_[i] = value;
         }
     };

@@ -11,6 +11,8 @@ from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
 
 from sbnref.bench.results import tabulate
+from sbnref.laboratory import LABORATORY
+from sbnref.laboratory.kernels import translation_unit
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder
@@ -25,7 +27,7 @@ SHAPES = {
     "as many blocks as work": (9, 2, 32, 32),
 }
 ORDERS = ("ascending", "descending", "random:1", "random:2")
-PAYLOAD = [name for name, rung in ladder.RUNGS.items() if len(rung.doors) == 2]
+PAYLOAD = [name for name, rung in ladder.RUNGS.items() if len(rung.functions) == 2]
 
 
 def tensor(rung: str, shape: tuple[int, ...], mean: float = 1, seed: int = 0) -> torch.Tensor:
@@ -98,11 +100,11 @@ def test_payloads_of_ranks_add_up(rung):
     parts = [tensor(rung, (n, 5, 6, 6), mean=n, seed=n) for n in (3, 0, 1)]
     calls = [ladder.Call(rung, x, weight=x[:, 0].numel()) for x in parts]
     for call in calls:
-        call.run(call.rung.doors[0])
+        call.run(call.rung.functions[0])
     total = sum(call.payload for call in calls)
     for call in calls:
         call.payload.copy_(total)
-        call.run(call.rung.doors[1])
+        call.run(call.rung.functions[1])
     got = torch.cat([call.y for call in calls])
     torch.testing.assert_close(got, reference(torch.cat(parts)), rtol=1e-5, atol=1e-5)
 
@@ -178,8 +180,8 @@ def test_the_second_pass_starts_where_the_first_one_ended():
 @pytest.mark.parametrize(
     ("source", "barrier", "rung"),
     [
-        ("ladder.cuh", 0, "1 naive"),
-        ("ladder.cuh", 1, "1 naive"),
+        ("laboratory.cuh", 0, "1 naive"),
+        ("laboratory.cuh", 1, "1 naive"),
         ("2_welford.cu", 0, "2 Welford"),
         ("7_channels_last.cu", 0, "7 channels-last"),
         ("7_channels_last.cu", 1, "7 channels-last"),
@@ -187,6 +189,7 @@ def test_the_second_pass_starts_where_the_first_one_ended():
 )
 def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
     shutil.copytree(ladder.KERNELS, tmp_path, dirs_exist_ok=True)
+    shutil.copy(LABORATORY / "laboratory.cuh", tmp_path)  # what is beside a file is included before what is installed
     parts = (tmp_path / source).read_text().split("__syncthreads();")
     parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
     (tmp_path / source).write_text("__syncthreads();".join(parts))
@@ -224,7 +227,9 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
 def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
     flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
-    compiled(["nvcc", *flags, "-c", str(ladder.KERNELS / "ladder.cu"), "-o", str(tmp_path / "ladder.o")])
+    unit = tmp_path / "ladder.cu"
+    unit.write_text(translation_unit(ladder.all_rungs()))
+    compiled(["nvcc", *flags, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "ladder.o")])
 
 
 def test_every_rung_has_a_file_and_every_file_a_rung():

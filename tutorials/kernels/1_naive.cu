@@ -3,9 +3,9 @@
 // times.
 #pragma once
 
-#include "ladder.cuh"
+#include "laboratory.cuh"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 __global__ void naive_mean(Problem p) {
     const int64_t c = blockIdx.x;
@@ -46,4 +46,4 @@ inline void naive(const Problem& p) {
     launch("normalize", naive_normalize, p.C, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -4,7 +4,7 @@
 
 #include "1_naive.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 template <typename A>
 struct Moments {
@@ -59,4 +59,4 @@ inline void welford(const Problem& p) {
     launch("normalize", naive_normalize, p.C, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -4,7 +4,7 @@
 
 #include "2_welford.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 // This thread's part of x: every step-th position of a channel, from `first` on.
 struct Share {
@@ -68,4 +68,4 @@ inline void split(const Problem& p) {
     launch("normalize", split_normalize, p.C * p.splits, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

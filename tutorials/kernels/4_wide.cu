@@ -4,7 +4,7 @@
 
 #include "3_split.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 // The moments of V values: two passes over registers cost no memory traffic.
 template <int V>
@@ -60,4 +60,4 @@ inline void wide(const Problem& p) {
     launch("normalize", fits(p) ? wide_normalize<4> : wide_normalize<1>, blocks, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -5,7 +5,7 @@
 
 #include "4_wide.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 // Called by one thread for every channel that the block worked on.
 __device__ inline void finish(
@@ -59,4 +59,4 @@ inline void payload_apply(const Problem& p) {
     launch("normalize", kernel, p.C * p.splits, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -5,7 +5,7 @@
 
 #include "5_payload.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 // The last of first, first + step, ... below n; negative where there is none.
 __device__ inline int64_t last_position(int64_t first, int64_t step, int64_t n) {
@@ -26,4 +26,4 @@ inline void backwards_apply(const Problem& p) {
     launch("normalize", kernel, p.C * p.splits, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -5,7 +5,7 @@
 
 #include "6_backwards.cu"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
 constexpr int kRows = kThreads / kWarp;  // that a block reads at once
 
@@ -61,4 +61,4 @@ inline void channels_last_apply(const Problem& p) {
     launch("normalize", channels_last_normalize, tiles * p.splits, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

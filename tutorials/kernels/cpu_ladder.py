@@ -22,8 +22,7 @@ from torch import Tensor
 import sbnref
 from sbnref.bench.timing import interleaved
 from sbnref.impls.build import CPU_FLAGS, CSRC
-
-from .compiling import cached, compile_for_host
+from sbnref.laboratory.compiling import cached, compile_for_host
 
 KERNELS = Path(__file__).resolve().parent / "cpu"
 RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # where committed times lie

@@ -1,26 +1,30 @@
-// What the rungs share: the tensor, the two ways in which the threads of a block
-// exchange a number, and the launch.
+// What kernels of the laboratory are written in: the tensor, the two ways in which the
+// threads of a block exchange a number, and the launch. A file of kernels includes this
+// one, and defines functions that take a Problem, in this namespace.
 #pragma once
 
 #include "device.cuh"
 
-namespace sbnref::ladder {
+namespace sbnref::laboratory {
 
-constexpr int kThreads = 256;  // per block
+#ifndef SBNREF_THREADS
+#define SBNREF_THREADS 256
+#endif
+constexpr int kThreads = SBNREF_THREADS;  // per block; a power of two
 
 // x and y are (N, C, S) with any strides, the same for both. Passed to kernels by
 // value.
 struct Problem {
     int64_t N, C, S;
     int64_t stride_n, stride_c, stride_s;  // in elements
-    int64_t splits;  // blocks that share a channel, from rung 3 on
+    int64_t splits;  // blocks that share a channel, if the kernels want it
     double weight, eps;
     Array<const float> x;
     Array<float> y;
     Array<float> mean, var;   // (C,)
-    Array<double> partials;   // (3, splits, C), from rung 3 on
-    Array<double> payload;    // (2C + 2,), from rung 5 on
-    Array<unsigned> tickets;  // (C,), zero before and after, from rung 5 on
+    Array<double> partials;   // (3, splits, C), what blocks leave for each other
+    Array<double> payload;    // (2C + 2,), what this rank tells the others
+    Array<unsigned> tickets;  // (C,), zero before and after
     Stream stream;
 
     __host__ __device__ int64_t count() const { return N * S; }  // per channel
@@ -77,4 +81,4 @@ inline void launch(
     sbnref::launch(name, kernel, plan, 0, p.stream, p);
 }
 
-}  // namespace sbnref::ladder
+}  // namespace sbnref::laboratory

@@ -1,4 +1,4 @@
-"""What the ladders share: a library that is compiled once, and kept where sbnref's own are."""
+"""A library that one call of the host's compiler makes, once, and that is kept where sbnref's own are."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
-from sbnref.impls.build import CSRC, cache
+from ..impls.build import CSRC, cache
 
 
-def cached(
-    name: str,
-    sources: Iterable[Path],
-    about: Iterable[str],
-    compile: Callable[[Path], None],
-) -> Path:
+def cached(name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None]) -> Path:
     """The library of that name, compiled unless an earlier process has done so.
 
     Args:
@@ -43,21 +37,21 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     """Make a library of C++17 with one call of the host's compiler.
 
     Raises:
-        RuntimeError: it does not compile.
+        RuntimeError: it does not compile, or there is no compiler.
     """
-    # Another process may be building it too.
-    unfinished = built.with_suffix(f".{os.getpid()}")
+    from torch.utils.cpp_extension import include_paths
+
+    unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be building it too
     compiler = os.environ.get("CXX", "c++")
-    includes = [
-        word
-        for folder in cpp_extension.include_paths()
-        for word in ("-isystem", folder)
-    ]
-    flags = ["-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes]
-    command = [compiler, *flags, *arguments, "-o", str(unfinished)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
+    includes = [word for folder in include_paths() for word in ("-isystem", folder)]
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments, "-o", str(unfinished)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
         raise RuntimeError(
-            f"compiling the ladder failed. The compiler said:\n{done.stderr}"
-        )
+            f"compiling takes a C++ compiler, and {compiler!r} cannot be run: {error.strerror}; "
+            "install g++ or name one in CXX"
+        ) from None
+    if done.returncode != 0:
+        raise RuntimeError(f"compiling failed. The compiler said:\n{done.stderr}")
     unfinished.replace(built)

@@ -1,0 +1,32 @@
+// What the threads of small launches do, one thing after the other. It is there where SBNREF_RECORDING is defined,
+// which goes with -O0 -g1: where an instruction stands is told by the calls that led to it, and these are read off the
+// stack. Elsewhere nothing of it is, and nothing takes time.
+#pragma once
+
+#include <cstdint>
+
+namespace cudasim {
+
+enum class Act { Read, Write, Ticket, ReadShared, WriteShared, Shuffle, Barrier };
+
+#ifdef SBNREF_RECORDING
+
+void record_launch(const char* kernel);
+
+// The running thread begins: `frame` is that of the function from which it calls the kernel.
+void record_thread(const void* frame);
+
+// The running thread accesses `bytes` bytes from `offset` on of an array of `size` bytes: at address `array`, or in
+// shared memory and called `name`. In a shuffle, `offset` is the lane that it reads from.
+void record(
+    Act act, const void* array = nullptr, const char* name = "", int64_t size = 0, int64_t offset = 0, int bytes = 0);
+
+#else
+
+inline void record_launch(const char*) {}
+inline void record_thread(const void*) {}
+inline void record(Act, const void* = nullptr, const char* = "", int64_t = 0, int64_t = 0, int = 0) {}
+
+#endif
+
+}  // namespace cudasim

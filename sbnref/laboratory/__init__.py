@@ -1,0 +1,5 @@
+"""The laboratory: kernels of one's own, run and watched on a CPU in the simulation of CUDA."""
+
+from .kernels import LABORATORY, SECTOR, THREADS, Call, Counts, Kernels, channels_last, count, set_order
+
+__all__ = ["LABORATORY", "SECTOR", "THREADS", "Call", "Counts", "Kernels", "channels_last", "count", "set_order"]

@@ -1,0 +1,261 @@
+"""A file of kernels: compiled once, called on a tensor, and what it does to memory counted.
+
+The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``, in the namespace
+``sbnref::laboratory``; ``forward`` where no other is named. The host's compiler compiles it against the simulation of
+CUDA, for CPU tensors, and nvcc for CUDA tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
+from .compiling import cached, compile_for_host
+
+SECTOR = 32  # bytes
+THREADS = 256  # of a block, as laboratory.cuh has it
+LABORATORY = CSRC / "laboratory"
+
+# Calls are found on the stack where every function keeps a frame, and lines where nothing was optimized away.
+RECORDING_FLAGS = ("-O0", "-g1", "-fno-omit-frame-pointer", "-DSBNREF_RECORDING")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A file of kernels.
+
+    Attributes:
+        file: its path.
+        functions: of it, that take a ``Problem``, in the order in which they are called.
+        threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
+        recording: whether it is compiled for recordings, which makes it slow.
+    """
+
+    file: Path
+    functions: tuple[str, ...] = ("forward",)
+    threads: int = THREADS
+    recording: bool = False
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Array:
+        return cls(tensor.data_ptr(), tensor.numel())
+
+
+ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
+_SIZES = ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_double) for name in ("weight", "eps")),
+        *((name, _Array) for name in ARRAYS),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+class Call:
+    """Kernels and everything that they need for a tensor. :meth:`run` launches them.
+
+    Args:
+        kernels: what to launch.
+        x: (N, C, \\*) float32, contiguous or channels-last.
+        splits: how many blocks may share a channel.
+        weight: w, what this rank weighs.
+
+    Attributes:
+        y: as x, for the normalized tensor.
+        mean, var: (C,) float32, for the statistics.
+        payload: (2C + 2,) float64, zeros, for [w mean, w (var + mean²), w, m].
+        partials: (3 · splits · C,) float64, for what blocks leave for each other.
+        tickets: (C,) int32, zeros.
+    """
+
+    def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
+        self.kernels, self.x = kernels, x
+        n, c = x.shape[:2]
+        s = x[:1, :1].numel() or 1
+        self.y = torch.empty_like(x)
+        self.mean, self.var = x.new_empty(2, c)
+        self.payload = x.new_zeros(2 * c + 2, dtype=torch.float64)
+        self.partials = x.new_empty(c * splits * 3, dtype=torch.float64)
+        self.tickets = x.new_zeros(c, dtype=torch.int32)
+        strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
+        arrays = (_Array.of(getattr(self, name)) for name in ARRAYS)
+        self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *arrays, None)
+
+    def run(self, *functions: str) -> Tensor:
+        """Launch the kernels, those of some of the functions only where these are named; y.
+
+        Raises:
+            RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
+        """
+        lib = library(self.kernels, self.x.is_cuda)
+        if self.x.is_cuda:
+            self._problem.stream = torch.cuda.current_stream().cuda_stream
+        for function in functions or self.kernels.functions:
+            check(getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem)))
+        return self.y
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of (N, C, \\*) are side by side and their elements are not."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and x[:1, :1].numel() > 1
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a call did to global memory, in the simulation.
+
+    Attributes:
+        launches: of kernels.
+        blocks: of the first kernel.
+        read, written: bytes that the threads asked for.
+        requests: access instructions of warps.
+        trace: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had
+            executed the instruction before), access and sector.
+    """
+
+    launches: int
+    blocks: int
+    read: int
+    written: int
+    requests: int
+    trace: Tensor
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the sectors that were touched: memory moves whole sectors."""
+        return SECTOR * len(self.trace)
+
+
+def count(call: Call) -> Counts:
+    """Run a call on CPU tensors and count."""
+    lib = library(call.kernels)
+    lib.laboratory_start_counting()
+    try:
+        call.run()
+    finally:
+        lib.laboratory_stop_counting()
+    trace, counts = numbers(lib.laboratory_trace).view(-1, 5), numbers(lib.laboratory_counts).view(-1, 2)
+    return Counts(
+        launches=len(counts),
+        blocks=len(trace[trace[:, 0] == 0, 1].unique()),
+        read=int(counts[:, 0].sum()),
+        written=int(counts[:, 1].sum()),
+        requests=len(trace[:, 3].unique()),
+        trace=trace,
+    )
+
+
+def set_order(order: str, kernels: Kernels) -> None:
+    """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
+    check(library(kernels).laboratory_set_order(order.encode()))
+
+
+@functools.cache
+def library(kernels: Kernels, cuda: bool = False) -> Any:
+    """The kernels, compiled once; the next process finds them.
+
+    Raises:
+        RuntimeError: they do not compile.
+    """
+    sources = [*CSRC.rglob("*"), *_included(kernels.file)]
+    sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
+    unit, compile = translation_unit(kernels), _nvcc if cuda else _simulate
+    about = [unit, str(kernels), compile.__name__, os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *flags]
+    built = cached("sbnref_laboratory", sources, about, lambda built: compile(built, kernels, flags))
+    lib = ctypes.CDLL(str(built))
+    for function in kernels.functions:
+        getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
+    if not cuda:
+        lib.laboratory_set_order.restype = ctypes.c_char_p
+        lib.laboratory_trace.restype = lib.laboratory_counts.restype = ctypes.c_int64
+    return lib
+
+
+def translation_unit(kernels: Kernels) -> str:
+    """The source of a library with the kernels' functions: what a compiler of C++ or nvcc takes."""
+    doors = "\n".join(f"DOOR({function})" for function in kernels.functions)
+    return f'#include "{kernels.file.resolve()}"\n\n#include "doors.cuh"\n\n{doors}\n'
+
+
+def _included(file: Path) -> set[Path]:
+    """The file and those beside it that it includes, and so on; what is not there is left to the compiler."""
+    found: set[Path] = set()
+    todo = [file]
+    while todo:
+        path = todo.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(errors="replace"), re.MULTILINE)
+            todo += [path.parent / name for name in names]
+    return found
+
+
+def _simulate(built: Path, kernels: Kernels, more: list[str]) -> None:
+    unit = built.with_name("kernels.cu")
+    unit.write_text(translation_unit(kernels))
+    flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
+    simulation = [str(CSRC / "sim" / name) for name in ("cudasim.cpp", "recording.cpp")]
+    sources = [*simulation, "-x", "c++", str(unit)]
+    try:
+        compile_for_host(built, *flags, f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}", *sources)
+    except RuntimeError as error:
+        raise RuntimeError(_about(kernels, str(error))) from None
+
+
+def _about(kernels: Kernels, said: str) -> str:
+    """A compiler's complaint, for the one whose file it is about."""
+    for function in kernels.functions:
+        if re.search(rf"error: .*\b{function}\b.* (is not a member|was not declared|no member named)", said) or (
+            f"no member named '{function}'" in said
+        ):
+            return (
+                f"expected {kernels.file} to define void {function}(const Problem&) in the namespace "
+                "sbnref::laboratory, and it does not"
+            )
+    return said
+
+
+def _nvcc(built: Path, kernels: Kernels, _: list[str]) -> None:
+    from torch.utils import cpp_extension
+
+    unit = built.with_name("kernels.cu")
+    unit.write_text(translation_unit(kernels))
+    cpp_extension.load(
+        built.stem,
+        [str(unit)],
+        extra_include_paths=[str(CSRC), str(LABORATORY)],
+        extra_cuda_cflags=[*NVCC_FLAGS, f"-DSBNREF_THREADS={kernels.threads}"],
+        build_directory=str(built.parent),
+        is_python_module=False,
+    )
+
+
+def check(error: bytes | None) -> None:
+    """Raise what a library's function said went wrong."""
+    if error is not None:
+        raise RuntimeError(error.decode())
+
+
+def numbers(get: Any) -> Tensor:
+    """The int64 numbers that a library's function points to."""
+    pointer = ctypes.POINTER(ctypes.c_int64)()
+    size = get(ctypes.byref(pointer))
+    return torch.frombuffer(bytearray(ctypes.string_at(pointer, 8 * size)), dtype=torch.int64)
