@@ -16,6 +16,7 @@
 
 #include "fiber.h"
 #include "recording.h"
+#include "watch.h"
 
 cudasim::Index threadIdx, blockIdx, blockDim, gridDim;
 
@@ -128,6 +129,7 @@ void thread_main() {
 
 // Where both a waiting thread and one that will never join it exist, the block is stuck.
 [[noreturn]] void fail_stuck(int waiting, int other) {
+    note_stuck(waiting);
     throw std::runtime_error(
         "simulated kernel " + std::string(kernel_name) + ", block " + std::to_string(blockIdx.x) + ": thread " +
         std::to_string(waiting) + " " + words(threads[waiting].state) + ", thread " + std::to_string(other) + " " +
@@ -165,6 +167,7 @@ bool release() {
 
 void run_block(std::vector<int>& turns) {
     epoch = 0;
+    watch_block();
     for (Thread& t : threads) {
         t.fiber.start(thread_main);
         t.state = State::Ready;
@@ -208,6 +211,7 @@ void launch(
     warp_accesses.clear();
     if (counting) counts.push_back({kernel});
     record_launch(kernel);
+    watch_launch();
 
     std::vector<unsigned> block_turns(blocks);
     std::vector<int> thread_turns(block_size);
@@ -223,7 +227,12 @@ void set_order(const std::string& text) {
     order() = Order(text);
 }
 
+unsigned current_epoch() { return epoch; }
+
+void fence() { watch_fence(); }
+
 void fail(const std::string& what) {
+    note_refusal();
     throw std::runtime_error(
         "simulated kernel " + std::string(kernel_name) + ", block " + std::to_string(blockIdx.x) + ", thread " +
         std::to_string(threadIdx.x) + ": " + what);
@@ -241,6 +250,7 @@ void check_access(const void* array, int64_t size, int64_t i, int count, int byt
     if (address % (static_cast<unsigned>(count) * bytes) != 0)
         fail(
             std::string(verb) + " " + std::to_string(count * bytes) + " bytes at an address that is no multiple of it");
+    watch(address, count, bytes, access, epoch);
     if (!counting) return;
     (access == Access::Read ? counts.back().bytes_read : counts.back().bytes_written) += count * bytes;
     // The lanes of a warp access memory together: those that execute the same instruction for the same time.
@@ -305,6 +315,7 @@ int64_t dynamic_shared_bytes() { return shared_bytes_of_launch; }
 
 bool wait_for_block(bool vote) {
     record(Act::Barrier);
+    watch_wait();
     threads[threadIdx.x].vote = vote;
     wait(State::AtBarrier);
     return any_vote;
@@ -313,6 +324,7 @@ bool wait_for_block(bool vote) {
 const void* exchange(const void* value, size_t bytes, unsigned lane) {
     static_assert(kLargestExchange >= 2 * sizeof(double));
     record(Act::Shuffle, nullptr, "", 0, lane, static_cast<int>(bytes));
+    watch_wait();
     if (bytes > kLargestExchange) fail("shuffles a value of " + std::to_string(bytes) + " bytes");
     auto& given = warps[threadIdx.x / kWarp].given[threads[threadIdx.x].exchanges++ % 2];
     std::memcpy(given[threadIdx.x % kWarp].data(), value, bytes);

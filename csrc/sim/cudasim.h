@@ -123,7 +123,12 @@ Shared<T>& dynamic_shared_array(const char* name) {
     return shared_array<T>(name, dynamic_shared_bytes() / static_cast<int64_t>(sizeof(T)));
 }
 
-// ---- barriers and shuffles ----
+// ---- barriers, fences and shuffles ----
+
+// Barriers that the running block has passed.
+unsigned current_epoch();
+
+void fence();
 
 // Waits for all threads of the block; returns whether any of them voted for it.
 bool wait_for_block(bool vote);
@@ -139,7 +144,7 @@ extern cudasim::Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { cudasim::wait_for_block(false); }
 inline int __syncthreads_or(int vote) { return cudasim::wait_for_block(vote != 0); }
-inline void __threadfence() {}
+inline void __threadfence() { cudasim::fence(); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>

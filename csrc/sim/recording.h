@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace cudasim {
 
@@ -20,6 +21,11 @@ void record_thread(const void* frame);
 // shared memory and called `name`. In a shuffle, `offset` is the lane that it reads from.
 void record(
     Act act, const void* array = nullptr, const char* name = "", int64_t size = 0, int64_t offset = 0, int bytes = 0);
+
+// The addresses to which the functions return that the running thread is in, innermost first; and where in this library
+// such an address is.
+std::vector<const void*> calls();
+int64_t offset_in_library(const void* address);
 
 #else
 

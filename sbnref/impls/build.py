@@ -40,7 +40,7 @@ CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / 
 
 HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
-SIMULATION_SOURCES = ("sim/kernels.cpp", "sim/cudasim.cpp", "sim/recording.cpp")
+SIMULATION_SOURCES = ("sim/kernels.cpp", "sim/cudasim.cpp", "sim/recording.cpp", "sim/watch.cpp")
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
 # The host must round every operation by itself, as the kernels ask of the GPU where it matters.

@@ -212,7 +212,7 @@ def _simulate(built: Path, kernels: Kernels, more: list[str]) -> None:
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
     flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
-    simulation = [str(CSRC / "sim" / name) for name in ("cudasim.cpp", "recording.cpp")]
+    simulation = [str(CSRC / "sim" / name) for name in ("cudasim.cpp", "recording.cpp", "watch.cpp")]
     sources = [*simulation, "-x", "c++", str(unit)]
     try:
         compile_for_host(built, *flags, f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}", *sources)
