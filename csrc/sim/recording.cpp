@@ -2,6 +2,8 @@
 
 #ifdef SBNREF_RECORDING
 
+#include <dlfcn.h>
+
 #include <map>
 #include <sstream>
 #include <string>
@@ -13,7 +15,7 @@
 namespace cudasim {
 namespace {
 
-constexpr size_t kMostActs = 1 << 20;
+constexpr size_t kMostActs = 1 << 18;
 
 bool recording = false;
 int64_t launches;
@@ -21,9 +23,16 @@ std::vector<const void*> bases;  // of the threads: the frames at which their ke
 std::vector<int64_t> acts;       // (acts of threads, 8): launch, block, thread, act, site, array, offset, bytes
 std::map<std::vector<const void*>, int64_t> sites;                        // the calls that lead there
 std::map<std::tuple<const void*, std::string, int64_t>, int64_t> arrays;  // address or name and size
-std::vector<int64_t> frames;                                              // of the sites; 0 ends one
+std::vector<int64_t> frames;                                              // of the sites, in the library; 0 ends one
 std::ostringstream tables;
 std::string tables_text;
+
+// Where this library was loaded.
+uintptr_t library() {
+    Dl_info info{};
+    dladdr(reinterpret_cast<const void*>(&record_launch), &info);
+    return reinterpret_cast<uintptr_t>(info.dli_fbase);
+}
 
 // The addresses to which the functions return that the running thread is in, innermost first.
 std::vector<const void*> calls() {
@@ -48,7 +57,7 @@ int64_t number_of_array(const void* address, const std::string& name, int64_t si
 void record_launch(const char* kernel) {
     if (!recording) return;
     ++launches;
-    tables << "launch\t" << kernel << '\t' << gridDim.x << '\t' << blockDim.x << '\n';
+    tables << "launch\t" << kernel << '\t' << gridDim.x << '\t' << blockDim.x << "\t\n";
     bases.assign(blockDim.x, nullptr);
 }
 
@@ -62,7 +71,7 @@ void record(Act act, const void* array, const char* name, int64_t size, int64_t 
     const std::vector<const void*> chain = calls();
     const auto [site, is_new] = sites.try_emplace(chain, sites.size());
     if (is_new) {
-        for (const void* address : chain) frames.push_back(reinterpret_cast<intptr_t>(address));
+        for (const void* address : chain) frames.push_back(reinterpret_cast<uintptr_t>(address) - library());
         frames.push_back(0);
     }
     const int64_t number = size > 0 ? number_of_array(array, name, size, bytes) : -1;
@@ -97,7 +106,7 @@ extern "C" int64_t cudasim_frames(const int64_t** numbers) {
     return static_cast<int64_t>(frames.size());
 }
 
-// A line for every launch and for every array, in their order.
+// A line of five cells for every launch and for every array, in their order.
 extern "C" const char* cudasim_tables() { return (tables_text = tables.str()).c_str(); }
 
 #endif
