@@ -185,6 +185,45 @@ def traffic(
     _show(_or_exit(count), json)
 
 
+@app.command(epilog="Example: sbnref trace mine.cu --shape 2,4,6,6 --output trace.html")
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_STAGE",
+            help="A file of kernels that includes laboratory.cuh and defines void forward(const Problem&); or one of "
+            "the package's own stages, such as forward_stats.",
+        ),
+    ],
+    shape: Annotated[str, typer.Option(help="Of the input, (N, C, *).")] = "2,4,6,6",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels side by side in memory.")] = False,
+    function: Annotated[
+        list[str] | None, typer.Option(help="Of the file, to run instead of forward; may be repeated.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of a block, kThreads in the file: 32, 64, ... 1024.")] = 64,
+    splits: Annotated[int, typer.Option(min=1, help="Blocks that may share a channel, splits in the file.")] = 1,
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("trace.html"),
+) -> None:
+    """Record in the simulation what every warp of a small launch does, and write a page that plays it.
+
+    Exit code 0: the page is written. 1: it is, and ends where the simulation refused to go on. 2: there is none.
+    """
+    from .laboratory.trace import trace as record
+
+    def run() -> str | None:
+        _make_folder(output.parent)
+        return record(
+            what, _sizes(shape), output, channels_last=channels_last, functions=function or (), threads=threads,
+            splits=splits,
+        )  # fmt: skip
+
+    error = _or_exit(run)
+    typer.echo(f"Saved {output}")
+    if error is not None:
+        typer.echo(f"sbnref: {error}", err=True)
+        raise typer.Exit(1)
+
+
 bench = typer.Typer(help="Measure how fast the layer is, and read results.", invoke_without_command=True)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,415 @@
+/**
+ * Plays recordings of kernels: one or two of them, on the same clock.
+ *
+ * An element of class `player` becomes one. With `data-recordings`, the address of a folder with an index.json, readers
+ * choose; otherwise it plays what the page holds in <script type="application/json" class="recording">.
+ */
+
+import { BARRIER, COLORS, Machine, READ_SHARED, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
+
+const SPEEDS = [1, 4, 16, 64, 256]; // steps a second
+const COUNTERS = {
+  asked: "bytes asked for",
+  sectors: "sectors moved",
+  again: "of them moved before",
+  accesses: "accesses to memory",
+  barriers: "barriers waited at",
+  conflicts: "bank conflicts",
+  steps: "instructions",
+};
+const CONTROLS = `
+  <div class="choice" hidden>
+    <label>Watch <select name="left"></select></label>
+    <label>beside <select name="right"></select></label>
+  </div>
+  <div class="controls" role="group" aria-label="Player">
+    <button type="button" name="first" aria-label="To the beginning">⏮</button>
+    <button type="button" name="back" aria-label="One step back">◀</button>
+    <button type="button" name="play">Play</button>
+    <button type="button" name="forth" aria-label="One step on">▶</button>
+    <button type="button" name="end" aria-label="To the end">⏭</button>
+    <label>Speed <select name="speed"></select></label>
+    <input type="range" name="time" min="0" value="0" aria-label="Step" />
+    <output></output>
+  </div>
+  <ul class="legend" aria-label="Colors">
+    <li class="read">reads</li>
+    <li class="write">writes</li>
+    <li class="ticket">ticket</li>
+    <li class="shared">shared memory</li>
+    <li class="shuffle">shuffle</li>
+    <li class="barrier">waits at a barrier</li>
+    <li class="once">moved once</li>
+    <li class="twice">moved again</li>
+    <li class="cell">untouched</li>
+  </ul>
+  <p class="problem" role="alert"></p>
+  <div class="views"></div>`;
+
+const VIEW = `
+  <h3></h3>
+  <p class="error" hidden></p>
+  <p class="words" aria-live="polite"></p>
+  <table class="counters"><caption>So far</caption><tbody></tbody></table>
+  <div class="side">
+    <div>
+      <h4>Lanes of the warps, by block · warp</h4>
+      <div class="lanes" tabindex="0" role="group" aria-label="Lanes of the warps"><canvas aria-hidden="true"></canvas></div>
+      <div class="shared-memory"></div>
+      <h4>Memory, in sectors of ${SECTOR} bytes</h4>
+      <div class="memory"></div>
+    </div>
+    <div>
+      <h4 class="file"></h4>
+      <div class="source" tabindex="0" role="group" aria-label="Source"></div>
+      <div class="within" hidden><h4></h4><div class="source excerpt"></div></div>
+    </div>
+  </div>
+  <details><summary>Every step in words</summary><ol></ol></details>`;
+
+/** @param {string} tag @param {string} [text] */
+function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+/** A canvas of so many CSS pixels, empty. @returns {CanvasRenderingContext2D} */
+function blank(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  return pen;
+}
+
+/** One recording: lanes, memory, source and counters at a time. */
+class View {
+  constructor(recording, colors) {
+    this.machine = new Machine(recording);
+    this.recording = recording;
+    this.colors = colors;
+    this.root = element("section", "", "view");
+    this.root.innerHTML = VIEW;
+    this.find = (selector) => this.root.querySelector(selector);
+    const layout = recording.channelsLast ? "channels-last" : "contiguous";
+    this.find("h3").textContent = `${recording.title}, on (${recording.shape.join(", ")}) ${layout}`;
+    this.find(".error").hidden = recording.error === null;
+    this.find(".error").textContent = `It ends early. ${recording.error}`;
+    this.fillCounters();
+    this.strips = recording.arrays.map((array) => this.strip(array));
+    this.find("details").addEventListener("toggle", () => this.fillWords(), { once: true });
+  }
+
+  fillCounters() {
+    this.cells = {};
+    for (const [key, said] of Object.entries(COUNTERS)) {
+      const row = element("tr");
+      const head = element("th", said);
+      head.scope = "row";
+      this.cells[key] = element("td");
+      this.cells[key].dataset.count = key;
+      row.append(head, this.cells[key]);
+      this.find("tbody").append(row);
+    }
+  }
+
+  strip(array) {
+    const figure = element("figure");
+    const size = array.shared ? `${array.size} bytes, in 32 banks` : plural(array.size, "byte");
+    figure.append(element("figcaption", `${array.name}, ${size}`), element("canvas"));
+    figure.lastChild.setAttribute("aria-hidden", "true");
+    this.find(array.shared ? ".shared-memory" : ".memory").append(figure);
+    return figure;
+  }
+
+  fillWords() {
+    const machine = new Machine(this.recording);
+    this.find("ol").append(...machine.steps.map((_, i) => (machine.goTo(i + 1), element("li", machine.words.split(": ").slice(1).join(": ")))));
+  }
+
+  /** Shows the state after so many steps. */
+  show(time, playing) {
+    this.machine.goTo(time);
+    const { counts } = this.machine;
+    const shown = { ...counts, asked: counts.read + counts.written };
+    for (const [key, cell] of Object.entries(this.cells)) cell.textContent = shown[key].toLocaleString("en");
+    this.find(".words").setAttribute("aria-live", playing ? "off" : "polite");
+    this.find(".words").textContent = this.machine.words;
+    this.find(".error").classList.toggle("now", this.machine.time === this.machine.steps.length);
+    this.draw();
+    this.showSource();
+  }
+
+  /** @returns {(name: string, pale?: boolean) => string} The colors as the theme has them now. */
+  get ink() {
+    const now = {};
+    for (const name of [...new Set(COLORS), "once", "twice", "cell"])
+      now[name] = getComputedStyle(this.colors.querySelector(`.${name}`), "::before").backgroundColor;
+    return now;
+  }
+
+  draw() {
+    const width = this.find(".lanes").clientWidth;
+    if (width === 0) return;
+    this.left = 58;
+    this.cell = Math.max(5, Math.min(14, Math.floor((width - this.left - 2) / WARP)));
+    const ink = this.ink;
+    this.drawLanes(ink);
+    this.recording.arrays.forEach((array, i) => {
+      if (array.shared) this.drawBanks(array, i, ink);
+      else this.drawSectors(array, i, ink, width);
+    });
+  }
+
+  drawLanes(ink) {
+    const { machine, cell, left } = this;
+    const box = this.find(".lanes");
+    const [height, step] = [cell + 3, machine.last];
+    const pen = blank(box.firstChild, left + WARP * cell, machine.rows.length * height + 12);
+    const now = step === null ? -1 : step.block * machine.warps + step.warp;
+    pen.font = "11px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    machine.rows.forEach((row, i) => {
+      const y = i * height + 10;
+      pen.globalAlpha = 1;
+      pen.fillStyle = getComputedStyle(box).color;
+      if (cell >= 9 || i % 2 === 0) pen.fillText(`${Math.floor(i / machine.warps)} · ${i % machine.warps}`, 16, y + cell / 2);
+      if (i === now) pen.fillText("▶", 1, y + cell / 2);
+      for (let lane = 0; lane < WARP; lane++) {
+        const active = row.waits || row.lanes.includes(lane);
+        pen.fillStyle = active ? ink[row.waits ? "barrier" : COLORS[row.act]] : ink.cell;
+        pen.globalAlpha = !active || i === now || row.waits ? 1 : 0.3;
+        pen.fillRect(left + lane * cell, y, cell - 1, cell - 1);
+      }
+    });
+    pen.globalAlpha = 1;
+    if (step?.act === SHUFFLE) this.drawShuffle(pen, step, now * height + 10, ink);
+    const above = now * height;
+    if (now >= 0 && (above < box.scrollTop || above + 3 * height > box.scrollTop + box.clientHeight))
+      box.scrollTop = above - box.clientHeight / 3;
+  }
+
+  /** An arc from each lane to the one that takes what it holds. */
+  drawShuffle(pen, step, y, ink) {
+    const middle = (lane) => this.left + (lane + 0.5) * this.cell;
+    pen.strokeStyle = ink.shuffle;
+    step.lanes.forEach((lane, i) => {
+      const from = step.offsets[i];
+      if (from === lane) return;
+      pen.beginPath();
+      pen.moveTo(middle(from), y);
+      pen.quadraticCurveTo((middle(from) + middle(lane)) / 2, y - 10, middle(lane), y);
+      pen.stroke();
+    });
+  }
+
+  /** A column for each bank, below the lanes. */
+  drawBanks(array, index, ink) {
+    const { machine, cell, left } = this;
+    const step = machine.last;
+    const words = Math.ceil(array.size / 4);
+    const pen = blank(this.strips[index].lastChild, left + WARP * cell, Math.ceil(words / WARP) * (cell + 1));
+    const lit = new Set();
+    if (step?.array === index)
+      for (const offset of step.offsets) for (let b = 0; b < step.bytes; b += 4) lit.add(Math.floor((offset + b) / 4));
+    for (let word = 0; word < words; word++) {
+      pen.fillStyle = lit.has(word) ? ink.shared : ink.cell;
+      pen.fillRect(left + (word % WARP) * cell, Math.floor(word / WARP) * (cell + 1), cell - 1, cell);
+    }
+  }
+
+  drawSectors(array, index, ink, width) {
+    const { machine, cell } = this;
+    const step = machine.last;
+    const first = Math.floor(array.start / SECTOR);
+    const sectors = Math.floor((array.start + array.size - 1) / SECTOR) - first + 1;
+    const columns = Math.max(8, Math.floor(width / cell / 8) * 8);
+    const pen = blank(this.strips[index].lastChild, columns * cell, Math.ceil(sectors / columns) * (cell + 1));
+    const lit = step !== null && step.act <= TICKET && step.array === index ? machine.sectors(step) : new Set();
+    for (let i = 0; i < sectors; i++) {
+      const times = machine.moved.get(first + i) ?? 0;
+      pen.fillStyle = lit.has(first + i) ? ink[COLORS[step.act]] : ink[["cell", "once"][times] ?? "twice"];
+      pen.fillRect((i % columns) * cell, Math.floor(i / columns) * (cell + 1), cell - 1, cell);
+    }
+  }
+
+  /** The line of the kernel, and the line of the helper that it calls, if it does. */
+  showSource() {
+    const site = this.recording.sites[this.machine.last?.site] ?? [];
+    const [inner, outer] = [site[0], site.at(-1)];
+    if (outer) this.showLine(this.find(".source"), this.find(".file"), outer);
+    else if (!this.find(".source").children.length && this.recording.sites.length) {
+      this.showLine(this.find(".source"), this.find(".file"), this.recording.sites[0].at(-1) ?? [0, 1]);
+      this.find(".current")?.classList.remove("current");
+    }
+    const within = this.find(".within");
+    within.hidden = site.length < 2;
+    if (site.length > 1) this.showLine(within.querySelector(".source"), within.firstChild, inner, "which calls ");
+  }
+
+  showLine(box, title, [file, line], said = "") {
+    const { name, text } = this.recording.files[file];
+    title.textContent = `${said}${name}, line ${line}`;
+    if (box.dataset.file !== name) {
+      box.dataset.file = name;
+      box.replaceChildren(...text.trimEnd().split("\n").map((words) => element("code", words)));
+    }
+    box.querySelector(".current")?.removeAttribute("class");
+    const now = box.children[line - 1];
+    if (!now) return;
+    now.className = "current";
+    box.scrollTop = now.offsetTop - (box.clientHeight - now.offsetHeight) / 2;
+  }
+}
+
+/** The clock, and the views that follow it. */
+class Player {
+  constructor(root) {
+    this.root = root;
+    root.innerHTML = CONTROLS;
+    this.find = (name) => root.querySelector(`[name=${name}]`);
+    this.views = [];
+    this.time = 0;
+    this.timer = null;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed, false, speed === (still ? 1 : 16))));
+    this.listen();
+  }
+
+  listen() {
+    const moves = {
+      first: () => 0, back: () => this.time - 1, forth: () => this.time + 1, end: () => this.length,
+    }; // prettier-ignore
+    for (const [name, to] of Object.entries(moves)) this.find(name).addEventListener("click", () => this.goTo(to()));
+    this.find("time").addEventListener("input", (event) => this.goTo(Number(event.target.value)));
+    this.find("play").addEventListener("click", () => (this.timer === null ? this.play() : this.pause()));
+    this.find("speed").addEventListener("change", () => this.timer !== null && this.play());
+    this.root.addEventListener("keydown", (event) => this.key(event, moves));
+    new ResizeObserver(() => this.redraw()).observe(this.root);
+    new MutationObserver(() => this.redraw()).observe(document.body, { attributeFilter: ["data-theme"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
+  }
+
+  /** Arrows step, Home and End jump, p plays: wherever in the player the focus is, but in a list to choose from. */
+  key(event, moves) {
+    if (event.target.matches("select") || event.altKey || event.ctrlKey || event.metaKey) return;
+    const to = { ArrowLeft: "back", ArrowRight: "forth", Home: "first", End: "end" }[event.key];
+    if (to) this.goTo(moves[to]());
+    else if (event.key === "p") this.find("play").click();
+    else return;
+    event.preventDefault();
+  }
+
+  get length() {
+    return Math.max(0, ...this.views.map((view) => view.machine.steps.length));
+  }
+
+  /** @param {object[]} recordings */
+  show(recordings) {
+    this.pause();
+    this.views = recordings.map((recording) => new View(recording, this.root.querySelector(".legend")));
+    this.root.querySelector(".views").replaceChildren(...this.views.map((view) => view.root));
+    this.find("time").max = this.length;
+    this.setTime(Math.min(this.time, this.length));
+  }
+
+  /** A reader goes to a step: whatever plays stops. */
+  goTo(time) {
+    this.pause();
+    this.setTime(time);
+  }
+
+  setTime(time) {
+    this.time = Math.max(0, Math.min(time, this.length));
+    this.find("time").value = this.time;
+    this.root.querySelector("output").textContent = `step ${this.time} of ${this.length}`;
+    this.redraw();
+  }
+
+  redraw() {
+    for (const view of this.views) view.show(this.time, this.timer !== null);
+  }
+
+  play() {
+    clearInterval(this.timer);
+    if (this.time >= this.length) this.setTime(0);
+    const speed = Number(this.find("speed").value);
+    const pace = Math.ceil(speed / 32); // steps a tick: a screen shows no more
+    this.timer = setInterval(() => {
+      this.setTime(this.time + pace);
+      if (this.time >= this.length) this.pause();
+    }, (1000 * pace) / speed);
+    this.find("play").textContent = "Pause";
+  }
+
+  pause() {
+    clearInterval(this.timer);
+    this.timer = null;
+    this.find("play").textContent = "Play";
+    this.redraw();
+  }
+}
+
+/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide`. */
+class Choice {
+  constructor(player, folder, index) {
+    Object.assign(this, { player, folder, names: Object.keys(index), loaded: new Map() });
+    player.root.querySelector(".choice").hidden = false;
+    const options = () => Object.entries(index).map(([name, title]) => new Option(title, name));
+    player.find("left").append(...options());
+    player.find("right").append(new Option("nothing else", ""), ...options());
+    for (const side of ["left", "right"])
+      player.find(side).addEventListener("change", () => {
+        history.replaceState(null, "", `#${this.chosen.join("+")}`);
+        this.show();
+      });
+    addEventListener("hashchange", () => this.read());
+    this.read();
+  }
+
+  get chosen() {
+    return ["left", "right"].map((side) => this.player.find(side).value).filter(Boolean);
+  }
+
+  read() {
+    const [left, right = ""] = decodeURIComponent(location.hash.slice(1)).split("+");
+    if (this.names.includes(left)) {
+      this.player.find("left").value = left;
+      this.player.find("right").value = this.names.includes(right) ? right : "";
+    }
+    return this.show();
+  }
+
+  async show() {
+    const { chosen } = this;
+    try {
+      const recordings = await Promise.all(chosen.map((name) => this.load(name)));
+      if (chosen.join() === this.chosen.join()) this.player.show(recordings);
+    } catch (error) {
+      this.player.root.querySelector(".problem").textContent = `A recording could not be loaded: ${error.message}`;
+    }
+  }
+
+  async load(name) {
+    if (!this.loaded.has(name)) this.loaded.set(name, await fetchJson(`${this.folder}/${name}.json`));
+    return this.loaded.get(name);
+  }
+}
+
+async function fetchJson(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
+  return answer.json();
+}
+
+for (const root of document.querySelectorAll(".player")) {
+  const folder = root.dataset.recordings;
+  const player = new Player(root);
+  if (folder) fetchJson(`${folder}/index.json`).then((index) => new Choice(player, folder, index));
+  else player.show([...document.querySelectorAll("script.recording")].map((script) => JSON.parse(script.textContent)));
+}

@@ -1,0 +1,402 @@
+"""What the warps of a small launch do, one instruction after the other, as the simulation saw it.
+
+The simulation notes what each thread does, and by which calls it got there. Here the lanes of a warp that execute the
+same instruction for the same time become one step, as they are one instruction of the GPU's, and every step gets the
+lines of the source that it stands in. The simulation runs one block after the other, and so does a recording; within a
+block the warps take turns, an instruction each, and wait for each other at barriers.
+
+**Bank conflicts** follow a model: shared memory has 32 banks, each of which gives one word of 4 bytes at a time, to all
+lanes that ask for that word. An element whose size is a multiple of 8 bytes is moved in pieces of 8, half a warp at a
+time, any other in pieces of 4, the whole warp at once. What a piece takes beyond one time is a conflict.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import enum
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..impls.build import CSRC
+from .kernels import ARRAYS, SECTOR, Call, channels_last, library, numbers
+from .lines import Frame, lines_of
+
+WARP = 32
+MOST_ELEMENTS = 4096  # of x: what a screen shows
+MOST_STEPS = 6000  # what stays below 300 kB
+_PRIMITIVES = ("device.cuh", "doors.cuh")  # load, store and the launch: what calls them is what they are for
+
+
+class Act(enum.IntEnum):
+    """What an instruction does, in the order of ``csrc/sim/recording.h``."""
+
+    READ, WRITE, TICKET, READ_SHARED, WRITE_SHARED, SHUFFLE, BARRIER = range(7)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether it accesses global memory."""
+        return self <= Act.TICKET
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it accesses shared memory."""
+        return self in (Act.READ_SHARED, Act.WRITE_SHARED)
+
+
+@dataclass
+class Step:
+    """What a warp does in one instruction.
+
+    Attributes:
+        launch: which of the kernels launched.
+        block, warp: who; the warp within its block.
+        act: what.
+        site: which of the recording's sites it stands at.
+        array: which of the recording's arrays it accesses; -1 for a shuffle or a barrier.
+        bytes: of each lane's element or vector.
+        lanes: the active ones, and where in the array each one's element begins, in bytes; in a shuffle, the lane
+            that it reads from.
+        conflicts: times that shared memory takes beyond what it has to, by the model above.
+    """
+
+    launch: int
+    block: int
+    warp: int
+    act: Act
+    site: int
+    array: int
+    bytes: int
+    lanes: dict[int, int] = field(default_factory=dict)
+    conflicts: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel that was launched: its name, its blocks and the threads of each."""
+
+    kernel: str
+    blocks: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array that kernels accessed.
+
+    Attributes:
+        name: in the source.
+        shared: whether it lies in shared memory, one for each block.
+        start: of its first byte, where memory is thought to begin at 0 and has no gaps; 0 in shared memory.
+        size: in bytes.
+        element: bytes of the narrowest access to it.
+    """
+
+    name: str
+    shared: bool
+    start: int
+    size: int
+    element: int
+
+
+@dataclass
+class Recording:
+    """A launch, or several.
+
+    Attributes:
+        title: what was recorded.
+        shape: of x.
+        channels_last: whether the channels of x are side by side.
+        launches: in their order.
+        arrays: that were accessed.
+        sites: for each, the lines of the calls that lead there, innermost first.
+        steps: in their order.
+        error: what the simulation refused; the last step is where.
+    """
+
+    title: str
+    shape: tuple[int, ...]
+    channels_last: bool
+    launches: list[Launch]
+    arrays: list[Array]
+    sites: list[list[Frame]]
+    steps: list[Step]
+    error: str | None = None
+
+    def counts(self) -> dict[str, int]:
+        """The counters at the end.
+
+        Returns:
+            ``read`` and ``written``, bytes that threads asked for in global memory; ``accesses``, instructions of
+            warps that access it; ``sectors`` that these moved, and ``again``, those of them that had been moved
+            before; ``steps``, all instructions recorded; ``barriers`` that warps waited at; ``conflicts`` of banks.
+        """
+        counts = dict.fromkeys(("read", "written", "accesses", "sectors", "again", "barriers", "conflicts"), 0)
+        seen: set[int] = set()
+        for step in self.steps:
+            counts["barriers"] += step.act is Act.BARRIER
+            counts["conflicts"] += step.conflicts
+            if step.act.is_global:
+                counts["read" if step.act is Act.READ else "written"] += step.bytes * len(step.lanes)
+                counts["accesses"] += 1
+                touched = sectors(self.arrays[step.array].start, step)
+                counts["sectors"] += len(touched)
+                counts["again"] += len(touched & seen)
+                seen |= touched
+        return counts | {"steps": len(self.steps)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has, and as short as the player takes it."""
+        files = list(dict.fromkeys(file for site in self.sites for file, _ in site))
+        begins = [next((i for i, s in enumerate(self.steps) if s.launch == k), len(self.steps)) for k in self._numbers]
+        return {
+            "title": self.title,
+            "shape": list(self.shape),
+            "channelsLast": self.channels_last,
+            "launches": [vars(launch) | {"begin": begins[k]} for k, launch in enumerate(self.launches)],
+            "arrays": [vars(array) for array in self.arrays],
+            "files": [{"name": Path(f).name, "text": Path(f).read_text(errors="replace")} for f in files],
+            "sites": [[[files.index(file), line] for file, line in site] for site in self.sites],
+            "steps": [_short(step) for step in self.steps],
+            "counts": self.counts(),
+            "error": self.error,
+        }
+
+    @property
+    def _numbers(self) -> range:
+        return range(len(self.launches))
+
+
+def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Recording:
+    """Run a call's kernels, those of some of the functions only where these are named, and record what they do.
+
+    Raises:
+        ValueError: the tensor is too large for a recording, or what the kernels do with it is.
+        RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
+            but the recording's end.
+    """
+    refuse_large(call.x)
+    call = copy.copy(call)
+    call.kernels = replace(call.kernels, recording=True)
+    named = {name: getattr(call, name) for name in ARRAYS}
+
+    def run() -> dict[str, Tensor]:
+        call.run(*functions)
+        return {}
+
+    return take(library(call.kernels), run, call.x, named, title or call.kernels.file.name)
+
+
+def take(lib: Any, run: Callable[[], dict[str, Tensor]], x: Tensor, named: dict[str, Tensor], title: str) -> Recording:
+    """Record what a library's kernels do while something runs.
+
+    Args:
+        lib: loaded, compiled for recordings.
+        run: launches the kernels; returns more of what they access.
+        x: the input.
+        named: the tensors that they access, by the names to show.
+        title: of the recording.
+
+    Raises:
+        ValueError: the kernels do too much for a recording.
+    """
+    for get in (lib.cudasim_acts, lib.cudasim_frames):
+        get.restype = ctypes.c_int64
+    lib.cudasim_tables.restype = ctypes.c_char_p
+    error = None
+    lib.cudasim_start_recording()
+    try:
+        named = named | run()
+    except RuntimeError as refused:
+        error = str(refused)
+    finally:
+        lib.cudasim_stop_recording()
+    launches, arrays = _tables(lib.cudasim_tables().decode(), named)
+    acts = numbers(lib.cudasim_acts).view(-1, 8).tolist()
+    steps = [] if len(acts) > WARP * MOST_STEPS else list(_steps(acts, failed=error is not None))
+    if len(steps) > MOST_STEPS or len(acts) > WARP * MOST_STEPS:
+        raise ValueError(
+            f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
+            "take a smaller tensor"
+        )
+    sites = _sites(Path(lib._name), numbers(lib.cudasim_frames).tolist())
+    return Recording(title, tuple(x.shape), channels_last(x), launches, arrays, sites, steps, error)
+
+
+def refuse_large(x: Tensor) -> None:
+    """Raise ValueError where a tensor is too large for a recording."""
+    if x.numel() > MOST_ELEMENTS:
+        raise ValueError(
+            f"expected a tensor of at most {MOST_ELEMENTS} elements for a recording, got shape {tuple(x.shape)}, "
+            f"which has {x.numel()}"
+        )
+
+
+def sectors(start: int, step: Step) -> set[int]:
+    """The 32-byte sectors that a step touches in an array that begins at ``start``."""
+    return {
+        sector
+        for offset in step.lanes.values()
+        for sector in range((start + offset) // SECTOR, (start + offset + step.bytes - 1) // SECTOR + 1)
+    }
+
+
+def bank_conflicts(step: Step) -> int:
+    """Times that shared memory takes for a step beyond what it has to."""
+    piece = 8 if step.bytes % 8 == 0 else min(step.bytes, 4)
+    at_once = WARP * 4 // max(piece, 4)
+    conflicts = 0
+    for part, first in itertools.product(range(0, step.bytes, piece), range(0, WARP, at_once)):
+        words = {
+            word
+            for lane, offset in step.lanes.items()
+            if first <= lane < first + at_once
+            for word in range((offset + part) // 4, (offset + part + piece - 1) // 4 + 1)
+        }
+        conflicts += max(Counter(word % 32 for word in words).values(), default=1) - 1
+    return conflicts
+
+
+# ---- from what threads do to what warps do ----
+
+
+def _steps(acts: list[list[int]], failed: bool) -> Iterator[Step]:
+    """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/sim/recording.cpp``."""
+    last = acts[-1] if failed and acts else None
+    for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
+        warps: dict[int, _Warp] = defaultdict(_Warp)
+        for act in of_block:
+            step = warps[act[2] // WARP].take(act)
+            if act is last:
+                step.act = Act(act[3])
+                yield from _in_turns([warps[w] for w in sorted(warps)], ends_with=step)
+                return
+        yield from _in_turns([warps[w] for w in sorted(warps)])
+
+
+class _Warp:
+    """Puts together what lanes do, in an order that is each one's own."""
+
+    def __init__(self) -> None:
+        self.first: list[Any] = [None, None]  # a step, and the node after it: a list into which steps are inserted
+        self.at: dict[int, list[Any]] = defaultdict(lambda: self.first)  # by lane: the node of what it did last
+        self.known: dict[tuple[object, int], list[Any]] = {}
+        self.executed: Counter[tuple[int, object]] = Counter()
+
+    def take(self, act: list[int]) -> Step:
+        launch, block, thread, kind, site, array, offset, size = act
+        lane = thread % WARP
+        # All lanes are at a shuffle or a barrier together, wherever in the source each of them is.
+        instruction = (kind,) if kind >= Act.SHUFFLE else (kind, site)
+        key = instruction, self.executed[lane, instruction]
+        self.executed[lane, instruction] += 1
+        if key not in self.known:
+            step = Step(launch, block, thread // WARP, Act(kind), site, array, size)
+            here = self.at[lane]
+            here[1] = self.known[key] = [step, here[1]]
+        self.at[lane] = self.known[key]
+        step = self.at[lane][0]
+        step.lanes[lane] = offset
+        return step
+
+    def __iter__(self) -> Iterator[Step]:
+        node = self.first[1]
+        while node is not None:
+            yield node[0]
+            node = node[1]
+
+
+def _in_turns(warps: list[_Warp], ends_with: Step | None = None) -> Iterator[Step]:
+    """The steps of a block's warps: one of each in turn, none past a barrier that another has yet to reach."""
+    left = [iter(warp) for warp in warps]
+    while left:
+        going = left
+        while going:
+            still = []
+            for warp in going:
+                step = next(warp, None)
+                if step is None:
+                    left = [other for other in left if other is not warp]
+                elif step is not ends_with:
+                    step.lanes = dict(sorted(step.lanes.items()))
+                    step.conflicts = bank_conflicts(step) if step.act.is_shared else 0
+                    yield step
+                    if step.act is not Act.BARRIER:
+                        still.append(warp)
+                else:
+                    left = [other for other in left if other is not warp]
+            going = still
+    if ends_with is not None:
+        yield ends_with
+
+
+# ---- what the simulation calls things ----
+
+
+def _tables(text: str, named: dict[str, Tensor]) -> tuple[list[Launch], list[Array]]:
+    rows = [line.split("\t") for line in text.splitlines()]
+    launches = [Launch(name, int(blocks), int(threads)) for kind, name, blocks, threads, _ in rows if kind == "launch"]
+    found = [(name, int(at), int(size), int(element)) for kind, name, at, size, element in rows if kind == "array"]
+    names = {tensor.data_ptr(): name for name, tensor in named.items() if tensor.numel()}
+    starts = _without_gaps({at: size for _, at, size, _ in found if at})
+    unknown = (f"workspace {number}" for number in itertools.count(1))
+    arrays = [
+        Array(name or names.get(at) or next(unknown), at == 0, starts.get(at, 0), size, element)
+        for name, at, size, element in found
+    ]
+    return launches, arrays
+
+
+def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
+    """From addresses of arrays to where they would begin if memory had no gaps but within sectors."""
+    starts: dict[int, int] = {}
+    end = to = 0  # of the array before: its address, and where it would end
+    for address, size in sorted(sizes.items()):
+        gap = address - end
+        starts[address] = to + (gap if starts and gap < SECTOR else gap % SECTOR + SECTOR * bool(starts))
+        end, to = address + size, starts[address] + size
+    return starts
+
+
+def _sites(lib: Path, frames: list[int]) -> list[list[Frame]]:
+    """The lines of each site in the kernels' own sources, innermost first."""
+    lines = lines_of(lib, (address for address in frames if address))
+    here, simulation = os.path.realpath(CSRC), os.path.realpath(CSRC / "sim")
+    sites: list[list[Frame]] = [[]]
+    for address in frames:
+        if not address:
+            sites.append([])
+            continue
+        for file, line in lines[address]:
+            folder, name = os.path.split(file)
+            system = folder.startswith("/usr/") or "/site-packages/torch/" in folder
+            if not (system or folder == simulation or (folder.startswith(here) and name in _PRIMITIVES)):
+                sites[-1].append((file, line))
+    return sites[:-1]
+
+
+def _short(step: Step) -> list[Any]:
+    """[act, site, block, warp, lanes as bits] and, of an access, [array, bytes, conflicts, offsets]: the offset of the
+    first active lane and what each lane adds, or a list of all."""
+    head = [int(step.act), step.site, step.block, step.warp, sum(1 << lane for lane in step.lanes)]
+    if step.act is Act.BARRIER:
+        return head
+    lanes, offsets = list(step.lanes), list(step.lanes.values())
+    stride = (offsets[-1] - offsets[0]) // max(1, lanes[-1] - lanes[0])
+    regular = all(o == offsets[0] + (lane - lanes[0]) * stride for lane, o in step.lanes.items())
+    tail = [step.array, step.bytes, step.conflicts]
+    return head + tail + ([offsets[0], stride] if regular else [offsets])
+
+
+def example(shape: tuple[int, ...], *, channels_last: bool = False) -> Tensor:
+    """(N, C, \\*) float32, normal with mean 1, always the same: what is recorded."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x

@@ -1,0 +1,293 @@
+"""The laboratory: recordings hold what kernels do, at the lines where they do it, and refuse in sentences."""
+
+import re
+import sys
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sbnref.cli import app
+from sbnref.laboratory import Call, Kernels, Recording, count, record
+from sbnref.laboratory.kernels import library, numbers
+from sbnref.laboratory.recording import MOST_ELEMENTS, Act, Step, bank_conflicts, example
+
+sys.path.append(str(Path(__file__).parents[1] / "tutorials"))
+from kernels import ladder
+
+STUDENT = r"""
+#include "laboratory.cuh"
+
+namespace sbnref::laboratory {
+
+__global__ void mean(Problem p) {
+    const int64_t c = blockIdx.x;
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
+        sum += load(p.x, p.at(c, i));  // the elements
+    sum = sum_over_block(sum);         // the sum
+    if (threadIdx.x == 0) store(p.mean, c, static_cast<float>(sum / p.count()));  // the mean
+}
+
+// Even lanes read another array than odd ones, some of them twice; then all of them read the same.
+__global__ void lanes_part(Problem p) {
+    const int lane = threadIdx.x % 32;
+    if (lane % 2 == 0)
+        for (int i = 0; i <= lane % 4; ++i) read(p.y, lane);  // even
+    else
+        load(p.x, lane);  // odd
+    read(p.var, 0);       // all
+}
+
+__global__ void columns(Problem p) {
+    SHARED_ARRAY(float, table, 32 * 32);
+    if (threadIdx.x >= 32) return;
+    table[threadIdx.x] = 1;       // a row
+    table[32 * threadIdx.x] = 2;  // a column
+}
+
+__global__ void too_far(Problem p) {
+    for (int64_t i = threadIdx.x; i <= p.x.size; i += kThreads) load(p.x, i);  // one too many
+}
+
+__global__ void for_ever(Problem p) {
+    for (;;) load(p.x, 0);
+}
+
+void forward(const Problem& p) { launch("mean", mean, p.C, p); }
+void part(const Problem& p) { launch("part", lanes_part, 1, p); }
+void banks(const Problem& p) { launch("banks", columns, 1, p); }
+void far(const Problem& p) { launch("far", too_far, 2, p); }
+void ever(const Problem& p) { launch("ever", for_ever, 1, p); }
+
+}  // namespace sbnref::laboratory
+"""
+
+FUNCTIONS = ("forward", "part", "banks", "far", "ever")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("student") / "mine.cu"
+    file.write_text(STUDENT)
+    return file
+
+
+def recorded(file: Path, function: str, shape: tuple[int, ...] = (2, 4, 6, 6)) -> Recording:
+    return record(Call(Kernels(file, FUNCTIONS, 64), example(shape)), functions=[function])
+
+
+def line(comment: str) -> int:
+    """The number of the line of the student's that has a comment."""
+    (number,) = (n for n, text in enumerate(STUDENT.splitlines(), 1) if text.endswith(f"// {comment}"))
+    return number
+
+
+def lines(recording: Recording, act: Act) -> set[int]:
+    """Where in the student's file the steps of a kind stand."""
+    return {recording.sites[step.site][-1][1] for step in recording.steps if step.act is act}
+
+
+# ---- against the counter of traffic, which is compiled in another way and knows nothing of calls ----
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_a_recording_counts_what_the_counter_of_traffic_counts(rung, channels_last):
+    if rung.startswith("7"):
+        channels_last = True
+    x = example((2, 40, 3, 3) if channels_last else (6, 2, 10, 10), channels_last=channels_last)
+    recording = record(ladder.Call(rung, x, blocks=8, threads=64), rung, ladder.RUNGS[rung].functions)
+    counted = count(ladder.Call(rung, x, blocks=8, threads=64))
+    counts = recording.counts()
+    assert recording.error is None
+    assert (counts["read"], counts["written"]) == (counted.read, counted.written)
+    assert counts["accesses"] == counted.requests
+    assert counts["sectors"] == len(counted.trace)
+    assert counts["sectors"] - counts["again"] == len(counted.trace[:, 4].unique())
+    assert len(recording.launches) == counted.launches
+    assert recording.launches[0].blocks == counted.blocks
+    assert {array.name for array in recording.arrays} >= {"x", "y"}
+
+
+def test_recording_changes_no_result():
+    x = example((6, 2, 10, 10))
+    calls = [ladder.Call("5 payload", x, blocks=8, threads=64) for _ in range(2)]
+    calls[0].run()
+    record(calls[1], functions=calls[1].rung.functions)
+    assert torch.equal(calls[0].y, calls[1].y)
+
+
+# ---- what is in it ----
+
+
+def test_the_steps_of_a_students_kernel_stand_at_its_lines(student):
+    recording = recorded(student, "forward")
+    assert lines(recording, Act.READ) == {line("the elements")}
+    assert lines(recording, Act.WRITE) == {line("the mean")}
+    for act in (Act.SHUFFLE, Act.BARRIER, Act.READ_SHARED, Act.WRITE_SHARED):
+        assert lines(recording, act) == {line("the sum")}
+    (helper,) = {recording.sites[step.site][0] for step in recording.steps if step.act is Act.SHUFFLE}
+    text = Path(helper[0]).read_text().splitlines()[helper[1] - 1]
+    assert "__shfl_down_sync" in text
+
+
+def test_what_the_lanes_of_a_warp_do(student):
+    recording = recorded(student, "forward")
+    of_first = [step for step in recording.steps if (step.block, step.warp) == (0, 0)]
+    acts = [Act.READ] * 2 + [Act.SHUFFLE] * 5 + [Act.WRITE_SHARED, Act.BARRIER] + [Act.READ_SHARED] * 2 + [Act.WRITE]
+    assert [step.act for step in of_first] == acts
+    reads = [step.lanes for step in of_first[:2]]
+    assert reads[0] == {lane: 4 * lane for lane in range(32)}
+    assert list(reads[1]) == list(range(8)), "the tail: 72 elements of a channel, 64 threads"
+    tree = [step.lanes[0] for step in of_first if step.act is Act.SHUFFLE]
+    assert tree == [16, 8, 4, 2, 1]
+    assert list(of_first[-1].lanes) == [0]
+
+
+def test_warps_take_turns_and_wait_for_each_other(student):
+    recording = recorded(student, "forward")
+    of_block = [step for step in recording.steps if step.block == 0]
+    assert [(step.warp, step.act) for step in of_block[:4]] == [
+        (0, Act.READ), (1, Act.READ), (0, Act.READ), (1, Act.SHUFFLE),  # the loop of warp 1 has one round only
+    ]  # fmt: skip
+    barriers = [i for i, step in enumerate(of_block) if step.act is Act.BARRIER]
+    assert sorted(of_block[i].warp for i in barriers) == [0, 1]
+    assert min(i for i, step in enumerate(of_block) if step.act is Act.READ_SHARED) > max(barriers)
+    assert [step.block for step in recording.steps] == sorted(step.block for step in recording.steps)
+
+
+def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
+    recording = recorded(student, "part")
+    lib = library(Kernels(student, FUNCTIONS, 64, recording=True))
+    did, shown = defaultdict(list), defaultdict(list)
+    for _, _, thread, act, site, _, offset, _ in numbers(lib.cudasim_acts).view(-1, 8).tolist():
+        did[thread].append((act, site, offset))
+    for step in recording.steps:
+        for lane, offset in step.lanes.items():
+            shown[32 * step.warp + lane].append((step.act, step.site, offset))
+    assert shown == did
+    of_line = defaultdict(list)
+    for step in recording.steps:
+        if step.warp == 0:
+            of_line[recording.sites[step.site][-1][1]].append(list(step.lanes))
+    evens, twos = list(range(0, 32, 2)), list(range(2, 32, 4))
+    assert of_line[line("even")] == [evens, twos, twos]
+    assert of_line[line("odd")] == [list(range(1, 32, 2))]
+    assert of_line[line("all")] == [list(range(32))]
+
+
+@pytest.mark.parametrize(
+    ("size", "offsets", "conflicts"),
+    [
+        (4, [4 * i for i in range(32)], 0),
+        (4, [0] * 32, 0),  # one word, for all
+        (4, [8 * i for i in range(32)], 1),
+        (4, [128 * i for i in range(32)], 31),
+        (4, [132 * i for i in range(32)], 0),  # padded by a word
+        (8, [8 * i for i in range(32)], 0),  # in two halves
+        (8, [128 * i for i in range(32)], 30),
+        (8, [128 * i for i in range(16)], 15),
+        (24, [24 * i for i in range(32)], 0),
+        (16, [16 * i for i in range(32)], 4),  # two pieces of 8 bytes, every other bank
+        (2, [2 * i for i in range(32)], 0),
+        (1, [0], 0),
+    ],
+)
+def test_bank_conflicts(size, offsets, conflicts):
+    assert bank_conflicts(Step(0, 0, 0, Act.READ_SHARED, 0, 0, size, dict(enumerate(offsets)))) == conflicts
+
+
+def test_a_column_conflicts_and_a_row_does_not(student):
+    recording = recorded(student, "banks")
+    found = {recording.sites[step.site][-1][1]: step.conflicts for step in recording.steps}
+    assert found == {line("a row"): 0, line("a column"): 31}
+    assert recording.counts()["conflicts"] == 31
+
+
+# ---- what is refused ----
+
+
+def test_a_recording_ends_where_the_simulation_refuses_to_go_on(student):
+    recording = recorded(student, "far")
+    assert "reads elements [288, 289) of a global array of 288" in recording.error
+    last = recording.steps[-1]
+    assert (last.block, last.warp) == (0, 1)
+    assert recording.sites[last.site][-1][1] == line("one too many")
+    assert 4 * 288 in last.lanes.values()
+
+
+def test_a_kernel_that_goes_on_for_ever_is_stopped(student):
+    with pytest.raises(ValueError, match=r"at most \d+ instructions of warps"):
+        recorded(student, "ever")
+
+
+def test_arrays_keep_their_places_within_sectors(student):
+    recording = recorded(student, "forward")
+    called = Call(Kernels(student, FUNCTIONS, 64), example((2, 4, 6, 6)))
+    for array in recording.arrays:
+        if not array.shared:
+            assert array.start % 32 == getattr(called, array.name).data_ptr() % 32
+    ends = sorted((a.start, a.start + a.size) for a in recording.arrays if not a.shared)
+    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+# ---- the command ----
+
+
+def trace(*arguments: str):
+    return CliRunner().invoke(app, ["trace", *arguments])
+
+
+def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
+    output = tmp_path / "new" / "trace.html"
+    done = trace(str(student), "--shape", "2,4,6,6", "--output", str(output))
+    assert done.exit_code == 0, done.output
+    assert f"Saved {output}" in done.output
+    page = output.read_text()
+    assert len(page) < 300_000
+    assert "<title>mine.cu</title>" in page
+    assert not re.findall(r"""(?:src|href)=(?!"data:)|\bimport\s*[({"']|https?://""", page)
+
+
+def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
+    output = tmp_path / "far.html"
+    text = STUDENT.replace('launch("mean", mean, p.C, p)', 'launch("far", too_far, 2, p)')
+    (tmp_path / "far.cu").write_text(text)
+    done = trace(str(tmp_path / "far.cu"), "--output", str(output))
+    assert done.exit_code == 1
+    assert "simulated kernel far, block 0, thread 32: reads elements [288, 289)" in done.output
+    assert "global array of 288" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.cu"], "there is no file nowhere.cu"),
+        (["MINE", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
+        (["MINE", "--shape", "8"], "expected a shape of at least 2 dimensions"),
+        (["MINE", "--threads", "48"], "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),
+        (["MINE", "--function", "backward"], "to define void backward(const Problem&)"),
+        (["forward_stats", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.setenv("SBNREF_CUDASIM", "")
+    monkeypatch.setenv("SBNREF_CUDASIM_FLAGS", "")
+    monkeypatch.chdir(tmp_path)
+    done = trace(*(str(student) if a == "MINE" else a for a in arguments))
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_the_compilers_errors_point_at_the_students_lines(tmp_path):
+    broken = tmp_path / "broken.cu"
+    broken.write_text(STUDENT.replace("double sum = 0;", "double som = 0;"))
+    done = trace(str(broken))
+    assert done.exit_code == 2
+    assert f"{broken}:{line('the elements')}:" in done.output
+    assert "‘sum’" in done.output or "'sum'" in done.output
