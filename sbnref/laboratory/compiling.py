@@ -12,6 +12,8 @@ import torch
 
 from ..impls.build import CSRC, cache
 
+MOST_SECONDS = 120  # that compiling may take
+
 
 def cached(name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None]) -> Path:
     """The library of that name, compiled unless an earlier process has done so.
@@ -46,7 +48,9 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     includes = [word for folder in include_paths() for word in ("-isystem", folder)]
     command = [compiler, "-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments, "-o", str(unfinished)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
     except OSError as error:
         raise RuntimeError(
             f"compiling takes a C++ compiler, and {compiler!r} cannot be run: {error.strerror}; "

@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,14 @@ class Kernels:
         functions: of it, that take a ``Problem``, in the order in which they are called.
         threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
         recording: whether it is compiled for recordings, which makes it slow.
+        built: the library, where it has been compiled already.
     """
 
     file: Path
     functions: tuple[str, ...] = ("forward",)
     threads: int = THREADS
     recording: bool = False
+    built: Path | None = None
 
 
 class _Array(ctypes.Structure):
@@ -75,24 +78,27 @@ class Call:
         kernels: what to launch.
         x: (N, C, \\*) float32, contiguous or channels-last.
         splits: how many blocks may share a channel.
+        room: splits that there is room for in ``partials``, if more.
         weight: w, what this rank weighs.
 
     Attributes:
         y: as x, for the normalized tensor.
         mean, var: (C,) float32, for the statistics.
         payload: (2C + 2,) float64, zeros, for [w mean, w (var + mean²), w, m].
-        partials: (3 · splits · C,) float64, for what blocks leave for each other.
+        partials: (3 · max(splits, room) · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
     """
 
-    def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
+    def __init__(
+        self, kernels: Kernels, x: Tensor, *, splits: int = 1, room: int = 1, weight: float = 1, eps: float = 1e-5
+    ) -> None:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
         self.y = torch.empty_like(x)
         self.mean, self.var = x.new_empty(2, c)
         self.payload = x.new_zeros(2 * c + 2, dtype=torch.float64)
-        self.partials = x.new_empty(c * splits * 3, dtype=torch.float64)
+        self.partials = x.new_empty(c * max(splits, room) * 3, dtype=torch.float64)
         self.tickets = x.new_zeros(c, dtype=torch.int32)
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
         arrays = (_Array.of(getattr(self, name)) for name in ARRAYS)
@@ -174,12 +180,7 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     Raises:
         RuntimeError: they do not compile.
     """
-    sources = [*CSRC.rglob("*"), *_included(kernels.file)]
-    sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
-    flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
-    unit, compile = translation_unit(kernels), _nvcc if cuda else _simulate
-    about = [unit, str(kernels), compile.__name__, os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *flags]
-    built = cached("sbnref_laboratory", sources, about, lambda built: compile(built, kernels, flags))
+    built = kernels.built or _built(kernels, cuda)
     lib = ctypes.CDLL(str(built))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
@@ -187,6 +188,15 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
         lib.laboratory_set_order.restype = ctypes.c_char_p
         lib.laboratory_trace.restype = lib.laboratory_counts.restype = ctypes.c_int64
     return lib
+
+
+def _built(kernels: Kernels, cuda: bool) -> Path:
+    sources = [*CSRC.rglob("*"), *_included(kernels.file)]
+    sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
+    unit, compile = translation_unit(kernels), _nvcc if cuda else simulate
+    about = [unit, str(kernels), compile.__name__, os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *flags]
+    return cached("sbnref_laboratory", sources, about, lambda built: compile(built, kernels, flags))
 
 
 def translation_unit(kernels: Kernels) -> str:
@@ -208,7 +218,17 @@ def _included(file: Path) -> set[Path]:
     return found
 
 
-def _simulate(built: Path, kernels: Kernels, more: list[str]) -> None:
+def simulate(built: Path, kernels: Kernels, more: Iterable[str] = ()) -> None:
+    """Compile kernels against the simulation.
+
+    Args:
+        built: the library to make.
+        kernels: what it is made of.
+        more: flags of the compiler.
+
+    Raises:
+        RuntimeError: they do not compile.
+    """
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
     flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
@@ -258,4 +278,6 @@ def numbers(get: Any) -> Tensor:
     """The int64 numbers that a library's function points to."""
     pointer = ctypes.POINTER(ctypes.c_int64)()
     size = get(ctypes.byref(pointer))
+    if not size:
+        return torch.zeros(0, dtype=torch.int64)
     return torch.frombuffer(bytearray(ctypes.string_at(pointer, 8 * size)), dtype=torch.int64)

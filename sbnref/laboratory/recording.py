@@ -227,7 +227,7 @@ def take(lib: Any, run: Callable[[], dict[str, Tensor]], x: Tensor, named: dict[
             f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
             "take a smaller tensor"
         )
-    sites = _sites(Path(lib._name), numbers(lib.cudasim_frames).tolist())
+    sites = sites_of(Path(lib._name), numbers(lib.cudasim_frames).tolist())
     return Recording(title, tuple(x.shape), channels_last(x), launches, arrays, sites, steps, error)
 
 
@@ -366,7 +366,7 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
     return starts
 
 
-def _sites(lib: Path, frames: list[int]) -> list[list[Frame]]:
+def sites_of(lib: Path, frames: list[int]) -> list[list[Frame]]:
     """The lines of each site in the kernels' own sources, innermost first."""
     lines = lines_of(lib, (address for address in frames if address))
     here, simulation = os.path.realpath(CSRC), os.path.realpath(CSRC / "sim")

@@ -24,6 +24,7 @@ from typing import IO, Any
 from torch import Tensor
 
 from ...conformance.stages import ContractError
+from ...debugging.report import in_words
 from ...impls import STAGES, Implementation, target
 from ...impls.build import CSRC
 from . import channel, confine, student
@@ -69,6 +70,7 @@ class Job:
         forbidden: modules and functions that it may not use.
         confined: whether it is not to run where it cannot be confined.
         place: where its folders are made; None for the system's place.
+        functions: that it may define, and is asked for.
     """
 
     target: str
@@ -78,6 +80,7 @@ class Job:
     forbidden: Sequence[str] = ("sbnref",)
     confined: bool = False
     place: str | None = None
+    functions: Sequence[str] = STAGES
 
 
 class Student:
@@ -127,7 +130,7 @@ class Student:
             "memory": self.job.memory,
             "seconds": self.job.seconds,
             "forbidden": list(self.job.forbidden),
-            "stages": STAGES,
+            "functions": list(self.job.functions),
             "folder": folder,
             "hidden": list(map(str, hidden)),
             "confined": self.job.confined,
@@ -155,10 +158,10 @@ class Student:
             raise Refused(plain(told["refused"]))
         functions = told.get("functions")
         names = {name for name in functions if type(name) is str} if isinstance(functions, list) else set()
-        self._functions = [stage for stage in STAGES if stage in names]
+        self._functions = [name for name in self.job.functions if name in names]
         if not self._functions:
             raise Refused(
-                f"expected {self.job.target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of "
+                f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
                 "them; `sbnref check --template` prints a file to start from"
             )
 
@@ -178,13 +181,13 @@ class Student:
 
     def implementation(self) -> Implementation:
         """The four functions."""
-        return SimpleNamespace(**{stage: functools.partial(self._call, stage) for stage in STAGES})
+        return SimpleNamespace(**{name: functools.partial(self.call, name) for name in self.job.functions})
 
     def _left(self) -> float:
         """Seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
-    def _call(self, stage: str, *arguments: Any) -> Any:
+    def call(self, stage: str, *arguments: Any) -> Any:
         """What a function gives.
 
         Raises:
@@ -218,7 +221,7 @@ class Student:
         if "raised" in told:
             raise ContractError(f"raised {plain(told['raised'])}")
         changed = told.get("changed")
-        for place, name in TENSORS[stage].items():
+        for place, name in TENSORS.get(stage, {}).items():
             if isinstance(changed, list) and any(type(one) is int and one == place for one in changed):
                 raise ContractError(f"{stage} changed its input {name}; work on a copy")
         result = told.get("result")

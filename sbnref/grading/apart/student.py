@@ -58,7 +58,7 @@ def main() -> None:
         module = import_target(job["target"])
     except BaseException as error:  # SystemExit too
         return send(grader, {"refused": f"{job['target']} cannot be imported: {error_in_words(error)}"})
-    functions = {name: f for name in job["stages"] if callable(f := getattr(module, name, None))}
+    functions = {name: f for name in job["functions"] if callable(f := getattr(module, name, None))}
     send(grader, {"functions": list(functions)})
 
     while True:

@@ -1,0 +1,152 @@
+"""How the grade of a file of kernels is told."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...debugging.report import Report
+from .frugal import Frugality, stands
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PARTS = ("legal", "right", "frugal")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with kernels.
+
+    Attributes:
+        what: in a sentence, with kernel, block and thread where the simulation refused something.
+        on: the smallest input found on which it happens, in words; None where there is none to name.
+        line: of the file, where it happens; None where that is not known.
+        other: of the file, the line of the access that it collides with; None where there is none.
+        index: where in y numbers differ; None where it is not numbers that do.
+        expected: the number there.
+        given: what the kernels wrote.
+        printed: what the process printed last, where it ended.
+    """
+
+    what: str
+    on: str | None = None
+    line: int | None = None
+    other: int | None = None
+    index: tuple[int, ...] | None = None
+    expected: float | None = None
+    given: float | None = None
+    printed: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the three questions: whether the kernels are legal, right and frugal.
+
+    Attributes:
+        name: which.
+        status: ``'passed'``, ``'failed'``, ``'crashed'``, ``'timed out'`` or ``'not graded'``; ``'measured'`` for
+            ``frugal``, which is a matter of degree.
+        score: 0 to 1.
+        tried: inputs.
+        fault: what went wrong, on the smallest input found.
+    """
+
+    name: str
+    status: str
+    score: float
+    tried: int = 0
+    fault: Fault | None = None
+
+
+class KernelGrade(Report):
+    """What :func:`sbnref.grading.kernels.check.check_kernels` found. Printing it shows the report.
+
+    Attributes:
+        target: the file.
+        parts: a :class:`Part` for each of ``legal``, ``right`` and ``frugal``.
+        frugality: what the kernels spend; None where it could not be counted.
+        seed: what the inputs follow from.
+        unconfined: why the process of the kernels could not be confined; None where it was.
+    """
+
+    def __init__(
+        self, target: str, parts: list[Part], frugality: Frugality | None, seed: int, unconfined: str | None
+    ) -> None:
+        self.target, self.parts, self.frugality = target, parts, frugality
+        self.seed, self.unconfined = seed, unconfined
+
+    @property
+    def score(self) -> float:
+        """The mean of the parts', each of which a teacher may weigh otherwise."""
+        return sum(part.score for part in self.parts) / len(self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {
+            "target": self.target,
+            "score": self.score,
+            "seed": self.seed,
+            "unconfined": self.unconfined,
+            "parts": [asdict(part) for part in self.parts],
+            "frugality": self.frugality and self.frugality.to_dict(),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        for part in self.parts:
+            good = part.status == "passed" or (part.status == "measured" and part.score == 1)
+            mark = Text("✓ ", "bold green") if good else Text("✗ ", "bold red")
+            tried = f", tried on {part.tried} inputs" if part.tried else ""
+            score = f", {part.score:.2f}" if part.status == "measured" else ""
+            parts.append(mark + Text(f"{part.name}: ", "bold") + Text(f"{part.status}{tried}{score}"))
+            rows = _rows(part.fault) if part.fault else []
+            if part.name == "frugal" and self.frugality is not None:
+                rows += _spending(self.frugality)
+            if rows:
+                parts.append(Padding(_table(rows), (0, 0, 1, 4)))
+        parts.append(Text(f"score {self.score:.2f}", "bold"))
+        parts.append(Text(f"the same inputs again: --seed {self.seed}", "dim"))
+        if self.unconfined is not None:
+            parts.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
+        return Group(*parts)
+
+
+def _rows(fault: Fault) -> list[tuple[str, str]]:
+    rows = [("wrong", fault.what)]
+    if fault.line is not None:
+        other = f"; the other access is in line {fault.other}" if fault.other is not None else ""
+        rows.append(("line", f"{fault.line}{other}"))
+    if fault.on is not None:
+        rows.append(("on", fault.on))
+    if fault.index is not None:
+        rows.append(("there", f"y{list(fault.index)} is {fault.given:.7g}; expected {fault.expected:.7g}"))
+    if fault.printed:
+        rows.append(("printed", fault.printed))
+    return rows
+
+
+def _spending(frugality: Frugality) -> list[tuple[str, str]]:
+    rows = []
+    for spent in frugality.spent:
+        rows.append((spent.layout.replace("_", "-"), spent.sizes()))
+        rows.append(("", stands(spent)))
+    words = {-1: "too many accesses to look for bank conflicts", 0: "not used"}
+    known = f"{frugality.conflicts} bank conflicts in {frugality.shared} accesses"
+    return [*rows, ("shared", words.get(frugality.shared, known))]
+
+
+def _table(rows: list[tuple[str, str]]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(style="dim", min_width=8)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    return table

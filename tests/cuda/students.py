@@ -1,0 +1,299 @@
+"""Files of kernels as students may hand them in: the seven rungs, twelve faults, ten ways to be right.
+
+    python tests/cuda/students.py     # writes what the rungs spend to sbnref/grading/kernels/rungs.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tutorials"))
+from kernels import ladder  # noqa: E402
+
+HEAD, TAIL = '#include "laboratory.cuh"\n\nnamespace sbnref::laboratory {\n', "\n}  // namespace sbnref::laboratory\n"
+
+
+def rung(name: str) -> str:
+    """A rung as one file. The last one is for channels-last; it leaves other tensors to the one before it."""
+    text = '#include "laboratory.cuh"\n'
+    for file in sorted(ladder.KERNELS.glob("[1-7]_*.cu")):
+        lines = file.read_text().splitlines(keepends=True)
+        text += "".join(line for line in lines if not line.startswith(("#include", "#pragma once")))
+        if file.name == ladder.RUNGS[name].source:
+            break
+    calls = " ".join(f"{function}(p);" for function in ladder.RUNGS[name].functions)
+    if name == "7 channels-last":
+        body = f"""
+void forward(const Problem& given) {{
+    Problem p = given;
+    if (p.C > 1 && p.stride_c == 1) {{
+        p.splits = std::max<int64_t>(1, std::min<int64_t>(132 / ((p.C + 31) / 32), p.count() / 8));
+        {calls}
+    }} else {{
+        {" ".join(f"{function}(p);" for function in ladder.RUNGS["6 backwards"].functions)}
+    }}
+}}"""
+    else:
+        body = f"void forward(const Problem& p) {{ {calls} }}"
+    return f"{text}\nnamespace sbnref::laboratory {{\n{body}{TAIL}"
+
+
+NORMALIZE = """
+__global__ void normalize(Problem p) {
+    const int64_t c = blockIdx.x;
+    const Line line = once_per_block([&] {
+        return Line{read(p.mean, c), 1 / sqrtf(read(p.var, c) + static_cast<float>(p.eps)), 0};
+    });
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+}
+
+void forward(const Problem& p) {
+    launch("statistics", statistics, p.C, p);
+    launch("normalize", normalize, p.C, p);
+}"""
+STATISTICS = """
+__global__ void statistics(Problem p) {
+    const int64_t c = blockIdx.x;
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += load(p.x, p.at(c, i));
+    const double mean = sum_over_block(sum) / p.count();
+    SHARED_ARRAY(double, squares, kThreads);
+    double square = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
+        const double deviation = load(p.x, p.at(c, i)) - mean;
+        square += deviation * deviation;
+    }
+    squares[threadIdx.x] = square;
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) squares[threadIdx.x] = double(squares[threadIdx.x]) + double(squares[threadIdx.x + half]);
+    }
+    if (threadIdx.x == 0) {
+        store(p.mean, c, static_cast<float>(mean));
+        store(p.var, c, static_cast<float>(double(squares[0]) / p.count()));
+    }
+}
+"""
+PLAIN = HEAD + STATISTICS + NORMALIZE + TAIL
+
+# Statistics by several blocks, the last of which merges: [count, mean, m2] of each.
+SPLIT = """
+__global__ void statistics(Problem p) {
+    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
+    const int64_t share = (p.count() + p.splits - 1) / p.splits, begin = split * share;
+    const int64_t end = begin + share < p.count() ? begin + share : p.count();
+    const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;
+    double sum = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) sum += load(p.x, p.at(c, i)) - first;
+    SHARED_ARRAY(double, sums, kThreads);
+    SHARED_ARRAY(double, squares, kThreads);
+    double square = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+        const double deviation = load(p.x, p.at(c, i)) - first;
+        square += deviation * deviation;
+    }
+    sums[threadIdx.x] = sum;
+    squares[threadIdx.x] = square;
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x >= half) continue;
+        sums[threadIdx.x] = double(sums[threadIdx.x]) + double(sums[threadIdx.x + half]);
+        squares[threadIdx.x] = double(squares[threadIdx.x]) + double(squares[threadIdx.x + half]);
+    }
+    if (threadIdx.x != 0) return;
+    store(p.partials, 2 * blockIdx.x, double(sums[0]));
+    store(p.partials, 2 * blockIdx.x + 1, double(squares[0]));
+    __threadfence();
+    const unsigned last = static_cast<unsigned>(p.splits) - 1;
+    if (take_ticket(p.tickets, c, last) != last) return;
+    __threadfence();
+    double all = 0, all_squares = 0;
+    for (int64_t s = 0; s < p.splits; ++s) {
+        all += read(p.partials, 2 * (c * p.splits + s));
+        all_squares += read(p.partials, 2 * (c * p.splits + s) + 1);
+    }
+    const double about = all / p.count();
+    store(p.mean, c, static_cast<float>(first + about));
+    store(p.var, c, static_cast<float>(all_squares / p.count() - about * about));
+}
+"""
+SPLIT_FILE = (HEAD + SPLIT + NORMALIZE + TAIL).replace('"statistics", statistics, p.C', '"statistics", statistics, p.C * p.splits')
+
+
+def changed(text: str, was: str, now: str, marked: str | None = None) -> tuple[str, int]:
+    """A file with a change, and the line where it goes wrong: the first that has ``marked``, or ``now``."""
+    assert text.count(was) == 1, (was, text.count(was))
+    text = text.replace(was, now)
+    marked = marked or now
+    return text, text[: text.index(marked)].count("\n") + 1
+
+
+SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 8);
+    squares[threadIdx.x] = square;"""
+# What is said of it, the file, and the line.
+FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
+    "a missing barrier": (
+        "before it is written",
+        changed(PLAIN, "        __syncthreads();\n        if (threadIdx.x < half) squares", "        if (threadIdx.x < half) squares", "if (threadIdx.x < half)"),
+    ),
+    "a tail": (
+        "reads elements",
+        changed(PLAIN, "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=", "for (int64_t i = threadIdx.x; i <= p.count(); i += kThreads) sum +=", "sum += load"),
+    ),
+    "a stride": (
+        "writes p.y[1], which thread 0 wrote, without a barrier in between",
+        changed(PLAIN, "i += kThreads) store(p.y", "i += 1) store(p.y"),
+    ),
+    "a race on the last block": (
+        "without an order between the two blocks",
+        changed(SPLIT_FILE, "    __threadfence();\n    const unsigned last", "    const unsigned last", "all += read(p.partials"),
+    ),
+    "sums in float32": (
+        "y is off by",
+        changed(SPLIT_FILE.replace("const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;", "const double first = 0;"), "    double square = 0;", "    float square = 0;"),
+    ),
+    "a shared array that is too small": (
+        "accesses shared squares[128], which has 128 elements",
+        changed(PLAIN, "SHARED_ARRAY(double, squares, kThreads);", "SHARED_ARRAY(double, squares, kThreads / 2);", "squares[threadIdx.x] = square;"),
+    ),
+    "a barrier that not all reach": (
+        "waits at __syncthreads",
+        changed(PLAIN, "        __syncthreads();\n        if (threadIdx.x < half) squares", "        if (threadIdx.x >= half) return;\n        __syncthreads();\n        if (threadIdx.x < half) squares", "        __syncthreads();"),
+    ),
+    "a shuffle that not all take part in": (
+        "waits at a warp shuffle",
+        changed(PLAIN, "    squares[threadIdx.x] = square;", SHUFFLED),
+    ),
+    "statistics that nobody wrote": (
+        "reads p.mean[0], which nobody wrote",
+        changed(PLAIN, "store(p.mean, c,", "if (p.eps < 0) store(p.mean, c,", "return Line{read(p.mean"),
+    ),
+    "vectors between boundaries": (
+        "at an address that is no multiple of it",
+        changed(PLAIN, "sum += load(p.x, p.at(c, i));", "sum += i + 4 <= p.count() ? load_vector<4>(p.x, p.at(c, i)).at[0] : load(p.x, p.at(c, i));"),
+    ),
+    "two blocks that write the same": (
+        "without an order between the two blocks",
+        changed(PLAIN, "store(p.mean, c,", "store(p.mean, 0,"),
+    ),
+    "tickets that are not given back": (
+        "p.tickets[0] is 1 in the end",
+        changed(SPLIT_FILE, "take_ticket(p.tickets, c, last)", "take_ticket(p.tickets, c, last + 1)"),
+    ),
+}
+
+WIDE = """
+template <int V>
+__device__ void normalize_by(const Problem& p, int64_t c, const Line& line) {
+    for (int64_t i = threadIdx.x * V; i < p.count(); i += kThreads * V) {
+        Vector<float, V> values = load_vector<V>(p.x, p.at(c, i));
+        for (int k = 0; k < V; ++k) values.at[k] = line(values.at[k]);
+        store_vector<V>(p.y, p.at(c, i), values);
+    }
+}
+"""
+FLAT = """
+__global__ void normalize(Problem p) {
+    const int64_t all = p.C * p.count(), threads = static_cast<int64_t>(gridDim.x) * kThreads;
+    for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < all; k += threads) {
+        const int64_t c = k / p.count(), at = p.at(c, k % p.count());
+        store(p.y, at, (load(p.x, at) - read(p.mean, c)) / sqrtf(read(p.var, c) + static_cast<float>(p.eps)));
+    }
+}
+
+void forward(const Problem& p) {
+    launch("statistics", statistics, p.C, p);
+    launch("normalize", normalize, 7, p);
+}"""
+ONE_KERNEL = """
+__global__ void all_in_one(Problem p) {
+    const int64_t c = blockIdx.x;
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += load(p.x, p.at(c, i));
+    const double mean = sum_over_block(sum) / p.count();
+    SHARED_ARRAY(double, squares, kThreads);
+    double square = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
+        const double deviation = load(p.x, p.at(c, i)) - mean;
+        square += deviation * deviation;
+    }
+    squares[threadIdx.x] = square;
+    __syncthreads();
+    double all = 0;
+    for (int t = 0; t < kThreads; ++t) all += squares[t];
+    const double scale = 1 / sqrt(all / p.count() + p.eps);
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
+        store(p.y, p.at(c, i), static_cast<float>((load(p.x, p.at(c, i)) - mean) * scale));
+}
+
+void forward(const Problem& p) { launch("all in one", all_in_one, p.C, p); }"""
+SHUFFLES = """    for (int distance = kWarp / 2; distance > 0; distance /= 2) square += __shfl_down_sync(~0u, square, distance);
+    if (threadIdx.x % kWarp == 0) squares[threadIdx.x / kWarp] = square;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        double all = 0;
+        for (int w = 0; w < kThreads / kWarp; ++w) all += squares[w];
+        squares[0] = all;
+    }
+"""
+_TREE = STATISTICS[STATISTICS.index("    squares[threadIdx.x] = square;") : STATISTICS.index("    if (threadIdx.x == 0) {")]
+# All of them are right.
+VARIANTS = {
+    "plain": PLAIN,
+    "one kernel": HEAD + ONE_KERNEL + TAIL,
+    "several blocks and a ticket": SPLIT_FILE,
+    "two splits, always": SPLIT_FILE.replace(
+        "void forward(const Problem& p) {", "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 2;"
+    ),
+    "132 splits, always": SPLIT_FILE.replace(
+        "void forward(const Problem& p) {", "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 132;"
+    ),
+    "a loop over the whole grid": HEAD + STATISTICS + FLAT + TAIL,
+    "shuffles": PLAIN.replace(_TREE, SHUFFLES),
+    "vectors where they fit": HEAD
+    + STATISTICS
+    + WIDE
+    + NORMALIZE.replace(
+        "    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));",
+        "    if (p.stride_s == 1 && p.S % 4 == 0)\n        normalize_by<4>(p, c, line);\n    else\n        normalize_by<1>(p, c, line);",
+    )
+    + TAIL,
+    "from the end to the beginning": PLAIN.replace(
+        "store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));",
+        "{\n        const int64_t at = p.at(c, p.count() - 1 - i);\n        store(p.y, at, line(load(p.x, at)));\n    }",
+    ),
+    "half of the threads": PLAIN.replace(
+        "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=",
+        "if (threadIdx.x < kThreads / 2)\n        for (int64_t i = threadIdx.x; i < p.count(); i += kThreads / 2) sum +=",
+    ),
+}
+
+
+def spent() -> dict[str, dict[str, dict[str, int]]]:
+    """What the rungs spend, by rung and memory format; the sixth spends what the fifth does."""
+    from sbnref.grading.kernels.check import check_kernels
+
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ladder.RUNGS:
+            if name == "6 backwards":
+                continue
+            file = Path(folder, "rung.cu")
+            file.write_text(rung(name))
+            frugality = check_kernels(file, ["frugal"], seed=0).frugality
+            assert frugality is not None
+            figures = ("moved", "requests", "launches", "blocks")
+            found[name] = {
+                one.layout: {figure: getattr(one, figure) for figure in figures}
+                for one in frugality.spent
+                if one.layout == "channels_last" or name != "7 channels-last"
+            }
+    return found
+
+
+if __name__ == "__main__":
+    (ROOT / "sbnref" / "grading" / "kernels" / "rungs.json").write_text(json.dumps(spent(), indent=1) + "\n")
