@@ -194,7 +194,7 @@ PIXELS = """
   const canvas = document.querySelector(selector);
   const pen = canvas.getContext('2d');
   return [...Array(cells).keys()].map(
-    (i) => pen.getImageData(left + i * cell + 2, selector.includes('lanes') ? 13 : 3, 1, 1).data.slice(0, 3).join());
+    (i) => pen.getImageData(left + i * cell + 2, selector.includes('lanes') ? 5 : 3, 1, 1).data.slice(0, 3).join());
 """
 
 
