@@ -69,13 +69,14 @@ sphinx_gallery_conf = {
 
 
 def setup(app: object) -> None:
-    """Write what is drawn from result files, and from the imports, before pages are read."""
+    """Write what is drawn from result files, from the imports and from recordings, before pages are read."""
     import benchmark_results
     import channels_last
     import faults
     import inside
     import reach
+    import recordings
     import worth
 
-    for page in (benchmark_results, channels_last, inside, faults, reach, worth):
+    for page in (benchmark_results, channels_last, inside, faults, reach, recordings, worth):
         app.connect("builder-inited", page.write)

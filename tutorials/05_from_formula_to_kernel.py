@@ -138,6 +138,9 @@ def climb(name, x=x, far=far, label=None):
 # The formula, word by word. One kernel for the mean, one for the variance, one to
 # normalize; in each of them a block of threads for every channel.
 #
+# `Watch it <../kernels.html#1-naive>`__: every access of every warp, as the simulation saw
+# it.
+#
 # .. literalinclude:: ../../tutorials/kernels/1_naive.cu
 #    :language: cuda
 #    :start-after: namespace sbnref::laboratory {
@@ -153,6 +156,8 @@ climb("1 naive")
 #
 # Every thread runs Welford's update over its own elements, and Chan's formula merges
 # what the threads have found. The statistics take one pass.
+#
+# `Watch it beside the first <../kernels.html#2-welford+1-naive>`__.
 #
 # .. literalinclude:: ../../tutorials/kernels/2_welford.cu
 #    :language: cuda
@@ -180,6 +185,8 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 # each leaves its result in memory, and a third kernel merges them in a fixed order: two
 # runs agree to the bit.
 #
+# `Watch both <../kernels.html#3-split+2-welford>`__.
+#
 # .. literalinclude:: ../../tutorials/kernels/3_split.cu
 #    :language: cuda
 #    :start-after: namespace sbnref::laboratory {
@@ -196,6 +203,8 @@ climb("3 split")
 # A thread can load 16 bytes with one instruction. It then has four elements whose mean
 # and deviations it takes in registers before it merges them with what it has, which
 # saves three of four divisions as well.
+#
+# `Watch both <../kernels.html#3-split+4-wide>`__ on the same clock.
 #
 # .. literalinclude:: ../../tutorials/kernels/4_wide.cu
 #    :language: cuda
@@ -217,6 +226,8 @@ climb("4 wide")
 # in float64. So there is one launch for each stage, and between them nothing but the
 # all-reduce. The second stage takes the mean from the float64 total in two parts
 # (:doc:`/derivations/precision`).
+#
+# `Watch the last block <../kernels.html#5-payload>`__ take its ticket.
 #
 # .. literalinclude:: ../../tutorials/kernels/5_payload.cu
 #    :language: cuda
@@ -241,6 +252,8 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 # When the first pass ends, the cache holds the end of the tensor. A second pass that
 # starts at the beginning throws it away before it gets there. One that starts at the end
 # does not.
+#
+# `Watch where the second pass begins <../kernels.html#5-payload+6-backwards>`__.
 #
 # .. literalinclude:: ../../tutorials/kernels/6_backwards.cu
 #    :language: cuda
@@ -283,6 +296,9 @@ climb("3 split", last, far_last, "3 on channels-last")
 # But for every element they move the whole sector it lies in. Side by side in memory are
 # now the channels, so that is how the threads of a warp have to stand: a block works on
 # 32 channels, each of its warps reads a row of them, and a thread stays with its channel.
+#
+# `Watch the sectors <../kernels.html#3-on-channels-last+7-channels-last>`__ that rung 3 and
+# this one move.
 #
 # .. literalinclude:: ../../tutorials/kernels/7_channels_last.cu
 #    :language: cuda

@@ -8,7 +8,6 @@ CUDA, for CPU tensors, and nvcc for CUDA tensors.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import re
 import shlex
@@ -103,6 +102,7 @@ class Call:
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
         arrays = (_Array.of(getattr(self, name)) for name in ARRAYS)
         self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *arrays, None)
+        self._loaded: tuple[Kernels, Any] | None = None
 
     def run(self, *functions: str) -> Tensor:
         """Launch the kernels, those of some of the functions only where these are named; y.
@@ -110,7 +110,9 @@ class Call:
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
         """
-        lib = library(self.kernels, self.x.is_cuda)
+        if self._loaded is None or self._loaded[0] is not self.kernels:
+            self._loaded = self.kernels, library(self.kernels, self.x.is_cuda)
+        lib = self._loaded[1]
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         for function in functions or self.kernels.functions:
@@ -145,7 +147,7 @@ class Counts:
 
     @property
     def moved(self) -> int:
-        """Bytes of the sectors that were touched: memory moves whole sectors."""
+        """The bytes of the sectors that were touched, since memory moves whole sectors."""
         return SECTOR * len(self.trace)
 
 
@@ -173,9 +175,8 @@ def set_order(order: str, kernels: Kernels) -> None:
     check(library(kernels).laboratory_set_order(order.encode()))
 
 
-@functools.cache
 def library(kernels: Kernels, cuda: bool = False) -> Any:
-    """The kernels, compiled once; the next process finds them.
+    """The kernels as the file has them now, compiled once; the next process finds them.
 
     Raises:
         RuntimeError: they do not compile.

@@ -32,7 +32,7 @@ from .lines import Frame, lines_of
 
 WARP = 32
 MOST_ELEMENTS = 4096  # of x: what a screen shows
-MOST_STEPS = 6000  # what stays below 300 kB
+MOST_STEPS = 5000  # what stays below 300 kB
 _PRIMITIVES = ("device.cuh", "doors.cuh")  # load, store and the launch: what calls them is what they are for
 
 
@@ -377,7 +377,7 @@ def sites_of(lib: Path, frames: list[int]) -> list[list[Frame]]:
             continue
         for file, line in lines[address]:
             folder, name = os.path.split(file)
-            system = folder.startswith("/usr/") or "/site-packages/torch/" in folder
+            system = "/include/c++/" in folder or "/torch/include" in folder
             if not (system or folder == simulation or (folder.startswith(here) and name in _PRIMITIVES)):
                 sites[-1].append((file, line))
     return sites[:-1]
@@ -385,14 +385,19 @@ def sites_of(lib: Path, frames: list[int]) -> list[list[Frame]]:
 
 def _short(step: Step) -> list[Any]:
     """[act, site, block, warp, lanes as bits] and, of an access, [array, bytes, conflicts, offsets]: the offset of the
-    first active lane and what each lane adds, or a list of all."""
+    first active lane and what each lane adds, or a list of all. Of a shuffle that reads from lanes further on, how far.
+    """
     head = [int(step.act), step.site, step.block, step.warp, sum(1 << lane for lane in step.lanes)]
     if step.act is Act.BARRIER:
         return head
     lanes, offsets = list(step.lanes), list(step.lanes.values())
+    tail = [step.array, step.bytes, step.conflicts]
+    if step.act is Act.SHUFFLE:
+        delta = offsets[0] - lanes[0]
+        down = all(source == (lane + delta if lane + delta < WARP else lane) for lane, source in step.lanes.items())
+        return head + tail + ([delta] if down else [offsets])
     stride = (offsets[-1] - offsets[0]) // max(1, lanes[-1] - lanes[0])
     regular = all(o == offsets[0] + (lane - lanes[0]) * stride for lane, o in step.lanes.items())
-    tail = [step.array, step.bytes, step.conflicts]
     return head + tail + ([offsets[0], stride] if regular else [offsets])
 
 

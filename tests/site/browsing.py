@@ -39,9 +39,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
     def translate_path(self, path: str) -> str:
-        # The explorer is tested as it stands in the source, whether or not the site has been built since.
+        # These two are tested as they stand in the source, whether or not the site has been built since.
         if path.startswith("/_static/explorer/"):
             return str(ROOT / "docs") + urlsplit(path).path
+        player = ROOT / "sbnref" / "laboratory" / "player" / Path(urlsplit(path).path).name
+        if path.startswith("/_static/kernels/") and player.exists():
+            return str(player)
         return super().translate_path(path)
 
     def end_headers(self) -> None:

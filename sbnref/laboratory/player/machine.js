@@ -15,7 +15,9 @@ export const COLORS = ["read", "write", "ticket", "shared", "shared", "shuffle",
 /** @param {any[]} row as Recording.to_dict writes a step. @returns {Step} */
 function decode([act, site, block, warp, bits, array = -1, bytes = 0, conflicts = 0, first = 0, stride = 0]) {
   const lanes = [...Array(WARP).keys()].filter((lane) => (bits >>> lane) & 1);
-  const offsets = Array.isArray(first) ? first : lanes.map((lane) => first + (lane - lanes[0]) * stride);
+  const at = (lane) => first + (lane - lanes[0]) * stride;
+  const from = (lane) => (lane + first < WARP ? lane + first : lane); // what a shuffle reads
+  const offsets = Array.isArray(first) ? first : lanes.map(act === SHUFFLE ? from : at);
   return { act, site, block, warp, lanes, array, bytes, conflicts, offsets };
 }
 

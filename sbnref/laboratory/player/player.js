@@ -5,8 +5,9 @@
  * choose; otherwise it plays what the page holds in <script type="application/json" class="recording">.
  */
 
-import { BARRIER, COLORS, Machine, READ_SHARED, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
+import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
 
+const TREE = 24; // pixels, for the arcs of a shuffle
 const SPEEDS = [1, 4, 16, 64, 256]; // steps a second
 const COUNTERS = {
   asked: "bytes asked for",
@@ -54,12 +55,13 @@ const VIEW = `
   <div class="side">
     <div>
       <h4>Lanes of the warps, by block · warp</h4>
+      <canvas class="tree" aria-hidden="true"></canvas>
       <div class="lanes" tabindex="0" role="group" aria-label="Lanes of the warps"><canvas aria-hidden="true"></canvas></div>
       <div class="shared-memory"></div>
       <h4>Memory, in sectors of ${SECTOR} bytes</h4>
       <div class="memory"></div>
     </div>
-    <div>
+    <div class="text">
       <h4 class="file"></h4>
       <div class="source" tabindex="0" role="group" aria-label="Source"></div>
       <div class="within" hidden><h4></h4><div class="source excerpt"></div></div>
@@ -120,7 +122,7 @@ class View {
 
   strip(array) {
     const figure = element("figure");
-    const size = array.shared ? `${array.size} bytes, in 32 banks` : plural(array.size, "byte");
+    const size = plural(array.size, "byte") + (array.shared ? " shared by a block, in 32 banks" : "");
     figure.append(element("figcaption", `${array.name}, ${size}`), element("canvas"));
     figure.lastChild.setAttribute("aria-hidden", "true");
     this.find(array.shared ? ".shared-memory" : ".memory").append(figure);
@@ -170,12 +172,12 @@ class View {
     const { machine, cell, left } = this;
     const box = this.find(".lanes");
     const [height, step] = [cell + 3, machine.last];
-    const pen = blank(box.firstChild, left + WARP * cell, machine.rows.length * height + 12);
+    const pen = blank(box.firstChild, left + WARP * cell, machine.rows.length * height + 2);
     const now = step === null ? -1 : step.block * machine.warps + step.warp;
     pen.font = "11px system-ui, sans-serif";
     pen.textBaseline = "middle";
     machine.rows.forEach((row, i) => {
-      const y = i * height + 10;
+      const y = i * height + 2;
       pen.globalAlpha = 1;
       pen.fillStyle = getComputedStyle(box).color;
       if (cell >= 9 || i % 2 === 0) pen.fillText(`${Math.floor(i / machine.warps)} · ${i % machine.warps}`, 16, y + cell / 2);
@@ -188,22 +190,24 @@ class View {
       }
     });
     pen.globalAlpha = 1;
-    if (step?.act === SHUFFLE) this.drawShuffle(pen, step, now * height + 10, ink);
+    this.drawShuffle(step, ink);
     const above = now * height;
     if (now >= 0 && (above < box.scrollTop || above + 3 * height > box.scrollTop + box.clientHeight))
       box.scrollTop = above - box.clientHeight / 3;
   }
 
-  /** An arc from each lane to the one that takes what it holds. */
-  drawShuffle(pen, step, y, ink) {
-    const middle = (lane) => this.left + (lane + 0.5) * this.cell;
+  /** Above the lanes: an arc from each lane to the one that takes what it holds. */
+  drawShuffle(step, ink) {
+    const pen = blank(this.find(".tree"), this.left + WARP * this.cell, TREE);
+    const middle = (lane) => this.left + (lane + 0.45) * this.cell;
     pen.strokeStyle = ink.shuffle;
+    if (step?.act !== SHUFFLE) return;
     step.lanes.forEach((lane, i) => {
       const from = step.offsets[i];
       if (from === lane) return;
       pen.beginPath();
-      pen.moveTo(middle(from), y);
-      pen.quadraticCurveTo((middle(from) + middle(lane)) / 2, y - 10, middle(lane), y);
+      pen.moveTo(middle(from), TREE);
+      pen.quadraticCurveTo((middle(from) + middle(lane)) / 2, -TREE, middle(lane), TREE);
       pen.stroke();
     });
   }
@@ -213,13 +217,14 @@ class View {
     const { machine, cell, left } = this;
     const step = machine.last;
     const words = Math.ceil(array.size / 4);
-    const pen = blank(this.strips[index].lastChild, left + WARP * cell, Math.ceil(words / WARP) * (cell + 1));
+    const height = words > WARP ? 6 : cell;
+    const pen = blank(this.strips[index].lastChild, left + WARP * cell, Math.ceil(words / WARP) * height);
     const lit = new Set();
     if (step?.array === index)
       for (const offset of step.offsets) for (let b = 0; b < step.bytes; b += 4) lit.add(Math.floor((offset + b) / 4));
     for (let word = 0; word < words; word++) {
       pen.fillStyle = lit.has(word) ? ink.shared : ink.cell;
-      pen.fillRect(left + (word % WARP) * cell, Math.floor(word / WARP) * (cell + 1), cell - 1, cell);
+      pen.fillRect(left + (word % WARP) * cell, Math.floor(word / WARP) * height, cell - 1, height - 1);
     }
   }
 
