@@ -82,8 +82,15 @@ def compare(
 
 @app.command(epilog="Example: sbnref check --template > mine.py, then sbnref check mine.py --stage forward_stats")
 def check(
-    target: Annotated[str, typer.Argument(metavar="FILE_OR_MODULE", help="Defines the four stage functions.")] = "",
-    stage: Annotated[list[str] | None, typer.Option(help="Grade this stage only; may be repeated.")] = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_MODULE", help="Defines the four stage functions; or, FILE.cu, kernels that normalize."
+        ),
+    ] = "",
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Grade this only; may be repeated. Of kernels: legal, right, frugal.")
+    ] = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
     ] = False,
@@ -95,41 +102,57 @@ def check(
         list[str] | None, typer.Option(help="A module or function that the code may not use; may be repeated.")
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One that it may: sbnref, which is forbidden.")] = None,
-    template: Annotated[bool, typer.Option("--template", help="Print a file to start from.")] = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a file to start from; --template cuda: of kernels.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
 ) -> None:
     """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
 
+    Or your own CUDA kernels, in a file that ends in .cu: whether they are legal, right and frugal, in the simulation.
+
     The code runs in a process of its own, without network or files to write to (Linux), and sees nothing of what is
     expected.
 
-    Exit code 0: all passed. 1: not all. 2: there was nothing to grade.
+    Exit code 0: all passed; of kernels, they are legal and right. 1: not all. 2: there was nothing to grade.
     """
     from .grading.check import check as grade
     from .grading.check import template as template_text
+    from .grading.kernels.check import check_kernels
+    from .grading.kernels.check import template as template_of_kernels
+    from .grading.kernels.tell import PARTS
     from .impls import STAGES
 
     if template:
-        typer.echo(template_text(), nl=False)
+        if target not in ("", "cuda"):
+            raise typer.BadParameter(f"expected --template or --template cuda, got --template {target}")
+        typer.echo(template_of_kernels() if target else template_text(), nl=False)
         return
     if not target:
         raise typer.BadParameter("name the file or module to grade, or ask for --template")
-    stages = stage or STAGES
+    kernels = target.endswith(".cu")
+    if kernels and (suite or forbid or allow):
+        raise typer.BadParameter("--suite, --forbid and --allow are for the four functions, not for kernels")
+    stages = stage or (PARTS if kernels else STAGES)
     report = _or_exit(
-        lambda: grade(
-            target,
-            stages,
-            suite=suite,
-            examples=examples,
-            timeout=timeout,
-            memory=memory,
-            seed=seed,
-            forbid=forbid or (),
-            allow=allow or (),
+        lambda: (
+            check_kernels(target, stages, examples=examples, timeout=timeout, memory=memory, seed=seed)
+            if kernels
+            else grade(
+                target,
+                stages,
+                suite=suite,
+                examples=examples,
+                timeout=timeout,
+                memory=memory,
+                seed=seed,
+                forbid=forbid or (),
+                allow=allow or (),
+            )
         )
     )
     _show(report, json)
-    raise typer.Exit(report.score < 1)
+    raise typer.Exit(not report.passed)
 
 
 @app.command(epilog="Example: sbnref build cpu")

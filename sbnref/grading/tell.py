@@ -52,6 +52,11 @@ class Grade(Report):
         """The share of the stages that passed, 0 to 1."""
         return sum(stage.status == "passed" for stage in self.stages) / len(self.stages)
 
+    @property
+    def passed(self) -> bool:
+        """Whether all stages did."""
+        return self.score == 1
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
         return {

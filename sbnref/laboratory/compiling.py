@@ -1,4 +1,4 @@
-"""A library that one call of the host's compiler makes, once, and that is kept where sbnref's own are."""
+"""A library or an object that one call of the host's compiler makes, once, and that is kept where sbnref's own are."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from ..impls.build import CSRC, cache
 MOST_SECONDS = 120  # that compiling may take
 
 
-def cached(name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None]) -> Path:
-    """The library of that name, compiled unless an earlier process has done so.
+def cached(
+    name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None], suffix: str = ".so"
+) -> Path:
+    """The file of that name, compiled unless an earlier process has done so.
 
     Args:
         name: the file's.
         sources: everything that it is made of. Where one of them changes it is compiled again.
         about: what it depends on besides.
         compile: makes the file whose path it is given.
+        suffix: of the file's name.
     """
     depends = [torch.__version__, os.environ.get("CXX", ""), *about]
     digest = hashlib.sha256("\n".join(depends).encode())
     for source in sorted(sources):
         digest.update(source.read_bytes())
-    built = cache() / f"{name}-{digest.hexdigest()[:16]}" / f"{name}.so"
+    built = cache() / f"{name}-{digest.hexdigest()[:16]}" / f"{name}{suffix}"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         compile(built)
@@ -36,7 +39,7 @@ def cached(name: str, sources: Iterable[Path], about: Iterable[str], compile: Ca
 
 
 def compile_for_host(built: Path, *arguments: str) -> None:
-    """Make a library of C++17 with one call of the host's compiler.
+    """Make a library of C++17, or with ``-c`` an object, with one call of the host's compiler.
 
     Raises:
         RuntimeError: it does not compile, or there is no compiler.

@@ -8,6 +8,7 @@ CUDA, for CPU tensors, and nvcc for CUDA tensors.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import shlex
@@ -233,12 +234,26 @@ def simulate(built: Path, kernels: Kernels, more: Iterable[str] = ()) -> None:
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
     flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
-    simulation = [str(CSRC / "sim" / name) for name in ("cudasim.cpp", "recording.cpp", "watch.cpp")]
-    sources = [*simulation, "-x", "c++", str(unit)]
+    about = [f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}"]
+    sources = [*map(str, _simulation(flags)), "-x", "c++", str(unit)]
     try:
-        compile_for_host(built, *flags, f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}", *sources)
+        compile_for_host(built, *flags, *about, *sources)
     except RuntimeError as error:
         raise RuntimeError(_about(kernels, str(error))) from None
+
+
+def _simulation(flags: list[str]) -> list[Path]:
+    """The simulation, compiled once for all kernels."""
+    folder = CSRC / "sim"
+    sources = {name: folder / f"{name}.cpp" for name in ("cudasim", "recording", "watch")}
+    return [
+        cached(name, [*folder.glob("*.h"), source], flags, functools.partial(_compile_object, source, flags), ".o")
+        for name, source in sources.items()
+    ]
+
+
+def _compile_object(source: Path, flags: list[str], built: Path) -> None:
+    compile_for_host(built, *flags, "-c", str(source))
 
 
 def _about(kernels: Kernels, said: str) -> str:

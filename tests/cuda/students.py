@@ -1,6 +1,7 @@
+# ruff: noqa: E501 (lines of programs, as they are to be)
 """Files of kernels as students may hand them in: the seven rungs, twelve faults, ten ways to be right.
 
-    python tests/cuda/students.py     # writes what the rungs spend to sbnref/grading/kernels/rungs.json
+python tests/cuda/students.py     # writes what the rungs spend to sbnref/grading/kernels/rungs.json
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ __global__ void statistics(Problem p) {
     store(p.var, c, static_cast<float>(all_squares / p.count() - about * about));
 }
 """
-SPLIT_FILE = (HEAD + SPLIT + NORMALIZE + TAIL).replace('"statistics", statistics, p.C', '"statistics", statistics, p.C * p.splits')
+SPLIT_FILE = (HEAD + SPLIT + NORMALIZE + TAIL).replace(
+    '"statistics", statistics, p.C', '"statistics", statistics, p.C * p.splits'
+)
 
 
 def changed(text: str, was: str, now: str, marked: str | None = None) -> tuple[str, int]:
@@ -138,11 +141,21 @@ SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 
 FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     "a missing barrier": (
         "before it is written",
-        changed(PLAIN, "        __syncthreads();\n        if (threadIdx.x < half) squares", "        if (threadIdx.x < half) squares", "if (threadIdx.x < half)"),
+        changed(
+            PLAIN,
+            "        __syncthreads();\n        if (threadIdx.x < half) squares",
+            "        if (threadIdx.x < half) squares",
+            "if (threadIdx.x < half)",
+        ),
     ),
     "a tail": (
         "reads elements",
-        changed(PLAIN, "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=", "for (int64_t i = threadIdx.x; i <= p.count(); i += kThreads) sum +=", "sum += load"),
+        changed(
+            PLAIN,
+            "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=",
+            "for (int64_t i = threadIdx.x; i <= p.count(); i += kThreads) sum +=",
+            "sum += load",
+        ),
     ),
     "a stride": (
         "writes p.y[1], which thread 0 wrote, without a barrier in between",
@@ -150,19 +163,40 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     ),
     "a race on the last block": (
         "without an order between the two blocks",
-        changed(SPLIT_FILE, "    __threadfence();\n    const unsigned last", "    const unsigned last", "all += read(p.partials"),
+        changed(
+            SPLIT_FILE,
+            "    __threadfence();\n    const unsigned last",
+            "    const unsigned last",
+            "all += read(p.partials",
+        ),
     ),
     "sums in float32": (
         "y is off by",
-        changed(SPLIT_FILE.replace("const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;", "const double first = 0;"), "    double square = 0;", "    float square = 0;"),
+        changed(
+            SPLIT_FILE.replace(
+                "const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;", "const double first = 0;"
+            ),
+            "    double square = 0;",
+            "    float square = 0;",
+        ),
     ),
     "a shared array that is too small": (
         "accesses shared squares[128], which has 128 elements",
-        changed(PLAIN, "SHARED_ARRAY(double, squares, kThreads);", "SHARED_ARRAY(double, squares, kThreads / 2);", "squares[threadIdx.x] = square;"),
+        changed(
+            PLAIN,
+            "SHARED_ARRAY(double, squares, kThreads);",
+            "SHARED_ARRAY(double, squares, kThreads / 2);",
+            "squares[threadIdx.x] = square;",
+        ),
     ),
     "a barrier that not all reach": (
         "waits at __syncthreads",
-        changed(PLAIN, "        __syncthreads();\n        if (threadIdx.x < half) squares", "        if (threadIdx.x >= half) return;\n        __syncthreads();\n        if (threadIdx.x < half) squares", "        __syncthreads();"),
+        changed(
+            PLAIN,
+            "        __syncthreads();\n        if (threadIdx.x < half) squares",
+            "        if (threadIdx.x >= half) return;\n        __syncthreads();\n        if (threadIdx.x < half) squares",
+            "        __syncthreads();",
+        ),
     ),
     "a shuffle that not all take part in": (
         "waits at a warp shuffle",
@@ -174,7 +208,11 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     ),
     "vectors between boundaries": (
         "at an address that is no multiple of it",
-        changed(PLAIN, "sum += load(p.x, p.at(c, i));", "sum += i + 4 <= p.count() ? load_vector<4>(p.x, p.at(c, i)).at[0] : load(p.x, p.at(c, i));"),
+        changed(
+            PLAIN,
+            "sum += load(p.x, p.at(c, i));",
+            "sum += i + 4 <= p.count() ? load_vector<4>(p.x, p.at(c, i)).at[0] : load(p.x, p.at(c, i));",
+        ),
     ),
     "two blocks that write the same": (
         "without an order between the two blocks",
@@ -240,17 +278,21 @@ SHUFFLES = """    for (int distance = kWarp / 2; distance > 0; distance /= 2) sq
         squares[0] = all;
     }
 """
-_TREE = STATISTICS[STATISTICS.index("    squares[threadIdx.x] = square;") : STATISTICS.index("    if (threadIdx.x == 0) {")]
+_TREE = STATISTICS[
+    STATISTICS.index("    squares[threadIdx.x] = square;") : STATISTICS.index("    if (threadIdx.x == 0) {")
+]
 # All of them are right.
 VARIANTS = {
     "plain": PLAIN,
     "one kernel": HEAD + ONE_KERNEL + TAIL,
     "several blocks and a ticket": SPLIT_FILE,
     "two splits, always": SPLIT_FILE.replace(
-        "void forward(const Problem& p) {", "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 2;"
+        "void forward(const Problem& p) {",
+        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 2;",
     ),
     "132 splits, always": SPLIT_FILE.replace(
-        "void forward(const Problem& p) {", "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 132;"
+        "void forward(const Problem& p) {",
+        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 132;",
     ),
     "a loop over the whole grid": HEAD + STATISTICS + FLAT + TAIL,
     "shuffles": PLAIN.replace(_TREE, SHUFFLES),

@@ -27,7 +27,7 @@ from ...impls.target import OURS
 from ...laboratory import Kernels
 from ...laboratory.kernels import simulate
 from ...laboratory.recording import sites_of
-from ..apart.process import GRACE, Died, Job, Student
+from ..apart.process import GRACE, Died, Job, Student, plain
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
 from .inside import NOBODY
 from .source import refusal
@@ -180,7 +180,7 @@ class _Judge:
         for out in (first, second):
             if out["refused"] is not None:
                 line, other = self._lines(out["frames"])
-                return Fault(str(out["refused"]), str(given), line, other)
+                return Fault(plain(out["refused"]), str(given), line, other)
         if not torch.equal(first["y"].nan_to_num(), second["y"].nan_to_num()):
             return Fault("the results depend on the order in which blocks and threads take turns", str(given))
         return None
@@ -194,9 +194,7 @@ class _Judge:
         if y.shape != x.shape or y.dtype != x.dtype:
             raise ContractError(f"the process gave y of shape {tuple(y.shape)} in {y.dtype}")
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = (
-            torch.var_mean(x.double(), dims, correction=0, keepdim=True) if x.numel() else (x.sum(), x.sum())
-        )
+        var, mean = torch.var_mean(x.double(), dims, correction=0, keepdim=True) if x.numel() else (x.sum(), x.sum())
         sigma = (var + EPS).sqrt()
         want = (x.double() - mean) / sigma
         # Float32: the mean to a few units in its last place, and the rest of the arithmetic.
@@ -286,7 +284,8 @@ class _Judge:
             return None, None
         sites = sites_of(self.watched, frames.tolist()[:1000])
         lines = [next((line for path, line in site if Path(path) == self.file), None) for site in sites]
-        return (lines + [None, None])[0], (lines + [None, None])[1]
+        line, other, *_ = [*lines, None, None]
+        return line, other
 
 
 def _inputs(seed: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...debugging.report import Report
+from ...debugging.report import Report, jsonable
 from .frugal import Frugality, stands
 
 if TYPE_CHECKING:
@@ -81,9 +81,14 @@ class KernelGrade(Report):
         """The mean of the parts', each of which a teacher may weigh otherwise."""
         return sum(part.score for part in self.parts) / len(self.parts)
 
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong; being frugal is a matter of degree."""
+        return all(part.status in ("passed", "measured") for part in self.parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
-        return {
+        report = {
             "target": self.target,
             "score": self.score,
             "seed": self.seed,
@@ -91,6 +96,7 @@ class KernelGrade(Report):
             "parts": [asdict(part) for part in self.parts],
             "frugality": self.frugality and self.frugality.to_dict(),
         }
+        return jsonable(report)
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

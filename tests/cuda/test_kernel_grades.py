@@ -1,0 +1,168 @@
+"""Kernels that students hand in: what is wrong is named with its line, and what is right is called so."""
+
+import json
+import math
+
+import pytest
+import students
+from typer.testing import CliRunner
+
+from sbnref.cli import app
+from sbnref.grading.kernels.check import check_kernels, template
+from sbnref.grading.kernels.frugal import RUNGS, SHAPE, Spent, stands
+from sbnref.grading.kernels.source import refusal
+
+QUICK = {"examples": 24, "seed": 1}
+
+
+def graded(tmp_path, text, parts=("legal", "right"), **options):
+    file = tmp_path / "theirs.cu"
+    file.write_text(text)
+    return check_kernels(file, parts, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("name", students.FAULTS)
+def test_a_fault_is_named_with_its_line(name, tmp_path):
+    said, (text, line) = students.FAULTS[name]
+    report = graded(tmp_path, text)
+    fault = next(part.fault for part in report.parts if part.fault)
+    assert said in fault.what
+    assert fault.line == (None if name in ("sums in float32", "tickets that are not given back") else line)
+    assert not report.passed
+
+
+@pytest.mark.parametrize("name", students.VARIANTS)
+def test_what_is_right_is_called_so(name, tmp_path):
+    report = graded(tmp_path, students.VARIANTS[name])
+    assert [(part.status, part.fault) for part in report.parts] == [("passed", None)] * 2
+    assert report.passed
+
+
+def test_the_rungs_spend_what_the_package_says():
+    """The figures that a file is compared with are those of the rungs, handed in as files."""
+    assert students.spent() == RUNGS
+
+
+@pytest.mark.parametrize("name", [name for name in students.ladder.RUNGS if name[0] != "6"])
+def test_the_figures_are_the_tutorials(name):
+    """Counted as tutorial 5 counts them."""
+    import torch
+
+    x = torch.randn(SHAPE)
+    layout = "channels_last" if name == "7 channels-last" else "contiguous"
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+    counts = students.ladder.count(students.ladder.Call(name, x))
+    found = {figure: getattr(counts, figure) for figure in ("moved", "requests", "launches", "blocks")}
+    assert found == RUNGS[name][layout]
+
+
+def test_where_kernels_stand():
+    def spent(name):
+        figures = RUNGS[name]["contiguous"]
+        return Spent("contiguous", read=2 << 21, written=1 << 21, **figures)
+
+    assert stands(spent("1 naive")).startswith("between rung 1 naive and rung 2 Welford; rung 2 Welford moves 0.75 of")
+    assert "between rung 3 split and rung 4 wide; rung 4 wide makes 0.27 of the access" in stands(spent("3 split"))
+    assert stands(spent("5 payload")) == "as rung 5 payload, the last one, or above"
+    scores = [sum(spent(name).shares().values()) for name in RUNGS if name[0] != "7"]
+    assert scores == sorted(scores)
+    assert scores[-1] == 4
+
+
+REFUSED = {
+    '#include "/etc/passwd"': "includes '/etc/passwd'; a file that is graded includes laboratory.cuh, cmath",
+    "#include <fstream>": "includes 'fstream'",
+    "# include /* */ <vector>": "includes",
+    "#embed <x>": "#embed is refused",
+    "#line 3": "#line is refused",
+    "#pragma GCC optimize 3": "#pragma is refused",
+    "float f(Problem p) { return p.x.data[0]; }": "an array's pointer is refused",
+    "float f(Problem* p) { return *p->x . data; }": "an array's pointer is refused",
+    'void f() { asm volatile(""); }': "assembly is refused",
+    "void f() { cudasim::set_order(); }": "the simulation's own names",
+    'extern "C" int system(const char*);': "extern is refused",
+    "auto f = reinterpret_cast<long>(0);": "reinterpret_cast is refused",
+    "#define J(a, b) a##b": "## is refused",
+    "void f() { atomicAdd(0, 1); }": "atomicAdd is refused: of atomics there is take_ticket",
+    'auto s = R"(x)";': "raw strings are refused",
+    "x" * 300_000: "expected at most 200,000 characters, got 300,000",
+}
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED.items(), ids=[why[:30] for why in REFUSED.values()])
+def test_what_a_file_may_not_say(text, why, tmp_path):
+    above = '#include "laboratory.cuh"  // asm "cudasim" \n/* #include <x>\n asm */ const char c = \'"\'; // R"(\n'
+    line, what = refusal(text) if len(text) > 1000 else refusal(above + text)
+    assert what.startswith(why)
+    assert line == (1 if len(text) > 1000 else 4)
+    report = graded(tmp_path, text)
+    assert (report.score, report.parts[0].status, report.parts[0].fault.what) == (0, "failed", refusal(text)[1])
+
+
+def test_what_a_file_may_say():
+    texts = [template(), *students.VARIANTS.values(), *map(students.rung, students.ladder.RUNGS)]
+    assert [refusal(text) for text in texts] == [None] * len(texts)
+
+
+def test_what_the_compiler_says_is_told_with_the_line(tmp_path):
+    text = students.PLAIN.replace("double sum = 0;", "double sum = zero;")
+    fault = graded(tmp_path, text).parts[0].fault
+    assert "it does not compile: 'zero' was not declared in this scope" in fault.what.replace("‘", "'").replace(
+        "’", "'"
+    )
+    assert fault.line == 7
+    other = graded(tmp_path, students.PLAIN.replace("void forward(", "void backward(")).parts[0].fault
+    assert "to define void forward(const Problem&) in the namespace sbnref::laboratory" in other.what
+
+
+def test_loops_crashes_and_exits_cost_their_part_only(tmp_path):
+    endless = students.PLAIN.replace(
+        "void forward(const Problem& p) {", "void forward(const Problem& p) {\n    while (p.C > 2) {}"
+    )
+    part = graded(tmp_path, endless, ["legal"], timeout=6).parts[0]
+    assert part.status == "timed out"
+    assert "was still running after" in part.fault.what
+    crash = students.PLAIN.replace(
+        "    double sum = 0;", "    double sum = *(volatile double*)(p.C > 1 ? 8 : 0 * p.C + (long)&p);"
+    )
+    part = graded(tmp_path, crash, ["legal"], timeout=20).parts[0]
+    assert part.status == "crashed"
+    assert "SIGSEGV" in part.fault.what
+    leaves = students.PLAIN.replace(
+        "void forward(const Problem& p) {", "void forward(const Problem& p) {\n    if (p.C > 1) std::exit(0);"
+    )
+    part = graded(tmp_path, leaves, ["legal"], timeout=20).parts[0]
+    assert part.status == "crashed"
+
+
+def test_kernels_that_do_nothing_are_not_frugal(tmp_path):
+    report = graded(tmp_path, template(), ("legal", "right", "frugal"))
+    assert [part.status for part in report.parts] == ["passed", "failed", "failed"]
+    assert report.parts[1].fault.what == "y is not written everywhere"
+    assert math.isnan(report.parts[1].fault.given)
+    assert report.parts[2].fault.what.startswith("reads 0 bytes and writes 0, where x and y have 1,605,632 each")
+
+
+def test_the_command_grades_a_file(tmp_path):
+    runner = CliRunner()
+    file = tmp_path / "mine.cu"
+    file.write_text(students.rung("7 channels-last"))
+    done = runner.invoke(app, ["check", str(file), "--examples", "12", "--seed", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [part["name"] for part in told["parts"]] == ["legal", "right", "frugal"]
+    assert [one["stands"] for one in told["frugality"]["spent"]] == [
+        "as rung 5 payload, the last one, or above",
+        "as rung 7 channels-last, the last one, or above",
+    ]
+    assert told["score"] == pytest.approx(1, abs=0.02)
+    assert runner.invoke(app, ["check", "--template", "cuda"]).stdout == template()
+    for arguments, what in {
+        ("--template", "rust"): "expected --template or --template cuda",
+        ("none.cu",): "there is no file none.cu",
+        ("none.cu", "--suite"): "for the four functions",
+        (str(file), "--stage", "fast"): "expected parts among",
+    }.items():
+        refused = runner.invoke(app, ["check", *arguments])
+        assert refused.exit_code == 2
+        assert what in " ".join(refused.output.replace("│", " ").split())
