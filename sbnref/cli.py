@@ -225,6 +225,7 @@ def trace(
     ] = None,
     threads: Annotated[int, typer.Option(help="Of a block, kThreads in the file: 32, 64, ... 1024.")] = 64,
     splits: Annotated[int, typer.Option(min=1, help="Blocks that may share a channel, splits in the file.")] = 1,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the kernels, after which they are ended.")] = 20,
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("trace.html"),
 ) -> None:
     """Record in the simulation what every warp of a small launch does, and write a page that plays it.
@@ -236,9 +237,15 @@ def trace(
     def run() -> str | None:
         _make_folder(output.parent)
         return record(
-            what, _sizes(shape), output, channels_last=channels_last, functions=function or (), threads=threads,
+            what,
+            _sizes(shape),
+            output,
+            channels_last=channels_last,
+            functions=function or (),
+            threads=threads,
             splits=splits,
-        )  # fmt: skip
+            timeout=timeout,
+        )
 
     error = _or_exit(run)
     typer.echo(f"Saved {output}")

@@ -275,13 +275,27 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
     ],
 )
 def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, arguments, said):
-    monkeypatch.setenv("SBNREF_CUDASIM", "")
-    monkeypatch.setenv("SBNREF_CUDASIM_FLAGS", "")
     monkeypatch.chdir(tmp_path)
     done = trace(*(str(student) if a == "MINE" else a for a in arguments))
     assert done.exit_code == 2
     assert said in done.output
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("p.y.data[int64_t{1} << 40] = 1", "Memory that is reached without load and store is not checked"),
+        ("for (volatile int i = 0;;) i = 1", "the kernels were not done in 3 s"),
+    ],
+)
+def test_what_ends_the_process_or_never_ends_is_said(tmp_path, body, said):
+    file = tmp_path / "mine.cu"
+    file.write_text(STUDENT.replace("const int lane = threadIdx.x % 32;", f"const int lane = 0; {body};"))
+    done = trace(str(file), "--function", "part", "--timeout", "3", "--output", str(tmp_path / "trace.html"))
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not (tmp_path / "trace.html").exists()
 
 
 def test_the_compilers_errors_point_at_the_students_lines(tmp_path):
@@ -291,3 +305,17 @@ def test_the_compilers_errors_point_at_the_students_lines(tmp_path):
     assert done.exit_code == 2
     assert f"{broken}:{line('the elements')}:" in done.output
     assert "‘sum’" in done.output or "'sum'" in done.output
+    assert done.output.count("error:") == 1
+
+
+def test_the_function_may_stand_outside_of_the_namespace(tmp_path):
+    file = tmp_path / "mine.cu"
+    file.write_text(STUDENT + "\nvoid mine(const sbnref::laboratory::Problem& p) { forward(p); }\n")
+    call = Call(Kernels(file, ("mine",)), example((2, 4, 6, 6)))
+    call.run()
+    torch.testing.assert_close(call.mean, call.x.mean((0, 2, 3)))
+    file.write_text(
+        file.read_text().replace("{ forward(p); }", '{ launch("nothing", sbnref::laboratory::too_far, 0, p); }')
+    )
+    with pytest.raises(RuntimeError, match="cannot launch 0 blocks"):
+        Call(call.kernels, call.x).run()

@@ -21,9 +21,11 @@ const char* said(const F& run) {
 
 }  // namespace
 
+// The function is in the laboratory's namespace, or in none.
 #define DOOR(name)                                                                         \
     extern "C" const char* laboratory_##name(const sbnref::laboratory::Problem* problem) { \
-        return said([&] { sbnref::laboratory::name(*problem); });                          \
+        using namespace sbnref::laboratory;                                                \
+        return said([&] { name(*problem); });                                              \
     }
 
 #ifdef SBNREF_CUDASIM

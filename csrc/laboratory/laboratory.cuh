@@ -1,6 +1,6 @@
 // What kernels of the laboratory are written in: the tensor, the two ways in which the
 // threads of a block exchange a number, and the launch. A file of kernels includes this
-// one, and defines functions that take a Problem, in this namespace.
+// one, and defines functions that take a Problem.
 #pragma once
 
 #include "device.cuh"

@@ -44,11 +44,11 @@ int64_t number_of_array(const void* address, const std::string& name, int64_t si
 
 }  // namespace
 
-std::vector<const void*> calls() {
+std::vector<const void*> calls() { return calls(__builtin_frame_address(0), threadIdx.x); }
+
+std::vector<const void*> calls(void* from, unsigned thread) {
     std::vector<const void*> found;
-    const void* const base = bases[threadIdx.x];
-    for (auto* frame = static_cast<void**>(__builtin_frame_address(0)); frame != base;
-         frame = static_cast<void**>(*frame))
+    for (auto* frame = static_cast<void**>(from); frame != bases[thread]; frame = static_cast<void**>(*frame))
         found.push_back(frame[1]);
     return found;
 }

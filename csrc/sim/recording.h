@@ -22,9 +22,10 @@ void record_thread(const void* frame);
 void record(
     Act act, const void* array = nullptr, const char* name = "", int64_t size = 0, int64_t offset = 0, int bytes = 0);
 
-// The addresses to which the functions return that the running thread is in, innermost first; and where in this library
-// such an address is.
+// The addresses to which the functions return that the running thread is in, innermost first, or that a waiting one was
+// in when it had this frame; and where in this library such an address is.
 std::vector<const void*> calls();
+std::vector<const void*> calls(void* frame, unsigned thread);
 int64_t offset_in_library(const void* address);
 
 #else

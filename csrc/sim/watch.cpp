@@ -51,7 +51,7 @@ std::map<Chain, int> chains;                             // that led to accesses
 std::unordered_map<uintptr_t, std::vector<Release>> at;  // a counter: the tickets taken from it in this launch
 std::vector<Release> pending, seen;                      // by the running block: those before its ticket; after a fence
 std::unordered_map<unsigned, Release> fences;            // of the running block's threads, the last
-std::unordered_map<unsigned, Chain> waits;               // of the running block's threads, the last
+std::unordered_map<unsigned, void*> waits;               // frames of the running block's threads that wait
 std::vector<int64_t> refused;                            // frames of what was refused, 0, those of the other access, 0
 
 bool Visit::is_of_now() const { return launch == launch_number; }
@@ -149,11 +149,11 @@ void watch_fence() {
 }
 
 void watch_wait() {
-    if (watching) waits[threadIdx.x] = calls();
+    if (watching) waits[threadIdx.x] = __builtin_frame_address(0);
 }
 
 void note_stuck(int thread) {
-    if (watching) note(waits[thread]);
+    if (watching) note(calls(waits[thread], thread));
 }
 
 void note_refusal() {

@@ -1,8 +1,7 @@
 """A file of kernels: compiled once, called on a tensor, and what it does to memory counted.
 
-The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``, in the namespace
-``sbnref::laboratory``; ``forward`` where no other is named. The host's compiler compiles it against the simulation of
-CUDA, for CPU tensors, and nvcc for CUDA tensors.
+The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``; ``forward`` where no other is named.
+The host's compiler compiles it against the simulation of CUDA, for CPU tensors, and nvcc for CUDA tensors.
 """
 
 from __future__ import annotations
@@ -234,7 +233,8 @@ def simulate(built: Path, kernels: Kernels, more: Iterable[str] = ()) -> None:
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
     flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
-    about = [f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}"]
+    # After one error the compiler has much to say, and little that helps.
+    about = ["-Wfatal-errors", f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}"]
     sources = [*map(str, _simulation(flags)), "-x", "c++", str(unit)]
     try:
         compile_for_host(built, *flags, *about, *sources)
@@ -258,14 +258,10 @@ def _compile_object(source: Path, flags: list[str], built: Path) -> None:
 
 def _about(kernels: Kernels, said: str) -> str:
     """A compiler's complaint, for the one whose file it is about."""
+    first = re.search(r"^(.+?):\d+:\d+: (?:fatal )?error: (.*)", said, re.MULTILINE)
     for function in kernels.functions:
-        if re.search(rf"error: .*\b{function}\b.* (is not a member|was not declared|no member named)", said) or (
-            f"no member named '{function}'" in said
-        ):
-            return (
-                f"expected {kernels.file} to define void {function}(const Problem&) in the namespace "
-                "sbnref::laboratory, and it does not"
-            )
+        if first and Path(first[1]) != kernels.file and re.search(rf"\b{function}\b", first[2]):
+            return f"expected {kernels.file} to define void {function}(const Problem&), and it does not"
     return said
 
 

@@ -290,9 +290,9 @@ VARIANTS = {
         "void forward(const Problem& p) {",
         "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 2;",
     ),
-    "132 splits, always": SPLIT_FILE.replace(
+    "twelve splits, always": SPLIT_FILE.replace(
         "void forward(const Problem& p) {",
-        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 132;",
+        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 12;",
     ),
     "a loop over the whole grid": HEAD + STATISTICS + FLAT + TAIL,
     "shuffles": PLAIN.replace(_TREE, SHUFFLES),
