@@ -94,18 +94,21 @@ class Frugality:
 
 def stands(spent: Spent) -> str:
     """Where on the ladder kernels stand, and what the next rung does with less."""
-    rungs = {name: figures[spent.layout] for name, figures in RUNGS.items() if spent.layout in figures}
-    below = None
-    for name, rung in rungs.items():
-        better = dict(_better(spent, rung))
-        if better:
-            where = f"between rung {below} and rung {name}" if below else f"below rung {name}"
-            return f"{where}; rung {name} {', '.join(better.values())}"
-        below = name
-    return f"as rung {below}, the last one, or above"
+    better = {
+        name: ", ".join(_better(spent, figures[spent.layout]))
+        for name, figures in RUNGS.items()
+        if spent.layout in figures
+    }
+    names = list(better)
+    reached = [-1, *(i for i, name in enumerate(names) if not better[name])][-1]
+    if reached == len(names) - 1:
+        return f"as rung {names[-1]}, the last one, or above"
+    above = names[reached + 1]
+    where = f"between rung {names[reached]} and rung {above}" if reached >= 0 else f"below rung {above}"
+    return f"{where}; rung {above} {better[above]}"
 
 
-def _better(spent: Spent, rung: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _better(spent: Spent, rung: dict[str, int]) -> Iterator[str]:
     """In what a rung is better by more than two parts in a hundred."""
     words = {
         "moved": "moves {ratio} of the bytes",
@@ -115,6 +118,6 @@ def _better(spent: Spent, rung: dict[str, int]) -> Iterator[tuple[str, str]]:
     for figure, text in words.items():
         mine, theirs = getattr(spent, figure), rung[figure]
         if theirs < 0.98 * mine:
-            yield figure, text.format(ratio=f"{theirs / mine:.2f}", mine=mine, theirs=theirs)
+            yield text.format(ratio=f"{theirs / mine:.2f}", mine=mine, theirs=theirs)
     if min(rung["blocks"], MULTIPROCESSORS) > spent.blocks:
-        yield "blocks", f"has {rung['blocks']} blocks instead of {spent.blocks}"
+        yield f"has {rung['blocks']} blocks instead of {spent.blocks}"
