@@ -66,7 +66,7 @@ def test_where_kernels_stand():
     assert stands(spent("5 payload")) == "as rung 5 payload, the last one, or above"
     scores = [sum(spent(name).shares().values()) for name in RUNGS if name[0] != "7"]
     assert scores == sorted(scores)
-    assert scores[-1] == 4
+    assert scores[-1] == 4, scores
 
 
 REFUSED = {
@@ -155,7 +155,7 @@ def test_the_command_grades_a_file(tmp_path):
         "as rung 5 payload, the last one, or above",
         "as rung 7 channels-last, the last one, or above",
     ]
-    assert told["score"] == pytest.approx(1, abs=0.02)
+    assert told["score"] == pytest.approx(1, abs=0.03)
     assert runner.invoke(app, ["check", "--template", "cuda"]).stdout == template()
     for arguments, what in {
         ("--template", "rust"): "expected --template or --template cuda",

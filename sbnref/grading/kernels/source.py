@@ -18,7 +18,7 @@ _WORDS = {
     r"##|%:|\?\?=": "{word} is refused: it hides what a line says",
 }
 _SILENT = re.compile(  # comments, and what stands in quotes
-    r'R"(?P<raw>)|//(?:\\\n|[^\n])*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL
+    r'R"|//(?:\\\n|[^\n])*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL
 )
 
 
@@ -34,10 +34,10 @@ def refusal(text: str) -> tuple[int, str] | None:
     if len(text) > MOST_CHARACTERS:
         return 1, f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}"
     found: list[tuple[int, str]] = []
-    if raw := re.search(r'\b(?:u8|[uUL])?R"', text):
+    quoting = _without(text, quotes=False)  # the names of included files are in quotes
+    if raw := re.search(r'\b(?:u8|[uUL])?R"', quoting):
         found.append((raw.start(), "raw strings are refused"))
-    # The names of included files are in quotes, and looked at before these are taken out.
-    for directive in re.finditer(r"^[ \t]*#[ \t]*(\w*)[ \t]*(.*)$", _without(text, quotes=False), re.MULTILINE):
+    for directive in re.finditer(r"^[ \t]*#[ \t]*(\w*)[ \t]*(.*)$", quoting, re.MULTILINE):
         name, rest = directive.groups()
         if name == "include":
             if (header := rest.strip().strip('<>"')) not in HEADERS:
