@@ -253,6 +253,14 @@ def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
     assert not re.findall(r"""(?:src|href)=(?!"data:)|\bimport\s*[({"']|https?://""", page)
 
 
+def test_the_example_of_the_page_is_one(tmp_path):
+    docs = Path(__file__).parents[1] / "docs" / "kernels.md"
+    (example,) = re.findall(r"^```cuda\n(.*?)^```", docs.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.cu").write_text(example)
+    done = trace(str(tmp_path / "mine.cu"), "--shape", "2,4,6,6", "--output", str(tmp_path / "trace.html"))
+    assert done.exit_code == 0, done.output
+
+
 def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
     output = tmp_path / "far.html"
     text = STUDENT.replace('launch("mean", mean, p.C, p)', 'launch("far", too_far, 2, p)')
