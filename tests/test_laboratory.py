@@ -188,8 +188,9 @@ def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
 
 def test_a_step_accesses_one_array(student):
     recording = recorded(student, "either")
-    found = [(recording.arrays[step.array].name, list(step.lanes)) for step in recording.steps if step.warp == 0]
-    assert found == [("y", list(range(0, 32, 2))), ("x", list(range(1, 32, 2)))]
+    found = {recording.arrays[step.array].name: list(step.lanes) for step in recording.steps if step.warp == 0}
+    assert found == {"y": list(range(0, 32, 2)), "x": list(range(1, 32, 2))}
+    assert len(recording.steps) == 4
     assert recording.counts()["read"] == 4 * 64
 
 

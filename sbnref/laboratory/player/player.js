@@ -105,7 +105,8 @@ class View {
     this.find(".error").hidden = recording.error === null;
     this.find(".error").textContent = `It ends early. ${recording.error}`;
     this.fillCounters();
-    this.strips = recording.arrays.map((array) => this.strip(array));
+    this.extents = recording.arrays.map((_, i) => this.extent(i));
+    this.strips = recording.arrays.map((array, i) => this.strip(array, this.extents[i]));
     this.find("details").addEventListener("toggle", () => this.fillWords(), { once: true });
   }
 
@@ -122,10 +123,19 @@ class View {
     }
   }
 
-  strip(array) {
+  /** Bytes of an array to draw: up to the last one accessed, where that is less than half of it. */
+  extent(index) {
+    const { size } = this.recording.arrays[index];
+    const ends = this.machine.steps.filter((step) => step.array === index).map((s) => Math.max(...s.offsets) + s.bytes);
+    const last = Math.max(...ends);
+    return last < size / 2 ? last : size;
+  }
+
+  strip(array, extent) {
     const figure = element("figure");
     const size = plural(array.size, "byte") + (array.shared ? " shared by a block, in 32 banks" : "");
-    figure.append(element("figcaption", `${array.name}, ${size}`), element("canvas"));
+    const part = extent < array.size ? `, of which only the first ${extent} are accessed` : "";
+    figure.append(element("figcaption", `${array.name}, ${size}${part}`), element("canvas"));
     figure.lastChild.setAttribute("aria-hidden", "true");
     this.find(array.shared ? ".shared-memory" : ".memory").append(figure);
     return figure;
@@ -222,7 +232,7 @@ class View {
   drawBanks(array, index, ink) {
     const { machine, cell, left } = this;
     const step = machine.last;
-    const words = Math.ceil(array.size / 4);
+    const words = Math.ceil(this.extents[index] / 4);
     const height = words > WARP ? 6 : cell;
     const pen = blank(this.strips[index].lastChild, left + WARP * cell, Math.ceil(words / WARP) * height);
     const lit = new Set();
@@ -238,7 +248,7 @@ class View {
     const { machine, cell } = this;
     const step = machine.last;
     const first = Math.floor(array.start / SECTOR);
-    const sectors = Math.floor((array.start + array.size - 1) / SECTOR) - first + 1;
+    const sectors = Math.floor((array.start + this.extents[index] - 1) / SECTOR) - first + 1;
     const columns = Math.max(8, Math.floor(width / cell / 8) * 8);
     const pen = blank(this.strips[index].lastChild, columns * cell, Math.ceil(sectors / columns) * (cell + 1));
     const lit = step !== null && step.act <= TICKET && step.array === index ? machine.sectors(step) : new Set();
