@@ -209,12 +209,21 @@ class Positive(nn.Module):
         return x.exp()
 
 
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.BatchNorm2d(4))
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3))
+
+
 def parametrized() -> nn.Module:
     layer = nn.BatchNorm2d(4)
     parametrize.register_parametrization(layer, "weight", Positive())
     return layer
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -225,6 +234,8 @@ def parametrized() -> nn.Module:
         (lambda: TorchsparseBatchNorm(4), "of its own: sbnref.register_conversion can say what becomes of its class"),
         (parametrized, "computed from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
+        (scripted, "made of a BatchNorm2d by torch.jit, where no layer can be replaced: convert the model that it was"),
+        (traced, "made of a BatchNorm2d by torch.jit"),
     ],
 )
 def test_what_would_be_lost_is_refused_and_nothing_is_changed(build, reason):
@@ -250,6 +261,9 @@ def test_wrong_choices_change_nothing():
     with pytest.raises(TypeError, match=r"expected group to be None, .* got str"):
         convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), "exact")  # the mode where the group belongs
     assert convert_sync_batchnorm(nn.Linear(2, 2)).in_features == 2
+    for function in (convert_sync_batchnorm, revert_sync_batchnorm):
+        with pytest.raises(TypeError, match="expected a module to convert, got list"):
+            function([nn.BatchNorm2d(4)])
 
 
 def test_other_norms_are_left_alone():
