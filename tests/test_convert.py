@@ -234,8 +234,8 @@ def parametrized() -> nn.Module:
         (lambda: TorchsparseBatchNorm(4), "of its own: sbnref.register_conversion can say what becomes of its class"),
         (parametrized, "computed from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
-        (scripted, "made of a BatchNorm2d by torch.jit, where no layer can be replaced: convert the model that it was"),
-        (traced, "made of a BatchNorm2d by torch.jit"),
+        (scripted, "a RecursiveScriptModule that torch.jit made of a BatchNorm2d: convert the model before"),
+        (traced, "that torch.jit made of a BatchNorm2d"),
     ],
 )
 def test_what_would_be_lost_is_refused_and_nothing_is_changed(build, reason):

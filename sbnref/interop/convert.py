@@ -260,7 +260,7 @@ def _is_scripted(layer: nn.Module) -> bool:
 def _why_not(layer: nn.Module) -> str | None:
     """What the layer does besides normalizing; None if nothing."""
     if _is_scripted(layer):
-        return f"made of a {layer.original_name} by torch.jit, where no layer can be replaced: convert the model that it was made of"
+        return f"that torch.jit made of a {layer.original_name}: convert the model before it is compiled so"
     if _kind(layer) not in _registry:
         return "with a forward pass of its own: sbnref.register_conversion can say what becomes of its class"
     if "forward" in vars(layer):

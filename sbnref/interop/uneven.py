@@ -41,7 +41,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
         ValueError: a rank has no batch at all and no ``like`` while others have batches; on all ranks alike.
         TypeError: no tensor in a batch has a dimension, one is not dense, or there is something in it that is neither
             a tensor nor a number, text or None.
-        RuntimeError: the loader of another rank raised, or its batch or ``like`` was refused: the loop ends on all ranks.
+        RuntimeError: the loader of another rank raised, or its batch or ``like`` was refused: the loop ends on all.
 
     A ``break`` on one rank alone, or an exception in the body of its loop, ends the loop there. The others wait for it
     in their next collective until the group's timeout: leave the loop on all ranks in the same step.
