@@ -1,14 +1,17 @@
 """The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from trainers.batches import batches, network
 
 import sbnref
