@@ -502,6 +502,14 @@ def test_a_norm_for_sparse_tensors_is_called_without_points(world):
     assert names[0] == "0.norm.weight"
 
 
+def test_a_norm_for_sparse_tensors_is_called_so_wherever_it_stands():
+    norm = SyncBatchNorm(4)
+    model = SparseSequential(norm, norm)
+    never_skip(model)
+    assert [type(layer).__name__ for layer in model._modules.values()] == ["OnFeatures"] * 2
+    assert all(layer.norm is norm for layer in model._modules.values())
+
+
 def test_one_module_for_several_layers_is_refused(register):
     shared = SyncBatchNorm(4)
     kind = type("Tied", (nn.BatchNorm2d,), {"forward": lambda self, x: x})
