@@ -272,7 +272,7 @@ def _why_not(layer: nn.Module) -> str | None:
     ):
         return f"with {option}=True"
     if not {"weight", "bias", "running_mean", "running_var"} <= _contents(layer) and isinstance(layer, _BatchNorm):
-        return "whose parameters are computed from others (parametrization, pruning, FSDP): convert before that, or undo it"
+        return "whose parameters are computed from others (parametrized, pruned, in FSDP): undo that, or convert before"
     return None
 
 
