@@ -1,4 +1,4 @@
-// Stage 4: dx.  Reads dy and x once, writes dx once.
+// Stage 4: dx, and where wanted dgamma and dbeta.  Reads dy and x once, writes dx once.
 //
 // dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - slope (x - hi) -
 // offset.
@@ -34,6 +34,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
             BackwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)};
     }
     __syncthreads();
+    // While the first round is on its way; the sums are read again rather than kept over the barrier.
+    if (place.own >= 0 && place.split == 0) {
+        if (b.dgamma.data) store_channel(b.dgamma, place.own, load(total, plan.channels + place.own) / b.ranks);
+        if (b.dbeta.data) store_channel(b.dbeta, place.own, load(total, place.own) / b.ranks);
+    }
 
     pass.map(plan, place, coefficients, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
         const A g = at(0), deviation = at(1) - c.hi;

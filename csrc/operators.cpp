@@ -114,6 +114,19 @@ Tensor backward_apply_op(
     return dx;
 }
 
+// Stage 4 and the gradients of gamma and beta, in one kernel.
+std::tuple<Tensor, Tensor, Tensor> gradients_op(
+    const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const Tensor& gamma,
+    const Tensor& beta, const at::Scalar& k, int64_t ranks) {
+    const c10::DeviceGuard guard(x_in.device());
+    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x)), dx = at::empty_like(x);
+    const Tensor dgamma = empty_gradient(gamma), dbeta = empty_gradient(beta);
+    const BackwardApply stage =
+        backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx, dgamma, dbeta, ranks);
+    backward_apply(plan_for(x, kBackwardUnroll), stage, current_stream());
+    return {dx, dgamma, dbeta};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(sbnref, m) { define_stages(m); }
@@ -123,6 +136,7 @@ TORCH_LIBRARY_IMPL(sbnref, SBNREF_DISPATCH_KEY, m) {
     m.impl("forward_apply", forward_apply_op);
     m.impl("backward_stats", backward_stats_op);
     m.impl("backward_apply", backward_apply_op);
+    m.impl("gradients", gradients_op);
 }
 
 }  // namespace sbnref

@@ -64,6 +64,8 @@ struct BackwardApply {
     Buffer gamma;  // (C,) any dtype, or null
     double k;      // w / m
     Buffer dx;     // (outer, channels, inner), out
+    Buffer dgamma, dbeta;  // (C,) any dtype, averages over the ranks, out; or null
+    double ranks;
 };
 void backward_apply(const Plan&, const BackwardApply&, Stream);
 

@@ -123,10 +123,10 @@ inline ForwardApply forward_apply_stage(
         buffer(saved)};
 }
 
-// The arguments of stage 4. dy and x are laid out alike, dx is what it fills.
+// The arguments of stage 4. dy and x are laid out alike; dx, dgamma and dbeta are what it fills.
 inline BackwardApply backward_apply_stage(
     const Tensor& dy, const Tensor& x, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma, double k,
-    const Tensor& dx) {
+    const Tensor& dx, const OptionalTensor& dgamma = {}, const OptionalTensor& dbeta = {}, int64_t ranks = 1) {
     const int64_t C = x.size(1);
     return {
         buffer(dy),
@@ -135,8 +135,14 @@ inline BackwardApply backward_apply_stage(
         statistics("saved", saved, 4 * C, x),
         per_channel("gamma", gamma, x),
         k,
-        buffer(dx)};
+        buffer(dx),
+        per_channel("dgamma", dgamma, x),
+        per_channel("dbeta", dbeta, x),
+        static_cast<double>(ranks)};
 }
+
+// Room for the gradient of what is per channel.
+inline Tensor empty_gradient(const Tensor& parameter) { return at::empty(parameter.sizes(), parameter.options()); }
 
 // The operators' schemas.
 inline void define_stages(torch::Library& m) {
@@ -148,6 +154,9 @@ inline void define_stages(torch::Library& m) {
     m.def("backward_stats(Tensor dy, Tensor x, Tensor saved) -> Tensor");
     // k is a Scalar because torch.compile fixes a float, and k changes with the batch size
     m.def("backward_apply(Tensor dy, Tensor x, Tensor total, Tensor saved, Tensor? gamma, Scalar k) -> Tensor");
+    m.def(
+        "gradients(Tensor dy, Tensor x, Tensor total, Tensor saved, Tensor gamma, Tensor beta, Scalar k, int ranks) "
+        "-> (Tensor, Tensor, Tensor)");
 }
 
 }  // namespace sbnref

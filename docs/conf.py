@@ -6,6 +6,7 @@ import sys
 import sbnref
 
 sys.path.insert(0, os.path.dirname(__file__))  # for the modules beside this
+import worth
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -30,7 +31,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
 ]
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
+myst_substitutions = {"worth": worth.numbers()}  # figures that a page's sentences give
 myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
@@ -76,7 +78,6 @@ def setup(app: object) -> None:
     import inside
     import reach
     import recordings
-    import worth
 
     for page in (benchmark_results, channels_last, inside, faults, reach, recordings, worth):
         app.connect("builder-inited", page.write)

@@ -121,8 +121,9 @@ def draw(results: Results) -> Any:
     return figure
 
 
-def numbers(results: Results) -> dict[str, str]:
-    """Those that the page's sentences give."""
+def numbers() -> dict[str, str]:
+    """Those that the page's sentences may give, as ``{{ worth.KEY }}``."""
+    results = load(FILE)
     found: dict[str, str] = {}
     for batch in sizes(results):
         for norm in NORMS:

@@ -55,21 +55,21 @@ class SyncBatchNormFunction(torch.autograd.Function):
         x, gamma, beta, saved = ctx.saved_tensors
         group = ctx.layer[-1]
         total = sum_payloads(ctx.impl.backward_stats(dy, x, saved), group)
-        dx = ctx.impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
-        return dx, *_parameter_gradients(ctx.impl, total, world_size(group), gamma, beta), *[None] * 6
+        impl, ranks = ctx.impl, world_size(group)
+        all_wanted = ctx.needs_input_grad[0] and gamma is not None and beta is not None
+        if all_wanted and (in_one_go := getattr(impl, "gradients", None)):
+            return *in_one_go(dy, x, total, saved, gamma, beta, ctx.k, ranks), *[None] * 6
+        dx = impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
+        return dx, *parameter_gradients(total, ranks, gamma, beta), *[None] * 6
 
 
-def _parameter_gradients(
-    impl: Implementation,
+def parameter_gradients(
     total: Tensor,  # (2C,) [sum g, sum g xhat], summed over the ranks
     ranks: int,
     gamma: Tensor | None,
     beta: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of gamma and beta, averaged over the ranks: in one go where the implementation can."""
-    in_one_go = getattr(impl, "parameter_gradients", None)
-    if in_one_go is not None and gamma is not None and beta is not None:
-        return in_one_go(total, ranks, gamma.dtype, beta.dtype)
+    """The gradients of gamma and beta, averaged over the ranks."""
     sum_g, sum_g_xhat = (total if ranks == 1 else total / ranks).chunk(2)
     dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
     dbeta = None if beta is None else sum_g.to(beta.dtype)

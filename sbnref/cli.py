@@ -262,7 +262,7 @@ app.add_typer(bench, name="bench")
 def bench_run(
     context: typer.Context,
     suite: Annotated[
-        list[str] | None, typer.Option(help="one_process, processes, scaling, overhead; all if left out.")
+        list[str] | None, typer.Option(help="one_process, processes, scaling, padding, overhead; all if left out.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions: about a minute.")] = False,
     output: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,

@@ -49,7 +49,8 @@ def world_size(group: ProcessGroup | None) -> int:
 def groups_of(ranks: int) -> ProcessGroup:
     """Divide the world into groups of so many neighbouring ranks, with its timeout, and give this rank's own.
 
-    Every rank of the world has to call it, once: give the group to all layers that are to synchronize over it.
+    Every rank of the world has to call it with the same number, once: give the group to all layers that are to
+    synchronize over it.
 
     Args:
         ranks: how many in a group.

@@ -35,6 +35,7 @@ def calls(x: torch.Tensor) -> dict[str, tuple]:
         "forward_apply": (x, total, 2, gamma, beta, 1e-5, mean, var, torch.tensor(1), 0.1),
         "backward_stats": (torch.randn_like(x), x, saved),
         "backward_apply": (torch.randn_like(x), x, total[:-2].contiguous(), saved, gamma, 0.1),
+        "gradients": (torch.randn_like(x), x, total[:-2].contiguous(), saved, gamma, beta, 0.1, 3),
     }
 
 
@@ -75,6 +76,7 @@ def check_refusals(operators: Any) -> None:
     refuses(ValueError, r"expected dy like x, \[4, 3\]", "backward_stats", 0, x[:2])
     beta = off_by_one(torch.ones(3))
     refuses(ValueError, "expected beta to start on a multiple of 4 bytes", "forward_apply", 4, beta)
+    refuses(ValueError, r"expected total with 6 contiguous float64 numbers", "gradients", 2, torch.zeros(6))
     without = [*args["forward_apply"][:8], None, None]
     with pytest.raises(ValueError, match="expected num_batches_tracked for momentum=None, got None"):
         operators.forward_apply(*without)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sbnref import functional
+from sbnref.autograd import parameter_gradients
 from sbnref.composed import composed_sync_batch_norm
 from sbnref.impls import reference
 from sbnref.running import RunningStats
@@ -75,6 +76,11 @@ def run(impl, x: Tensor, dy: Tensor, params: torch.dtype, momentum: float | None
     out["backward payload"] = impl.backward_stats(dy, x, saved)
     backward_total = 2 * reference.backward_stats(dy.double(), x.double(), saved)
     out["dx"] = impl.backward_apply(dy, x, backward_total, saved, gamma, 0.01)
+    if in_one_go := getattr(impl, "gradients", None):
+        dx, out["dgamma"], out["dbeta"] = in_one_go(dy, x, backward_total, saved, gamma, beta, 0.01, 3)
+        assert torch.equal(dx, out["dx"])
+    else:
+        out["dgamma"], out["dbeta"] = parameter_gradients(backward_total, 3, gamma, beta)
     return out
 
 
@@ -115,7 +121,7 @@ def check_parameter_dtypes(impl: ModuleType) -> None:
         x, dy = tensor((6, 20, 9), x_dtype), tensor((6, 20, 9), x_dtype, 1)
         for momentum in (0.3, None):
             got, want = run(impl, x, dy, params, momentum), run(reference, x, dy, params, momentum)
-            for name in ("mean", "var", "num_batches_tracked"):
+            for name in ("mean", "var", "num_batches_tracked", "dgamma", "dbeta"):
                 assert torch.equal(got[name], want[name]), f"{name}, {x_dtype}, {params}, {momentum}"
             for name in ("y", "dx"):
                 torch.testing.assert_close(got[name], want[name])

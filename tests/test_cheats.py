@@ -361,12 +361,18 @@ def alive(group: int) -> list[str]:
 def test_an_interrupt_is_none_of_the_codes_errors(tmp_path):
     (tmp_path / "theirs.py").write_text(RIGHT.replace("    m, over", "    __import__('time').sleep(0.2)\n    m, over"))
     program = f"""
-import threading, _thread
+import _thread, sys, threading, time, traceback
 from sbnref.grading.check import check
-for seconds in (6, 9, 12):  # one that comes while a module is imported may be lost there
-    timer = threading.Timer(seconds, _thread.interrupt_main)
-    timer.daemon = True
-    timer.start()
+
+def called(frame):
+    return frame.name == "_call" and frame.filename.endswith("apart/process.py")
+
+def interrupt(thread):  # once their code is called: one that comes while a module is imported may be lost there
+    while not any(map(called, traceback.extract_stack(sys._current_frames()[thread]))):
+        time.sleep(0.01)
+    _thread.interrupt_main()
+
+threading.Thread(target=interrupt, args=(threading.get_ident(),), daemon=True).start()
 check({str(tmp_path / "theirs.py")!r}, ["forward_stats"], timeout=60)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

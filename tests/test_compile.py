@@ -320,6 +320,8 @@ def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, ba
     compiled = torch.compile(layer, backend=backend)
     compiled(x)  # once without a transform: that code is not for use within one
     torch.testing.assert_close(gradient(compiled)(x), want)
+    for got, expected in zip(*(torch.func.jvp(f, (x,), (x.sin(),)) for f in (compiled, layer)), strict=True):
+        torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.compile(gradient(layer), backend=backend)(x), want)
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="not compiled within a transform"):

@@ -209,12 +209,21 @@ class Positive(nn.Module):
         return x.exp()
 
 
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.BatchNorm2d(4))
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3))
+
+
 def parametrized() -> nn.Module:
     layer = nn.BatchNorm2d(4)
     parametrize.register_parametrization(layer, "weight", Positive())
     return layer
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -225,6 +234,8 @@ def parametrized() -> nn.Module:
         (lambda: TorchsparseBatchNorm(4), "of its own: sbnref.register_conversion can say what becomes of its class"),
         (parametrized, "computed from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
+        (scripted, "a RecursiveScriptModule that torch.jit made of a BatchNorm2d: convert the model before"),
+        (traced, "that torch.jit made of a BatchNorm2d"),
     ],
 )
 def test_what_would_be_lost_is_refused_and_nothing_is_changed(build, reason):
@@ -250,6 +261,9 @@ def test_wrong_choices_change_nothing():
     with pytest.raises(TypeError, match=r"expected group to be None, .* got str"):
         convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), "exact")  # the mode where the group belongs
     assert convert_sync_batchnorm(nn.Linear(2, 2)).in_features == 2
+    for function in (convert_sync_batchnorm, revert_sync_batchnorm):
+        with pytest.raises(TypeError, match="expected a module to convert, got list"):
+            function([nn.BatchNorm2d(4)])
 
 
 def test_other_norms_are_left_alone():
@@ -486,6 +500,14 @@ def test_a_norm_for_sparse_tensors_is_called_without_points(world):
     assert torch.equal(full, empty)
     assert (seven, none) == (7, 0)
     assert names[0] == "0.norm.weight"
+
+
+def test_a_norm_for_sparse_tensors_is_called_so_wherever_it_stands():
+    norm = SyncBatchNorm(4)
+    model = SparseSequential(norm, norm)
+    never_skip(model)
+    assert [type(layer).__name__ for layer in model._modules.values()] == ["OnFeatures"] * 2
+    assert all(layer.norm is norm for layer in model._modules.values())
 
 
 def test_one_module_for_several_layers_is_refused(register):

@@ -42,6 +42,11 @@ __global__ void lanes_part(Problem p) {
     read(p.var, 0);       // all
 }
 
+__global__ void arrays_part(Problem p) {
+    const Array<const float> y{p.y.data, p.y.size};
+    load(threadIdx.x % 2 ? p.x : y, threadIdx.x);
+}
+
 __global__ void columns(Problem p) {
     SHARED_ARRAY(float, table, 32 * 32);
     if (threadIdx.x >= 32) return;
@@ -59,6 +64,7 @@ __global__ void for_ever(Problem p) {
 
 void forward(const Problem& p) { launch("mean", mean, p.C, p); }
 void part(const Problem& p) { launch("part", lanes_part, 1, p); }
+void either(const Problem& p) { launch("either", arrays_part, 1, p); }
 void banks(const Problem& p) { launch("banks", columns, 1, p); }
 void far(const Problem& p) { launch("far", too_far, 2, p); }
 void ever(const Problem& p) { launch("ever", for_ever, 1, p); }
@@ -66,7 +72,7 @@ void ever(const Problem& p) { launch("ever", for_ever, 1, p); }
 }  // namespace sbnref::laboratory
 """
 
-FUNCTIONS = ("forward", "part", "banks", "far", "ever")
+FUNCTIONS = ("forward", "part", "either", "banks", "far", "ever")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +186,14 @@ def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
     assert of_line[line("all")] == [list(range(32))]
 
 
+def test_a_step_accesses_one_array(student):
+    recording = recorded(student, "either")
+    found = {recording.arrays[step.array].name: list(step.lanes) for step in recording.steps if step.warp == 0}
+    assert found == {"y": list(range(0, 32, 2)), "x": list(range(1, 32, 2))}
+    assert len(recording.steps) == 4
+    assert recording.counts()["read"] == 4 * 64
+
+
 @pytest.mark.parametrize(
     ("size", "offsets", "conflicts"),
     [
@@ -251,6 +265,14 @@ def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
     assert len(page) < 300_000
     assert "<title>mine.cu</title>" in page
     assert not re.findall(r"""(?:src|href)=(?!"data:)|\bimport\s*[({"']|https?://""", page)
+
+
+def test_the_example_of_the_page_is_one(tmp_path):
+    docs = Path(__file__).parents[1] / "docs" / "kernels.md"
+    (example,) = re.findall(r"^```cuda\n(.*?)^```", docs.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.cu").write_text(example)
+    done = trace(str(tmp_path / "mine.cu"), "--shape", "2,4,6,6", "--output", str(tmp_path / "trace.html"))
+    assert done.exit_code == 0, done.output
 
 
 def test_the_command_says_where_the_simulation_stopped(student, tmp_path):

@@ -1,14 +1,17 @@
 """The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from trainers.batches import batches, network
 
 import sbnref
@@ -103,3 +106,24 @@ def test_accelerate_repeats_samples_to_make_ranks_even():
 
     sampler = BatchSampler(range(5), batch_size=2, drop_last=False)
     assert [list(BatchSamplerShard(sampler, 2, rank)) for rank in (0, 1)] == [[[0, 1], [4, 0]], [[2, 3], [1, 2]]]
+
+
+def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
+    """The block of the page; what its trainer does when was read from its source."""
+    page = Path(__file__).parents[1] / "docs" / "howto" / "trainers.md"
+    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    model = nn.Sequential(nn.BatchNorm2d(4))
+
+    class YOLO:
+        def __init__(self, file):
+            self.callbacks = {}
+
+        def add_callback(self, event, function):
+            self.callbacks[event] = function
+
+        def train(self, **options):
+            self.callbacks["on_pretrain_routine_end"](SimpleNamespace(model=model))
+
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=YOLO))
+    exec(block, {"__name__": "page"})
+    assert model[0].stats_mode == "exact"

@@ -3,6 +3,7 @@
 from collections import UserDict, namedtuple
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -66,7 +67,7 @@ def collect(batches_of_ranks, like=None):
 def test_what_an_empty_batch_is_made_of(world):
     full = {
         "images": torch.ones(4, 3, dtype=torch.float16),
-        "more": [(torch.ones(4), "name", 7)],
+        "more": [(torch.ones(4), "name", np.int64(7))],
         "scale": torch.ones(()),
     }
     first, second = world(2).run(collect, [[full, full], []], full)
@@ -139,6 +140,22 @@ def collect_in_a_part():
 
 def test_only_the_group_iterates_together(world):
     assert world(3).run(collect_in_a_part) == [3, None, 3]
+
+
+def wrong_like():
+    like = UserDict(x=torch.ones(1)) if dist.get_rank() == 1 else None
+    with pytest.raises((TypeError, RuntimeError)) as raised:
+        collect([[torch.ones(1)]] * 2, like)
+    dist.barrier()  # nobody waits
+    return type(raised.value), str(raised.value)
+
+
+def test_what_one_rank_gives_as_like_is_refused_on_all(world):
+    told, raised = world(2).run(wrong_like)
+    assert told[0] is RuntimeError
+    assert "got an error on 1 of 2 ranks" in told[1]
+    assert raised[0] is TypeError
+    assert "got in it UserDict" in raised[1]
 
 
 def test_one_process_iterates_over_the_loader():

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from sbnref import SyncBatchNorm
+from sbnref import SyncBatchNorm, groups_of
 from sbnref.conformance.watch import Watch
 from sbnref.modes import STATS_MODES
 
@@ -150,6 +150,30 @@ def test_one_axis_of_a_mesh_of_two(world):
     world(4).run(along_one_axis)
 
 
+def with_buffers_of(broadcast: bool) -> list[Tensor]:
+    """A running mean after two steps and after a forward pass in eval mode; each rank is a group by itself."""
+    norm = SyncBatchNorm(2, group=groups_of(1))
+    model = DistributedDataParallel(norm, broadcast_buffers=broadcast)
+    means = []
+    for _ in range(2):
+        model(torch.arange(6.0).view(3, 2) + dist.get_rank()).sum().backward()
+        means.append(norm.running_mean.clone())
+    model.eval()(torch.ones(1, 2))
+    return [*means, norm.running_mean]
+
+
+def test_running_statistics_of_several_groups_under_ddp(world):
+    """Broadcast, they are rank 0's at each forward pass, and have moved apart after it."""
+    (one, two, then), (_, other_two, other_then) = world(2).run(with_buffers_of, True)
+    torch.testing.assert_close(other_two, 0.9 * one + 0.1 * (torch.tensor([2.0, 3.0]) + 1))
+    assert not torch.equal(other_two, two)
+    assert torch.equal(then, two)
+    assert torch.equal(other_then, two)
+    _, (first, second, then) = world(2).run(with_buffers_of, False)
+    torch.testing.assert_close(second, 0.9 * first + 0.1 * (torch.tensor([2.0, 3.0]) + 1))
+    assert torch.equal(then, second)
+
+
 def checkpointed(use_reentrant: bool) -> None:
     for stats_mode in STATS_MODES:
         for momentum in (0.1, None):
@@ -170,6 +194,14 @@ def checkpointed(use_reentrant: bool) -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoints_update_running_statistics_once(ranks, use_reentrant):
     ranks.run(checkpointed, use_reentrant)
+
+
+def test_a_call_from_a_hook_of_the_backward_pass_counts_as_a_repetition():
+    layer, x = SyncBatchNorm(3), torch.randn(4, 3, requires_grad=True)
+    x.register_hook(lambda dx: layer(dx.detach() + torch.randn(4, 3)))
+    x.square().sum().backward()
+    assert layer.num_batches_tracked == 0
+    assert not layer.running_mean.any()
 
 
 def autocasted() -> None:

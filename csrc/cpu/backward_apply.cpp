@@ -1,4 +1,4 @@
-// Stage 4: dx.  Reads dy and x once, writes dx once.
+// Stage 4: dx, and where wanted dgamma and dbeta.  Reads dy and x once, writes dx once.
 //
 // dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - (slope (x - hi) +
 // offset).
@@ -37,6 +37,8 @@ void backward_apply(const Shape& shape, const BackwardApply& b) {
                 const double slope = scale * k * sum_gx * invstd;
                 const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
                 coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)});
+                if (b.dgamma.data) store_channel(b.dgamma, c, sum_gx / b.ranks);
+                if (b.dbeta.data) store_channel(b.dbeta, c, sum_g / b.ranks);
             }
         });
         apply(shape, Differentiate<T>{elements<const T>(b.dy), elements<const T>(b.x)}, coefficients, as<T>(b.dx));

@@ -63,25 +63,21 @@ Tensor backward_apply_op(
     return dx;
 }
 
-// dgamma = sum g xhat and dbeta = sum g, averaged over the ranks, in the parameters' types.
-std::tuple<Tensor, Tensor> parameter_gradients_op(
-    const Tensor& total, int64_t ranks, at::ScalarType gamma, at::ScalarType beta) {
-    const int64_t C = total.numel() / 2;
-    const double* const sums = as<double>(statistics("total", total, 2 * C, total));
-    const auto averages = [&](const double* of, at::ScalarType dtype) {
-        const Tensor averages = at::empty({C}, total.options().dtype(dtype));
-        const Buffer out = buffer(averages);
-        for (int64_t c = 0; c < C; ++c) store_channel(out, c, of[c] / static_cast<double>(ranks));
-        return averages;
-    };
-    return {averages(sums + C, gamma), averages(sums, beta)};
+// Stage 4 and the gradients of gamma and beta, in one go.
+std::tuple<Tensor, Tensor, Tensor> gradients_op(
+    const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const Tensor& gamma,
+    const Tensor& beta, const at::Scalar& k, int64_t ranks) {
+    const Tensor x = dense(x_in), dy = laid_out_like(dy_in, x), dx = at::empty_like(x);
+    const Tensor dgamma = empty_gradient(gamma), dbeta = empty_gradient(beta);
+    backward_apply(
+        shape_of(x), backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx, dgamma, dbeta, ranks));
+    return {dx, dgamma, dbeta};
 }
 
 }  // namespace
 
 TORCH_LIBRARY(sbnref_cpu, m) {
     define_stages(m);
-    m.def("parameter_gradients(Tensor total, int ranks, ScalarType gamma, ScalarType beta) -> (Tensor, Tensor)");
     m.def("build_info() -> (str compiler, int vector_bits, int last_level_cache)", build_info);
 }
 
@@ -90,7 +86,7 @@ TORCH_LIBRARY_IMPL(sbnref_cpu, CPU, m) {
     m.impl("forward_apply", forward_apply_op);
     m.impl("backward_stats", backward_stats_op);
     m.impl("backward_apply", backward_apply_op);
-    m.impl("parameter_gradients", parameter_gradients_op);
+    m.impl("gradients", gradients_op);
 }
 
 }  // namespace sbnref::cpu

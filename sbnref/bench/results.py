@@ -111,6 +111,7 @@ EXTRAS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "bytes_sent": ("bytes given", lambda row: f"{row['bytes_sent']:,}"),
     "bytes": ("bytes given", lambda row: f"{row['bytes']:,}"),
     "host_reads": ("host reads", lambda row: str(row["host_reads"])),
+    "over_parts": ("over its parts", lambda row: f"{row['over_parts']:.2f}"),
     "over_floor": ("over the floor", lambda row: f"{row['over_floor']:.2f}"),
 }
 

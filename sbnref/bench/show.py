@@ -14,6 +14,7 @@ TITLES = {
     "one_process": "One process",
     "processes": "Several processes, one thread each",
     "scaling": "Collectives",
+    "padding": "Padded sequences, three quarters of the positions valid",
     "overhead": "Overhead, on a few numbers",
     "gpu": "On a GPU: time of the device",
     "ladder": "On a GPU: the ladder of kernels of tutorial 5",

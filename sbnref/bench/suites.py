@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..conformance.watch import Watch
+from ..functional import masked
 from ..launch import Ranks
 from ..modes import payload_dtype
 from ..module import SyncBatchNorm
@@ -37,6 +38,7 @@ SHAPES: list[Shape] = [
     (1, 32, 48, 48, 48),
 ]
 QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
+SEQUENCES: list[Shape] = [(32, 128, 500), (64, 256, 200)]  # padded: a quarter of the positions is
 TINY: Shape = (2, 8, 2, 2)
 # For the processes that measure, when they start. glibc keeps freed memory: otherwise large tensors may be mapped anew
 # each time or not, and what is measured are page faults as much as layers. The profiler keeps quiet.
@@ -149,7 +151,7 @@ def _one_process(shape: Shape, layout: str, dtype: torch.dtype, seconds: float) 
     return rows
 
 
-def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
+def _step(layer: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> None:
     layer(x.detach().requires_grad_()).backward(dy)
 
 
@@ -233,6 +235,37 @@ def _collectives(channels: int, repetitions: int) -> list[Row]:
     ]
 
 
+def padding(results: Results, quick: bool) -> None:
+    """Batch norm over the valid positions of padded sequences, and what it is made of."""
+    with Ranks(1, timeout=600) as ranks:
+        for shape in SEQUENCES[:1] if quick else SEQUENCES:
+            results.rows += ranks.run(_padding, shape, 0.5 if quick else 4.0)[0]
+
+
+def _padding(shape: Shape, seconds: float) -> list[Row]:
+    torch.manual_seed(0)
+    x, dy = fill(shape, torch.float32, "contiguous"), fill(shape, torch.float32, "contiguous")
+    lengths = torch.linspace(shape[2] // 2, shape[2], shape[0]).long()[torch.randperm(shape[0])]
+    mask = torch.arange(shape[2]) < lengths[:, None]
+    valid, dvalid = x.movedim(1, -1)[mask], dy.movedim(1, -1)[mask]
+    works: dict[str, Callable[[], Any]] = {}
+    for name, make in {"reference": ours, "cpu kernels": native}.items():
+        layer = make(shape[1])
+        works[name] = partial(_step, partial(masked, layer, mask=mask), x, dy)
+        works[f"{name}, valid positions packed"] = partial(_step, layer, valid, dvalid)
+        works[f"{name}, padding taken for data"] = partial(_step, layer, x, dy)
+    works["packing alone"] = partial(_step, partial(masked, nn.Identity(), mask=mask), x, dy)
+    times = interleaved(works, seconds)
+    about = {"suite": "padding", "what": "forward + backward", "shape": shape, "layout": "contiguous"}
+    rows: dict[str, Row] = {
+        name: {**about, "layer": name, "dtype": "float32", "world_size": 1, **spread(times[name])} for name in works
+    }
+    for name in ("reference", "cpu kernels"):
+        parts = rows["packing alone"]["median"] + rows[f"{name}, valid positions packed"]["median"]
+        rows[name]["over_parts"] = rows[name]["median"] / parts
+    return list(rows.values())
+
+
 def overhead(results: Results, quick: bool) -> None:
     """A step on a few numbers: what Python and dispatch cost, where there is nothing to compute."""
     with Ranks(1) as ranks:
@@ -266,5 +299,6 @@ SUITES: dict[str, Callable[[Results, bool], None]] = {
     "one_process": one_process,
     "processes": processes,
     "scaling": scaling,
+    "padding": padding,
     "overhead": overhead,
 }

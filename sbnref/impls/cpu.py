@@ -36,14 +36,8 @@ def _not_built() -> str | None:
 
 @functools.cache
 def _unavailable() -> str | None:
-    reason = build.why_not(build.CPU)
-    if reason is None:
+    if (reason := build.why_not(build.CPU)) is None:
         register_shapes("sbnref_cpu")
-
-        @torch.library.register_fake("sbnref_cpu::parameter_gradients")
-        def _(total: Tensor, ranks: int, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
-            return tuple(total.new_empty(total.numel() // 2, dtype=dtype) for dtype in dtypes)
-
     return reason
 
 
@@ -98,11 +92,15 @@ def backward_apply(
     return torch.ops.sbnref_cpu.backward_apply(dy, x, total, saved, gamma, k)
 
 
-def parameter_gradients(
-    total: Tensor,  # (2C,) [sum g, sum g xhat], summed over the ranks
+def gradients(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C,)
+    saved: Tensor,  # (4, C)
+    gamma: Tensor,  # (C,)
+    beta: Tensor,  # (C,)
+    k: float,
     ranks: int,
-    gamma_dtype: torch.dtype,
-    beta_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # (C,) each
-    """The gradients of gamma and beta, averaged over the ranks, in one call instead of four."""
-    return torch.ops.sbnref_cpu.parameter_gradients(total, ranks, gamma_dtype, beta_dtype)
+) -> tuple[Tensor, Tensor, Tensor]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
+    """The last stage with the gradients of gamma and beta, which are averages over the ranks, in one call."""
+    return torch.ops.sbnref_cpu.gradients(dy, x, total, saved, gamma, beta, k, ranks)

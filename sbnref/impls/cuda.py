@@ -100,3 +100,17 @@ def backward_apply(
 ) -> Tensor:  # dx (N, C, *)
     """The derivative of the loss, summed over all ranks, by this rank's input."""
     return torch.ops.sbnref.backward_apply(dy, x, total, saved, gamma, k)
+
+
+def gradients(
+    dy: Tensor,  # (N, C, *)
+    x: Tensor,  # (N, C, *)
+    total: Tensor,  # (2C,)
+    saved: Tensor,  # (4, C)
+    gamma: Tensor,  # (C,)
+    beta: Tensor,  # (C,)
+    k: float,
+    ranks: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
+    """The last stage with the gradients of gamma and beta, which are averages over the ranks, in the same kernel."""
+    return torch.ops.sbnref.gradients(dy, x, total, saved, gamma, beta, k, ranks)

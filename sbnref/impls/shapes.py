@@ -29,6 +29,12 @@ def register_shapes(namespace: str) -> None:
     def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
         return _empty_like(x)
 
+    @torch.library.register_fake(f"{namespace}::gradients")
+    def _(
+        dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor, beta: Tensor, *args: object
+    ) -> tuple[Tensor, ...]:
+        return _empty_like(x), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
+
 
 def _empty_like(x: Tensor) -> Tensor:
     """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""

@@ -66,9 +66,10 @@ def convert_sync_batchnorm(
 
     Raises:
         ValueError: no such ``stats_mode`` or ``impl``.
-        TypeError: ``group`` is of the wrong kind, a batch norm does more than normalize (a forward pass of its own,
-            lazy or computed parameters, channels in the last dimension), which converting would lose, or a registered
-            function returns what cannot take the layer's place. Nothing is changed then.
+        TypeError: ``module`` is no module, ``group`` is of the wrong kind, a batch norm does more than normalize (a
+            forward pass of its own, lazy or computed parameters, channels in the last dimension), which converting
+            would lose, or is scripted or traced, which cannot be converted, or a registered function returns what
+            cannot take the layer's place. Nothing is changed then.
     """
     # refuses what is wrong with the arguments before any change
     SyncBatchNorm(1, group=group, stats_mode=stats_mode, impl=impl)
@@ -77,7 +78,8 @@ def convert_sync_batchnorm(
         kind = _kind(layer)
         if kind in FROZEN and not frozen:
             return None
-        known = _registry.get(kind, _Conversion(_synchronized if isinstance(layer, _BatchNorm) else None, None))
+        is_norm = isinstance(layer, _BatchNorm) or _is_scripted(layer)
+        known = _registry.get(kind, _Conversion(_synchronized if is_norm else None, None))
         return known.convert and partial(known.convert, group=group, stats_mode=stats_mode, impl=impl)
 
     return _replace(module, conversion)
@@ -217,6 +219,8 @@ for _name in FROZEN:
 
 def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Module], nn.Module] | None]) -> nn.Module:
     """Put what the layer's conversion makes of it, with the layer's state, in the place of every layer that has one."""
+    if not isinstance(root, nn.Module):
+        raise TypeError(f"expected a module to convert, got {type(root).__name__}")
     found = {layer: (path, build) for path, layer in root.named_modules() if (build := conversion(layer))}
     for layer, (path, _) in found.items():
         if reason := _why_not(layer):
@@ -247,8 +251,16 @@ def _kind(layer: nn.Module) -> str:
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
+def _is_scripted(layer: nn.Module) -> bool:
+    """Whether it is a batch norm that ``torch.jit`` compiled; a frozen one needs no other ranks."""
+    name = getattr(layer, "original_name", "") if isinstance(layer, torch.jit.ScriptModule) else ""
+    return "BatchNorm" in name and "Frozen" not in name
+
+
 def _why_not(layer: nn.Module) -> str | None:
     """What the layer does besides normalizing; None if nothing."""
+    if _is_scripted(layer):
+        return f"that torch.jit made of a {layer.original_name}: convert the model before it is compiled so"
     if _kind(layer) not in _registry:
         return "with a forward pass of its own: sbnref.register_conversion can say what becomes of its class"
     if "forward" in vars(layer):
@@ -260,7 +272,7 @@ def _why_not(layer: nn.Module) -> str | None:
     ):
         return f"with {option}=True"
     if not {"weight", "bias", "running_mean", "running_var"} <= _contents(layer) and isinstance(layer, _BatchNorm):
-        return "whose parameters are computed from others (a parametrization, pruning): make them plain before"
+        return "whose parameters are computed from others (parametrized, pruned, in FSDP): undo that, or convert before"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
+from numbers import Number
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..collectives import Group
 
 Batch = TypeVar("Batch")
-WHOLE = (Tensor, int, float, complex, str, bytes, type(None))  # what a batch may consist of
+WHOLE = (Tensor, Number, str, bytes, type(None))  # what a batch may consist of; NumPy's numbers are Numbers
 OUT: Any = object()  # what stands for the batch of a rank that has run out
 
 
@@ -40,7 +41,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
         ValueError: a rank has no batch at all and no ``like`` while others have batches; on all ranks alike.
         TypeError: no tensor in a batch has a dimension, one is not dense, or there is something in it that is neither
             a tensor nor a number, text or None.
-        RuntimeError: the loader of another rank raised, or its batch was refused: the loop ends on all ranks.
+        RuntimeError: the loader of another rank raised, or its batch or ``like`` was refused: the loop ends on all.
 
     A ``break`` on one rank alone, or an exception in the body of its loop, ends the loop there. The others wait for it
     in their next collective until the group's timeout: leave the loop on all ranks in the same step.
@@ -51,11 +52,13 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
         return
     on_cpu = torch.device("cpu") in process_group._device_types
     device = torch.device("cpu") if on_cpu else process_group._device_types[0]
-    empty = OUT if like is None else _empty(like)
+    empty: Any = OUT
     batches = chain(loader, repeat(OUT))
     while True:
         batch, error = OUT, None
         try:
+            if empty is OUT and like is not None:
+                empty = _empty(like)
             batch = next(batches)
             if batch is not OUT:
                 empty = _empty(batch)

@@ -276,7 +276,6 @@ def _steps(acts: list[list[int]], failed: bool) -> Iterator[Step]:
         for act in of_block:
             step = warps[act[2] // WARP].take(act)
             if act is last:
-                step.act = Act(act[3])
                 yield from _in_turns([warps[w] for w in sorted(warps)], ends_with=step)
                 return
         yield from _in_turns([warps[w] for w in sorted(warps)])
@@ -294,8 +293,9 @@ class _Warp:
     def take(self, act: list[int]) -> Step:
         launch, block, thread, kind, site, array, offset, size = act
         lane = thread % WARP
-        # All lanes are at a shuffle or a barrier together, wherever in the source each of them is.
-        instruction = (kind,) if kind >= Act.SHUFFLE else (kind, site)
+        # All lanes are at a shuffle or a barrier together, wherever in the source each of them is. An access is to one
+        # array here, even where an instruction takes some lanes to another.
+        instruction = (kind,) if kind >= Act.SHUFFLE else (kind, site, array)
         key = instruction, self.executed[lane, instruction]
         self.executed[lane, instruction] += 1
         if key not in self.known:

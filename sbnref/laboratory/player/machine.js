@@ -99,8 +99,9 @@ export class Machine {
   get words() {
     const step = this.last;
     if (step === null) return "Before the first instruction.";
-    const who = `Step ${this.time}: ${this.recording.launches[this.launch].kernel}, block ${step.block}, warp ${step.warp}`;
-    return `${who}: ${lanesInWords(step.lanes)} ${this.actInWords(step)}.`;
+    const { kernel } = this.recording.launches[this.launch];
+    const who = `${kernel}, block ${step.block}, warp ${step.warp}`;
+    return `Step ${this.time}: ${who}: ${lanesInWords(step.lanes)} ${this.actInWords(step)}.`;
   }
 
   actInWords(step) {

@@ -56,7 +56,9 @@ const VIEW = `
     <div>
       <h4>Lanes of the warps, by block · warp</h4>
       <canvas class="tree" aria-hidden="true"></canvas>
-      <div class="lanes" tabindex="0" role="group" aria-label="Lanes of the warps"><canvas aria-hidden="true"></canvas></div>
+      <div class="lanes" tabindex="0" role="group" aria-label="Lanes of the warps">
+        <canvas aria-hidden="true"></canvas>
+      </div>
       <div class="shared-memory"></div>
       <h4>Memory, in sectors of ${SECTOR} bytes</h4>
       <div class="memory"></div>
@@ -103,7 +105,8 @@ class View {
     this.find(".error").hidden = recording.error === null;
     this.find(".error").textContent = `It ends early. ${recording.error}`;
     this.fillCounters();
-    this.strips = recording.arrays.map((array) => this.strip(array));
+    this.extents = recording.arrays.map((_, i) => this.extent(i));
+    this.strips = recording.arrays.map((array, i) => this.strip(array, this.extents[i]));
     this.find("details").addEventListener("toggle", () => this.fillWords(), { once: true });
   }
 
@@ -120,10 +123,19 @@ class View {
     }
   }
 
-  strip(array) {
+  /** Bytes of an array to draw: up to the last one accessed, where that is less than half of it. */
+  extent(index) {
+    const { size } = this.recording.arrays[index];
+    const ends = this.machine.steps.filter((step) => step.array === index).map((s) => Math.max(...s.offsets) + s.bytes);
+    const last = Math.max(...ends);
+    return last < size / 2 ? last : size;
+  }
+
+  strip(array, extent) {
     const figure = element("figure");
     const size = plural(array.size, "byte") + (array.shared ? " shared by a block, in 32 banks" : "");
-    figure.append(element("figcaption", `${array.name}, ${size}`), element("canvas"));
+    const part = extent < array.size ? `, of which only the first ${extent} are accessed` : "";
+    figure.append(element("figcaption", `${array.name}, ${size}${part}`), element("canvas"));
     figure.lastChild.setAttribute("aria-hidden", "true");
     this.find(array.shared ? ".shared-memory" : ".memory").append(figure);
     return figure;
@@ -131,7 +143,10 @@ class View {
 
   fillWords() {
     const machine = new Machine(this.recording);
-    this.find("ol").append(...machine.steps.map((_, i) => (machine.goTo(i + 1), element("li", machine.words.split(": ").slice(1).join(": ")))));
+    for (let time = 1; time <= machine.steps.length; time++) {
+      machine.goTo(time);
+      this.find("ol").append(element("li", machine.words.replace(/^Step \d+: /, "")));
+    }
   }
 
   /** Shows the state after so many steps. */
@@ -172,7 +187,7 @@ class View {
     const { machine, cell, left } = this;
     const box = this.find(".lanes");
     const [height, step] = [cell + 3, machine.last];
-    const pen = blank(box.firstChild, left + WARP * cell, machine.rows.length * height + 2);
+    const pen = blank(box.querySelector("canvas"), left + WARP * cell, machine.rows.length * height + 2);
     const now = step === null ? -1 : step.block * machine.warps + step.warp;
     pen.font = "11px system-ui, sans-serif";
     pen.textBaseline = "middle";
@@ -180,7 +195,8 @@ class View {
       const y = i * height + 2;
       pen.globalAlpha = 1;
       pen.fillStyle = getComputedStyle(box).color;
-      if (cell >= 9 || i % 2 === 0) pen.fillText(`${Math.floor(i / machine.warps)} · ${i % machine.warps}`, 16, y + cell / 2);
+      const name = `${Math.floor(i / machine.warps)} · ${i % machine.warps}`;
+      if (cell >= 9 || i % 2 === 0) pen.fillText(name, 16, y + cell / 2);
       if (i === now) pen.fillText("▶", 1, y + cell / 2);
       for (let lane = 0; lane < WARP; lane++) {
         const active = row.waits || row.lanes.includes(lane);
@@ -216,7 +232,7 @@ class View {
   drawBanks(array, index, ink) {
     const { machine, cell, left } = this;
     const step = machine.last;
-    const words = Math.ceil(array.size / 4);
+    const words = Math.ceil(this.extents[index] / 4);
     const height = words > WARP ? 6 : cell;
     const pen = blank(this.strips[index].lastChild, left + WARP * cell, Math.ceil(words / WARP) * height);
     const lit = new Set();
@@ -232,7 +248,7 @@ class View {
     const { machine, cell } = this;
     const step = machine.last;
     const first = Math.floor(array.start / SECTOR);
-    const sectors = Math.floor((array.start + array.size - 1) / SECTOR) - first + 1;
+    const sectors = Math.floor((array.start + this.extents[index] - 1) / SECTOR) - first + 1;
     const columns = Math.max(8, Math.floor(width / cell / 8) * 8);
     const pen = blank(this.strips[index].lastChild, columns * cell, Math.ceil(sectors / columns) * (cell + 1));
     const lit = step !== null && step.act <= TICKET && step.array === index ? machine.sectors(step) : new Set();
@@ -281,8 +297,8 @@ class Player {
     this.views = [];
     this.time = 0;
     this.timer = null;
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed, false, speed === (still ? 1 : 16))));
+    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed)));
+    this.find("speed").value = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : 16;
     this.listen();
   }
 
@@ -316,11 +332,17 @@ class Player {
 
   /** @param {object[]} recordings */
   show(recordings) {
+    this.root.querySelector(".problem").textContent = "";
     this.pause();
     this.views = recordings.map((recording) => new View(recording, this.root.querySelector(".legend")));
     this.root.querySelector(".views").replaceChildren(...this.views.map((view) => view.root));
     this.find("time").max = this.length;
     this.setTime(Math.min(this.time, this.length));
+  }
+
+  /** @param {Error} error Of loading. */
+  fail(error) {
+    this.root.querySelector(".problem").textContent = `The recordings could not be loaded: ${error.message}`;
   }
 
   /** A reader goes to a step: whatever plays stops. */
@@ -396,7 +418,7 @@ class Choice {
       const recordings = await Promise.all(chosen.map((name) => this.load(name)));
       if (chosen.join() === this.chosen.join()) this.player.show(recordings);
     } catch (error) {
-      this.player.root.querySelector(".problem").textContent = `A recording could not be loaded: ${error.message}`;
+      this.player.fail(error);
     }
   }
 
@@ -415,6 +437,12 @@ async function fetchJson(address) {
 for (const root of document.querySelectorAll(".player")) {
   const folder = root.dataset.recordings;
   const player = new Player(root);
-  if (folder) fetchJson(`${folder}/index.json`).then((index) => new Choice(player, folder, index));
-  else player.show([...document.querySelectorAll("script.recording")].map((script) => JSON.parse(script.textContent)));
+  if (folder) {
+    fetchJson(`${folder}/index.json`)
+      .then((index) => new Choice(player, folder, index))
+      .catch((error) => player.fail(error));
+  } else {
+    const held = [...document.querySelectorAll("script.recording")];
+    player.show(held.map((script) => JSON.parse(script.textContent)));
+  }
 }
