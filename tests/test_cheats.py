@@ -365,7 +365,7 @@ import _thread, sys, threading, time, traceback
 from sbnref.grading.check import check
 
 def called(frame):
-    return frame.name == "_call" and frame.filename.endswith("apart/process.py")
+    return frame.name == "call" and frame.filename.endswith("apart/process.py")
 
 def interrupt(thread):  # once their code is called: one that comes while a module is imported may be lost there
     while not any(map(called, traceback.extract_stack(sys._current_frames()[thread]))):
