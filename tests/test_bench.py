@@ -147,3 +147,14 @@ def test_unknown_suites_are_named():
     done = CliRunner().invoke(app, ["bench", "--suite", "speed"])
     assert done.exit_code == 2
     assert "speed" in done.output
+
+
+def test_the_page_on_padding_says_what_was_measured():
+    results = load(Path(__file__).parents[1] / "benchmarks" / "results" / "amd-epyc-2-cores-padding.json")
+    assert [row["layer"] for row in results.rows if "over_parts" in row] == ["reference", "cpu kernels"] * 2
+    assert max(row.get("over_parts", 0) for row in results.rows) < 1.3
+    for shape in suites.SEQUENCES:
+        times = {row["layer"]: row["median"] for row in results.rows if row["shape"] == list(shape)}
+        packing = times["packing alone"]
+        assert 1.5 <= packing / times["reference, valid positions packed"] <= 2
+        assert 5 <= packing / times["cpu kernels, valid positions packed"] <= 6.5
