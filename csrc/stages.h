@@ -58,12 +58,12 @@ struct BackwardStats {
 void backward_stats(const Plan&, const BackwardStats&, const Workspace&, Stream);
 
 struct BackwardApply {
-    Buffer dy, x;  // (outer, channels, inner)
-    Buffer total;  // (2C,) float64, the payloads of all ranks, summed
-    Buffer saved;  // (4, C) float64
-    Buffer gamma;  // (C,) any dtype, or null
-    double k;      // w / m
-    Buffer dx;     // (outer, channels, inner), out
+    Buffer dy, x;          // (outer, channels, inner)
+    Buffer total;          // (2C,) float64, the payloads of all ranks, summed
+    Buffer saved;          // (4, C) float64
+    Buffer gamma;          // (C,) any dtype, or null
+    double k;              // w / m
+    Buffer dx;             // (outer, channels, inner), out
     Buffer dgamma, dbeta;  // (C,) any dtype, averages over the ranks, out; or null
     double ranks;
 };

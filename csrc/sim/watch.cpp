@@ -84,8 +84,8 @@ void note(const Chain& chain) {
 
 [[noreturn]] void race(const char* verb, uintptr_t address, const char* did, const Visit& other) {
     const bool same_block = other.block == blockIdx.x;
-    const std::string who = (same_block ? "" : "block " + std::to_string(other.block) + ", ") + "thread " +
-                            std::to_string(other.thread);
+    const std::string who =
+        (same_block ? "" : "block " + std::to_string(other.block) + ", ") + "thread " + std::to_string(other.thread);
     note(calls());
     note(*other.chain);
     fail(

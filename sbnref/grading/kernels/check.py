@@ -150,6 +150,7 @@ class _Judge:
     def __init__(self, file: Path, watched: Path, job: Job, examples: int, timeout: float, seed: int) -> None:
         self.file, self.watched, self.examples, self.timeout, self.seed = file, watched, examples, timeout, seed
         self.student = Student(job)
+        self._stopped = 0  # inputs of a search on which the kernels did what is not legal
 
     def grade(self, target: str, parts: Sequence[str]) -> KernelGrade:
         try:
