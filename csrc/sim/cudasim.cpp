@@ -108,6 +108,11 @@ Order& order() {
     return order;
 }
 
+// Throws where no kernel runs: the host has none of this.
+void need_kernel(const char* what) {
+    if (kernel_body == nullptr) throw std::runtime_error(std::string(what) + " outside of a kernel");
+}
+
 // ---- threads ----
 
 // Gives up control until the scheduler lets this thread go on.
@@ -202,6 +207,9 @@ void launch(
             std::to_string(block_size) + " threads");
     kernel_name = kernel;
     kernel_body = &thread;
+    const struct Running {
+        ~Running() { kernel_body = nullptr; }
+    } running;
     shared_bytes_of_launch = shared_bytes;
     gridDim.x = static_cast<unsigned>(blocks);
     blockDim.x = block_size;
@@ -239,6 +247,7 @@ void fail(const std::string& what) {
 }
 
 void check_access(const void* array, int64_t size, int64_t i, int count, int bytes, Access access) {
+    need_kernel(access == Access::Read ? "reads global memory" : "writes global memory");
     constexpr Act kActs[] = {Act::Read, Act::Write, Act::Ticket};
     record(kActs[static_cast<int>(access)], array, "", size * bytes, i * bytes, count * bytes);
     const char* const verb = access == Access::Read ? "reads" : "writes";
@@ -306,6 +315,7 @@ void check_shared(const char* name, std::vector<SharedElement>& elements, int64_
 }
 
 std::unique_ptr<SharedBase>& shared_slot(const char* name) {
+    need_kernel("asks for shared memory");
     for (auto& [known, array] : shared_arrays)
         if (known == name) return array;
     return shared_arrays.emplace_back(name, nullptr).second;
@@ -314,6 +324,7 @@ std::unique_ptr<SharedBase>& shared_slot(const char* name) {
 int64_t dynamic_shared_bytes() { return shared_bytes_of_launch; }
 
 bool wait_for_block(bool vote) {
+    need_kernel("waits at a barrier");
     record(Act::Barrier);
     watch_wait();
     threads[threadIdx.x].vote = vote;
@@ -322,6 +333,7 @@ bool wait_for_block(bool vote) {
 }
 
 const void* exchange(const void* value, size_t bytes, unsigned lane) {
+    need_kernel("takes part in a shuffle");
     static_assert(kLargestExchange >= 2 * sizeof(double));
     record(Act::Shuffle, nullptr, "", 0, lane, static_cast<int>(bytes));
     watch_wait();

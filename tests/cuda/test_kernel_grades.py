@@ -135,6 +135,15 @@ def test_loops_crashes_and_exits_cost_their_part_only(tmp_path):
     assert part.status == "crashed"
 
 
+def test_what_only_kernels_have_is_refused_to_the_host(tmp_path):
+    body = "if (p.C > 1) store(p.y, 0, load(p.x, 0)); else __syncthreads();"
+    fault = (
+        graded(tmp_path, f"{students.HEAD}\nvoid forward(const Problem& p) {{ {body} }}{students.TAIL}").parts[0].fault
+    )
+    assert fault.what == "waits at a barrier outside of a kernel"
+    assert fault.line is None
+
+
 def test_kernels_that_do_nothing_are_not_frugal(tmp_path):
     report = graded(tmp_path, template(), ("legal", "right", "frugal"))
     assert [part.status for part in report.parts] == ["passed", "failed", "failed"]
