@@ -290,9 +290,9 @@ VARIANTS = {
         "void forward(const Problem& p) {",
         "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 2;",
     ),
-    "twelve splits, always": SPLIT_FILE.replace(
+    "six splits, always": SPLIT_FILE.replace(
         "void forward(const Problem& p) {",
-        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 12;",
+        "void forward(const Problem& given) {\n    Problem p = given;\n    p.splits = 6;",
     ),
     "a loop over the whole grid": HEAD + STATISTICS + FLAT + TAIL,
     "shuffles": PLAIN.replace(_TREE, SHUFFLES),

@@ -242,7 +242,8 @@ def test_without_the_kernels_nothing_else_is_tried(check, parts):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 sys.path.insert(0, {benchmarks!r})
 import gpu_check, torch
 from pathlib import Path
