@@ -58,7 +58,7 @@ def check_kernels(
 
     Args:
         target: a file that includes ``laboratory.cuh`` and defines ``void forward(const Problem&)``; see
-            :func:`template`.
+            ``sbnref check --template cuda``.
         parts: which of ``legal``, ``right`` and ``frugal`` to grade.
         examples: how many inputs to try.
         timeout: seconds for each part, after which the kernels are ended.

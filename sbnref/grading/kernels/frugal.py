@@ -22,7 +22,7 @@ RUNGS: dict[str, dict[str, dict[str, int]]] = json.loads(Path(__file__).with_nam
 
 @dataclass(frozen=True)
 class Spent:
-    """What a launch on :data:`SHAPE` does to global memory.
+    """What a launch on (16, 32, 28, 28) does to global memory.
 
     Attributes:
         layout: ``'contiguous'`` or ``'channels_last'``.
@@ -70,8 +70,8 @@ class Frugality:
     """What the kernels spend.
 
     Attributes:
-        spent: for each of :data:`LAYOUTS`.
-        shared: accesses of warps to shared memory, on :data:`SMALL`; -1 where they were too many to be looked at.
+        spent: for each of both memory formats.
+        shared: accesses of warps to shared memory, on a small tensor; -1 where they were too many to be looked at.
         conflicts: of its banks, each of which takes as long as another access.
     """
 
