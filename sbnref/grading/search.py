@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies
 from hypothesis import seed as seeded
 from hypothesis.errors import Flaky
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from ..conformance.oracle import over
@@ -295,6 +296,14 @@ def search(
             smallest[:] = [failure]
             raise _Wrong(failure.what)
 
+    explore(steps(seed), fails, examples=examples, seed=seed, stop=_Wrong)
+    return (smallest[0] if smallest else None), tried
+
+
+def explore(
+    cases: SearchStrategy[Any], fails: Callable[[Any], None], *, examples: int, seed: int, stop: type[Exception]
+) -> None:
+    """Call ``fails`` on cases, and where it raises ``stop`` on smaller ones, down to the smallest on which it does."""
     run = settings(
         max_examples=examples,
         deadline=None,
@@ -302,7 +311,6 @@ def search(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
-    )(seeded(seed)(given(steps(seed))(fails)))
-    with suppress(_Wrong, Flaky):  # flaky: a race, or out of time; the last failure is what there is
+    )(seeded(seed)(given(cases)(fails)))
+    with suppress(stop, Flaky):  # flaky: a race, or out of time; the last failure is what there is
         run()
-    return (smallest[0] if smallest else None), tried

@@ -56,9 +56,8 @@ void forward(const Problem& p) {
     launch("statistics", statistics, p.C, p);
     launch("normalize", normalize, p.C, p);
 }"""
-STATISTICS = """
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x;
+# Of a channel, in one block: its mean, and what each thread finds of its squared deviations.
+SUMS = """    const int64_t c = blockIdx.x;
     double sum = 0;
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += load(p.x, p.at(c, i));
     const double mean = sum_over_block(sum) / p.count();
@@ -69,7 +68,11 @@ __global__ void statistics(Problem p) {
         square += deviation * deviation;
     }
     squares[threadIdx.x] = square;
-    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+"""
+STATISTICS = (
+    "\n__global__ void statistics(Problem p) {\n"
+    + SUMS
+    + """    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) squares[threadIdx.x] = double(squares[threadIdx.x]) + double(squares[threadIdx.x + half]);
     }
@@ -79,6 +82,7 @@ __global__ void statistics(Problem p) {
     }
 }
 """
+)
 PLAIN = HEAD + STATISTICS + NORMALIZE + TAIL
 
 # Statistics by several blocks, the last of which merges: [count, mean, m2] of each.
@@ -247,20 +251,10 @@ void forward(const Problem& p) {
     launch("statistics", statistics, p.C, p);
     launch("normalize", normalize, 7, p);
 }"""
-ONE_KERNEL = """
-__global__ void all_in_one(Problem p) {
-    const int64_t c = blockIdx.x;
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += load(p.x, p.at(c, i));
-    const double mean = sum_over_block(sum) / p.count();
-    SHARED_ARRAY(double, squares, kThreads);
-    double square = 0;
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const double deviation = load(p.x, p.at(c, i)) - mean;
-        square += deviation * deviation;
-    }
-    squares[threadIdx.x] = square;
-    __syncthreads();
+ONE_KERNEL = (
+    "\n__global__ void all_in_one(Problem p) {\n"
+    + SUMS
+    + """    __syncthreads();
     double all = 0;
     for (int t = 0; t < kThreads; ++t) all += squares[t];
     const double scale = 1 / sqrt(all / p.count() + p.eps);
@@ -269,6 +263,7 @@ __global__ void all_in_one(Problem p) {
 }
 
 void forward(const Problem& p) { launch("all in one", all_in_one, p.C, p); }"""
+)
 SHUFFLES = """    for (int distance = kWarp / 2; distance > 0; distance /= 2) square += __shfl_down_sync(~0u, square, distance);
     if (threadIdx.x % kWarp == 0) squares[threadIdx.x / kWarp] = square;
     __syncthreads();

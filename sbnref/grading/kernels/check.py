@@ -14,7 +14,6 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,9 +211,7 @@ class _Judge:
 
     def _search(self, name: str, question: Callable[[Input], Fault | None]) -> Part:
         """The answer on the smallest input where it is no, if there is one."""
-        from hypothesis import HealthCheck, Phase, given, settings
-        from hypothesis import seed as seeded
-        from hypothesis.errors import Flaky
+        from ..search import explore  # hypothesis, which not everybody has, takes its time
 
         start = time.monotonic()
         late = start + 0.7 * self.timeout
@@ -242,16 +239,7 @@ class _Judge:
                 smallest[:] = [fault]
                 raise _Wrong
 
-        run = settings(
-            max_examples=self.examples,
-            deadline=None,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-        )(seeded(self.seed)(given(_inputs(self.seed))(fails)))
-        with suppress(_Wrong, Flaky):
-            run()
+        explore(_inputs(self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
             return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, smallest[0])
         if self._stopped == tried > 0:
