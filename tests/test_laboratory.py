@@ -1,6 +1,8 @@
 """The laboratory: recordings hold what kernels do, at the lines where they do it, and refuse in sentences."""
 
 import re
+import shutil
+import subprocess
 import sys
 from collections import defaultdict
 from itertools import pairwise
@@ -220,6 +222,25 @@ def test_a_column_conflicts_and_a_row_does_not(student):
     found = {recording.sites[step.site][-1][1]: step.conflicts for step in recording.steps}
     assert found == {line("a row"): 0, line("a column"): 31}
     assert recording.counts()["conflicts"] == 31
+
+
+def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
+    recorded(student, "forward")  # what it compiles is kept where the copy looks, too
+    for folder in ("sbnref", "csrc"):
+        shutil.copytree(Path(__file__).parents[1] / folder, tmp_path / folder)
+    code = f"""
+from pathlib import Path
+from sbnref.laboratory import Call, Kernels, record
+from sbnref.laboratory.kernels import CSRC
+from sbnref.laboratory.recording import example
+
+assert str(CSRC) == {str(tmp_path / "csrc")!r}, CSRC
+print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), example((2, 4, 6, 6)))).sites
+               for file, _ in site}}), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
 
 
 # ---- what is refused ----

@@ -22,7 +22,8 @@ def cached(
 
     Args:
         name: the file's.
-        sources: everything that it is made of. Where one of them changes it is compiled again.
+        sources: everything that it is made of. Where one of them changes or lies elsewhere it is compiled again: the
+            lines that the compiler keeps are lines of these files.
         about: what it depends on besides.
         compile: makes the file whose path it is given.
         suffix: of the file's name.
@@ -30,7 +31,7 @@ def cached(
     depends = [torch.__version__, os.environ.get("CXX", ""), *about]
     digest = hashlib.sha256("\n".join(depends).encode())
     for source in sorted(sources):
-        digest.update(source.read_bytes())
+        digest.update(os.fsencode(source.resolve()) + source.read_bytes())
     built = cache() / f"{name}-{digest.hexdigest()[:16]}" / f"{name}{suffix}"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
