@@ -52,7 +52,7 @@ def test_a_fault_is_named_with_its_line(name, tmp_path):
     report = graded(tmp_path, text)
     fault = next(part.fault for part in report.parts if part.fault)
     assert said in fault.what
-    assert fault.line == (None if name in ("sums in float32", "tickets that are not given back") else line)
+    assert fault.line == line
     assert not report.passed
 
 

@@ -8,12 +8,14 @@ they run: a file that could get at that, by a pointer or in assembly, is refused
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import secrets
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +23,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...conformance.oracle import over
 from ...conformance.stages import ContractError, difference
 from ...impls.target import OURS
 from ...laboratory import Kernels
 from ...laboratory.kernels import simulate
-from ...laboratory.recording import sites_of
+from ...laboratory.watching import lines, unwritten
 from ..apart.process import GRACE, Died, Job, Student, plain
+from ..hints import LARGE_MEAN
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
-from .inside import NOBODY
 from .source import refusal
 from .tell import PARTS, Fault, KernelGrade, Part
 
-CALLS = ("run", "count", "conflicts")  # of the process in which kernels run
+CALLS = ("run", "writer", "count", "conflicts")  # of the process in which kernels run
 EPS = 1e-5
+ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
+NEAR = 1e-3  # what is called so holds what it is called
+WORDS = {"mean": "mean", "var": "variance"}
 _SERVED = """import sys
 
 sys.path.insert(0, {!r})
 from sbnref.grading.kernels.inside import Served
 
 served = Served({!r}, {!r}, {!r})
-run, count, conflicts = served.run, served.count, served.conflicts
+run, writer, count, conflicts = served.run, served.writer, served.count, served.conflicts
 """
 
 
@@ -139,6 +145,33 @@ class Input:
         return f"x of shape {shape}{layout}, values: {self.values}, p.splits {self.splits}{turns}, seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """What the statistics of a tensor are, in float64, and how far off float32 may be."""
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,)
+    allowed: Tensor  # (C,), of the mean: a few units in the last place of the largest value
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Statistics:
+        if x.numel() == 0:
+            return cls(*x.new_zeros(3, x.shape[1], dtype=torch.float64))
+        values = x.double().movedim(1, 0).flatten(1)  # (C, N * S)
+        var, mean = torch.var_mean(values, 1, correction=0)
+        return cls(mean, var, 4 * torch.finfo(torch.float32).eps * values.abs().amax(1))
+
+    @property
+    def sigma(self) -> Tensor:  # (C,)
+        return (self.var + EPS).sqrt()
+
+    def may_be_off(self, statistic: str) -> Tensor:  # (C,)
+        """By how much a statistic may be, so that y is no further off than it may be."""
+        if statistic == "mean":
+            return self.allowed + ROUNDING * self.sigma
+        return 2 * ROUNDING * (self.var + EPS)
+
+
 class _Wrong(Exception):
     """Carries what is wrong out of a search."""
 
@@ -193,19 +226,43 @@ class _Judge:
             return None
         if y.shape != x.shape or y.dtype != x.dtype:
             raise ContractError(f"the process gave y of shape {tuple(y.shape)} in {y.dtype}")
-        dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x.double(), dims, correction=0, keepdim=True) if x.numel() else (x.sum(), x.sum())
-        sigma = (var + EPS).sqrt()
-        want = (x.double() - mean) / sigma
-        # Float32: the mean to a few units in its last place, and the rest of the arithmetic.
-        largest = x.abs().amax(dims, keepdim=True).double() if x.numel() else x.sum()
-        allowed = 4 * torch.finfo(torch.float32).eps * largest / sigma + 1e-5 * (1 + want.abs())
-        apart = difference(y, want, allowed.expand_as(want), torch.float32)
+        exact = _Statistics.of(x)
+        want = (x.double() - over(x, exact.mean)) / over(x, exact.sigma)
+        allowed = over(x, exact.allowed) / over(x, exact.sigma) + ROUNDING * (1 + want.abs())
+        apart = difference(y, want, allowed, torch.float32)
         if apart.share <= 1:
             return None
-        unwritten = (y.view(torch.int32) == NOBODY).any()
-        what = "y is not written everywhere" if unwritten else f"y is off by {apart.absolute:.3g}"
+        what = "y is not written everywhere" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
         return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
+
+    def _located(self, fault: Fault, given: Input) -> Fault:
+        """The fault of a wrong number with the line of what went wrong first: a statistic, where ``p.mean`` and ``p.var``
+        hold what their names say and one is off there, or else y."""
+        hint = LARGE_MEAN if given.values == "large mean" else None
+        if fault.index is None:
+            return fault
+        x, channel = given.tensor(), fault.index[1]
+        exact = _Statistics.of(x)
+        element, name, what = sum(map(math.prod, zip(fault.index, x.stride(), strict=True))), "y", fault.what
+        out = self._run(given, "ascending")
+        for statistic in self._held(replace(given, values="normal")):
+            got, want = float(out[statistic][channel]), float(getattr(exact, statistic)[channel])
+            if not abs(got - want) <= exact.may_be_off(statistic)[channel]:
+                element, name = channel, statistic
+                what += f": p.{statistic}[{channel}] is {got:.7g}, and the {WORDS[statistic]} is {want:.7g}"
+                break
+        line, _ = self._lines(self.student.call("writer", x, given.splits, name, element))
+        return replace(fault, what=what, line=line, hint=hint)
+
+    def _held(self, mild: Input) -> list[str]:
+        """Which of ``p.mean`` and ``p.var`` hold what their names say: are near it on an input that does no harm."""
+        out, exact = self._run(mild, "ascending"), _Statistics.of(mild.tensor())
+        return [
+            name
+            for name in WORDS
+            if isinstance(out.get(name), Tensor) and out[name].shape == exact.mean.shape
+            if torch.allclose(out[name].double(), getattr(exact, name), rtol=NEAR, atol=NEAR)
+        ]
 
     # ---- the questions ----
 
@@ -217,7 +274,7 @@ class _Judge:
         late = start + 0.7 * self.timeout
         self.student.apart, self.student.deadline = None, start + self.timeout
         self._stopped = 0
-        smallest: list[Fault] = []
+        smallest: list[tuple[Fault, Input]] = []
         deaths: list[Died] = []
         tried = 0
 
@@ -236,12 +293,16 @@ class _Judge:
                 self.student.deadline = time.monotonic() + self.timeout + GRACE
                 fault = Fault(death.what, str(case), printed=death.printed)
             if fault is not None:
-                smallest[:] = [fault]
+                smallest[:] = [(fault, case)]
                 raise _Wrong
 
         explore(_inputs(self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
-            return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, smallest[0])
+            fault, case = smallest[0]
+            if not deaths:
+                with suppress(ContractError, Died):  # of code that does something else this time
+                    fault = self._located(fault, case)
+            return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped == tried > 0:
             return Part(name, "not graded", 0.0, tried, Fault("the kernels are stopped by what is not legal"))
         if tried < self.examples / 4:
@@ -271,10 +332,7 @@ class _Judge:
         """The lines of the file in which something happened, and in which what it collides with did."""
         if not isinstance(frames, Tensor) or frames.dtype != torch.int64 or frames.numel() == 0:
             return None, None
-        sites = sites_of(self.watched, frames.tolist()[:1000])
-        lines = [next((line for path, line in site if Path(path) == self.file), None) for site in sites]
-        line, other, *_ = [*lines, None, None]
-        return line, other
+        return lines(self.watched, self.file, frames.tolist()[:1000])
 
 
 def _inputs(seed: int) -> Any:

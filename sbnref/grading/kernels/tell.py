@@ -26,6 +26,7 @@ class Fault:
         index: where in y numbers differ; None where it is not numbers that do.
         expected: the number there.
         given: what the kernels wrote.
+        hint: where to look; None where there is nothing to add.
         printed: what the process printed last, where it ended.
     """
 
@@ -36,6 +37,7 @@ class Fault:
     index: tuple[int, ...] | None = None
     expected: float | None = None
     given: float | None = None
+    hint: str | None = None
     printed: str = ""
 
 
@@ -131,6 +133,8 @@ def _rows(fault: Fault) -> list[tuple[str, str]]:
         rows.append(("on", fault.on))
     if fault.index is not None:
         rows.append(("there", f"y{list(fault.index)} is {fault.given:.7g}; expected {fault.expected:.7g}"))
+    if fault.hint is not None:
+        rows.append(("hint", fault.hint))
     if fault.printed:
         rows.append(("printed", fault.printed))
     return rows
