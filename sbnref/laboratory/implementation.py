@@ -31,9 +31,9 @@ _SCRATCH = {"mean", "var", "partials"}  # that nobody has written
 class StageKernels:
     """The stages in a file of kernels; one that it does not define raises :class:`NotImplementedError`.
 
-    On CPU tensors they run in the simulation and are watched: what CUDA does not allow, and results that are not written
-    everywhere, are a :class:`RuntimeError` that names the line. Threads and blocks take turns in another order every
-    time, so that what depends on it differs from call to call. CUDA tensors take nvcc.
+    On CPU tensors they run in the simulation and are watched: what CUDA does not allow is a :class:`RuntimeError` that
+    names the line, and so are results that are not written everywhere. Threads and blocks take turns in another order
+    every time, so that what depends on it differs from call to call. CUDA tensors take nvcc.
 
     Args:
         file: includes ``laboratory.cuh`` and defines functions by the stages' names, of a ``Problem``; see
@@ -50,8 +50,8 @@ class StageKernels:
         self._kernels = Kernels(file, stages_in(file), recording=True, built=built)
         if not self._kernels.functions:
             raise NotAnImplementation(
-                f"expected {file} to define void {', '.join(STAGES[:-1])} or {STAGES[-1]}(const Problem&), but it has none "
-                "of them; `sbnref check --template cuda-stages` prints a file to start from"
+                f"expected {file} to define void {', '.join(STAGES[:-1])} or {STAGES[-1]}(const Problem&), but it "
+                "has none of them; `sbnref check --template cuda-stages` prints a file to start from"
             )
         self._orders = itertools.cycle(("ascending", "descending", "random:1"))
         if built is None:
@@ -106,7 +106,7 @@ class StageKernels:
         return self._run("backward_apply", "dx", x, k=k, dy=dy, total=total, saved=saved, gamma=gamma)
 
     def _run(self, stage: str, result: str, x: Tensor, **given: Any) -> Tensor:
-        """Launch a stage's kernels on arrays and numbers of a ``Problem``; its result, which is as x but for payloads."""
+        """Launch a stage's kernels on arrays and numbers of a ``Problem``; its result, as x if it is none of these."""
         if stage not in self._kernels.functions:
             raise NotImplementedError(f"there is no function {stage}")
         for name in ("dy", "gamma", "beta"):
@@ -122,7 +122,7 @@ class StageKernels:
         kernels = self._kernels if on_host else replace(self._kernels, recording=False, built=None)
         call = Call(kernels, x, splits=splits, room=SPLITS, **{"y": None, "payload": None, **given})
         if not on_host:
-            call.run(stage)
+            call.launch(stage)
             return out
         for name in made:
             forget(given[name])

@@ -137,7 +137,12 @@ class Call:
         self._loaded: tuple[Kernels, Any] | None = None
 
     def run(self, *functions: str) -> Tensor:
-        """Launch the kernels, those of some of the functions only where these are named; y.
+        """:meth:`launch`, and y."""
+        self.launch(*functions)
+        return self.y
+
+    def launch(self, *functions: str) -> None:
+        """Launch the kernels, those of some of the functions only where these are named.
 
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
@@ -149,7 +154,6 @@ class Call:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         for function in functions or self.kernels.functions:
             check(getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem)))
-        return self.y
 
 
 def channels_last(x: Tensor) -> bool:

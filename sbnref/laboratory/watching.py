@@ -48,7 +48,7 @@ def watch(call: Call, *functions: str, written: Collection[str]) -> Refusal | No
         address, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel())
         lib.cudasim_name(f"p.{name}".encode(), address, size, array.itemsize, int(name in written))
     try:
-        call.run(*functions)
+        call.launch(*functions)
     except RuntimeError as error:
         return Refusal(str(error).removeprefix("simulated "), numbers(lib.cudasim_refused))
     finally:

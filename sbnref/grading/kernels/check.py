@@ -236,8 +236,10 @@ class _Judge:
         return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
 
     def _located(self, fault: Fault, given: Input) -> Fault:
-        """The fault of a wrong number with the line of what went wrong first: a statistic, where ``p.mean`` and ``p.var``
-        hold what their names say and one is off there, or else y."""
+        """The fault of a wrong number with the line that wrote what went wrong first.
+
+        That is a statistic, where ``p.mean`` and ``p.var`` hold what their names say and one of them is off; or else y.
+        """
         hint = LARGE_MEAN if given.values == "large mean" else None
         if fault.index is None:
             return fault
