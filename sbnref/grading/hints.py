@@ -23,6 +23,13 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
         return f"Its arguments and result are described in the template: {template}.", section
     if status in ("crashed", "timed out"):
         return "Call the function yourself on the step above, from a debugger or with prints.", section
+    if "is not written everywhere" in what:
+        return "Every element of the result is to be written, whatever was there before, on an empty rank too.", section
+    if "raised RuntimeError: kernel" in what:
+        return (
+            "CUDA leaves undefined what the line does: see Have your own implementation graded, CUDA kernels.",
+            section,
+        )
     if "by code that is graded" in what:
         return "Do without it: whoever grades has forbidden it.", section
     if "two different results" in what:

@@ -25,6 +25,7 @@ from .kernels import SPLITS, Call, Kernels, channels_last, compiled, set_order
 from .recording import WARP
 from .watching import Refusal, forget, lines, unwritten, watch
 
+THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
 _SCRATCH = {"mean", "var", "partials"}  # that nobody has written
 
 
@@ -47,12 +48,7 @@ class StageKernels:
     dtypes = (torch.float32,)
 
     def __init__(self, file: Path, built: Path | None = None) -> None:
-        self._kernels = Kernels(file, stages_in(file), recording=True, built=built)
-        if not self._kernels.functions:
-            raise NotAnImplementation(
-                f"expected {file} to define void {', '.join(STAGES[:-1])} or {STAGES[-1]}(const Problem&), but it "
-                "has none of them; `sbnref check --template cuda-stages` prints a file to start from"
-            )
+        self._kernels = replace(stages_of(file), recording=True, built=built)
         self._orders = itertools.cycle(("ascending", "descending", "random:1"))
         if built is None:
             try:
@@ -119,7 +115,7 @@ class StageKernels:
         count, channels = x[:, 0].numel(), x.shape[1]
         splits = max(1, min(-(-SPLITS // channels), count // WARP))
         on_host = not x.is_cuda
-        kernels = self._kernels if on_host else replace(self._kernels, recording=False, built=None)
+        kernels = self._kernels if on_host else Kernels(self._kernels.file, self._kernels.functions)
         call = Call(kernels, x, splits=splits, room=SPLITS, **{"y": None, "payload": None, **given})
         if not on_host:
             call.launch(stage)
@@ -144,16 +140,30 @@ class StageKernels:
         return "" if line is None else f" (line {line}{more})"
 
 
-def stages_in(file: Path) -> tuple[str, ...]:
+def stages_of(file: Path) -> Kernels:
     """The stages that a file of kernels defines.
 
     Raises:
-        NotAnImplementation: there is no such file.
+        NotAnImplementation: there is no such file, or it defines none.
     """
     if not file.is_file():
         raise NotAnImplementation(f"expected a file of kernels, but there is no file {file}")
+    if not (found := tuple(stage for stage in STAGES if _defines(file, stage))):
+        raise NotAnImplementation(
+            f"expected {file} to define void {', '.join(STAGES[:-1])} or {STAGES[-1]}(const Problem&), but it has none "
+            "of them; `sbnref check --template cuda-stages` prints a file to start from"
+        )
+    return Kernels(file, found, THREADS)
+
+
+def only_stages(file: Path) -> bool:
+    """Whether a file of kernels defines stages, and no ``forward`` of its own."""
+    return file.is_file() and not _defines(file, "forward") and any(_defines(file, stage) for stage in STAGES)
+
+
+def _defines(file: Path, function: str) -> bool:
     text = file.read_text(errors="replace")
-    return tuple(stage for stage in STAGES if re.search(rf"\bvoid\s+{stage}\s*\(\s*const\s+Problem\b", text))
+    return re.search(rf"\bvoid\s+{function}\s*\(\s*const\s+Problem\b", text) is not None
 
 
 def _expect_float32(name: str, tensor: Tensor | None) -> None:

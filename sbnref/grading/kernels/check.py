@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,29 +22,27 @@ from torch import Tensor
 
 from ...conformance.oracle import over
 from ...conformance.stages import ContractError, difference
-from ...impls.target import OURS
 from ...laboratory import Kernels
-from ...laboratory.kernels import simulate
 from ...laboratory.watching import lines, unwritten
 from ..apart.process import GRACE, Died, Job, Student, plain
 from ..hints import LARGE_MEAN
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
-from .source import refusal
+from .job import Served, Unfit, job_of
 from .tell import PARTS, Fault, KernelGrade, Part
 
-CALLS = ("run", "writer", "count", "conflicts")  # of the process in which kernels run
 EPS = 1e-5
 ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
 NEAR = 1e-3  # what is called so holds what it is called
 WORDS = {"mean": "mean", "var": "variance"}
-_SERVED = """import sys
+_SERVED = Served(
+    """from sbnref.grading.kernels.inside import Inside
 
-sys.path.insert(0, {!r})
-from sbnref.grading.kernels.inside import Served
-
-served = Served({!r}, {!r}, {!r})
-run, writer, count, conflicts = served.run, served.writer, served.count, served.conflicts
-"""
+inside = Inside({file}, {fast}, {watched})
+run, writer, count, conflicts = inside.run, inside.writer, inside.count, inside.conflicts
+""",
+    ("run", "writer", "count", "conflicts"),
+    fast=True,
+)
 
 
 def check_kernels(
@@ -88,31 +83,21 @@ def check_kernels(
     if not file.is_file():
         raise ValueError(f"expected a file of kernels, but there is no file {target}")
     seed = secrets.randbelow(2**20) if seed is None else seed
-    text = file.read_text(errors="replace")
-    if (refused := refusal(text)) is not None:
-        return _none(str(target), parts, Fault(refused[1], line=refused[0]), seed)
-    with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
-        fast, watched = Path(place, "fast.so"), Path(place, "watched.so")
-        try:
-            simulate(watched, Kernels(file, recording=True))
-            if "frugal" in parts:
-                simulate(fast, Kernels(file))
-        except RuntimeError as error:
-            return _none(str(target), parts, _complaint(file, str(error)), seed)
-        served = Path(place, "served.py")
-        served.write_text(_SERVED.format(str(OURS.parent), str(file), str(fast), str(watched)))
-        seconds = 5 * timeout * (os.cpu_count() or 1)
-        job = Job(str(served), place, memory, seconds, forbidden=(), place=place, functions=CALLS)
-        judge = _Judge(file, watched, job, examples, timeout, seed)
-        try:
-            return judge.grade(str(target), parts)
-        finally:
-            judge.student.close()
+    served = replace(_SERVED, fast="frugal" in parts)
+    try:
+        with job_of(Kernels(file), served, memory, 5 * timeout) as (job, watched):
+            judge = _Judge(file, watched, job, examples, timeout, seed)
+            try:
+                return judge.grade(str(target), parts)
+            finally:
+                judge.student.close()
+    except Unfit as unfit:
+        return _none(str(target), parts, unfit.fault, seed)
 
 
-def template() -> str:
-    """The text of a file to start from."""
-    return Path(__file__).with_name("template.cu").read_text(encoding="utf-8")
+def template(stages: bool = False) -> str:
+    """The text of a file to start from: the forward pass of one process, or the four stages."""
+    return Path(__file__).with_name("template_stages.cu" if stages else "template.cu").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -371,15 +356,6 @@ def _integers(told: object) -> dict[str, int]:
 
 def _status(death: Died) -> str:
     return "timed out" if death.hung else "crashed"
-
-
-def _complaint(file: Path, said: str) -> Fault:
-    """What the compiler said of the file, for whoever wrote it."""
-    errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
-    if not errors:
-        return Fault(said[:2000])
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))
 
 
 def _none(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:

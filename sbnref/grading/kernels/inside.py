@@ -17,7 +17,7 @@ WRITTEN = ("x", "payload", "tickets")  # before the first kernel
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-class Served:
+class Inside:
     """Kernels that were compiled elsewhere.
 
     Args:
