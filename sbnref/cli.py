@@ -107,6 +107,9 @@ def check(
         bool,
         typer.Option("--template", help="Print a file to start from; --template cuda and cuda-stages: of kernels."),
     ] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Time a file's forward(p) on a CUDA GPU, where nothing confines it.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
 ) -> None:
     """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
@@ -145,11 +148,14 @@ def check(
     if kernels and (suite or forbid or allow):
         raise typer.BadParameter("--suite, --forbid and --allow are for the four functions, not for kernels")
     asked = stage or (PARTS if kernels and not only_stages(Path(target)) else STAGES)
+    of_forward = kernels and not set(asked) <= set(STAGES)
+    if gpu and not of_forward:
+        raise typer.BadParameter("--gpu is for kernels of a forward(p), not for the four stages")
     limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
     report = _or_exit(
         lambda: (
-            check_kernels(target, asked, **limits)
-            if kernels and not set(asked) <= set(STAGES)
+            check_kernels(target, asked, gpu=gpu, **limits)
+            if of_forward
             else grade(target, asked, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
         )
     )

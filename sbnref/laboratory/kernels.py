@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
+from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS, use_toolkit
 from .compiling import cached, compile_for_host
 
 SECTOR = 32  # bytes
@@ -311,11 +311,13 @@ def _nvcc(built: Path, kernels: Kernels, _: list[str]) -> None:
 
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
+    link_folder = use_toolkit(built.parent)
     cpp_extension.load(
         built.stem,
         [str(unit)],
         extra_include_paths=[str(CSRC), str(LABORATORY)],
         extra_cuda_cflags=[*NVCC_FLAGS, f"-DSBNREF_THREADS={kernels.threads}"],
+        extra_ldflags=[] if link_folder is None else [f"-L{link_folder}"],
         build_directory=str(built.parent),
         is_python_module=False,
     )

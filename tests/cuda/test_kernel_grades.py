@@ -2,17 +2,28 @@
 
 import json
 import math
+import re
 import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import students
+from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.grading.kernels.check import check_kernels, template
 from sbnref.grading.kernels.frugal import RUNGS, SHAPE, Spent, stands
 from sbnref.grading.kernels.source import refusal
+from sbnref.impls import STAGES
+from sbnref.laboratory import LABORATORY, Kernels, timing
+from sbnref.laboratory.implementation import only_stages
+from sbnref.laboratory.kernels import translation_unit
+from sbnref.laboratory.recording import example
+from sbnref.launch import RankError
 
+STAGES_FILE = Path(__file__).with_name("stages.cu")
 QUICK = {"examples": 24, "seed": 1}
 
 
@@ -202,3 +213,103 @@ def test_the_command_grades_a_file(tmp_path):
         refused = runner.invoke(app, ["check", *arguments])
         assert refused.exit_code == 2
         assert what in " ".join(refused.output.replace("│", " ").split())
+
+
+# ---- on a GPU, with made-up times ----
+
+
+@pytest.fixture
+def _gpu(monkeypatch):
+    """A GPU that is none: tensors stay on the host, where launches take 10 to 70 us, and PyTorch 2 ms."""
+
+    def seconds(work, repetitions):
+        return [1e-5 * (k + 1) for k in range(7)] if work(0) is None else [2e-3] * 7
+
+    chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sbnref.grading.kernels.check.find_cuda", lambda: None)
+    monkeypatch.setattr(timing, "_random", lambda shape, layout: example(shape, channels_last=layout != "contiguous"))
+    monkeypatch.setattr(timing, "SHAPES", ((2, 5, 8, 8),))
+    monkeypatch.setattr(timing, "copying", lambda: 1e9)
+    monkeypatch.setattr(timing, "eager_seconds", seconds)
+
+
+class Here:
+    """Instead of ranks."""
+
+    def __init__(self, world_size, timeout):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def run(self, work, *arguments):
+        try:
+            return [work(*arguments)]
+        except RuntimeError as error:
+            raise RankError(0, f"Traceback\nRuntimeError: {error}") from None
+
+
+@pytest.mark.usefixtures("_here", "_gpu")
+def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", Here)
+    report = graded(tmp_path, students.SPLIT_FILE, gpu=True, examples=4)
+    assert report.passed
+    assert [timed.layout for timed in report.timed] == ["contiguous", "channels_last"]
+    size = 4 * 2 * 5 * 8 * 8
+    for timed in report.timed:
+        assert timed.floor == pytest.approx(3 * size / 1e9)
+        assert (timed.seconds, timed.quartiles, timed.beside) == pytest.approx((4e-5, (2e-5, 6e-5), 2e-3))
+        assert timed.bytes_per_second == pytest.approx(3 * size / 4e-5)
+    text = " ".join(str(report).split())
+    assert "on a GPU:" in text
+    assert "(2, 5, 8, 8), channels-last: 0.04 ms (0.02 to 0.06), 0 GB/s, 0.19 of the speed of copying" in text
+    assert "torch's batch_norm takes 2 ms" in text
+    assert json.loads(json.dumps(report.to_dict()))["timed"][0]["gpu"] == "a GPU"
+
+    monkeypatch.setattr("torch.nn.functional.batch_norm", lambda x, *_, training: x)
+    wrong = graded(tmp_path, students.PLAIN, gpu=True, examples=4)
+    assert not wrong.passed
+    assert re.match(r"RuntimeError: on the GPU y is off by 1\.\d+ on \(2, 5, 8, 8\), contiguous", wrong.untimed)
+    assert "not timed: RuntimeError" in str(wrong)
+
+
+@pytest.mark.usefixtures("_here", "_gpu")
+def test_kernels_that_are_not_legal_do_not_reach_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", None)
+    report = graded(tmp_path, students.FAULTS["a tail"][1][0], gpu=True)
+    assert report.untimed == "only kernels that are legal and right go to the GPU"
+    with pytest.raises(ValueError, match="expected legal and right among the parts"):
+        graded(tmp_path, students.PLAIN, ["right"], gpu=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="PyTorch sees none"):
+        graded(tmp_path, students.PLAIN, gpu=True)
+
+
+def test_the_gpu_is_asked_for_where_forward_is_graded(tmp_path):
+    file = tmp_path / "mine.cu"
+    file.write_text(template(stages=True))
+    refused = CliRunner().invoke(app, ["check", str(file), "--gpu"])
+    assert refused.exit_code == 2
+    assert "--gpu is for kernels of a forward(p)" in " ".join(refused.output.replace("│", " ").split())
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "text", [template(), template(stages=True), STAGES_FILE.read_text()], ids=["", "stages", "right"]
+)
+def test_templates_compile_for_gpus(text, includes, tmp_path):  # noqa: F811
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
+    file, unit = tmp_path / "mine.cu", tmp_path / "unit.cu"
+    file.write_text(text)
+    functions = STAGES if only_stages(file) else ("forward",)
+    unit.write_text(translation_unit(Kernels(file, functions)))
+    warnings = [] if "to be written" in text else ["-Werror=all-warnings"]
+    compiled(
+        ["nvcc", *FLAGS, *warnings, *targets, *includes, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "o")]
+    )

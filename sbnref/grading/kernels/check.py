@@ -22,8 +22,11 @@ from torch import Tensor
 
 from ...conformance.oracle import over
 from ...conformance.stages import ContractError, difference
+from ...impls.build import find_cuda
 from ...laboratory import Kernels
+from ...laboratory.timing import time_file
 from ...laboratory.watching import lines, unwritten
+from ...launch import RankError, Ranks
 from ..apart.process import GRACE, Died, Job, Student, plain
 from ..hints import LARGE_MEAN
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
@@ -33,6 +36,7 @@ from .tell import PARTS, Fault, KernelGrade, Part
 EPS = 1e-5
 ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
 NEAR = 1e-3  # what is called so holds what it is called
+TIMING = 300  # seconds that compiling for a GPU and timing may take
 WORDS = {"mean": "mean", "var": "variance"}
 _SERVED = Served(
     """from sbnref.grading.kernels.inside import Inside
@@ -53,6 +57,7 @@ def check_kernels(
     timeout: float = 60,
     memory: float = 4,
     seed: int | None = None,
+    gpu: bool = False,
 ) -> KernelGrade:
     """Grade a file of CUDA kernels that normalizes a batch.
 
@@ -64,13 +69,16 @@ def check_kernels(
         timeout: seconds for each part, after which the kernels are ended.
         memory: gigabytes that they may take, on Linux.
         seed: of the inputs and their numbers; None for another one each time.
+        gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
+            grades, and nothing checks what they access.
 
     Returns:
         The report. However the kernels fail, it is in there.
 
     Raises:
-        ValueError: no such file, or no such part.
-        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing.
+        ValueError: no such file, no such part, or kernels are to be timed that are not to be graded.
+        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing; or the GPU that
+            is asked for, or what compiles for it.
     """
     if importlib.util.find_spec("hypothesis") is None:
         raise RuntimeError(
@@ -82,17 +90,22 @@ def check_kernels(
     file = Path(target).resolve()
     if not file.is_file():
         raise ValueError(f"expected a file of kernels, but there is no file {target}")
+    if gpu:
+        _expect_gpu(parts)
     seed = secrets.randbelow(2**20) if seed is None else seed
     served = replace(_SERVED, fast="frugal" in parts)
     try:
         with job_of(Kernels(file), served, memory, 5 * timeout) as (job, watched):
             judge = _Judge(file, watched, job, examples, timeout, seed)
             try:
-                return judge.grade(str(target), parts)
+                report = judge.grade(str(target), parts)
             finally:
                 judge.student.close()
     except Unfit as unfit:
-        return _none(str(target), parts, unfit.fault, seed)
+        report = _none(str(target), parts, unfit.fault, seed)
+    if gpu:
+        _time(file, report)
+    return report
 
 
 def template(stages: bool = False) -> str:
@@ -320,6 +333,26 @@ class _Judge:
         if not isinstance(frames, Tensor) or frames.dtype != torch.int64 or frames.numel() == 0:
             return None, None
         return lines(self.watched, self.file, frames.tolist()[:1000])
+
+
+def _expect_gpu(parts: Sequence[str]) -> None:
+    if not {"legal", "right"} <= set(parts):
+        raise ValueError(f"expected legal and right among the parts of kernels that a GPU is to run, got {parts}")
+    find_cuda()
+    if not torch.cuda.is_available():
+        raise RuntimeError("expected a CUDA GPU to time the kernels on, and PyTorch sees none")
+
+
+def _time(file: Path, report: KernelGrade) -> None:
+    """Time kernels that passed, in a process that they may take with them."""
+    if not report.passed:
+        report.untimed = "only kernels that are legal and right go to the GPU"
+        return
+    with Ranks(1, timeout=TIMING) as ranks:
+        try:
+            (report.timed,) = ranks.run(time_file, file)
+        except (RankError, TimeoutError) as error:
+            report.untimed = str(error).strip().splitlines()[-1]
 
 
 def _inputs(seed: int) -> Any:
