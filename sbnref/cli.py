@@ -146,7 +146,7 @@ def check(
         raise typer.BadParameter("name the file or module to grade, or ask for --template")
     kernels = target.endswith(".cu")
     if kernels and (suite or forbid or allow):
-        raise typer.BadParameter("--suite, --forbid and --allow are for the four functions, not for kernels")
+        raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
     asked = stage or (PARTS if kernels and not only_stages(Path(target)) else STAGES)
     of_forward = kernels and not set(asked) <= set(STAGES)
     if gpu and not of_forward:

@@ -27,6 +27,7 @@ from .watching import Refusal, forget, lines, unwritten, watch
 
 THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
 _SCRATCH = {"mean", "var", "partials"}  # that nobody has written
+_FLOAT32 = {"x", "dy", "gamma", "beta"}
 
 
 class StageKernels:
@@ -102,34 +103,42 @@ class StageKernels:
         return self._run("backward_apply", "dx", x, k=k, dy=dy, total=total, saved=saved, gamma=gamma)
 
     def _run(self, stage: str, result: str, x: Tensor, **given: Any) -> Tensor:
-        """Launch a stage's kernels on arrays and numbers of a ``Problem``; its result, as x if it is none of these."""
+        """Launch a stage's kernels on arrays and numbers of a ``Problem``; its result, made here if it is as x."""
         if stage not in self._kernels.functions:
             raise NotImplementedError(f"there is no function {stage}")
-        for name in ("dy", "gamma", "beta"):
-            _expect_float32(name, given.get(name))
-        _expect_float32("x", x)
-        out: Tensor = given.setdefault(result, torch.empty_like(x := _dense(x, channels_last(x))))
+        for name, tensor in {"x": x, **given}.items():
+            if name in _FLOAT32 and tensor.dtype not in self.dtypes:
+                raise TypeError(
+                    f"expected {name} in torch.float32, which is all that a file of kernels takes, got {tensor.dtype}"
+                )
+        last = channels_last(x)
+        x = _dense(x, last)
         if "dy" in given:
-            given["dy"] = _dense(given["dy"], channels_last(x))
-        made = {result, "saved"} if stage == "forward_apply" else {result}
-        count, channels = x[:, 0].numel(), x.shape[1]
+            given["dy"] = _dense(given["dy"], last)
+        if result not in given:
+            given[result] = torch.empty_like(x)
+        channels, count = x.shape[1], x[:, 0].numel()
         splits = max(1, min(-(-SPLITS // channels), count // WARP))
-        on_host = not x.is_cuda
-        kernels = self._kernels if on_host else Kernels(self._kernels.file, self._kernels.functions)
+        kernels = Kernels(self._kernels.file, self._kernels.functions) if x.is_cuda else self._kernels
         call = Call(kernels, x, splits=splits, room=SPLITS, **{"y": None, "payload": None, **given})
-        if not on_host:
+        if x.is_cuda:
             call.launch(stage)
-            return out
+        else:
+            self._watch(call, stage, result)
+        out: Tensor = given[result]
+        return out
+
+    def _watch(self, call: Call, stage: str, result: str) -> None:
+        made = {result, "saved"} if stage == "forward_apply" else {result}
         for name in made:
-            forget(given[name])
-        set_order(next(self._orders), kernels)
+            forget(call.arrays[name])
+        set_order(next(self._orders), call.kernels)
         refusal = watch(call, stage, written=call.arrays.keys() - made - _SCRATCH)
         if refusal is not None:
             raise RuntimeError(refusal.what + self._where(refusal))
-        if (nobody := unwritten(out)).any():
+        if (nobody := unwritten(call.arrays[result])).any():
             first = tuple(nobody.nonzero()[0].tolist())
             raise RuntimeError(f"{result} is not written everywhere; {result}{list(first)} is not")
-        return out
 
     def _where(self, refusal: Refusal) -> str:
         assert self._kernels.built is not None
@@ -164,13 +173,6 @@ def only_stages(file: Path) -> bool:
 def _defines(file: Path, function: str) -> bool:
     text = file.read_text(errors="replace")
     return re.search(rf"\bvoid\s+{function}\s*\(\s*const\s+Problem\b", text) is not None
-
-
-def _expect_float32(name: str, tensor: Tensor | None) -> None:
-    if tensor is not None and tensor.dtype not in StageKernels.dtypes:
-        raise TypeError(
-            f"expected {name} in torch.float32, which is all that a file of kernels takes, got {tensor.dtype}"
-        )
 
 
 def _dense(tensor: Tensor, last: bool) -> Tensor:

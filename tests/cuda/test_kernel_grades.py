@@ -207,7 +207,7 @@ def test_the_command_grades_a_file(tmp_path):
     for arguments, what in {
         ("--template", "rust"): "expected --template or --template cuda",
         ("none.cu",): "there is no file none.cu",
-        ("none.cu", "--suite"): "for the four functions",
+        ("none.cu", "--suite"): "for functions in Python",
         (str(file), "--stage", "fast"): "expected parts among",
     }.items():
         refused = runner.invoke(app, ["check", *arguments])
