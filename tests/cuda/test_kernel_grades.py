@@ -75,6 +75,25 @@ def test_what_is_right_is_called_so(name, tmp_path):
     assert report.passed
 
 
+LIES = {
+    "nothing": lambda out: None,
+    "no statistics": lambda out: {"y": out["y"], "refused": None, "frames": out["frames"]},
+    "another shape": lambda out: {**out, "mean": out["y"]},
+    "no numbers": lambda out: {**out, "frames": out["frames"].to("meta")},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
+    class Liar(InThisProcess):
+        def call(self, name, *arguments):
+            return lie(super().call(name, *arguments)) if name == "run" else super().call(name, *arguments)
+
+    monkeypatch.setattr("sbnref.grading.kernels.check.Student", Liar)
+    (part,) = graded(tmp_path, students.FAULTS["sums in float32"][1][0], ["right"]).parts
+    assert (part.status, part.fault.what) == ("failed", "the process of the kernels gave no answer")
+
+
 @pytest.mark.usefixtures("_here")
 def test_the_rungs_spend_what_the_package_says():
     """The figures that a file is compared with are those of the rungs, handed in as files."""
@@ -205,7 +224,7 @@ def test_the_command_grades_a_file(tmp_path):
     assert told["score"] == pytest.approx(1, abs=0.03)
     assert runner.invoke(app, ["check", "--template", "cuda"]).stdout == template()
     for arguments, what in {
-        ("--template", "rust"): "expected --template or --template cuda",
+        ("--template", "rust"): "--template cuda or --template cuda-stages, got",
         ("none.cu",): "there is no file none.cu",
         ("none.cu", "--suite"): "for functions in Python",
         (str(file), "--stage", "fast"): "expected parts among",
