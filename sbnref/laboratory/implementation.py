@@ -43,7 +43,7 @@ class StageKernels:
         built: the library of the file, where it has been compiled already.
 
     Raises:
-        NotAnImplementation: there is no such file, it does not compile, or it has none of the stages.
+        ValueError: there is no such file, it does not compile, or it has none of the stages.
     """
 
     dtypes = (torch.float32,)
