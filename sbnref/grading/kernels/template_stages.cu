@@ -4,15 +4,16 @@
 //
 //   forward_stats -> all-reduce -> forward_apply         backward_stats -> all-reduce -> backward_apply
 //
-// What kernels are written in is told by: sbnref check --template cuda. Beyond that there is in p, for all channels c:
+// What kernels are written in is told by: sbnref check --template cuda. Beyond that there is in p:
 //
 //   p.weight, p.divisor     w, what this rank weighs, 0 where it is empty; D, or 0 where D is max(W, 1)
 //   p.k                     w / m with m = p.count(), 0 where this rank is empty
 //   p.payload               float64, what this rank tells the others, to be written
 //   p.total                 float64, the payloads of all ranks, summed
 //   p.gamma, p.beta         (C,) float32; ones and zeros where the layer has none
-//   p.saved                 (4 * C,) float64, what forward_apply leaves to the backward stages, as you like. While it is
-//                           not right, these get the reference's too: mean, 1 / sigma, mean / sigma (1 - W / D), 1 / D
+//   p.saved                 (4 * C,) float64, what forward_apply leaves to the backward stages, as you like. While
+//                           that is not right, these may use the reference's: mean, 1 / sigma,
+//                           mean / sigma (1 - W / D), 1 / D
 //   p.dy, p.dx              float32, where x is too: p.at(c, i)
 //
 // Each stage has what it needs of these, and p.mean, p.var, p.partials and p.tickets to work with. Tensors are float32,
