@@ -64,7 +64,19 @@ def test_a_fault_is_named_with_its_line(name, tmp_path):
     fault = next(part.fault for part in report.parts if part.fault)
     assert said in fault.what
     assert fault.line == line
+    assert (fault.hint is not None) == (name == "sums in float32")
     assert not report.passed
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_wrong_number_has_the_line_that_wrote_it(tmp_path):
+    """Of y, where the statistics are right, and where p.var holds something else than it is called."""
+    was = "line(load(p.x, p.at(c, i)))"
+    for text in (students.PLAIN, students.PLAIN.replace("store(p.var, c, ", "store(p.var, c, 3 + ")):
+        text, line = students.changed(text, was, f"2 * {was}")
+        (part,) = graded(tmp_path, text, ["right"]).parts
+        assert re.fullmatch(r"y is off by [\d.]+", part.fault.what)
+        assert part.fault.line == line
 
 
 @pytest.mark.usefixtures("_here")
