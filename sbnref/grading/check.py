@@ -35,6 +35,8 @@ def check(
     seed: int | None = None,
     forbid: Sequence[str] = (),
     allow: Sequence[str] = (),
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
 ) -> Grade:
     """Grade a file or module that defines the four stage functions.
 
@@ -48,6 +50,8 @@ def check(
         seed: of the training steps and their numbers; None for another one each time.
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
         allow: those that it may use although they are forbidden, which ``'sbnref'`` is.
+        hide: folders that the code is not to see, where it can be confined.
+        user: as whom the code runs, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:
         The report. However the code fails, it is in there.
@@ -77,7 +81,8 @@ def check(
     todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
     seed = secrets.randbelow(2**20) if seed is None else seed
     seconds = (len(todo) + 2) * timeout * (os.cpu_count() or 1)
-    judge = Judge(Job(target, os.getcwd(), memory, seconds, forbidden), examples, timeout, seed)
+    job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
+    judge = Judge(job, examples, timeout, seed)
     try:
         if (ended := judge.begin()) is not None:
             judge.results = dict.fromkeys(todo, ended)

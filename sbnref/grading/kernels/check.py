@@ -52,6 +52,8 @@ def check_kernels(
     timeout: float = 60,
     memory: float = 4,
     seed: int | None = None,
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
 ) -> KernelGrade:
     """Grade a file of CUDA kernels that normalizes a batch.
 
@@ -63,6 +65,8 @@ def check_kernels(
         timeout: seconds for each part, after which the kernels are ended.
         memory: gigabytes that they may take, on Linux.
         seed: of the inputs and their numbers; None for another one each time.
+        hide: folders that they are not to see, where they can be confined.
+        user: as whom they run, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:
         The report. However the kernels fail, it is in there.
@@ -96,7 +100,7 @@ def check_kernels(
         served = Path(place, "served.py")
         served.write_text(_SERVED.format(str(OURS.parent), str(file), str(fast), str(watched)))
         seconds = 5 * timeout * (os.cpu_count() or 1)
-        job = Job(str(served), place, memory, seconds, forbidden=(), place=place, functions=CALLS)
+        job = Job(str(served), place, memory, seconds, (), place=place, functions=CALLS, hide=hide, user=user)
         judge = _Judge(file, watched, job, examples, timeout, seed)
         try:
             return judge.grade(str(target), parts)
