@@ -128,6 +128,8 @@ class Student:
         if "sbnref" in self.job.forbidden:
             hidden += [target.OURS, CSRC]
         hidden = [place for place in hidden if place.is_dir() and not Path(self.job.target).is_relative_to(place)]
+        # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
+        hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
         job = {
             "target": self.job.target,
             "directory": self.job.directory,
@@ -174,13 +176,11 @@ class Student:
         """As whom the process is started; the folder becomes theirs."""
         if self.job.user is None:
             return {}
-        import pwd
-
-        them = pwd.getpwnam(self.job.user)
-        os.chown(folder, them.pw_uid, them.pw_gid)
+        them = user_of(self.job.user)
+        os.chown(folder, them["user"], them["group"])
         if self.job.place is not None:
             os.chmod(self.job.place, 0o711)  # to come to the folder through it
-        return {"user": them.pw_uid, "group": them.pw_gid, "extra_groups": ()}
+        return them
 
     def close(self) -> None:
         """End the process and those it has started."""
@@ -298,6 +298,14 @@ class Student:
         self.close()
         assert process.poll() is not None
         raise Died(what, printed.text(), hung)
+
+
+def user_of(name: str) -> dict[str, Any]:
+    """What has :class:`subprocess.Popen` start a process as somebody else, which takes root."""
+    import pwd
+
+    them = pwd.getpwnam(name)
+    return {"user": them.pw_uid, "group": them.pw_gid, "extra_groups": ()}
 
 
 class _Tail:

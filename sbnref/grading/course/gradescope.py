@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..apart.process import plain
+from ..apart import process as apart
 from ..check import Grade, check
 from ..kernels.check import check_kernels
 from ..kernels.tell import PARTS, KernelGrade
 from .settings import FILES, FUNCTIONS, Settings
 
-NOBODY = "nobody"  # as whom the code runs where the grader is root: it may write nowhere and signal nobody
+NOBODY = "nobody"
 
 
 @dataclass(frozen=True)
@@ -32,37 +34,55 @@ class Outcome:
 
     Attributes:
         share: of the points, 0 to 1.
-        passed: whether nothing is wrong.
         report: for the student.
     """
 
     share: float
-    passed: bool
     report: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether all points are deserved."""
+        return self.share == 1
 
 
 def main() -> None:
     """Grade what lies in ``submission`` below the folder named on the command line, by ``source/settings.json``."""
     place = Path(sys.argv[1]).resolve()
-    results = grade(place / "submission", Settings.load(place / "source" / "settings.json"), hide=[place / "source"])
+    settings = Settings.load(place / "source" / "settings.json")
+    results = grade(place / "submission", settings, hide=[place / "source"], user=other_user())
     unfinished = place / "results" / "results.json.part"
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
     unfinished.replace(place / "results" / "results.json")
 
 
-def grade(submission: Path, settings: Settings, hide: Sequence[Path] = ()) -> dict[str, Any]:
+def other_user() -> str | None:
+    """As whom root runs what was handed in: somebody who writes to no results and reads no hidden seed."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    them = apart.user_of(NOBODY)
+    with suppress(OSError, subprocess.SubprocessError):  # where they cannot even run Python, it has to be root
+        subprocess.run([sys.executable, "-c", ""], check=True, **them)
+        return NOBODY
+    return None
+
+
+def grade(
+    submission: Path, settings: Settings, *, hide: Sequence[Path] = (), user: str | None = None
+) -> dict[str, Any]:
     """What Gradescope is told of a submission.
 
     Args:
         submission: the folder with what was handed in.
         settings: what is worth how much, and on which cases.
         hide: folders that the code is not to see, where it can be confined.
+        user: as whom the code runs, if root grades; None for whoever grades.
     """
     start = time.monotonic()
     tests: list[dict[str, Any]] = []
     for file in FILES:
         if names := settings.graded(file):
-            tests += _tests_of(submission / file, names, settings, hide)
+            tests += _tests_of(submission / file, names, settings, {"hide": hide, "user": user})
     visible = [test for test in tests if test["visibility"] == "visible"]
     output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the cases that you see."
     if hidden := [test for test in tests if test not in visible]:
@@ -77,23 +97,23 @@ def grade(submission: Path, settings: Settings, hide: Sequence[Path] = ()) -> di
     }
 
 
-def _tests_of(file: Path, names: list[str], settings: Settings, hide: Sequence[Path]) -> list[dict[str, Any]]:
+def _tests_of(file: Path, names: list[str], settings: Settings, fence: dict[str, Any]) -> list[dict[str, Any]]:
     """The tests of one file: those that are seen first."""
     needed = list(PARTS) if "frugal" in names else names
-    seen = _outcomes(file, needed, settings.seed, settings, hide)
-    if "frugal" in seen and not all(seen[name].passed for name in needed):
-        seen["frugal"] = Outcome(0, False, f"Not counted before everything else passes.\n\n{seen['frugal'].report}")
+    seen = _outcomes(file, needed, settings.seed, settings, fence)
+    if "frugal" in seen and not all(seen[name].passed for name in needed if name != "frugal"):
+        seen["frugal"] = Outcome(0, f"Not counted before everything else passes.\n\n{seen['frugal'].report}")
     hidden_names = [name for name in names if name != "frugal" and settings.hidden_share > 0]
-    unseen = _outcomes(file, [n for n in hidden_names if seen[n].passed], settings.hidden_seed, settings, hide)
+    unseen = _outcomes(file, [n for n in hidden_names if seen[n].passed], settings.hidden_seed, settings, fence)
     tests = []
     for name in names:
         points = settings.points[name]
         hidden_points = round(points * settings.hidden_share, 2) if name in hidden_names else 0
         again = f"To try it yourself: {settings.command(name)}\n\n"
-        outcome = Outcome(seen[name].share, seen[name].passed, again + seen[name].report)
+        outcome = Outcome(seen[name].share, again + seen[name].report)
         tests.append(_test(name, round(points - hidden_points, 2), "visible", outcome))
         if hidden_points:
-            outcome = unseen.get(name) or Outcome(0, False, f"Not tried: {name} fails on the cases that you see.")
+            outcome = unseen.get(name) or Outcome(0, f"Not tried: {name} fails on the cases that you see.")
             tests.append(_test(f"{name}, other cases", hidden_points, settings.hidden_shown, outcome))
     return tests
 
@@ -110,44 +130,39 @@ def _test(name: str, points: float, visibility: str, outcome: Outcome) -> dict[s
     }
 
 
-def _outcomes(
-    file: Path, names: list[str], seed: int, settings: Settings, hide: Sequence[Path]
-) -> dict[str, Outcome]:
+def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
     """Of each stage or part, on the cases of a seed. Whatever happens, there is one for each."""
     if not names:
         return {}
     why = _not_there(file)
     if why is None:
         try:
-            return _graded(file, names, seed, settings, hide)
+            return _graded(file, names, seed, settings, fence)
         except ValueError as refused:  # there is nothing to grade
             why = str(refused)
         except Exception:
             print(f"The grader failed on {file.name}:\n{traceback.format_exc()}")
             why = "The grader itself failed, which need not be your fault. Tell your teacher."
-    return dict.fromkeys(names, Outcome(0, False, plain(why).replace(str(file), file.name)))
+    return dict.fromkeys(names, Outcome(0, apart.plain(why).replace(str(file), file.name)))
 
 
-def _graded(file: Path, names: list[str], seed: int, settings: Settings, hide: Sequence[Path]) -> dict[str, Outcome]:
-    user = NOBODY if hasattr(os, "geteuid") and os.geteuid() == 0 else None
-    options: dict[str, Any] = {"examples": settings.examples, "timeout": settings.timeout, "seed": seed}
-    options |= {"hide": hide, "user": user}
+def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
+    options = {"examples": settings.examples, "timeout": settings.timeout, "seed": seed} | fence
     report: Grade | KernelGrade
     outcomes = {}
     if file.name == FUNCTIONS:
         report = check(file, names, forbid=settings.forbid, **options)
         for stage in report.stages:
             alone = Grade(file.name, [stage], seed)
-            outcomes[stage.stage] = Outcome(alone.score, alone.passed, str(alone))
+            outcomes[stage.stage] = Outcome(alone.score, str(alone))
     else:
         report = check_kernels(file, [name for name in PARTS if name in names], **options)
         for part in report.parts:
             frugality = report.frugality if part.name == "frugal" else None
-            passed = part.status in ("passed", "measured")
             text = str(KernelGrade(file.name, [part], frugality, seed, None))
-            outcomes[part.name] = Outcome(part.score, passed, text)
+            outcomes[part.name] = Outcome(part.score, text)
     if report.unconfined is not None:
-        print(f"{file.name} ran unconfined ({report.unconfined}), as user {user or 'of the grader'}")
+        print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
     return outcomes
 
 

@@ -49,7 +49,9 @@ class Settings:
         _expect(isinstance(self.points, dict) and {*self.points} <= {*names}, f"points for {names}", self.points)
         _expect(all(type(p) is int and p >= 0 for p in self.points.values()), "whole points, 0 or more", self.points)
         _expect(any(self.points.values()), "points for something", self.points)
-        _expect(_is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share)
+        _expect(
+            _is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share
+        )
         _expect(self.hidden_shown in SHOWN, f"hidden_shown among {SHOWN}", self.hidden_shown)
         seeds = {"seed": self.seed, "hidden_seed": self.hidden_seed}
         _expect(all(type(s) is int and s >= 0 for s in seeds.values()), "whole numbers as seeds, 0 or more", seeds)
