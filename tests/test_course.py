@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,67 +13,22 @@ from typing import Any
 
 import pytest
 import yaml
-from test_cheats import RIGHT
+from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
+from test_cheats import RIGHT, confine_nothing
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.grading.apart import confine
 from sbnref.grading.course import gradescope
 from sbnref.grading.course.make import make
 from sbnref.grading.course.settings import Settings
 from sbnref.grading.course.wheel import TUTORIALS
 from sbnref.grading.kernels.tell import PARTS
 from sbnref.impls import STAGES
-from sbnref.impls.build import cache
 
-ENVIRONMENT = Path(sys.executable).parents[1]
 QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
 ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
 WRONG = RIGHT.replace("mean * mean)", "mean)")
 SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
-
-# gradescope-autograders.readthedocs.io/en/latest/specs: every field that there is, and what may stand in it.
-TEXT, NUMBER = (str,), (int, float)
-SHOWN = ("hidden", "after_due_date", "after_published", "visible")
-FORMATS = ("text", "html", "simple_format", "md", "ansi")
-OF_A_TEST: dict[str, Any] = {
-    **{"score": NUMBER, "max_score": NUMBER, "name": TEXT, "number": TEXT, "output": TEXT, "tags": (list,)},
-    **{"status": ("passed", "failed"), "visibility": SHOWN, "extra_data": (dict,)},
-    **{"name_format": FORMATS, "output_format": FORMATS},
-}
-OF_ALL: dict[str, Any] = {
-    **{"score": NUMBER, "execution_time": NUMBER, "output": TEXT, "extra_data": (dict,), "tests": (list,)},
-    **{"visibility": SHOWN, "stdout_visibility": SHOWN, "leaderboard": (list,)},
-    **{"output_format": FORMATS, "test_output_format": FORMATS, "test_name_format": FORMATS},
-}
-
-
-def conforms(results: dict[str, Any]) -> dict[str, Any]:
-    """The results, if they are what the format knows, and add up."""
-    for told, known in [(results, OF_ALL), *((test, OF_A_TEST) for test in results["tests"])]:
-        for name, value in told.items():
-            assert name in known, f"the format has no field {name}"
-            types = isinstance(known[name][0], type)
-            right = type(value) in known[name] if types else value in known[name]
-            assert right, f"{name} is {value!r}"
-    assert "score" in results or all("score" in test for test in results["tests"])
-    assert results["score"] == pytest.approx(sum(test["score"] for test in results["tests"]))
-    for test in results["tests"]:
-        assert 0 <= test["score"] <= test["max_score"]
-        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
-        assert test["visibility"] != "hidden", "points are never shown"
-    return results
-
-
-def scores(results: dict[str, Any]) -> dict[str, float]:
-    return {test["name"]: test["score"] for test in results["tests"]}
-
-
-def hand_in(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -186,39 +140,6 @@ def test_every_course_has_a_hidden_seed_of_its_own():
 # ---- Gradescope ----
 
 
-class Autograder:
-    """What Gradescope makes of an autograder.zip, in a folder instead of /autograder."""
-
-    def __init__(self, archive: Path) -> None:
-        self.place = Path(tempfile.mkdtemp())
-        for name in ("source", "submission", "results"):
-            (self.place / name).mkdir()
-        with zipfile.ZipFile(archive) as files:
-            for file in files.infolist():
-                files.extract(file, self.place / "source")
-                os.chmod(self.place / "source" / file.filename, file.external_attr >> 16)
-        shutil.copy(self.place / "source" / "run_autograder", self.place)
-        (self.place / "venv").symlink_to(ENVIRONMENT)  # which setup.sh makes
-        (self.place / "libraries").symlink_to(cache())
-        self.printed = ""
-
-    def __call__(self, files: dict[str, str]) -> dict[str, Any]:
-        """The results for a submission."""
-        shutil.rmtree(self.place / "submission")
-        (self.place / "submission").mkdir()
-        (self.place / "results" / "results.json").unlink(missing_ok=True)
-        hand_in(self.place / "submission", files)
-        run = subprocess.run(
-            [self.place / "run_autograder"],
-            cwd=self.place,
-            env={"PATH": os.environ["PATH"], "AUTOGRADER": str(self.place)},
-            capture_output=True,
-            text=True,
-        )
-        self.printed = run.stdout + run.stderr
-        return json.loads((self.place / "results" / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def autograder(tmp_path_factory) -> Iterator[Autograder]:
     folder = tmp_path_factory.mktemp("gradescope") / "lab"
@@ -228,8 +149,19 @@ def autograder(tmp_path_factory) -> Iterator[Autograder]:
     shutil.rmtree(grader.place)
 
 
-def test_right_work_has_all_points(autograder):
-    results = conforms(autograder({"mine.py": SOLUTION, "notes/read me.txt": "hello"}))
+# What would change a checker that looks at it, beside the file.
+_FAKE = "raise SystemExit(0)\n"
+BESIDE = {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /", "a folder/read me.txt": "hello"} | dict.fromkeys(
+    [
+        *("sbnref/__init__.py", "sbnref/grading/check.py", "sbnref/grading/course/gradescope.py", "sitecustomize.py"),
+        *("usercustomize.py", "conftest.py", "torch.py", "hypothesis.py", "json.py", "run_autograder", "setup.sh"),
+    ],
+    _FAKE,
+)
+
+
+def test_right_work_has_all_points_whatever_lies_beside_it(autograder):
+    results = conforms(autograder({**BESIDE, "mine.py": SOLUTION}))
     assert results["score"] == 20
     assert scores(results) == {name: s for stage in STAGES for name, s in ((stage, 3), (f"{stage}, other cases", 2))}
     for test in results["tests"]:
@@ -275,20 +207,13 @@ raise RuntimeError("found " + found)
 
 def test_a_submission_cannot_bring_its_own_checker(autograder):
     """Neither beside the file nor by what it does; and what it may read has no hidden seed."""
-    fake = "raise SystemExit(0)\n"
-    beside = [
-        *("sbnref/__init__.py", "sbnref/grading/check.py", "sbnref/grading/course/gradescope.py", "sitecustomize.py"),
-        *("usercustomize.py", "conftest.py", "torch.py", "hypothesis.py", "json.py", "run_autograder", "setup.sh"),
-    ]
-    files = dict.fromkeys(beside, fake) | {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /"}
-    results = conforms(autograder({**files, "mine.py": HOSTILE}))
+    results = conforms(autograder({**BESIDE, "mine.py": HOSTILE}))
     assert results["score"] == 0
     assert "mine.py cannot be imported: RuntimeError: found " in results["tests"][0]["output"]
     if "unconfined" not in autograder.printed:
         assert str(QUICK["hidden_seed"]) not in json.dumps(results)
         assert str(QUICK["hidden_seed"]) in (autograder.place / "source" / "settings.json").read_text()
-    assert (autograder.place / "run_autograder").read_text() != "#!/bin/sh"
-    assert conforms(autograder({**files, "mine.py": SOLUTION}))["score"] == 20, "nor does it harm who does the work"
+        assert (autograder.place / "run_autograder").read_text() != "#!/bin/sh"
 
 
 def test_without_a_grader_there_is_a_sentence(autograder):
@@ -303,10 +228,6 @@ def test_without_a_grader_there_is_a_sentence(autograder):
     assert "The grading was not finished, which need not be your fault." in results["output"]
 
 
-LIAR = """
-def forward_stats(x, weight):
-    return type("Right", (), {"shape": (2 * x.shape[1] + 2,), "score": 1, "passed": True})()
-"""
 # What is handed in, and what its tests say.
 LITTLE = {
     "nothing": ({}, "expected a file mine.py, but handed in was: nothing"),
@@ -314,15 +235,9 @@ LITTLE = {
     "a folder": ({"lab/mine.py": RIGHT}, "expected a file mine.py, but handed in was: lab"),
     "a folder of that name": ({"mine.py/mine.py": RIGHT}, "but a folder or something else of that name"),
     "no Python": ({"mine.py": "def forward_stats(x, weight) return x"}, "mine.py cannot be imported: "),
-    "another language": ({"mine.py": "\x00\xff\n"}, "mine.py cannot be imported: "),
     "nothing in it": ({"mine.py": ""}, "to define forward_stats, forward_apply, backward_stats and backward_apply"),
-    "the template": ({"mine.py": "def forward_stats(*_): raise NotImplementedError('later')"}, "not written"),
-    "what leaves": ({"mine.py": "import sys; sys.exit(0)"}, "mine.py cannot be imported: SystemExit: 0"),
-    "the reference": ({"mine.py": "from sbnref.impls.reference import *"}, "sbnref may not be imported"),
     "what is wrong": ({"mine.py": WRONG}, "payload is off by"),
-    "what says that it is right": ({"mine.py": LIAR}, "must return a payload"),
     "what never ends": ({"mine.py": "while True: pass"}, "was still running after 2 s and was ended"),
-    "what dies": ({"mine.py": "import os\ndef forward_stats(*_): os._exit(0)"}, "ended the process, with exit code 0"),
 }
 
 
@@ -386,13 +301,26 @@ def test_the_graders_own_faults_are_not_the_students(tmp_path, monkeypatch, caps
 
 
 def test_teachers_are_told_where_nothing_can_be_confined(tmp_path, monkeypatch, capsys):
-    broken = tmp_path / "confine.py"
-    broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\ndef end_with_parent():\n    pass\n")
-    monkeypatch.setattr(confine, "__file__", str(broken))
+    confine_nothing(tmp_path, monkeypatch)
     results = conforms(gradescope.grade(hand_in(tmp_path / "submission", {"mine.py": RIGHT}), ONE))
     assert results["score"] == 7
     assert "not here" not in json.dumps(results)
     assert "mine.py ran unconfined (not here), as the user who grades" in capsys.readouterr().out
+
+
+def test_root_runs_what_is_handed_in_as_somebody_else(autograder, monkeypatch):
+    """Where nothing can be confined: then it is the user who may not do these things."""
+    user = gradescope.other_user()
+    if user is None:
+        pytest.skip("it takes root, and a Python that others can run")
+    (autograder.place / "source").chmod(0o700)
+    autograder.place.chmod(0o755)
+    submission = hand_in(autograder.place / "submission", {"mine.py": HOSTILE + RIGHT})
+    confine_nothing(autograder.place, monkeypatch)
+    results = conforms(gradescope.grade(submission, ONE, user=user))
+    assert "found nothingnothing" in results["tests"][0]["output"]
+    (submission / "mine.py").write_text(RIGHT)
+    assert conforms(gradescope.grade(submission, ONE, user=user))["score"] == 7
 
 
 def test_setting_up_installs_this_version(course, tmp_path):
@@ -451,15 +379,14 @@ def test_the_workflow_is_what_its_actions_take(steps):
 
 @pytest.mark.parametrize(
     ("text", "deserved"),
-    [(RIGHT, True), (WRONG, False), ("import sys; sys.exit(0)", False), (HOSTILE, False), (None, False)],
-    ids=["right", "wrong", "leaves", "hostile", "missing"],
+    [(RIGHT, True), (WRONG, False), (HOSTILE, False), (None, False)],
+    ids=["right", "wrong", "hostile", "missing"],
 )
 def test_a_steps_command_ends_with_0_for_right_work_only(course, steps, tmp_path, text, deserved):
-    """Run as the action does, in a repository that has what would change a checker that looks at it."""
+    """Run as the action does, in a repository that brings more than it should."""
     for part in ("handout", "github"):
         shutil.copytree(course / part, tmp_path, dirs_exist_ok=True)
-    fake = "raise SystemExit(0)\n"
-    hand_in(tmp_path, dict.fromkeys(["sbnref/__init__.py", "sitecustomize.py", "conftest.py", "hypothesis.py"], fake))
+    hand_in(tmp_path, BESIDE)
     (tmp_path / "mine.py").unlink()
     if text is not None:
         (tmp_path / "mine.py").write_text(text)

@@ -90,18 +90,23 @@ def check_kernels(
     if (refused := refusal(text)) is not None:
         return _none(str(target), parts, Fault(refused[1], line=refused[0]), seed)
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
+        place = os.path.realpath(place)  # as the compiler writes it into what it makes
         fast, watched = Path(place, "fast.so"), Path(place, "watched.so")
+        # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
+        alone = Path(place, "alone", file.name)
+        alone.parent.mkdir()
+        alone.write_text(text)
         try:
-            simulate(watched, Kernels(file, recording=True))
+            simulate(watched, Kernels(alone, recording=True))
             if "frugal" in parts:
-                simulate(fast, Kernels(file))
+                simulate(fast, Kernels(alone))
         except RuntimeError as error:
-            return _none(str(target), parts, _complaint(file, str(error)), seed)
+            return _none(str(target), parts, _complaint(alone, str(error), str(target)), seed)
         served = Path(place, "served.py")
-        served.write_text(_SERVED.format(str(OURS.parent), str(file), str(fast), str(watched)))
+        served.write_text(_SERVED.format(str(OURS.parent), str(alone), str(fast), str(watched)))
         seconds = 5 * timeout * (os.cpu_count() or 1)
         job = Job(str(served), place, memory, seconds, (), place=place, functions=CALLS, hide=hide, user=user)
-        judge = _Judge(file, watched, job, examples, timeout, seed)
+        judge = _Judge(alone, watched, job, examples, timeout, seed)
         try:
             return judge.grade(str(target), parts)
         finally:
@@ -317,11 +322,11 @@ def _status(death: Died) -> str:
     return "timed out" if death.hung else "crashed"
 
 
-def _complaint(file: Path, said: str) -> Fault:
-    """What the compiler said of the file, for whoever wrote it."""
+def _complaint(file: Path, said: str, target: str) -> Fault:
+    """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
     errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
     if not errors:
-        return Fault(said[:2000])
+        return Fault(said.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))
 
