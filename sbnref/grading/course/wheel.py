@@ -18,7 +18,7 @@ from ...impls.target import OURS
 
 _BESIDE = OURS / "tutorials"
 TUTORIALS = _BESIDE if _BESIDE.is_dir() else OURS.parent / "tutorials"  # in a wheel, in a checkout
-NOT_HANDED_OUT = ("solutions", "__pycache__")
+NOT_HANDED_OUT = ("solutions", "own", "__pycache__")  # answers: `own` has whole files of kernels
 _BUILT = (".so", ".pyd", ".pyc")
 
 
