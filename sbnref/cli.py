@@ -282,7 +282,9 @@ def course_make(
     from .grading.course.make import make
     from .grading.course.settings import Settings
 
-    _or_exit(lambda: make(folder, None if settings is None else Settings.load(settings)))
+    chosen = _or_exit(lambda: Settings() if settings is None else Settings.load(settings))
+    _or_exit(lambda: _make_folder(folder))
+    _or_exit(lambda: make(folder, chosen))
     typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
 
 
