@@ -110,6 +110,9 @@ def check(
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Time a file's forward(p) on a CUDA GPU, where nothing confines it.")
     ] = False,
+    at_least: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 0 from this score on, whatever has not passed.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
 ) -> None:
     """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
@@ -160,7 +163,7 @@ def check(
         )
     )
     _show(report, json)
-    raise typer.Exit(not report.passed)
+    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
 
 
 @app.command(epilog="Example: sbnref build cpu")
@@ -260,6 +263,37 @@ def trace(
     if error is not None:
         typer.echo(f"sbnref: {error}", err=True)
         raise typer.Exit(1)
+
+
+course = typer.Typer(help="Hand out what a course takes, and have graded what is handed in.", no_args_is_help=True)
+app.add_typer(course, name="course")
+
+
+@course.callback()
+def course_main() -> None:
+    """Keeps `sbnref course COMMAND` a group while it has a single command."""
+
+
+@course.command("make", epilog="Example: sbnref course make lab3")
+def course_make(
+    folder: Annotated[Path, typer.Argument(help="A new or an empty one.")],
+    settings: Annotated[
+        Path | None, typer.Option(help="The settings.json of an earlier course, changed: points, seeds, limits.")
+    ] = None,
+) -> None:
+    """Write a folder to hand out, exercises and templates without solutions, and beside it what graders take.
+
+    These are an autograder for Gradescope and a workflow for GitHub. The folder's README.md says which part goes where.
+
+    Exit code 0: it is written. 2: it is not; why is said.
+    """
+    from .grading.course.make import make
+    from .grading.course.settings import Settings
+
+    chosen = _or_exit(lambda: Settings() if settings is None else Settings.load(settings))
+    _or_exit(lambda: _make_folder(folder))
+    _or_exit(lambda: make(folder, chosen))
+    typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
 
 
 bench = typer.Typer(help="Measure how fast the layer is, and read results.", invoke_without_command=True)

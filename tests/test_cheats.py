@@ -315,12 +315,15 @@ def test_honest_work_scores(work, tmp_path):
     assert report.score == 1, str(report)
 
 
-def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
-    from sbnref.grading.apart import confine
-
-    broken = tmp_path / "confine.py"
+def confine_nothing(folder, monkeypatch):
+    """As on a system that does not allow it."""
+    broken = folder / "confine.py"
     broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\ndef end_with_parent():\n    pass\n")
-    monkeypatch.setattr(confine, "__file__", str(broken))
+    monkeypatch.setattr("sbnref.grading.apart.confine.__file__", str(broken))
+
+
+def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
+    confine_nothing(tmp_path, monkeypatch)
     (tmp_path / "theirs.py").write_text(RIGHT)
     report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
     assert report.score == 1

@@ -40,7 +40,7 @@ sbnref.compare(sbnref.SyncBatchNorm(3), 0).agree
 def installed(tmp_path_factory) -> Path:
     """The interpreter of an environment with the wheel, built from what a checkout has, and our packages beside it."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    for name in ("sbnref", "csrc"):
+    for name in ("sbnref", "csrc", "tutorials"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -83,3 +83,28 @@ def test_the_wheel_runs(installed, tmp_path):
     script = "import sbnref, sbnref.cli; print(sbnref.__file__)"
     run = subprocess.run((installed, "-c", script), capture_output=True, text=True, cwd=tmp_path)
     assert run.stdout.startswith(str(installed.parents[1])), run.stderr
+
+
+def test_the_wheel_hands_out_a_course(installed, tmp_path):
+    """The wheel that goes into a course has what the built one has, and no solutions."""
+    code = "from sbnref.cli import app; app()"
+    subprocess.run((installed, "-c", code, "course", "make", tmp_path / "lab"), check=True, cwd=tmp_path)
+    (built,), (packed,) = installed.parents[2].glob("*.whl"), (tmp_path / "lab" / "handout").glob("*.whl")
+    names = [
+        {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name} for wheel in (built, packed)
+    ]
+    assert names[0] == names[1]
+    assert "sbnref/tutorials/kernels/1_naive.cu" in names[0]
+    assert not any("solution" in name for name in names[0])
+
+
+def test_installed_it_confines_what_is_graded(installed, tmp_path):
+    """There the package has the kernels' sources within it."""
+    template = (ROOT / "sbnref" / "grading" / "template.py").read_text()
+    (tmp_path / "mine.py").write_text(template)
+    code = "from sbnref.grading.check import check; print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
+    said = [
+        subprocess.run((python, "-c", code), capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        for python in (sys.executable, installed)
+    ]
+    assert said[0] == said[1]

@@ -39,6 +39,8 @@ def check(
     seed: int | None = None,
     forbid: Sequence[str] = (),
     allow: Sequence[str] = (),
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
 ) -> Grade:
     """Grade a file or module that defines the four stage functions.
 
@@ -54,6 +56,8 @@ def check(
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
         allow: those that it may use although they are forbidden, which ``'sbnref'`` is. This, ``forbid`` and ``suite``
             are for Python.
+        hide: folders that the code is not to see, where it can be confined.
+        user: as whom the code runs, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:
         The report. However the code fails, it is in there.
@@ -93,11 +97,13 @@ def check(
     with ExitStack() as stack:
         if kernels:
             try:
-                job, _ = stack.enter_context(job_of(stages_of(Path(target).resolve()), STAGES_SERVED, memory, seconds))
+                theirs = stages_of(Path(target).resolve())
+                job, _ = stack.enter_context(job_of(target, theirs, STAGES_SERVED, memory, seconds, hide, user))
             except Unfit as unfit:
                 return Grade(target, [_unfit(stage, unfit.fault) for stage in todo], seed)
         else:
-            job = Job(target, os.getcwd(), memory, seconds * (os.cpu_count() or 1), forbidden)
+            seconds *= os.cpu_count() or 1
+            job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
         judge = Judge(job, examples, timeout, seed, StageKernels.dtypes if kernels else DTYPES)
         stack.callback(judge.close)
         if (ended := judge.begin()) is not None:

@@ -141,10 +141,9 @@ class StageKernels:
             raise RuntimeError(f"{result} is not written everywhere; {result}{list(first)} is not")
 
     def _where(self, refusal: Refusal) -> str:
-        assert self._kernels.built is not None
         line = other = None
         with suppress(RuntimeError, OSError):  # without addr2line it is said without a line
-            line, other = lines(self._kernels.built, self._kernels.file, refusal.frames.tolist())
+            line, other = lines(self._kernels, refusal.frames.tolist())
         more = "" if other is None else f"; the other access is in line {other}"
         return "" if line is None else f" (line {line}{more})"
 

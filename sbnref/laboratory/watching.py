@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .kernels import Call, library, numbers
+from .kernels import Call, Kernels, library, numbers
 from .recording import sites_of
 
 # The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
@@ -73,18 +73,19 @@ def last_write(call: Call, name: str, element: int) -> Tensor:
     return numbers(lib.cudasim_refused)
 
 
-def lines(built: Path, file: Path, frames: list[int]) -> tuple[int | None, int | None]:
+def lines(kernels: Kernels, frames: list[int]) -> tuple[int | None, int | None]:
     """The line of a file in which something happened, and the one in which what it collides with did.
 
     Args:
-        built: the library that was compiled of the file, for recordings.
-        file: of kernels.
+        kernels: of the file, compiled for recordings; ``built`` is given.
         frames: as they are told.
 
     Raises:
         RuntimeError: ``addr2line`` is missing.
     """
-    found = [next((line for path, line in site if Path(path) == file), None) for site in sites_of(built, frames)]
+    assert kernels.built is not None
+    sites = sites_of(kernels.built, frames)
+    found = [next((line for path, line in site if Path(path) == kernels.file), None) for site in sites]
     line, other, *_ = [*found, None, None]
     return line, other
 

@@ -2,17 +2,26 @@
 
 import json
 import math
+import os
 import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import students
+from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
 from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
 from sbnref.cli import app
+from sbnref.conformance.stages import ContractError
+from sbnref.grading.course.classroom import workflow
+from sbnref.grading.course.gradescope import grade
+from sbnref.grading.course.make import make
+from sbnref.grading.course.settings import Settings
 from sbnref.grading.kernels.check import check_kernels, template
 from sbnref.grading.kernels.frugal import RUNGS, SHAPE, Spent, stands
 from sbnref.grading.kernels.source import refusal
@@ -39,7 +48,10 @@ class InThisProcess:
         self.functions = runpy.run_path(self.job.target)
 
     def call(self, name, *arguments):
-        return self.functions[name](*arguments)
+        try:
+            return self.functions[name](*arguments)
+        except RuntimeError as error:
+            raise ContractError(f"raised {error}") from None
 
     def close(self):
         pass
@@ -344,3 +356,58 @@ def test_templates_compile_for_gpus(text, includes, tmp_path):  # noqa: F811
     compiled(
         ["nvcc", *FLAGS, *warnings, *targets, *includes, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "o")]
     )
+
+
+COURSE = Settings(points={"legal": 4, "right": 6, "frugal": 10}, examples=8, timeout=20)
+
+
+def test_an_autograder_takes_kernels(tmp_path):
+    make(tmp_path / "lab", COURSE)
+    autograder = Autograder(tmp_path / "lab" / "gradescope" / "autograder.zip")
+    fake = {"laboratory.cuh": "#error not this one", "results.json": "{}"}
+    results = conforms(autograder({**fake, "mine.cu": students.rung("7 channels-last")}))
+    shutil.rmtree(autograder.place)
+    given = scores(results)
+    assert 9 <= given.pop("frugal") <= 10, autograder.printed
+    assert given == {"legal": 2, "legal, other cases": 2, "right": 3, "right, other cases": 3}
+    assert "as rung 7 channels-last, the last one, or above" in " ".join(results["tests"][-1]["output"].split())
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("files", "legal", "right", "said"),
+    [
+        ({}, 0, 0, "expected a file mine.cu, but handed in was: nothing"),
+        ({"mine.cu": students.PLAIN.replace("double sum = 0;", "double sum = 0")}, 0, 0, "it does not compile"),
+        ({"mine.cu": '#include "/etc/passwd"'}, 0, 0, "a file that is graded includes laboratory.cuh"),
+        ({"mine.cu": students.FAULTS["a missing barrier"][1][0]}, 0, None, "before it is written"),
+        ({"mine.cu": template()}, 4, 0, "y is not written everywhere"),
+    ],
+    ids=["missing", "no C++", "includes", "a fault", "the template"],
+)
+def test_kernels_that_are_wrong_have_no_points_for_frugality(files, legal, right, said, tmp_path):
+    results = conforms(grade(hand_in(tmp_path, files), COURSE))
+    given = scores(results)
+    assert given["legal"] + given["legal, other cases"] == legal
+    assert right is None or given["right"] + given["right, other cases"] == right
+    assert given["frugal"] == 0
+    assert said in " ".join(" ".join(test["output"] for test in results["tests"]).split())
+    assert results["tests"][-1]["output"].partition("\n\n")[2].startswith("Not counted before everything else passes.")
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_score_can_be_asked_for(tmp_path):
+    file = tmp_path / "mine.cu"
+    file.write_text(students.PLAIN)
+    check = ["check", str(file), "--stage", "frugal"]
+    codes = [CliRunner().invoke(app, [*check, *least]).exit_code for least in ([], ["--at-least", "0.8"])]
+    assert codes == [0, 1]
+
+
+def test_the_workflows_command_ends_with_0_for_kernels_that_are_frugal(tmp_path):
+    (command,) = [line.partition(": ")[2] for line in workflow(COURSE).splitlines() if "--at-least" in line]
+    assert command.count("sbnref check mine.cu --stage") == 2
+    hand_in(tmp_path, {"mine.cu": students.rung("7 channels-last")})
+    environment = {**os.environ, "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}"}
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -71,6 +71,8 @@ class Job:
         confined: whether it is not to run where it cannot be confined.
         place: where its folders are made; None for the system's place.
         functions: that it may define, and is asked for.
+        hide: folders that it is not to see, where it can be confined.
+        user: as whom it runs; None for whoever grades. To name another takes root.
     """
 
     target: str
@@ -81,6 +83,8 @@ class Job:
     confined: bool = False
     place: str | None = None
     functions: Sequence[str] = STAGES
+    hide: Sequence[str | Path] = ()
+    user: str | None = None
 
 
 class Student:
@@ -120,10 +124,12 @@ class Student:
         for module in (channel, confine, student, target):
             assert module.__file__ is not None
             shutil.copy(module.__file__, beside)
-        hidden = [Path("/run")]  # other programs' sockets
+        hidden = [Path("/run"), *(Path(place).resolve() for place in self.job.hide)]  # other programs' sockets
         if "sbnref" in self.job.forbidden:
             hidden += [target.OURS, CSRC]
         hidden = [place for place in hidden if place.is_dir() and not Path(self.job.target).is_relative_to(place)]
+        # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
+        hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
         job = {
             "target": self.job.target,
             "directory": self.job.directory,
@@ -149,6 +155,7 @@ class Student:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=(theirs.fileno(),),
+                **self._user(folder),
             )
         assert self._process.stdout is not None
         self._printed = _Tail(self._process.stdout)
@@ -165,6 +172,16 @@ class Student:
                 f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
                 "them; `sbnref check --template` prints a file to start from"
             )
+
+    def _user(self, folder: str) -> dict[str, Any]:
+        """As whom the process is started; the folder becomes theirs."""
+        if self.job.user is None:
+            return {}
+        them = user_of(self.job.user)
+        os.chown(folder, them["user"], them["group"])
+        if self.job.place is not None:
+            os.chmod(self.job.place, 0o711)  # to come to the folder through it
+        return them
 
     def close(self) -> None:
         """End the process and those it has started."""
@@ -282,6 +299,14 @@ class Student:
         self.close()
         assert process.poll() is not None
         raise Died(what, printed.text(), hung)
+
+
+def user_of(name: str) -> dict[str, Any]:
+    """What has :class:`subprocess.Popen` start a process as somebody else, which takes root."""
+    import pwd
+
+    them = pwd.getpwnam(name)
+    return {"user": them.pw_uid, "group": them.pw_gid, "extra_groups": ()}
 
 
 class _Tail:

@@ -58,6 +58,8 @@ def check_kernels(
     memory: float = 4,
     seed: int | None = None,
     gpu: bool = False,
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
 ) -> KernelGrade:
     """Grade a file of CUDA kernels that normalizes a batch.
 
@@ -71,6 +73,8 @@ def check_kernels(
         seed: of the inputs and their numbers; None for another one each time.
         gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
             grades, and nothing checks what they access.
+        hide: folders that they are not to see, where they can be confined.
+        user: as whom they run, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:
         The report. However the kernels fail, it is in there.
@@ -95,8 +99,8 @@ def check_kernels(
     seed = secrets.randbelow(2**20) if seed is None else seed
     served = replace(_SERVED, fast="frugal" in parts)
     try:
-        with job_of(Kernels(file), served, memory, 5 * timeout) as (job, watched):
-            judge = _Judge(file, watched, job, examples, timeout, seed)
+        with job_of(str(target), Kernels(file), served, memory, 5 * timeout, hide, user) as (job, compiled):
+            judge = _Judge(compiled, job, examples, timeout, seed)
             try:
                 report = judge.grade(str(target), parts)
             finally:
@@ -177,8 +181,8 @@ class _Wrong(Exception):
 class _Judge:
     """Answers the three questions, one after the other."""
 
-    def __init__(self, file: Path, watched: Path, job: Job, examples: int, timeout: float, seed: int) -> None:
-        self.file, self.watched, self.examples, self.timeout, self.seed = file, watched, examples, timeout, seed
+    def __init__(self, kernels: Kernels, job: Job, examples: int, timeout: float, seed: int) -> None:
+        self.kernels, self.examples, self.timeout, self.seed = kernels, examples, timeout, seed
         self.student = Student(job)
         self._stopped = 0  # inputs of a search on which the kernels did what is not legal
 
@@ -332,7 +336,7 @@ class _Judge:
         """The lines of the file in which something happened, and in which what it collides with did."""
         if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
             return None, None
-        return lines(self.watched, self.file, frames.tolist()[:1000])
+        return lines(self.kernels, frames.tolist()[:1000])
 
 
 def _expect_gpu(parts: Sequence[str]) -> None:

@@ -57,39 +57,61 @@ class Unfit(Exception):
 
 
 @contextmanager
-def job_of(kernels: Kernels, served: Served, memory: float, seconds: float) -> Iterator[tuple[Job, Path]]:
-    """The job, and the library in which accesses are watched; both are gone in the end.
+def job_of(
+    target: str,
+    kernels: Kernels,
+    served: Served,
+    memory: float,
+    seconds: float,
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
+) -> Iterator[tuple[Job, Kernels]]:
+    """The job, and the kernels as they are compiled to be watched; both are gone in the end.
 
     Args:
+        target: the file, as whoever wrote it knows it.
         kernels: of which file, and which functions of it.
         served: what asks for them there.
         memory: gigabytes that they may take, on Linux.
         seconds: of computing that they may take on each core, on Linux.
+        hide: folders that they are not to see, where they can be confined.
+        user: as whom they run; None for whoever grades.
 
     Raises:
         Unfit: the file says what it may not, or does not compile.
     """
-    file = kernels.file
-    if (refused := refusal(file.read_text(errors="replace"))) is not None:
+    text = kernels.file.read_text(errors="replace")
+    if (refused := refusal(text)) is not None:
         raise Unfit(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
+        place = os.path.realpath(place)  # as the compiler writes it into what it makes
+        if user is not None:
+            os.chmod(place, 0o711)  # to come to the files in it
+        # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
+        alone = Path(place, "alone", kernels.file.name)
+        alone.parent.mkdir()
+        alone.write_text(text)
+        kernels = replace(kernels, file=alone)
         fast, watched, module = (Path(place, name) for name in ("fast.so", "watched.so", "served.py"))
         try:
             simulate(watched, replace(kernels, recording=True))
             if served.fast:
                 simulate(fast, kernels)
         except RuntimeError as error:
-            raise Unfit(_complaint(file, str(error))) from None
-        paths = {name: repr(str(path)) for name, path in (("file", file), ("watched", watched), ("fast", fast))}
+            raise Unfit(_complaint(alone, str(error), target)) from None
+        paths = {name: repr(str(path)) for name, path in (("file", alone), ("watched", watched), ("fast", fast))}
         module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")
         seconds *= os.cpu_count() or 1
-        yield Job(str(module), place, memory, seconds, forbidden=(), place=place, functions=served.functions), watched
+        job = Job(
+            str(module), place, memory, seconds, (), place=place, functions=served.functions, hide=hide, user=user
+        )
+        yield job, replace(kernels, recording=True, built=watched)
 
 
-def _complaint(file: Path, said: str) -> Fault:
-    """What the compiler said of the file, for whoever wrote it."""
+def _complaint(file: Path, said: str, target: str) -> Fault:
+    """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
     errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
     if not errors:
-        return Fault(said[:2000])
+        return Fault(said.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))

@@ -1,0 +1,1 @@
+"""Handing out and handing in: a folder for students, and what graders take of it."""

@@ -1,0 +1,93 @@
+"""Handing in on Gradescope, without it: its folders, and what it takes as results."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sbnref.impls.build import cache
+
+ENVIRONMENT = Path(sys.executable).parents[1]
+
+# gradescope-autograders.readthedocs.io/en/latest/specs: every field that there is, and what may stand in it.
+TEXT, NUMBER = (str,), (int, float)
+SHOWN = ("hidden", "after_due_date", "after_published", "visible")
+FORMATS = ("text", "html", "simple_format", "md", "ansi")
+OF_A_TEST: dict[str, Any] = {
+    **{"score": NUMBER, "max_score": NUMBER, "name": TEXT, "number": TEXT, "output": TEXT, "tags": (list,)},
+    **{"status": ("passed", "failed"), "visibility": SHOWN, "extra_data": (dict,)},
+    **{"name_format": FORMATS, "output_format": FORMATS},
+}
+OF_ALL: dict[str, Any] = {
+    **{"score": NUMBER, "execution_time": NUMBER, "output": TEXT, "extra_data": (dict,), "tests": (list,)},
+    **{"visibility": SHOWN, "stdout_visibility": SHOWN, "leaderboard": (list,)},
+    **{"output_format": FORMATS, "test_output_format": FORMATS, "test_name_format": FORMATS},
+}
+
+
+def conforms(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, if they are what the format knows, and add up."""
+    for told, known in [(results, OF_ALL), *((test, OF_A_TEST) for test in results["tests"])]:
+        for name, value in told.items():
+            assert name in known, f"the format has no field {name}"
+            types = isinstance(known[name][0], type)
+            right = type(value) in known[name] if types else value in known[name]
+            assert right, f"{name} is {value!r}"
+    assert "score" in results or all("score" in test for test in results["tests"])
+    assert results["score"] == pytest.approx(sum(test["score"] for test in results["tests"]))
+    for test in results["tests"]:
+        assert 0 <= test["score"] <= test["max_score"]
+        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
+        assert test["visibility"] != "hidden", "points are never shown"
+    return results
+
+
+def scores(results: dict[str, Any]) -> dict[str, float]:
+    return {test["name"]: test["score"] for test in results["tests"]}
+
+
+def hand_in(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+class Autograder:
+    """What Gradescope makes of an autograder.zip, in a folder instead of /autograder."""
+
+    def __init__(self, archive: Path) -> None:
+        self.place = Path(tempfile.mkdtemp())
+        for name in ("source", "submission", "results"):
+            (self.place / name).mkdir()
+        with zipfile.ZipFile(archive) as files:
+            for file in files.infolist():
+                files.extract(file, self.place / "source")
+                os.chmod(self.place / "source" / file.filename, file.external_attr >> 16)
+        shutil.copy(self.place / "source" / "run_autograder", self.place)
+        (self.place / "venv").symlink_to(ENVIRONMENT)  # which setup.sh makes
+        (self.place / "libraries").symlink_to(cache())
+        self.printed = ""
+
+    def __call__(self, files: dict[str, str]) -> dict[str, Any]:
+        """The results for a submission."""
+        shutil.rmtree(self.place / "submission")
+        (self.place / "submission").mkdir()
+        (self.place / "results" / "results.json").unlink(missing_ok=True)
+        hand_in(self.place / "submission", files)
+        run = subprocess.run(
+            [self.place / "run_autograder"],
+            cwd=self.place,
+            env={"PATH": os.environ["PATH"], "AUTOGRADER": str(self.place)},
+            capture_output=True,
+            text=True,
+        )
+        self.printed = run.stdout + run.stderr
+        return json.loads((self.place / "results" / "results.json").read_text())

@@ -1,0 +1,431 @@
+"""A course: what is handed out has no answers, and each grader gives right and wrong work what it deserves."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
+from test_cheats import RIGHT, confine_nothing
+from typer.testing import CliRunner
+
+from sbnref.cli import app
+from sbnref.grading.course import gradescope
+from sbnref.grading.course.make import make
+from sbnref.grading.course.settings import Settings
+from sbnref.grading.course.wheel import TUTORIALS
+from sbnref.grading.kernels.tell import PARTS
+from sbnref.impls import STAGES
+
+QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
+ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
+WRONG = RIGHT.replace("mean * mean)", "mean)")
+SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("course") / "lab"
+    make(folder, Settings(points={**dict.fromkeys(STAGES, 5), "legal": 3, "right": 3, "frugal": 4}, **QUICK))
+    return folder
+
+
+# ---- the folder ----
+
+
+def test_what_is_handed_out_has_no_answers(course, tmp_path):
+    with zipfile.ZipFile(next((course / "handout").glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path)
+    handed_out = [*(course / "handout").rglob("*"), *(course / "github").rglob("*"), *tmp_path.rglob("*")]
+    files = [path for path in handed_out if path.is_file()]
+    solutions = {path.read_bytes() for path in (TUTORIALS / "solutions").iterdir() if path.is_file()}
+    assert len(solutions) > 10
+    assert len(files) > 100
+    for path in files:
+        assert "solution" not in path.name
+        assert path.read_bytes() not in solutions
+        assert str(QUICK["hidden_seed"]).encode() not in path.read_bytes(), path
+        whole = path.suffix == ".cu" and "void forward(" in path.read_text() and path.parent.name != "broken"
+        assert not whole or path.name in ("mine.cu", "template.cu"), f"{path} can be handed in as it is"
+    assert str(QUICK["hidden_seed"]) in (course / "settings.json").read_text()  # where it would be found
+
+
+def test_every_exercise_and_template_is_handed_out(course):
+    handout = course / "handout"
+    assert (handout / "mine.py").read_text() == CliRunner().invoke(app, ["check", "--template"]).stdout
+    assert (handout / "mine.cu").read_text() == CliRunner().invoke(app, ["check", "--template", "cuda"]).stdout
+    readme = (handout / "README.md").read_text()
+    tutorials = sorted(TUTORIALS.glob("[0-9]*.py"))
+    for tutorial in tutorials:
+        assert (handout / "tutorials" / tutorial.name).read_bytes() == tutorial.read_bytes()
+        (row,) = [line for line in readme.splitlines() if f"`tutorials/{tutorial.name}`" in line]
+        assert int(row.split("|")[3]) >= 3, row
+    kernels = {path.relative_to(TUTORIALS) for path in TUTORIALS.rglob("*.cu") if path.parent.name != "own"}
+    assert {path.relative_to(handout / "tutorials") for path in handout.rglob("tutorials/**/*.cu")} == kernels
+    assert "Points: forward_stats 5, forward_apply 5" in readme
+    assert "{" not in re.sub(r"\{[^}]*\}\.?$", "", readme), "a gap that was not filled"
+    named = re.findall(r"^\| `(\S+)` \|", (course / "README.md").read_text(), re.MULTILINE)
+    assert {*named, "README.md"} == {path.name for path in course.iterdir()}
+
+
+def test_the_same_settings_make_the_same_folder(course, tmp_path):
+    make(tmp_path / "again", Settings.load(course / "settings.json"))
+    first, second = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (course, tmp_path / "again")
+    )
+    assert first == second
+
+
+def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
+    def made(*arguments: str) -> tuple[int, str]:
+        run = CliRunner().invoke(app, ["course", "make", *arguments])
+        return run.exit_code, " ".join((run.stdout + run.stderr).split())
+
+    folder, settings = tmp_path / "new", tmp_path / "settings.json"
+    Settings(points={"right": 1}).save(settings)
+    assert made(str(folder), "--settings", str(settings)) == (
+        0,
+        f"Saved {folder}/README.md, which says what goes where",
+    )
+    readme = (folder / "handout" / "README.md").read_text()
+    assert "Points: right 1." in readme
+    assert "It is not graded." in readme
+    before = sorted(folder.rglob("*"))
+    assert made(str(folder)) == (2, f"sbnref: expected a new or an empty folder, but there is something in {folder}")
+    assert sorted(folder.rglob("*")) == before
+    assert made(str(settings))[0] == 2
+    settings.write_text("{")
+    code, said = made(str(tmp_path / "other"), "--settings", str(settings))
+    assert code == 2
+    assert "expected settings in" in said
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"points": {"forwards": 1}}, "expected points for ('forward_stats',"),
+        ({"points": {"legal": 0.5}}, "expected whole points, 0 or more, got {'legal': 0.5}"),
+        ({"points": {"legal": -1}}, "expected whole points"),
+        ({"points": {"legal": 0}}, "expected points for something"),
+        ({"points": 10}, "expected points for"),
+        ({"hidden_share": 2}, "expected hidden_share, 0 to 1, got 2"),
+        ({"hidden_shown": "hidden"}, "expected hidden_shown among ('after_published', 'after_due_date')"),
+        ({"seed": "one"}, "expected whole numbers as seeds"),
+        ({"seed": 3, "hidden_seed": 3}, "expected a hidden_seed that is not the seed"),
+        ({"examples": 0}, "expected examples, 1 or more"),
+        ({"timeout": "long"}, "expected timeout"),
+        ({"forbid": ["torch; rm -r ."]}, "expected forbid, a list of names"),
+        ({"forbid": "numpy"}, "expected forbid, a list of names"),
+        ({"poins": {}}, "expected in "),
+        ([1], "expected in "),
+    ],
+)
+def test_settings_are_refused_in_a_sentence(given, said, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Settings.load(tmp_path / "settings.json")
+
+
+def test_every_course_has_a_hidden_seed_of_its_own():
+    assert Settings().hidden_seed != Settings().hidden_seed
+
+
+# ---- Gradescope ----
+
+
+@pytest.fixture(scope="module")
+def autograder(tmp_path_factory) -> Iterator[Autograder]:
+    folder = tmp_path_factory.mktemp("gradescope") / "lab"
+    make(folder, Settings(points=dict.fromkeys(STAGES, 5), hidden_share=0.4, **QUICK))
+    grader = Autograder(folder / "gradescope" / "autograder.zip")
+    yield grader
+    shutil.rmtree(grader.place)
+
+
+# What would change a checker that looks at it, beside the file.
+_FAKE = "raise SystemExit(0)\n"
+BESIDE = {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /", "a folder/read me.txt": "hello"} | dict.fromkeys(
+    [
+        *("sbnref/__init__.py", "sbnref/grading/check.py", "sbnref/grading/course/gradescope.py", "sitecustomize.py"),
+        *("usercustomize.py", "conftest.py", "torch.py", "hypothesis.py", "json.py", "run_autograder", "setup.sh"),
+    ],
+    _FAKE,
+)
+
+
+def test_right_work_has_all_points_whatever_lies_beside_it(autograder):
+    results = conforms(autograder({**BESIDE, "mine.py": SOLUTION}))
+    assert results["score"] == 20
+    assert scores(results) == {name: s for stage in STAGES for name, s in ((stage, 3), (f"{stage}, other cases", 2))}
+    for test in results["tests"]:
+        other = test["name"].endswith("other cases")
+        assert test["visibility"] == ("after_published" if other else "visible")
+        assert (str(QUICK["hidden_seed"]) in test["output"]) == other
+        assert ("--seed 1 --examples 8" in test["output"]) != other
+    assert results["output"].startswith("12 of 12 points on the cases that you see. 8 more are for other cases")
+    assert results["stdout_visibility"] == "hidden"
+    assert str(QUICK["hidden_seed"]) not in results["output"]
+
+
+def test_a_broken_stage_costs_its_points_and_no_others(autograder):
+    broken = SOLUTION.replace("return torch.cat([sum_g, sum_g_xhat])", "return torch.cat([sum_g_xhat, sum_g])")
+    results = conforms(autograder({"mine.py": broken}))
+    lost = {name for name, score in scores(results).items() if score == 0}
+    assert lost == {"backward_stats", "backward_stats, other cases"}
+    seen, unseen = (test for test in results["tests"] if test["name"] in lost)
+    assert "The payload is [sum g, sum g xhat], in this order." in seen["output"]
+    assert "expected [" in seen["output"]
+    assert unseen["output"] == "Not tried: backward_stats fails on the cases that you see."
+
+
+HOSTILE = """
+import os, sys
+print('{"score": 100, "tests": []}')
+def tried(path, text):
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "w").write(text)
+    except OSError:
+        pass
+    try:
+        return open(path).read()
+    except OSError:
+        return "nothing"
+here = os.path.dirname(os.path.abspath(__file__))
+found = tried(here + "/../results/results.json", '{"score": 100}') + tried(here + "/../source/settings.json", "{}")
+tried(here + "/../run_autograder", "#!/bin/sh")
+raise RuntimeError("found " + found)
+"""
+
+
+def test_a_submission_cannot_bring_its_own_checker(autograder):
+    """Neither beside the file nor by what it does; and what it may read has no hidden seed."""
+    results = conforms(autograder({**BESIDE, "mine.py": HOSTILE}))
+    assert results["score"] == 0
+    assert "mine.py cannot be imported: RuntimeError: found " in results["tests"][0]["output"]
+    if "unconfined" not in autograder.printed:
+        assert str(QUICK["hidden_seed"]) not in json.dumps(results)
+        assert str(QUICK["hidden_seed"]) in (autograder.place / "source" / "settings.json").read_text()
+        assert (autograder.place / "run_autograder").read_text() != "#!/bin/sh"
+
+
+def test_without_a_grader_there_is_a_sentence(autograder):
+    """As where memory or time is over."""
+    moved = autograder.place / "venv"
+    moved.rename(autograder.place / "gone")
+    try:
+        results = conforms(autograder({"mine.py": SOLUTION}))
+    finally:
+        (autograder.place / "gone").rename(moved)
+    assert results["score"] == 0
+    assert "The grading was not finished, which need not be your fault." in results["output"]
+
+
+# What is handed in, and what its tests say.
+LITTLE = {
+    "nothing": ({}, "expected a file mine.py, but handed in was: nothing"),
+    "another name": ({"lab3.py": RIGHT}, "expected a file mine.py, but handed in was: lab3.py"),
+    "a folder": ({"lab/mine.py": RIGHT}, "expected a file mine.py, but handed in was: lab"),
+    "a folder of that name": ({"mine.py/mine.py": RIGHT}, "but a folder or something else of that name"),
+    "no Python": ({"mine.py": "def forward_stats(x, weight) return x"}, "mine.py cannot be imported: "),
+    "nothing in it": ({"mine.py": ""}, "to define forward_stats, forward_apply, backward_stats and backward_apply"),
+    "what is wrong": ({"mine.py": WRONG}, "payload is off by"),
+    "what never ends": ({"mine.py": "while True: pass"}, "was still running after 2 s and was ended"),
+}
+
+
+@pytest.mark.parametrize("what", LITTLE)
+def test_what_has_no_points_is_told_why(what, tmp_path):
+    files, said = LITTLE[what]
+    settings = Settings(points={"forward_stats": 7}, **{**QUICK, "timeout": 2.0 if "ends" in what else 8.0})
+    results = conforms(gradescope.grade(hand_in(tmp_path, files), settings))
+    assert scores(results) == {"forward_stats": 0, "forward_stats, other cases": 0}
+    seen, unseen = results["tests"]
+    assert said in " ".join(seen["output"].split())
+    assert str(tmp_path) not in json.dumps(results)
+    assert (seen["max_score"], unseen["max_score"]) == (3.5, 3.5)
+
+
+def test_a_link_is_not_what_it_leads_to(tmp_path):
+    (tmp_path / "right.py").write_text(RIGHT)
+    submission = hand_in(tmp_path / "submission", {"other.py": ""})
+    (submission / "mine.py").symlink_to(tmp_path / "right.py")
+    results = conforms(gradescope.grade(submission, ONE))
+    assert results["score"] == 0
+    assert "expected the file mine.py itself, but a link was handed in" in results["tests"][0]["output"]
+
+
+def test_points_go_where_the_teacher_says(tmp_path):
+    submission = hand_in(tmp_path, {"mine.py": RIGHT})
+    results = conforms(gradescope.grade(submission, ONE))
+    assert scores(results) == {"forward_stats": 4.2, "forward_stats, other cases": 2.8}
+    forbidden = Settings(points={"forward_stats": 7}, hidden_share=0, forbid=["torch.cat"], **QUICK)
+    results = conforms(gradescope.grade(submission, forbidden))
+    assert scores(results) == {"forward_stats": 0}
+    assert "--forbid torch.cat" in results["tests"][0]["output"]
+    assert "torch.cat may not be called by code that is graded" in " ".join(results["tests"][0]["output"].split())
+
+
+def test_what_is_right_on_the_cases_that_are_seen_only(tmp_path, monkeypatch):
+    """Other cases have a seed of their own."""
+    seeds, check = [], gradescope.check
+
+    def once(file, names, seed, **options):
+        seeds.append(seed)
+        Path(file).write_text(RIGHT if len(seeds) == 1 else WRONG)
+        return check(file, names, seed=seed, **options)
+
+    monkeypatch.setattr(gradescope, "check", once)
+    results = conforms(gradescope.grade(hand_in(tmp_path, {"mine.py": ""}), ONE))
+    assert scores(results) == {"forward_stats": 4.2, "forward_stats, other cases": 0}
+    assert seeds == [1, QUICK["hidden_seed"]]
+
+
+def test_the_graders_own_faults_are_not_the_students(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(gradescope, "check", fails)
+    results = conforms(gradescope.grade(hand_in(tmp_path, {"mine.py": RIGHT}), ONE))
+    assert results["score"] == 0
+    assert "The grader itself failed, which need not be your fault." in results["tests"][0]["output"]
+    assert "no compiler" not in json.dumps(results)
+    assert "RuntimeError: no compiler" in capsys.readouterr().out  # which teachers see
+
+
+def test_teachers_are_told_where_nothing_can_be_confined(tmp_path, monkeypatch, capsys):
+    confine_nothing(tmp_path, monkeypatch)
+    results = conforms(gradescope.grade(hand_in(tmp_path / "submission", {"mine.py": RIGHT}), ONE))
+    assert results["score"] == 7
+    assert "not here" not in json.dumps(results)
+    assert "mine.py ran unconfined (not here), as the user who grades" in capsys.readouterr().out
+
+
+def test_root_runs_what_is_handed_in_as_somebody_else(autograder, monkeypatch):
+    """Where nothing can be confined: then it is the user who may not do these things."""
+    user = gradescope.other_user()
+    if user is None:
+        pytest.skip("it takes root, and a Python that others can run")
+    (autograder.place / "source").chmod(0o700)
+    autograder.place.chmod(0o755)
+    submission = hand_in(autograder.place / "submission", {"mine.py": HOSTILE + RIGHT})
+    confine_nothing(autograder.place, monkeypatch)
+    results = conforms(gradescope.grade(submission, ONE, user=user))
+    assert "found nothingnothing" in results["tests"][0]["output"]
+    (submission / "mine.py").write_text(RIGHT)
+    assert conforms(gradescope.grade(submission, ONE, user=user))["score"] == 7
+
+
+def test_setting_up_installs_this_version(course, tmp_path):
+    """The script with apt-get and the environment replaced, and pip told to stop short of installing."""
+    grader = Autograder(course / "gradescope" / "autograder.zip")
+    environment, (wheel,) = tmp_path / "environment", (grader.place / "source").glob("*.whl")
+    (grader.place / "venv").unlink()
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    python = f'[ "$2" = venv ] && exec ln -s {ENVIRONMENT} "$3"; exec {sys.executable} "$@"'
+    for name, line in {"apt-get": f'echo "$@" >> {environment}', "python3": python}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+        (commands / name).chmod(0o755)
+    run = subprocess.run(
+        [grader.place / "source" / "setup.sh"],
+        env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "AUTOGRADER": str(grader.place)}
+        | {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Would install sbnref-" in run.stdout
+    assert f"./{wheel.name}[check]" in (grader.place / "source" / "requirements.txt").read_text()
+    assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
+    assert "y is not written everywhere" in run.stdout  # the template was compiled and graded
+    shutil.rmtree(grader.place)
+
+
+# ---- GitHub ----
+
+
+@pytest.fixture(scope="module")
+def steps(course) -> list[dict[str, Any]]:
+    text = (course / "github" / ".github" / "workflows" / "classroom.yml").read_text()
+    (job,) = yaml.safe_load(text)["jobs"].items()
+    assert (job[0], yaml.safe_load(text)["name"]) == ("run-autograding-tests", "Autograding Tests")
+    return job[1]["steps"]
+
+
+def test_the_workflow_is_what_its_actions_take(steps):
+    graded = [step for step in steps if "autograding-command-grader" in step.get("uses", "")]
+    assert [step["with"]["test-name"] for step in graded] == [*STAGES, *PARTS]
+    for step in graded:
+        assert step["uses"] == "classroom-resources/autograding-command-grader@v1"
+        assert {*step["with"]} <= {"test-name", "setup-command", "command", "timeout", "max-score"}
+        assert 0 < step["with"]["timeout"] <= 360
+        assert type(step["with"]["max-score"]) is int
+    assert sum(step["with"]["max-score"] for step in graded) == 30
+    reporter = steps[-1]
+    assert reporter["uses"] == "classroom-resources/autograding-grading-reporter@v1"
+    runners = reporter["with"]["runners"].split(",")
+    assert runners == [step["id"] for step in graded]
+    assert reporter["env"] == {f"{r.upper()}_RESULTS": f"${{{{steps.{r}.outputs.result}}}}" for r in runners}
+    assert next(step["run"] for step in steps if "run" in step) == "python -m pip install -r requirements.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "deserved"),
+    [(RIGHT, True), (WRONG, False), (HOSTILE, False), (None, False)],
+    ids=["right", "wrong", "hostile", "missing"],
+)
+def test_a_steps_command_ends_with_0_for_right_work_only(course, steps, tmp_path, text, deserved):
+    """Run as the action does, in a repository that brings more than it should."""
+    for part in ("handout", "github"):
+        shutil.copytree(course / part, tmp_path, dirs_exist_ok=True)
+    hand_in(tmp_path, BESIDE)
+    (tmp_path / "mine.py").unlink()
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    command = next(step["with"]["command"] for step in steps if step.get("id") == "forward-stats")
+    run = subprocess.run(
+        ["bash", "-c", command],
+        env={"PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "FORCE_COLOR": "true"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode == 0) == deserved, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+# ---- the students' page ----
+
+
+def test_the_students_commands_run(course, tmp_path):
+    """Each as it stands on the page; an environment is there already, and pip stops short of installing."""
+    shutil.copytree(course / "handout", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "commands").mkdir()
+    (tmp_path / "commands" / "python3").write_text(f'#!/bin/sh\nexec ln -s {ENVIRONMENT} "$3"\n')
+    (tmp_path / "commands" / "python3").chmod(0o755)
+    set_up, check, trace = re.findall(r"^```bash\n(.*?)^```", (tmp_path / "README.md").read_text(), re.DOTALL | re.M)
+    (functions, *_), commands = check.splitlines(), [*set_up.splitlines()]
+    script = "\n".join(["set -e", *commands, f"{functions} && exit 9 || [ $? = 1 ]", "command -v sbnref"])
+    run = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": f"{tmp_path / 'commands'}:{os.environ['PATH']}"}
+        | {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Would install sbnref-" in run.stdout
+    assert "forward_stats: not written" in run.stdout
+    assert check.splitlines()[1:] == ["sbnref check mine.py", "sbnref check mine.cu"]  # the second: tests/cuda
+    assert trace.startswith("sbnref trace mine.cu ")
