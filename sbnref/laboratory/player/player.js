@@ -1,8 +1,9 @@
 /**
  * Plays recordings of kernels: one or two of them, on the same clock.
  *
- * An element of class `player` becomes one. With `data-recordings`, the address of a folder with an index.json, readers
- * choose; otherwise it plays what the page holds in <script type="application/json" class="recording">.
+ * An element of class `player` becomes one; within <details>, when these are opened. With `data-recordings`, the address
+ * of a folder, it plays what `data-show` names, `3-split+4-wide`, or lets readers choose from the folder's index.json.
+ * Otherwise it plays what the page holds in <script type="application/json" class="recording">.
  */
 
 import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
@@ -385,7 +386,7 @@ class Player {
 /** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide`. */
 class Choice {
   constructor(player, folder, index) {
-    Object.assign(this, { player, folder, names: Object.keys(index), loaded: new Map() });
+    Object.assign(this, { player, folder, names: Object.keys(index) });
     player.root.querySelector(".choice").hidden = false;
     const options = () => Object.entries(index).map(([name, title]) => new Option(title, name));
     player.find("left").append(...options());
@@ -415,17 +416,25 @@ class Choice {
   async show() {
     const { chosen } = this;
     try {
-      const recordings = await Promise.all(chosen.map((name) => this.load(name)));
+      const recordings = await load(this.folder, chosen);
       if (chosen.join() === this.chosen.join()) this.player.show(recordings);
     } catch (error) {
       this.player.fail(error);
     }
   }
+}
 
-  async load(name) {
-    if (!this.loaded.has(name)) this.loaded.set(name, await fetchJson(`${this.folder}/${name}.json`));
-    return this.loaded.get(name);
-  }
+const loaded = new Map(); // recordings, by address
+
+/** @param {string} folder @param {string[]} names @returns {Promise<object[]>} Recordings; each is fetched once. */
+function load(folder, names) {
+  return Promise.all(
+    names.map(async (name) => {
+      const address = `${folder}/${name}.json`;
+      if (!loaded.has(address)) loaded.set(address, await fetchJson(address));
+      return loaded.get(address);
+    }),
+  );
 }
 
 async function fetchJson(address) {
@@ -434,10 +443,14 @@ async function fetchJson(address) {
   return answer.json();
 }
 
-for (const root of document.querySelectorAll(".player")) {
-  const folder = root.dataset.recordings;
+function start(root) {
+  const { recordings: folder, show } = root.dataset;
   const player = new Player(root);
-  if (folder) {
+  if (show) {
+    load(folder, show.split("+"))
+      .then((recordings) => player.show(recordings))
+      .catch((error) => player.fail(error));
+  } else if (folder) {
     fetchJson(`${folder}/index.json`)
       .then((index) => new Choice(player, folder, index))
       .catch((error) => player.fail(error));
@@ -445,4 +458,10 @@ for (const root of document.querySelectorAll(".player")) {
     const held = [...document.querySelectorAll("script.recording")];
     player.show(held.map((script) => JSON.parse(script.textContent)));
   }
+}
+
+for (const root of document.querySelectorAll(".player")) {
+  const closed = root.closest("details:not([open])");
+  if (closed) closed.addEventListener("toggle", () => start(root), { once: true });
+  else start(root);
 }
