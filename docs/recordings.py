@@ -1,4 +1,4 @@
-"""Records the kernels of the ladder, of the package and of tutorial 12, and puts the player on the pages that ask for it.
+"""Records the kernels of the ladder, of the package and of tutorial 12, and puts the player on pages that ask for it.
 
 ``.. player::`` lets readers choose among all recordings. ``.. player:: 3-split+4-wide`` plays these, and starts when a
 reader opens it; its content, one paragraph of plain text, says what there is to watch.
@@ -29,6 +29,9 @@ STATIC = OUT / "static" / "kernels"
 # Small enough to be looked at, and large enough for a tail, several blocks to a channel and two tiles of channels.
 CHANNELS_FIRST, CHANNELS_LAST = (6, 2, 10, 10), (2, 40, 4, 4)
 BLOCKS, THREADS = 8, 64
+NEEDS = (
+    "<p>The player needs JavaScript, and a page that comes from a server: <code>make docs-serve</code> runs one.</p>"
+)
 COLUMNS = ("read", "written", "sectors", "again", "accesses", "barriers", "conflicts", "steps")
 
 
@@ -50,16 +53,15 @@ class Player(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         up = "../" * self.env.docname.count("/")
-        needs = "<p>The player needs JavaScript, and a page that comes from a server: <code>make docs-serve</code> runs one.</p>"
         if not self.arguments:
-            html = f'<div class="player" data-recordings="{up}_static/kernels">{needs}</div>'
+            html = f'<div class="player" data-recordings="{up}_static/kernels">{NEEDS}</div>'
             return [nodes.raw("", html, format="html")]
         (shown,) = self.arguments
         known = json.loads((STATIC / "index.json").read_text())
         if unknown := [name for name in shown.split("+") if name not in known]:
             raise self.error(f"expected recordings among {', '.join(known)}; got {', '.join(unknown)}")
         html = f"""<details class="watch"><summary>{escape(" ".join(self.content))}</summary>
-<div class="player" data-recordings="{up}_static/kernels" data-show="{shown}">{needs}</div>
+<div class="player" data-recordings="{up}_static/kernels" data-show="{shown}">{NEEDS}</div>
 <p>The same on the page <a href="{up}kernels.html#{shown}">Kernels</a>, where any two can be chosen.</p></details>"""
         return [nodes.raw("", html, format="html")]
 

@@ -60,6 +60,7 @@ __device__ Line normalizing(const Problem& p, int64_t c) {
     });
 }
 
+// What was loaded wide is stored wide.
 template <int V>
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
