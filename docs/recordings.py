@@ -69,6 +69,7 @@ class Player(SphinxDirective):
 def add_player(app: object, page: str, template: str, context: dict, doctree: object) -> None:
     """Sphinx calls this for every page: those with a player get its files."""
     if 'class="player"' in context.get("body", ""):
+        app.add_css_file("kernels/theme.css")
         app.add_css_file("kernels/player.css")
         app.add_js_file("kernels/player.js", type="module")
 

@@ -252,7 +252,7 @@ folder.cleanup()
 #    ``__threadfence()``?
 # 3. In channels-last memory step 4 moves many times the bytes. Predict how many for C
 #    channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
-# 4. In the tree of ``a.cu`` thread t takes what thread t + half has. The other way round,
-#    distances grow: 1, 2, 4, ..., and the threads that work are those whose number is a
-#    multiple of twice the distance. Both give the same sums. Which has bank conflicts,
-#    how many, and do the other half of the threads matter?
+# 4. In the tree of ``a.cu`` thread t takes what thread t + half has. Let the distances
+#    grow instead, 1, 2, 4, ..., and thread t add element 2dt + d to element 2dt. The sums
+#    are the same, and the threads that work are side by side as before. Which of the two
+#    trees has bank conflicts, and why?
