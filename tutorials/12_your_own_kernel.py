@@ -32,7 +32,7 @@ from pathlib import Path
 from kernels import ladder
 
 from sbnref.grading.kernels.check import check_kernels, template
-from sbnref.grading.kernels.frugal import SHAPE
+from sbnref.grading.kernels.frugal import SHAPE, stands
 from sbnref.grading.kernels.tell import PARTS
 from sbnref.laboratory import Call, Kernels, record
 from sbnref.laboratory.recording import example
@@ -65,8 +65,7 @@ def watch(name):
 check(template(), ["right"])
 
 # %%
-# Whoever writes nothing gets nothing. The input is the smallest on which it is wrong, and
-# it is one of the many that you would not have thought of, if you get that far.
+# Nothing is written yet. Of all inputs on which that shows, the report names the smallest.
 #
 # Step 1: the formula
 # -------------------
@@ -92,9 +91,9 @@ check(step("1_formula", barrier), ["legal"])
 # %%
 # ``sum_over_block`` keeps what it adds up in shared memory. A warp that is done with the
 # first sum begins with the second one, and writes where a slower warp still reads. The
-# result would be wrong now and then, on some GPUs, and nothing would tell you. The
-# simulation knows who wrote and read what since the last barrier, so it says so whatever
-# the result. With the barrier:
+# result can then be wrong, now and then or never, and a GPU says nothing. The simulation
+# knows who wrote and who read since the last barrier, so it says so whatever the result.
+# With the barrier:
 
 reports = {"1 formula": check(step("1_formula"))}
 reports["1 formula"]
@@ -222,18 +221,17 @@ watch("4_wide")
 # The way
 # -------
 #
-# All steps together, on contiguous memory. Bytes are in units of x; the least that is
-# possible is 3.
+# All steps together, on contiguous memory: what they spend, and where on the ladder that
+# is. Bytes are in units of x, and 3 is the least.
 
-size = 4 * prod(SHAPE)  # bytes of the tensor on which frugality is counted
-print(
-    f"{'':12}{'moved':>7}{'instructions':>14}{'launches':>10}{'blocks':>8}{'score':>7}"
-)
+size = 4 * prod(SHAPE)  # bytes of the tensor on which this is counted
+print(f"{'':12}{'moved':>7}{'instructions':>14}{'launches':>10}{'blocks':>8}")
 for name, report in reports.items():
+    assert report.passed
     spent = report.frugality.spent[0]
     print(
         f"{name:12}{spent.moved / size:>7.2f}{spent.requests:>14,}{spent.launches:>10}"
-        f"{spent.blocks:>8}{report.score:>7.2f}"
+        f"{spent.blocks:>8}  {stands(spent).partition(';')[0]}"
     )
 folder.cleanup()
 

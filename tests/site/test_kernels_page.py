@@ -424,13 +424,20 @@ def test_every_rung_of_tutorial_5_has_its_player_and_counts_what_the_tutorial_co
 def test_every_step_of_ones_own_kernel_has_its_player(site):
     site.open(OWN)
     index = json.loads((HTML / "_static" / "kernels" / "index.json").read_text())
+    said = site.run("return document.querySelector('article').innerText")
+    grades = {
+        f"{part}: {status}": 4 if status == "passed" else 2
+        for part in ("legal", "right")
+        for status in ("passed", "failed")
+    }
+    assert {grade: said.count(grade) for grade in grades} == grades  # four steps, and what is shown to go wrong
     steps = [name for name in index if name.startswith("own-")]
     for name in steps:
         player = watch(site, name)
         press(site, "end", player)
         counts = json.loads((HTML / "_static" / "kernels" / f"{name}.json").read_text())["counts"]
         printed = ", ".join(f"{what} {count:,}" for what, count in counts.items())
-        assert printed in site.run("return document.querySelector('article').innerText"), name
+        assert printed in said, name
         assert shown(site, 0, player) == counts | {"asked": counts.pop("read") + counts.pop("written")}
 
 
