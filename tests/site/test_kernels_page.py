@@ -73,7 +73,9 @@ def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
 
 
 def press(browser: Browser, name: str, player: str = ".player") -> None:
-    browser.driver.find_element("css selector", f"{player} [name={name}]").click()
+    button = browser.driver.find_element("css selector", f"{player} [name={name}]")
+    browser.run("arguments[0].scrollIntoView({ behavior: 'instant', block: 'center' })", button)  # the theme's is smooth
+    button.click()
 
 
 def choose(browser: Browser, name: str, value: object) -> None:
