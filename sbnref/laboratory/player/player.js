@@ -51,7 +51,7 @@ const CONTROLS = `
 const VIEW = `
   <h3></h3>
   <p class="error" hidden></p>
-  <p class="words" aria-live="polite"></p>
+  <div class="said"><p class="words" aria-live="polite"></p></div>
   <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <div class="side">
     <div>
@@ -105,10 +105,27 @@ class View {
     this.find("h3").textContent = `${recording.title}, on (${recording.shape.join(", ")}) ${layout}`;
     this.find(".error").hidden = recording.error === null;
     this.find(".error").textContent = `It ends early. ${recording.error}`;
+    this.reserve();
     this.fillCounters();
     this.extents = recording.arrays.map((_, i) => this.extent(i));
     this.strips = recording.arrays.map((array, i) => this.strip(array, this.extents[i]));
     this.find("details").addEventListener("toggle", () => this.fillWords(), { once: true });
+  }
+
+  /** Room for the longest sentence and for a helper's source, so that nothing moves while it plays. */
+  reserve() {
+    const longest = this.sentences().reduce((a, b) => (b.length > a.length ? b : a), "");
+    this.find(".said").dataset.longest = longest;
+    this.find(".within").hidden = !this.recording.sites.some((site) => site.length > 1);
+  }
+
+  /** What is said of each step. @returns {string[]} */
+  sentences() {
+    const machine = new Machine(this.recording);
+    return machine.steps.map((_, i) => {
+      machine.goTo(i + 1);
+      return machine.words;
+    });
   }
 
   fillCounters() {
@@ -143,11 +160,7 @@ class View {
   }
 
   fillWords() {
-    const machine = new Machine(this.recording);
-    for (let time = 1; time <= machine.steps.length; time++) {
-      machine.goTo(time);
-      this.find("ol").append(element("li", machine.words.replace(/^Step \d+: /, "")));
-    }
+    for (const words of this.sentences()) this.find("ol").append(element("li", words.replace(/^Step \d+: /, "")));
   }
 
   /** Shows the state after so many steps. */
@@ -270,7 +283,7 @@ class View {
       this.find(".current")?.classList.remove("current");
     }
     const within = this.find(".within");
-    within.hidden = site.length < 2;
+    within.classList.toggle("empty", site.length < 2);
     if (site.length > 1) this.showLine(within.querySelector(".source"), within.firstChild, inner, "which calls ");
   }
 
