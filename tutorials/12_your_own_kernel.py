@@ -16,8 +16,9 @@ from a checkout, and compiles each of them for the CPU.
 # The template
 # ------------
 #
-# ``sbnref check --template cuda > mine.cu`` gives you a file to start from. Everything
-# that you need is explained at its top.
+# ``sbnref check --template cuda > mine.cu`` gives you a file to start from. The words
+# that you need are explained at its top; a few more, such as ``once_per_block`` and
+# ``Line``, are in ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
 #
 # .. literalinclude:: ../../sbnref/grading/kernels/template.cu
 #    :language: cuda
@@ -58,8 +59,12 @@ def step(name, was=None, now=""):
 def watch(name):
     """What ``sbnref trace`` records of a step, on a small tensor, and counts."""
     kernels = Kernels(STEPS / f"{name}.cu", threads=64)
-    recording = record(Call(kernels, example((6, 2, 10, 10)), splits=2))
-    print(", ".join(f"{what} {count:,}" for what, count in recording.counts().items()))
+    counts = record(Call(kernels, example((6, 2, 10, 10)), splits=2)).counts()
+    for names in (
+        ("read", "written", "sectors", "again"),
+        ("accesses", "barriers", "conflicts", "steps"),
+    ):
+        print(", ".join(f"{name} {counts[name]:,}" for name in names))
 
 
 check(template(), ["right"])
