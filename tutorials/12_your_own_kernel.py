@@ -251,8 +251,8 @@ folder.cleanup()
 #    play them, say what is wrong, and mend it. Five are found by ``legal`` and ``right``;
 #    which one is not, and what shows it?
 # 2. One launch too many is left. Let the block that takes the last ticket of its channel
-#    add up the partial sums. What does the report say if you leave out
-#    ``__threadfence()``?
+#    add up the partial sums. Where on the ladder does that stand? Which of the six shows
+#    what can go wrong?
 # 3. In channels-last memory step 4 moves many times the bytes. Predict how many for C
 #    channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
 # 4. In the tree of ``a.cu`` thread t takes what thread t + half has. Let the distances
