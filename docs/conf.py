@@ -81,3 +81,5 @@ def setup(app: object) -> None:
 
     for page in (benchmark_results, channels_last, inside, faults, reach, recordings, worth):
         app.connect("builder-inited", page.write)
+    app.add_directive("player", recordings.Player)
+    app.connect("html-page-context", recordings.add_player)

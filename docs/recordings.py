@@ -1,4 +1,8 @@
-"""Records the ladder's seven rungs and the package's four kernels for the page *Kernels*."""
+"""Records the kernels of the ladder, of the package and of tutorial 12, and puts the player on pages that ask for it.
+
+``.. player::`` lets readers choose among all recordings. ``.. player:: 3-split+4-wide`` plays these, and starts when a
+reader opens it; its content, one paragraph of plain text, says what there is to watch.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,28 @@ import json
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
-from sbnref.laboratory import Recording, record
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from sbnref.laboratory import Call, Kernels, Recording, record
 from sbnref.laboratory.page import PLAYER, as_json
 from sbnref.laboratory.recording import example
 from sbnref.laboratory.stages import ask_for_recordings, record_stages
 
 DOCS = Path(__file__).resolve().parent
+TUTORIALS = DOCS.parent / "tutorials"
 OUT = DOCS / "_generated"
 STATIC = OUT / "static" / "kernels"
 
 # Small enough to be looked at, and large enough for a tail, several blocks to a channel and two tiles of channels.
 CHANNELS_FIRST, CHANNELS_LAST = (6, 2, 10, 10), (2, 40, 4, 4)
 BLOCKS, THREADS = 8, 64
+NEEDS = (
+    "<p>The player needs JavaScript, and a page that comes from a server: <code>make docs-serve</code> runs one.</p>"
+)
 COLUMNS = ("read", "written", "sectors", "again", "accesses", "barriers", "conflicts", "steps")
 
 
@@ -33,9 +45,38 @@ def write(app: object) -> None:
     app.config.html_static_path.append(str(STATIC.parent))
 
 
+class Player(SphinxDirective):
+    """The place for a player."""
+
+    optional_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        up = "../" * self.env.docname.count("/")
+        if not self.arguments:
+            html = f'<div class="player" data-recordings="{up}_static/kernels">{NEEDS}</div>'
+            return [nodes.raw("", html, format="html")]
+        (shown,) = self.arguments
+        known = json.loads((STATIC / "index.json").read_text())
+        if unknown := [name for name in shown.split("+") if name not in known]:
+            raise self.error(f"expected recordings among {', '.join(known)}; got {', '.join(unknown)}")
+        html = f"""<details class="watch"><summary>{escape(" ".join(self.content))}</summary>
+<div class="player" data-recordings="{up}_static/kernels" data-show="{shown}">{NEEDS}</div>
+<p>The same on the page <a href="{up}kernels.html#{shown}">Kernels</a>, where any two can be chosen.</p></details>"""
+        return [nodes.raw("", html, format="html")]
+
+
+def add_player(app: object, page: str, template: str, context: dict, doctree: object) -> None:
+    """Sphinx calls this for every page: those with a player get its files."""
+    if 'class="player"' in context.get("body", ""):
+        app.add_css_file("kernels/theme.css")
+        app.add_css_file("kernels/player.css")
+        app.add_js_file("kernels/player.js", type="module")
+
+
 def rungs() -> dict[str, Recording]:
     """Every rung, and the third one also where it does not fit, on channels-last memory."""
-    sys.path.insert(0, str(DOCS.parent / "tutorials"))
+    sys.path.insert(0, str(TUTORIALS))
     from kernels import ladder
 
     def of(rung: str, title: str, channels_last: bool) -> Recording:
@@ -46,6 +87,16 @@ def rungs() -> dict[str, Recording]:
     found = {rung: of(rung, rung, ladder.RUNGS[rung].tile > 1) for rung in ladder.RUNGS}
     last = found.pop("7 channels-last")
     return found | {"3 on channels-last": of("3 split", "3 on channels-last", True), "7 channels-last": last}
+
+
+def own() -> dict[str, Recording]:
+    """The steps of tutorial 12."""
+    return {
+        f"own {file.stem.replace('_', ' ')}": record(
+            Call(Kernels(file, threads=THREADS), example(CHANNELS_FIRST), splits=2)
+        )
+        for file in sorted((TUTORIALS / "kernels" / "own").glob("*.cu"))
+    }
 
 
 def stages() -> dict[str, Recording]:
@@ -75,7 +126,7 @@ def slug(title: str) -> str:
 def main() -> None:
     """Record everything."""
     ask_for_recordings()
-    found = rungs() | stages()
+    found = rungs() | own() | stages()
     for title, recording in found.items():
         recording.title = title
         (STATIC / f"{slug(title)}.json").write_text(as_json(recording))

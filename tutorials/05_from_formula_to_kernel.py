@@ -138,8 +138,9 @@ def climb(name, x=x, far=far, label=None):
 # The formula, word by word. One kernel for the mean, one for the variance, one to
 # normalize; in each of them a block of threads for every channel.
 #
-# `Watch it <../kernels.html#1-naive>`__: every access of every warp, as the simulation saw
-# it.
+# .. player:: 1-naive
+#
+#    Watch rung 1: every access of every warp, as the simulation saw it
 #
 # .. literalinclude:: ../../tutorials/kernels/1_naive.cu
 #    :language: cuda
@@ -157,7 +158,9 @@ climb("1 naive")
 # Every thread runs Welford's update over its own elements, and Chan's formula merges
 # what the threads have found. The statistics take one pass.
 #
-# `Watch it beside the first <../kernels.html#2-welford+1-naive>`__.
+# .. player:: 2-welford+1-naive
+#
+#    Watch rung 2 beside rung 1, on the same clock
 #
 # .. literalinclude:: ../../tutorials/kernels/2_welford.cu
 #    :language: cuda
@@ -185,7 +188,9 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 # each leaves its result in memory, and a third kernel merges them in a fixed order: two
 # runs agree to the bit.
 #
-# `Watch both <../kernels.html#3-split+2-welford>`__.
+# .. player:: 3-split+2-welford
+#
+#    Watch rung 3 beside rung 2
 #
 # .. literalinclude:: ../../tutorials/kernels/3_split.cu
 #    :language: cuda
@@ -204,7 +209,9 @@ climb("3 split")
 # and deviations it takes in registers before it merges them with what it has, which
 # saves three of four divisions as well.
 #
-# `Watch both <../kernels.html#3-split+4-wide>`__ on the same clock.
+# .. player:: 4-wide+3-split
+#
+#    Watch rung 4 beside rung 3
 #
 # .. literalinclude:: ../../tutorials/kernels/4_wide.cu
 #    :language: cuda
@@ -227,7 +234,9 @@ climb("4 wide")
 # all-reduce. The second stage takes the mean from the float64 total in two parts
 # (:doc:`/derivations/precision`).
 #
-# `Watch the last block <../kernels.html#5-payload>`__ take its ticket.
+# .. player:: 5-payload
+#
+#    Watch rung 5: the last block takes its ticket, and merges
 #
 # .. literalinclude:: ../../tutorials/kernels/5_payload.cu
 #    :language: cuda
@@ -253,7 +262,9 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 # starts at the beginning throws it away before it gets there. One that starts at the end
 # does not.
 #
-# `Watch where the second pass begins <../kernels.html#5-payload+6-backwards>`__.
+# .. player:: 6-backwards+5-payload
+#
+#    Watch rung 6 beside rung 5: where the second pass begins
 #
 # .. literalinclude:: ../../tutorials/kernels/6_backwards.cu
 #    :language: cuda
@@ -297,8 +308,9 @@ climb("3 split", last, far_last, "3 on channels-last")
 # now the channels, so that is how the threads of a warp have to stand: a block works on
 # 32 channels, each of its warps reads a row of them, and a thread stays with its channel.
 #
-# `Watch the sectors <../kernels.html#3-on-channels-last+7-channels-last>`__ that rung 3 and
-# this one move.
+# .. player:: 7-channels-last+3-on-channels-last
+#
+#    Watch rung 7 beside rung 3 on channels-last memory: the sectors that they move
 #
 # .. literalinclude:: ../../tutorials/kernels/7_channels_last.cu
 #    :language: cuda

@@ -42,7 +42,7 @@ def page(title: str, *recordings: Recording) -> str:
     data = (f'<script type="application/json" class="recording">{as_json(r)}</script>' for r in recordings)
     return _PAGE.format(
         title=escape(title),
-        style=(PLAYER / "player.css").read_text(encoding="utf-8"),
+        style="\n".join((PLAYER / name).read_text(encoding="utf-8") for name in ("theme.css", "player.css")),
         recordings="\n".join(data),
         script="\n".join(_without_modules(PLAYER / name) for name in ("machine.js", "player.js")),
     )

@@ -135,8 +135,18 @@ def changed(text: str, was: str, now: str, marked: str | None = None) -> tuple[s
     """A file with a change, and the line where it goes wrong: the first that has ``marked``, or ``now``."""
     assert text.count(was) == 1, (was, text.count(was))
     text = text.replace(was, now)
-    marked = marked or now
-    return text, text[: text.index(marked)].count("\n") + 1
+    return text, line_of(text, marked or now)
+
+
+def line_of(text: str, marked: str) -> int:
+    """The first line that has something."""
+    return text[: text.index(marked)].count("\n") + 1
+
+
+def handed_out(name: str, marked: str) -> tuple[str, int]:
+    """A broken kernel of tutorial 12, and the line where it goes wrong."""
+    text = (ladder.KERNELS / "broken" / name).read_text()
+    return text, line_of(text, marked)
 
 
 SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 8);
@@ -144,22 +154,12 @@ SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 
 # What is said of it, the file, and the line.
 FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     "a missing barrier": (
-        "before it is written",
-        changed(
-            PLAIN,
-            "        __syncthreads();\n        if (threadIdx.x < half) squares",
-            "        if (threadIdx.x < half) squares",
-            "if (threadIdx.x < half)",
-        ),
+        "which another thread read, without a barrier in between",
+        handed_out("a.cu", "sums[t] = double(sums[t])"),
     ),
     "a tail": (
         "reads elements",
-        changed(
-            PLAIN,
-            "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=",
-            "for (int64_t i = threadIdx.x; i <= p.count(); i += kThreads) sum +=",
-            "sum += load",
-        ),
+        handed_out("b.cu", "sum += load"),
     ),
     "a stride": (
         "writes p.y[1], which thread 0 wrote, without a barrier in between",
@@ -167,12 +167,7 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     ),
     "a race on the last block": (
         "without an order between the two blocks",
-        changed(
-            SPLIT_FILE,
-            "    __threadfence();\n    const unsigned last",
-            "    const unsigned last",
-            "all += read(p.partials",
-        ),
+        handed_out("d.cu", "sums += read(p.partials"),
     ),
     "sums in float32": (
         ": p.var[0] is ",
@@ -186,13 +181,8 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
         ),
     ),
     "a shared array that is too small": (
-        "accesses shared squares[128], which has 128 elements",
-        changed(
-            PLAIN,
-            "SHARED_ARRAY(double, squares, kThreads);",
-            "SHARED_ARRAY(double, squares, kThreads / 2);",
-            "squares[threadIdx.x] = square;",
-        ),
+        "accesses shared of_warp[8], which has 8 elements",
+        handed_out("f.cu", "of_warp[threadIdx.x / kWarp + kWarps] = square"),
     ),
     "a barrier that not all reach": (
         "waits at __syncthreads",

@@ -11,7 +11,7 @@ from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
 
 from sbnref.bench.results import tabulate
-from sbnref.laboratory import LABORATORY
+from sbnref.laboratory import LABORATORY, Kernels
 from sbnref.laboratory.kernels import translation_unit
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
@@ -224,11 +224,14 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
 
 
 @needs_nvcc
-def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    "kernels", [ladder.all_rungs(), Kernels(ladder.KERNELS / "own" / "4_wide.cu")], ids=["the ladder", "one's own"]
+)
+def test_kernels_of_the_tutorials_compile_for_gpus_without_a_warning(kernels, includes, tmp_path):  # noqa: F811
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
     flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
     unit = tmp_path / "ladder.cu"
-    unit.write_text(translation_unit(ladder.all_rungs()))
+    unit.write_text(translation_unit(kernels))
     compiled(["nvcc", *flags, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "ladder.o")])
 
 

@@ -15,7 +15,8 @@ HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  #
 HARNESS = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Explorer</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="_static/explorer/explorer.css"></head>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="_static/kernels/theme.css">
+<link rel="stylesheet" href="_static/explorer/explorer.css"></head>
 <body data-theme="light" style="font-family: sans-serif"><div class="explorer"></div>
 <script type="module" src="_static/explorer/explorer.js"></script></body>
 </html>"""

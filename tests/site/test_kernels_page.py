@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import sys
 
 import pytest
-from browsing import HTML, Browser
+from browsing import HTML, ROOT, Browser
 
-from sbnref.laboratory import Call, Kernels, Recording, record
+from sbnref.laboratory import Call, Kernels, Recording, count, record
 from sbnref.laboratory.page import page
 from sbnref.laboratory.recording import Act, example
+
+sys.path.append(str(ROOT / "tutorials"))
+sys.path.append(str(ROOT / "docs"))
+from kernels import ladder
+from recordings import BLOCKS, CHANNELS_FIRST, CHANNELS_LAST, THREADS, slug
 
 KERNELS = r"""
 #include "laboratory.cuh"
@@ -65,8 +72,10 @@ def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
     browser.wait(f"document.querySelectorAll('.player .view').length === {len(recordings)}")
 
 
-def press(browser: Browser, name: str) -> None:
-    browser.driver.find_element("css selector", f".player [name={name}]").click()
+def press(browser: Browser, name: str, player: str = ".player") -> None:
+    button = browser.driver.find_element("css selector", f"{player} [name={name}]")
+    browser.run("arguments[0].scrollIntoView({ block: 'center' })", button)  # not below the page's header
+    button.click()
 
 
 def choose(browser: Browser, name: str, value: object) -> None:
@@ -80,11 +89,12 @@ def go_to(browser: Browser, time: int) -> None:
     choose(browser, "time", time)
 
 
-def shown(browser: Browser, view: int = 0) -> Counts:
+def shown(browser: Browser, view: int = 0, player: str = ".player") -> Counts:
     """The counters on the page."""
-    script = """return [...document.querySelectorAll('.view')[arguments[0]].querySelectorAll('[data-count]')]
+    script = """const [view, player] = arguments;
+        return [...document.querySelectorAll(`${player} .view`)[view].querySelectorAll('[data-count]')]
         .map((cell) => [cell.dataset.count, Number(cell.innerText.replaceAll(',', ''))])"""
-    return dict(browser.run(script, view))
+    return dict(browser.run(script, view, player))
 
 
 def counted(recording: Recording) -> Counts:
@@ -318,7 +328,7 @@ def titles(browser: Browser) -> list[str]:
 def test_all_recordings_are_there_and_small(site):
     folder = HTML / "_static" / "kernels"
     names = json.loads((folder / "index.json").read_text())
-    assert len(names) == 8 + 8
+    assert len(names) == 8 + 4 + 8
     for name in names:
         size = (folder / f"{name}.json").stat().st_size
         assert size <= 300_000, name
@@ -369,3 +379,85 @@ def test_nothing_overflows_within_the_site(site, width):
         go_to(site, 60)
         assert site.run("return document.documentElement.scrollWidth") == width
         assert site.run(OVERFLOWS) == []
+
+
+# ---- within the tutorials ----
+
+RUNGS, OWN = "learn/05_from_formula_to_kernel.html", "learn/12_your_own_kernel.html"
+
+
+def watch(browser: Browser, name: str) -> str:
+    """Open the player that shows a recording first, as a reader does with the keyboard; its selector."""
+    from selenium.webdriver.common.keys import Keys
+
+    browser.run("document.documentElement.style.scrollBehavior = 'auto'")  # a click does not wait for a smooth one
+    player = f".player:is([data-show='{name}'], [data-show^='{name}+'])"
+    summary = browser.driver.find_element("css selector", f"details:has({player}) > summary")
+    summary.send_keys(Keys.ENTER)
+    browser.wait(f'document.querySelector("{player} .view") !== null', 30)
+    return player
+
+
+def test_every_rung_of_tutorial_5_has_its_player_and_counts_what_the_tutorial_counts(site):
+    site.open(RUNGS)
+    assert not [url for url in site.requests() if "kernels" in url and url.endswith(".json")]  # they start when asked
+    for rung, about in ladder.RUNGS.items():
+        player = watch(site, slug(rung))
+        press(site, "end", player)
+        section = f"document.querySelector(\"{player}\").closest('section')"
+        title, heading, text = site.run(
+            f"const s = {section}; return ['.view h3', ':scope > :is(h1, h2)'].map((q) => s.querySelector(q).innerText)"
+            ".concat([s.innerText])"
+        )
+        last = about.tile > 1
+        shape = CHANNELS_LAST if last else CHANNELS_FIRST
+        assert title == f"{rung}, on {shape} {'channels-last' if last else 'contiguous'}"
+        assert heading.startswith(f"Rung {rung[0]}: ")
+        call = ladder.Call(rung, example(shape, channels_last=last), blocks=BLOCKS, threads=THREADS)
+        counts, seen = count(call), shown(site, 0, player)
+        assert seen["asked"] == counts.read + counts.written
+        assert seen["sectors"] == counts.moved / 32
+        assert seen["accesses"] == counts.requests
+        # The tutorial's tensor is larger, so partial results weigh less there; in whole sizes of x it is the same.
+        stated = re.search(r"([\d.]+) times x read, ([\d.]+) times written", text)
+        if not last:
+            assert round(sum(map(float, stated.groups()))) == round(seen["asked"] / call.x.nbytes)
+
+
+def test_every_step_of_ones_own_kernel_has_its_player(site):
+    site.open(OWN)
+    index = json.loads((HTML / "_static" / "kernels" / "index.json").read_text())
+    said = site.run("return document.querySelector('article').innerText")
+    grades = {
+        f"{part}: {status}": 4 if status == "passed" else 2
+        for part in ("legal", "right")
+        for status in ("passed", "failed")
+    }
+    assert {grade: said.count(grade) for grade in grades} == grades  # four steps, and what is shown to go wrong
+    steps = [name for name in index if name.startswith("own-")]
+    for name in steps:
+        player = watch(site, name)
+        press(site, "end", player)
+        counts = json.loads((HTML / "_static" / "kernels" / f"{name}.json").read_text())["counts"]
+        printed = said.split("watch(")[2 + steps.index(name)]  # the first is its definition
+        assert [what for what in counts if f"{what} {counts[what]:,}" not in printed] == [], name
+        assert shown(site, 0, player) == counts | {"asked": counts.pop("read") + counts.pop("written")}
+
+
+@pytest.mark.parametrize(("width", "scheme", "name"), [(360, "dark", "7-channels-last"), (1280, "light", "2-welford")])
+def test_a_player_in_a_tutorial_fits_follows_the_theme_and_moves_nothing_by_itself(site, width, scheme, name):
+    site.prefer(scheme)
+    site.open(RUNGS, width)
+    player = watch(site, name)
+    press(site, "end", player)
+    site.run("""window.moved = []; new PerformanceObserver((list) => window.moved.push(...list.getEntries()
+        .flatMap((e) => e.sources.filter((s) => s.previousRect.top !== s.currentRect.top))
+        .map((s) => `${s.node?.className} ${s.previousRect.top} ${s.currentRect.top}`)))
+        .observe({ type: 'layout-shift' })""")
+    site.run(f'document.querySelector("{player} [name=speed]").value = 256')
+    press(site, "play", player)
+    site.wait(f"document.querySelector(\"{player} [name=play]\").innerText === 'Play'", 20)
+    assert site.run("return window.moved") == []
+    assert site.run("return document.documentElement.scrollWidth") == width
+    assert site.run(OVERFLOWS) == []
+    assert site.run(f'return getComputedStyle(document.querySelector("{player}")).colorScheme') == scheme

@@ -1,8 +1,9 @@
 /**
  * Plays recordings of kernels: one or two of them, on the same clock.
  *
- * An element of class `player` becomes one. With `data-recordings`, the address of a folder with an index.json, readers
- * choose; otherwise it plays what the page holds in <script type="application/json" class="recording">.
+ * An element of class `player` becomes one; within <details>, when these are opened. With `data-recordings`, the address
+ * of a folder, it plays what `data-show` names, `3-split+4-wide`, or lets readers choose from the folder's index.json.
+ * Otherwise it plays what the page holds in <script type="application/json" class="recording">.
  */
 
 import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
@@ -50,7 +51,7 @@ const CONTROLS = `
 const VIEW = `
   <h3></h3>
   <p class="error" hidden></p>
-  <p class="words" aria-live="polite"></p>
+  <div class="said"><p class="words" aria-live="polite"></p></div>
   <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <div class="side">
     <div>
@@ -104,10 +105,27 @@ class View {
     this.find("h3").textContent = `${recording.title}, on (${recording.shape.join(", ")}) ${layout}`;
     this.find(".error").hidden = recording.error === null;
     this.find(".error").textContent = `It ends early. ${recording.error}`;
+    this.reserve();
     this.fillCounters();
     this.extents = recording.arrays.map((_, i) => this.extent(i));
     this.strips = recording.arrays.map((array, i) => this.strip(array, this.extents[i]));
     this.find("details").addEventListener("toggle", () => this.fillWords(), { once: true });
+  }
+
+  /** Room for the longest sentence and for a helper's source, so that nothing moves while it plays. */
+  reserve() {
+    const longest = this.sentences().reduce((a, b) => (b.length > a.length ? b : a), "");
+    this.find(".said").dataset.longest = longest;
+    this.find(".within").hidden = !this.recording.sites.some((site) => site.length > 1);
+  }
+
+  /** What is said of each step. @returns {string[]} */
+  sentences() {
+    const machine = new Machine(this.recording);
+    return machine.steps.map((_, i) => {
+      machine.goTo(i + 1);
+      return machine.words;
+    });
   }
 
   fillCounters() {
@@ -142,11 +160,7 @@ class View {
   }
 
   fillWords() {
-    const machine = new Machine(this.recording);
-    for (let time = 1; time <= machine.steps.length; time++) {
-      machine.goTo(time);
-      this.find("ol").append(element("li", machine.words.replace(/^Step \d+: /, "")));
-    }
+    for (const words of this.sentences()) this.find("ol").append(element("li", words.replace(/^Step \d+: /, "")));
   }
 
   /** Shows the state after so many steps. */
@@ -269,7 +283,7 @@ class View {
       this.find(".current")?.classList.remove("current");
     }
     const within = this.find(".within");
-    within.hidden = site.length < 2;
+    within.classList.toggle("empty", site.length < 2);
     if (site.length > 1) this.showLine(within.querySelector(".source"), within.firstChild, inner, "which calls ");
   }
 
@@ -385,7 +399,7 @@ class Player {
 /** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide`. */
 class Choice {
   constructor(player, folder, index) {
-    Object.assign(this, { player, folder, names: Object.keys(index), loaded: new Map() });
+    Object.assign(this, { player, folder, names: Object.keys(index) });
     player.root.querySelector(".choice").hidden = false;
     const options = () => Object.entries(index).map(([name, title]) => new Option(title, name));
     player.find("left").append(...options());
@@ -415,17 +429,25 @@ class Choice {
   async show() {
     const { chosen } = this;
     try {
-      const recordings = await Promise.all(chosen.map((name) => this.load(name)));
+      const recordings = await load(this.folder, chosen);
       if (chosen.join() === this.chosen.join()) this.player.show(recordings);
     } catch (error) {
       this.player.fail(error);
     }
   }
+}
 
-  async load(name) {
-    if (!this.loaded.has(name)) this.loaded.set(name, await fetchJson(`${this.folder}/${name}.json`));
-    return this.loaded.get(name);
-  }
+const loaded = new Map(); // recordings, by address
+
+/** @param {string} folder @param {string[]} names @returns {Promise<object[]>} Recordings; each is fetched once. */
+function load(folder, names) {
+  return Promise.all(
+    names.map(async (name) => {
+      const address = `${folder}/${name}.json`;
+      if (!loaded.has(address)) loaded.set(address, await fetchJson(address));
+      return loaded.get(address);
+    }),
+  );
 }
 
 async function fetchJson(address) {
@@ -434,10 +456,14 @@ async function fetchJson(address) {
   return answer.json();
 }
 
-for (const root of document.querySelectorAll(".player")) {
-  const folder = root.dataset.recordings;
+function start(root) {
+  const { recordings: folder, show } = root.dataset;
   const player = new Player(root);
-  if (folder) {
+  if (show) {
+    load(folder, show.split("+"))
+      .then((recordings) => player.show(recordings))
+      .catch((error) => player.fail(error));
+  } else if (folder) {
     fetchJson(`${folder}/index.json`)
       .then((index) => new Choice(player, folder, index))
       .catch((error) => player.fail(error));
@@ -445,4 +471,10 @@ for (const root of document.querySelectorAll(".player")) {
     const held = [...document.querySelectorAll("script.recording")];
     player.show(held.map((script) => JSON.parse(script.textContent)));
   }
+}
+
+for (const root of document.querySelectorAll(".player")) {
+  const closed = root.closest("details:not([open])");
+  if (closed) closed.addEventListener("toggle", () => start(root), { once: true });
+  else start(root);
 }

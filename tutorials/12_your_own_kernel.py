@@ -1,0 +1,261 @@
+r"""
+12. Your own kernel
+===================
+
+**Question.** You have no GPU. Can you write CUDA kernels all the same, know that they
+are right, and see what they do?
+
+Tutorial 5 shows a ladder of kernels. Here you climb it yourself, from an empty file to
+the fourth rung. After each step ``sbnref check`` says whether the kernels are *legal*,
+*right* and *frugal*, and ``sbnref trace`` plays what every warp did. Both run them in
+the simulation of CUDA. The four steps are in ``tutorials/kernels/own/``; this page runs
+from a checkout, and compiles each of them for the CPU.
+"""
+
+# %%
+# The template
+# ------------
+#
+# ``sbnref check --template cuda > mine.cu`` gives you a file to start from. The words
+# that you need are explained at its top; a few more, such as ``once_per_block`` and
+# ``Line``, are in ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
+#
+# .. literalinclude:: ../../sbnref/grading/kernels/template.cu
+#    :language: cuda
+#
+# ``sbnref check mine.cu`` grades it. This page does so from Python, on fewer inputs and
+# always the same ones.
+
+import tempfile
+from math import prod
+from pathlib import Path
+
+from kernels import ladder
+
+from sbnref.grading.kernels.check import check_kernels, template
+from sbnref.grading.kernels.frugal import SHAPE, stands
+from sbnref.grading.kernels.tell import PARTS
+from sbnref.laboratory import Call, Kernels, record
+from sbnref.laboratory.recording import example
+
+STEPS = ladder.KERNELS / "own"
+folder = tempfile.TemporaryDirectory()
+mine = Path(folder.name) / "mine.cu"
+
+
+def check(text, parts=PARTS):
+    """What ``sbnref check mine.cu`` says of a file with that text."""
+    mine.write_text(text)
+    return check_kernels(mine, parts, examples=30, seed=0)
+
+
+def step(name, was=None, now=""):
+    """The text of a step, changed in one place if you want."""
+    text = (STEPS / f"{name}.cu").read_text()
+    assert was is None or text.count(was) == 1
+    return text if was is None else text.replace(was, now)
+
+
+def watch(name):
+    """What ``sbnref trace`` records of a step, on a small tensor, and counts."""
+    kernels = Kernels(STEPS / f"{name}.cu", threads=64)
+    counts = record(Call(kernels, example((6, 2, 10, 10)), splits=2)).counts()
+    for names in (
+        ("read", "written", "sectors", "again"),
+        ("accesses", "barriers", "conflicts", "steps"),
+    ):
+        print(", ".join(f"{name} {counts[name]:,}" for name in names))
+
+
+check(template(), ["right"])
+
+# %%
+# Nothing is written yet. Of all inputs on which that shows, the report names the smallest.
+#
+# Step 1: the formula
+# -------------------
+#
+# .. math::
+#     \mu = \frac 1m \sum_i x_i, \qquad v = \frac 1m \sum_i (x_i - \mu)^2, \qquad
+#     y_i = \frac{x_i - \mu}{\sqrt{v + \varepsilon}}.
+#
+# A block of threads for every channel. Thread 0 takes elements 0, 256, 512, ..., its
+# neighbour those beside them, and ``sum_over_block`` adds up what they found. A second
+# kernel normalizes.
+#
+# .. literalinclude:: ../../tutorials/kernels/own/1_formula.cu
+#    :language: cuda
+#    :start-after: namespace sbnref::laboratory {
+#    :end-before: }  // namespace
+#
+# The barrier between the two sums is easily forgotten. What if it is not there?
+
+barrier = "    __syncthreads();  // before the next sum uses the same shared memory\n"
+check(step("1_formula", barrier), ["legal"])
+
+# %%
+# ``sum_over_block`` keeps what it adds up in shared memory. A warp that is done with the
+# first sum begins with the second one, and writes where a slower warp still reads. The
+# result can then be wrong, now and then or never, and a GPU says nothing. The simulation
+# knows who wrote and who read since the last barrier, so it says so whatever the result.
+# With the barrier:
+
+reports = {"1 formula": check(step("1_formula"))}
+reports["1 formula"]
+
+# %%
+# Legal and right. *Frugal* is a matter of degree: these kernels read x three times where
+# twice would do. The report says where on the ladder of tutorial 5 that is, and what the
+# next rung does with less.
+#
+# ``sbnref trace mine.cu`` writes a page that plays what happened, on a tensor that is
+# small enough to be looked at. ``read`` and ``written`` are bytes, ``again`` are the sectors of 32
+# bytes that had been moved before, ``steps`` the instructions of warps that are recorded.
+
+watch("1_formula")
+
+# %%
+# .. player:: own-1-formula
+#
+#    Watch step 1: a block goes over its channel, and then over it again
+#
+# Step 2: one pass
+# ----------------
+#
+# The variance is also the mean of the squares less the square of the mean. Then one pass
+# gives both sums. Not of the elements themselves, but of their deviations from some
+# number near them: the first one of the channel will do.
+#
+# .. literalinclude:: ../../tutorials/kernels/own/2_one_pass.cu
+#    :language: cuda
+#    :start-after: namespace sbnref::laboratory {
+#    :end-before: __device__ Line normalizing
+#
+# All else stays as it is. Why the deviations? Without them there would be less to write:
+
+near = "return p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;"
+check(step("2_one_pass", near, "return 0;"), ["right"])
+
+# %%
+# Where the mean is a thousand standard deviations away from zero, the square of each
+# element is a million, and float32 has seven digits. The variance is what is left after
+# them (:doc:`/learn/07_numerics_that_break`). A test on ``torch.randn`` would have passed.
+# With the deviations:
+
+reports["2 one pass"] = check(step("2_one_pass"))
+reports["2 one pass"]
+
+# %%
+watch("2_one_pass")
+
+# %%
+# A pass less, and with it a third of what is read. Look at which sectors are moved again,
+# and when.
+#
+# .. player:: own-2-one-pass+own-1-formula
+#
+#    Watch step 2 beside step 1, on the same clock
+#
+# Step 3: split
+# -------------
+#
+# A channel is one block's, so 32 channels keep 32 multiprocessors busy, and a GPU has
+# more than a hundred. ``p.splits`` says how many blocks may well share a channel. Each of
+# them leaves its two sums in ``p.partials``, and one more kernel adds them up, in a fixed order, so that two
+# runs agree to the bit.
+#
+# .. literalinclude:: ../../tutorials/kernels/own/3_split.cu
+#    :language: cuda
+#    :start-at: // Where a block leaves
+#    :end-before: __device__ Line normalizing
+#
+# ``normalize`` splits its channel likewise.
+
+reports["3 split"] = check(step("3_split"))
+reports["3 split"]
+
+# %%
+watch("3_split")
+
+# %%
+# .. player:: own-3-split+own-2-one-pass
+#
+#    Watch step 3 beside step 2: two blocks to a channel, and a third kernel
+#
+# A recording runs one block after the other; on a GPU they run at once. That is why the
+# clock does not show what this step gains, and the number of blocks does.
+#
+# Step 4: wide
+# ------------
+#
+# The bytes are at their floor and the blocks go round. What is left are the
+# instructions: each moves 4 bytes for a lane, and can move 16.
+#
+# .. literalinclude:: ../../tutorials/kernels/own/4_wide.cu
+#    :language: cuda
+#    :start-at: template <int V>
+#    :end-before: __global__ void add_up
+#
+# .. literalinclude:: ../../tutorials/kernels/own/4_wide.cu
+#    :language: cuda
+#    :start-at: // What was loaded wide
+#    :end-before: }  // namespace
+#
+# A vector must not reach over the end of a sample, and has to begin at a multiple of 16
+# bytes, so it takes a spatial size that is a multiple of four. On the tensors that one
+# tries first it is:
+
+check(step("4_wide", "p.S % 4 == 0 && ", ""), ["legal"])
+
+# %%
+# The grader tries others. With the condition:
+
+reports["4 wide"] = check(step("4_wide"))
+reports["4 wide"]
+
+# %%
+watch("4_wide")
+
+# %%
+# Rung 4 is reached.
+#
+# .. player:: own-4-wide+own-3-split
+#
+#    Watch step 4 beside step 3: a lane takes four elements at once
+#
+# The way
+# -------
+#
+# All steps together, on contiguous memory: what they spend, and where on the ladder that
+# is. Bytes are in units of x, and 3 is the least.
+
+size = 4 * prod(SHAPE)  # bytes of the tensor on which this is counted
+print(f"{'':12}{'moved':>7}{'instructions':>14}{'launches':>10}{'blocks':>8}")
+for name, report in reports.items():
+    assert report.passed
+    spent = report.frugality.spent[0]
+    print(
+        f"{name:12}{spent.moved / size:>7.2f}{spent.requests:>14,}{spent.launches:>10}"
+        f"{spent.blocks:>8}  {stands(spent).partition(';')[0]}"
+    )
+folder.cleanup()
+
+# %%
+# Nothing here was timed: that takes a GPU. The files are CUDA as they are, and ``Call``
+# compiles them with nvcc where its tensor lies on one.
+#
+# Exercises
+# ---------
+#
+# 1. Six kernels in ``tutorials/kernels/broken/`` are wrong in one place each. Grade them,
+#    play them, say what is wrong, and mend it. Five are found by ``legal`` and ``right``;
+#    which one is not, and what shows it?
+# 2. One launch too many is left. Let the block that takes the last ticket of its channel
+#    add up the partial sums. Where on the ladder does that stand? Which of the six shows
+#    what can go wrong?
+# 3. In channels-last memory step 4 moves many times the bytes. Predict how many for C
+#    channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
+# 4. In the tree of ``a.cu`` thread t takes what thread t + half has. Let the distances
+#    grow instead, 1, 2, 4, ..., and thread t add element 2dt + d to element 2dt. The sums
+#    are the same, and the threads that work are side by side as before. Which of the two
+#    trees has bank conflicts, and why?

@@ -1,0 +1,53 @@
+// The lanes of a warp add up by shuffles; the warps leave what they found in shared
+// memory, the sums first and behind them those of the squares.
+#include "laboratory.cuh"
+
+namespace sbnref::laboratory {
+
+constexpr int kWarps = kThreads / kWarp;
+
+__global__ void statistics(Problem p) {
+    const int64_t c = blockIdx.x;
+    double sum = 0, square = 0;
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
+        const double x = load(p.x, p.at(c, i));
+        sum += x;
+        square += x * x;
+    }
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+        sum += __shfl_down_sync(~0u, sum, distance);
+        square += __shfl_down_sync(~0u, square, distance);
+    }
+    SHARED_ARRAY(double, of_warp, kWarps);
+    if (threadIdx.x % kWarp == 0) {
+        of_warp[threadIdx.x / kWarp] = sum;
+        of_warp[threadIdx.x / kWarp + kWarps] = square;
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    double sums = 0, squares = 0;
+    for (int w = 0; w < kWarps; ++w) {
+        sums += of_warp[w];
+        squares += of_warp[w + kWarps];
+    }
+    const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
+    store(p.mean, c, static_cast<float>(mean));
+    store(p.var, c, static_cast<float>(not_negative(var)));
+}
+
+__global__ void normalize(Problem p) {
+    const int64_t c = blockIdx.x;
+    const Line line = once_per_block([&] {
+        const float var = read(p.var, c) + static_cast<float>(p.eps);
+        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+    });
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
+        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+}
+
+void forward(const Problem& p) {
+    launch("statistics", statistics, p.C, p);
+    launch("normalize", normalize, p.C, p);
+}
+
+}  // namespace sbnref::laboratory

@@ -1,0 +1,73 @@
+// Step 3, split: several blocks share a channel. Each leaves its sums in memory, and a
+// third kernel adds them up, always in the same order.
+#include "laboratory.cuh"
+
+namespace sbnref::laboratory {
+
+__device__ float first(const Problem& p, int64_t c) {
+    return p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;
+}
+
+__device__ void store_statistics(
+    const Problem& p, int64_t c, double sum, double squares) {
+    const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
+    store(p.mean, c, static_cast<float>(first(p, c) + mean));
+    store(p.var, c, static_cast<float>(not_negative(var)));
+}
+
+// Where a block leaves its first or second sum; the channels are neighbours.
+__device__ int64_t partial(const Problem& p, int which, int64_t split, int64_t c) {
+    return (which * p.splits + split) * p.C + c;
+}
+
+__global__ void statistics(Problem p) {
+    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
+    const Line centered = once_per_block([&] { return Line{first(p, c), 1, 0}; });
+    const int64_t step = p.splits * kThreads;
+    float sum = 0, squares = 0;
+    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step) {
+        const float deviation = centered(load(p.x, p.at(c, i)));
+        sum += deviation;
+        squares += deviation * deviation;
+    }
+    const double all = sum_over_block(sum);
+    __syncthreads();
+    const double all_squares = sum_over_block(squares);
+    if (threadIdx.x != 0) return;
+    store(p.partials, partial(p, 0, split, c), all);
+    store(p.partials, partial(p, 1, split, c), all_squares);
+}
+
+__global__ void add_up(Problem p) {
+    const int64_t c = blockIdx.x * kThreads + threadIdx.x;  // a thread for every channel
+    if (c >= p.C) return;
+    double sum = 0, squares = 0;
+    for (int64_t s = 0; s < p.splits; ++s) {
+        sum += read(p.partials, partial(p, 0, s, c));
+        squares += read(p.partials, partial(p, 1, s, c));
+    }
+    store_statistics(p, c, sum, squares);
+}
+
+__device__ Line normalizing(const Problem& p, int64_t c) {
+    return once_per_block([&] {
+        const float var = read(p.var, c) + static_cast<float>(p.eps);
+        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+    });
+}
+
+__global__ void normalize(Problem p) {
+    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
+    const Line line = normalizing(p, c);
+    const int64_t step = p.splits * kThreads;
+    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step)
+        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+}
+
+void forward(const Problem& p) {
+    launch("statistics", statistics, p.C * p.splits, p);
+    launch("add up", add_up, (p.C + kThreads - 1) / kThreads, p);
+    launch("normalize", normalize, p.C * p.splits, p);
+}
+
+}  // namespace sbnref::laboratory

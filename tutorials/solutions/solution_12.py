@@ -1,0 +1,194 @@
+"""Solutions to tutorial 12, your own kernel."""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from kernels import ladder
+
+from sbnref.grading.kernels.check import check_kernels
+from sbnref.grading.kernels.frugal import stands
+from sbnref.laboratory import Call, Kernels, count, record
+from sbnref.laboratory.recording import example
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "teach.md").read_text()
+folder = Path(tempfile.mkdtemp())
+
+
+def grade(text: str, *parts: str, examples: int = 12):
+    """The report on a file of kernels with that text."""
+    file = folder / "mine.cu"
+    file.write_text(text)
+    return check_kernels(file, parts, examples=examples, seed=1)
+
+
+def changed(text: str, *changes: tuple[str, str]) -> str:
+    """A text with changes in places that are there once."""
+    for was, now in changes:
+        assert text.count(was) == 1, was
+        text = text.replace(was, now)
+    return text
+
+
+# 1. What is wrong with each, which question finds it, and how it is mended. No input shows the third one: y is right.
+# Its threads each walk through a piece of their own, as one would do on a CPU, so at any time the lanes of a warp stand
+# far apart, and every access moves as many sectors as there are lanes, of which it uses 4 bytes each.
+BROKEN = {
+    "a": (
+        "a missing barrier",
+        "legal",
+        (
+            "        }\n    }\n    if (t != 0)",
+            "        }\n        __syncthreads();\n    }\n    if (t != 0)",
+        ),
+    ),
+    "b": (
+        "a tail",
+        "legal",
+        ("        sum += load", "        if (i < p.count()) sum += load"),
+    ),
+    "c": (
+        "a stride",
+        "frugal",
+        (
+            """        const int64_t length = (p.count() + kThreads - 1) / kThreads;
+        begin = threadIdx.x * length;
+        end = begin + length < p.count() ? begin + length : p.count();
+        step = 1;
+""",
+            """        begin = threadIdx.x;
+        end = p.count();
+        step = kThreads;
+""",
+        ),
+    ),
+    "d": (
+        "a race on the last block",
+        "legal",
+        ("    const unsigned last", "    __threadfence();\n    const unsigned last"),
+    ),
+    "e": (
+        "float32 sums that lose precision",
+        "right",
+        ("Number = float", "Number = double"),
+    ),
+    "f": (
+        "a shared array that is too small",
+        "legal",
+        ("of_warp, kWarps)", "of_warp, 2 * kWarps)"),
+    ),
+}
+texts = {
+    name: (ladder.KERNELS / "broken" / f"{name}.cu").read_text() for name in BROKEN
+}
+mended = {name: changed(texts[name], change) for name, (_, _, change) in BROKEN.items()}
+for name, (wrong, question, _) in BROKEN.items():
+    if question == "frugal":
+        report = grade(texts[name], "legal", "right", "frugal")
+        assert report.passed
+        spent = report.frugality.spent[0]
+        said = stands(spent)
+        assert spent.shares()["bytes"] < 0.2
+    else:
+        fault = grade(texts[name], question, examples=24).parts[0].fault
+        if question == "legal":
+            said = f"line {fault.line}: {fault.what}"
+        else:  # which numbers shows it depends on the seed
+            values = re.search("values: ([^,]*)", fault.on)[1]
+            said = f"{re.sub(' by .*', '', fault.what)}, on values: {values}"
+    print(f"1. {name}.cu, {wrong}; {question} says: {said}")
+    assert f"| `{name}.cu` | {wrong} | {question} | {said} |" in PAGE
+    again = grade(mended[name], "legal", "right")
+    assert again.passed, again
+print("1. all six are mended")
+
+# What the player shows of the third one, as numbers: before and after, the same bytes in so many sectors.
+x = example((6, 2, 10, 10))
+sectors = []
+for text in (texts["c"], mended["c"]):
+    file = folder / f"c{len(sectors)}.cu"
+    file.write_text(text)
+    counts = record(Call(Kernels(file, threads=64), x)).counts()
+    sectors.append(counts["sectors"])
+    print(
+        f"1. c.cu asks for {counts['read'] + counts['written']:,} bytes and moves {counts['sectors']:,} sectors"
+    )
+assert sectors[0] > 5 * sectors[1]
+
+# 2. On rung 5. Without the first fence the ticket may be seen before the sums are, which is what is wrong with d.cu.
+wide = (ladder.KERNELS / "own" / "4_wide.cu").read_text()
+add_up = wide[
+    wide.index("__global__ void add_up") : wide.index("__device__ Line normalizing")
+]
+ticket = changed(
+    wide,
+    (add_up, ""),
+    (
+        "    store(p.partials, partial(p, 1, split, c), all_squares);\n",
+        """    store(p.partials, partial(p, 1, split, c), all_squares);
+    __threadfence();  // the sums are seen before the ticket is
+    const unsigned last = static_cast<unsigned>(p.splits) - 1;
+    if (take_ticket(p.tickets, c, last) != last) return;
+    __threadfence();
+    double total = 0, total_squares = 0;
+    for (int64_t s = 0; s < p.splits; ++s) {
+        total += read(p.partials, partial(p, 0, s, c));
+        total_squares += read(p.partials, partial(p, 1, s, c));
+    }
+    store_statistics(p, c, total, total_squares);
+""",
+    ),
+    ('    launch("add up", add_up, (p.C + kThreads - 1) / kThreads, p);\n', ""),
+)
+report = grade(ticket, "legal", "right", "frugal")
+print(f"2. {stands(report.frugality.spent[0])}")
+assert report.passed
+assert report.frugality.spent[0].launches == 2
+
+# 3. A sector is 8 numbers, and in channels-last memory the next element of a channel is C numbers further on. So of each
+# sector a warp uses 8 / C numbers, one at least: what moves is three times min(C, 8) sizes of x. For C = 1 the two
+# formats are the same. Partial sums come on top, and hardly show.
+step = Kernels(ladder.KERNELS / "own" / "4_wide.cu")
+for channels in (1, 2, 4, 8, 32):
+    last = torch.randn(16, channels, 28, 28).contiguous(
+        memory_format=torch.channels_last
+    )
+    moved = count(Call(step, last, splits=4)).moved / last.nbytes
+    print(
+        f"3. {channels} channels: {moved:.2f} sizes of x moved, predicted {3 * min(channels, 8)}"
+    )
+    assert abs(moved / (3 * min(channels, 8)) - 1) < 0.02
+
+# 4. Shared memory has 32 banks of 4 bytes, so it serves 16 lanes at once with a double each, if they want neighbours.
+# With growing distances lanes that are side by side are 2d doubles apart, and half of them, then more, meet in the same
+# banks. In the tree of a.cu neighbours always want neighbours.
+growing = changed(
+    mended["a"],
+    (
+        "for (unsigned half = kThreads / 2; half > 0; half /= 2) {\n        if (t < half) {",
+        "for (unsigned d = 1; d < kThreads; d *= 2) {\n        if (const unsigned at = 2 * d * t; at < kThreads) {",
+    ),
+    (
+        "sums[t] = double(sums[t]) + double(sums[t + half])",
+        "sums[at] = double(sums[at]) + double(sums[at + d])",
+    ),
+    (
+        "squares[t] = double(squares[t]) + double(squares[t + half])",
+        "squares[at] = double(squares[at]) + double(squares[at + d])",
+    ),
+)
+conflicts = []
+for text in (mended["a"], growing):
+    file = folder / f"tree{len(conflicts)}.cu"
+    file.write_text(text)
+    found = record(Call(Kernels(file), example((2, 2, 8, 8))))
+    conflicts.append(found.counts()["conflicts"])
+    shared = sum(step.act.is_shared for step in found.steps)
+    print(
+        f"4. {conflicts[-1]:,} bank conflicts in {shared:,} accesses of warps to shared memory"
+    )
+assert conflicts[0] == 0 < conflicts[1]
