@@ -42,6 +42,8 @@ from sbnref.bench.results import Results
 from sbnref.bench.timing import spread
 from sbnref.collectives import sum_payloads
 from sbnref.impls import cuda
+from sbnref.laboratory.timing import SHAPES as LADDER_SHAPES
+from sbnref.laboratory.timing import copying, counts, eager_seconds
 
 Shape = tuple[int, ...]
 Case = tuple[Shape, torch.dtype, bool]  # and whether channels come last
@@ -64,34 +66,10 @@ SHAPES: dict[str, list[Shape]] = {
 }
 DTYPES = ["float16", "float32", "bfloat16"]
 PASSES = {"forward": 3, "backward": 5, "both": 8}  # how often the input's size is moved
-SAMPLES = 11
-LADDER_SHAPES: list[Shape] = [(2, 256, 200, 304), (32, 256, 14, 14)]
 LADDER_SECONDS = 25  # kept for compiling and timing the ladder
 
 
 # ---- time on the device ----
-
-
-def eager_seconds(work: Work, repetitions: int) -> list[float]:
-    """Seconds of ``work(i)`` on the device, one number for each of several samples of ``repetitions`` calls."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin = time.perf_counter()
-    for i in range(3):
-        work(i)
-    torch.cuda.synchronize()
-    host_seconds = (time.perf_counter() - begin) / 3
-    # Longer than the host takes to ask for everything, at 2 GHz; not more than a sample is worth.
-    pause = int(min(1.5 * host_seconds * repetitions, 0.02) * 2e9)
-    samples = []
-    for _ in range(SAMPLES):
-        torch.cuda._sleep(pause)
-        start.record()
-        for i in range(repetitions):
-            work(i)
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end) / 1e3 / repetitions)
-    return samples
 
 
 def graph_seconds(work: Work, repetitions: int) -> list[float]:
@@ -116,10 +94,7 @@ class Floor:
     """What nobody can do without, in seconds."""
 
     def __init__(self) -> None:
-        source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
-        target = torch.empty_like(source)
-        seconds = statistics.median(eager_seconds(lambda _: target.copy_(source), 5))
-        self.bandwidth = 2 * source.numel() / seconds  # bytes per second, read and written
+        self.bandwidth = copying()
         # A kernel that does nothing, one after another.
         self.launch = {timing: seconds_each(lambda _: torch.cuda._sleep(0), timing) for timing in SECONDS}
         self.collectives: dict[tuple[int, str], float] = {}  # by channels and way of timing, where they are measured
@@ -235,12 +210,6 @@ class Benchmark:
 
             floor = self.floor(3 * size, len(rung.functions), EAGER)
             yield row("ladder", name, "forward", xs[0], spread(eager_seconds(forward, repetitions)), 3 * size, floor)
-
-
-def counts(size: int, cache: int, bandwidth: float) -> tuple[int, int]:
-    """How many inputs of so many bytes the cache does not hold, and how many calls make a sample, each input in one."""
-    copies = min(max(math.ceil(3 * cache / size), 1), 32)
-    return copies, max(2, copies, min(20, int(2e-3 / (8 * size / bandwidth))))
 
 
 def row(suite: str, layer: str, what: str, x: Tensor, times: dict[str, float], moved: int, floor: float) -> Row:

@@ -229,6 +229,33 @@ def large_step(x: torch.Tensor, dy: torch.Tensor, along: int) -> None:
         torch.testing.assert_close(piece(dx, at), want, rtol=1e-3, atol=1e-3)
 
 
+def student() -> None:
+    """Kernels as students hand them in: the four stages beside the reference, and a forward pass, timed.
+
+    The rungs, on the same tensors, are timed by the benchmark.
+    """
+    import students
+
+    import sbnref
+    from sbnref.laboratory.implementation import StageKernels
+    from sbnref.laboratory.timing import time_file
+
+    sbnref.register_impl("stages.cu", StageKernels(HERE.parent / "tests" / "cuda" / "stages.cu"))
+    for shape in ((4, 8, 9, 9), (0, 5, 4, 4), (300, 40)):
+        for last in (False, len(shape) == 4):
+            x = torch.randn(shape, device=DEVICE) + 1
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            layer = sbnref.SyncBatchNorm(shape[1], device=DEVICE)
+            report = sbnref.compare(layer, x, ("reference", "stages.cu"))
+            print(f"{shape}: {report.verdict()}", flush=True)
+            assert report.agrees
+    if DEVICE == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "plain.cu")
+            file.write_text(students.PLAIN)
+            print("\n".join(map(str, time_file(file))))
+
+
 AHEAD = """
 import torch
 from sbnref.impls import build, reference, {impl} as impl
@@ -272,6 +299,7 @@ LIMITS = {
     "operators": 60,
     "synccheck": 40,
     "initcheck": 40,
+    "student": 120,
     "ahead_of_time": 120,
 }
 TOTAL_SECONDS = 465  # of eight minutes; the rest is for starting and for ending
@@ -291,6 +319,7 @@ PARTS: dict[str, Callable[[], None]] = {
         reduce_overhead,
         operators,
         small_step,
+        student,
         ahead_of_time,
     )
 }

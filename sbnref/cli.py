@@ -85,7 +85,8 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="FILE_OR_MODULE", help="Defines the four stage functions; or, FILE.cu, kernels that normalize."
+            metavar="FILE_OR_MODULE",
+            help="Defines the four stage functions, in Python or in CUDA; or, FILE.cu, kernels that normalize.",
         ),
     ] = "",
     stage: Annotated[
@@ -103,7 +104,11 @@ def check(
     ] = None,
     allow: Annotated[list[str] | None, typer.Option(help="One that it may: sbnref, which is forbidden.")] = None,
     template: Annotated[
-        bool, typer.Option("--template", help="Print a file to start from; --template cuda: of kernels.")
+        bool,
+        typer.Option("--template", help="Print a file to start from; --template cuda and cuda-stages: of kernels."),
+    ] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Time a file's forward(p) on a CUDA GPU, where nothing confines it.")
     ] = False,
     at_least: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 0 from this score on, whatever has not passed.")
@@ -112,7 +117,8 @@ def check(
 ) -> None:
     """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
 
-    Or your own CUDA kernels, in a file that ends in .cu: whether they are legal, right and frugal, in the simulation.
+    Or your own CUDA kernels, in a file that ends in .cu, in the simulation: whether those of its forward(p) are legal,
+    right and frugal; or, where it has none, its four stages.
 
     The code runs in a process of its own, without network or files to write to (Linux), and sees nothing of what is
     expected.
@@ -125,33 +131,35 @@ def check(
     from .grading.kernels.check import template as template_of_kernels
     from .grading.kernels.tell import PARTS
     from .impls import STAGES
+    from .laboratory.implementation import only_stages
 
     if template:
-        if target not in ("", "cuda"):
-            raise typer.BadParameter(f"expected --template or --template cuda, got --template {target}")
-        typer.echo(template_of_kernels() if target else template_text(), nl=False)
+        texts = {
+            "": template_text,
+            "cuda": template_of_kernels,
+            "cuda-stages": lambda: template_of_kernels(stages=True),
+        }
+        if target not in texts:
+            raise typer.BadParameter(
+                f"expected --template, --template cuda or --template cuda-stages, got --template {target}"
+            )
+        typer.echo(texts[target](), nl=False)
         return
     if not target:
         raise typer.BadParameter("name the file or module to grade, or ask for --template")
     kernels = target.endswith(".cu")
     if kernels and (suite or forbid or allow):
-        raise typer.BadParameter("--suite, --forbid and --allow are for the four functions, not for kernels")
-    stages = stage or (PARTS if kernels else STAGES)
+        raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
+    asked = stage or (PARTS if kernels and not only_stages(Path(target)) else STAGES)
+    of_forward = kernels and not set(asked) <= set(STAGES)
+    if gpu and not of_forward:
+        raise typer.BadParameter("--gpu is for kernels of a forward(p), not for the four stages")
+    limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
     report = _or_exit(
         lambda: (
-            check_kernels(target, stages, examples=examples, timeout=timeout, memory=memory, seed=seed)
-            if kernels
-            else grade(
-                target,
-                stages,
-                suite=suite,
-                examples=examples,
-                timeout=timeout,
-                memory=memory,
-                seed=seed,
-                forbid=forbid or (),
-                allow=allow or (),
-            )
+            check_kernels(target, asked, gpu=gpu, **limits)
+            if of_forward
+            else grade(target, asked, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
         )
     )
     _show(report, json)

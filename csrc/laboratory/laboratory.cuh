@@ -12,8 +12,8 @@ namespace sbnref::laboratory {
 #endif
 constexpr int kThreads = SBNREF_THREADS;  // per block; a power of two
 
-// x and y are (N, C, S) with any strides, the same for both. Passed to kernels by
-// value.
+// x and y are (N, C, S) with any strides, the same for both, and for dy and dx. Passed
+// to kernels by value. What a function has no use for has no elements.
 struct Problem {
     int64_t N, C, S;
     int64_t stride_n, stride_c, stride_s;  // in elements
@@ -25,6 +25,14 @@ struct Problem {
     Array<double> partials;   // (3, splits, C), what blocks leave for each other
     Array<double> payload;    // (2C + 2,), what this rank tells the others
     Array<unsigned> tickets;  // (C,), zero before and after
+
+    // For the four stages.
+    double divisor, k;               // D, 0 for max(W, 1); w / m, 0 on an empty rank
+    Array<const double> total;       // the payloads of all ranks, summed
+    Array<const float> gamma, beta;  // (C,)
+    Array<double> saved;             // (4, C), by the forward pass for the backward one
+    Array<const float> dy;
+    Array<float> dx;
     Stream stream;
 
     __host__ __device__ int64_t count() const { return N * S; }  // per channel

@@ -27,6 +27,7 @@ struct Visit {
 
 struct Element {
     Visit write, read;
+    const Chain* last = nullptr;  // that led to the last write or ticket
 };
 
 // What a block had written when it took a ticket: all before the fence of the thread that took it.
@@ -111,14 +112,15 @@ void watch_block() {
 void watch(uintptr_t address, int count, int bytes, Access access, unsigned epoch) {
     if (!watching) return;
     ++now;
+    const Chain* const chain = &chains.try_emplace(calls(), 0).first->first;
     if (access == Access::Ticket) {
+        elements[address].last = chain;
         std::vector<Release>& taken = at[address];
         pending.insert(pending.end(), taken.begin(), taken.end());
         const auto fence = fences.find(threadIdx.x);
         if (fence != fences.end()) taken.push_back(fence->second);
         return;
     }
-    const Chain* const chain = &chains.try_emplace(calls(), 0).first->first;
     const Visit me{launch_number, blockIdx.x, threadIdx.x, epoch, now, chain};
     for (int k = 0; k < count; ++k, address += bytes) {
         Element& e = elements[address];
@@ -134,7 +136,7 @@ void watch(uintptr_t address, int count, int bytes, Access access, unsigned epoc
         }
         // Of several readers the one that is kept is another than the next writer may be.
         if (!read)
-            e.write = me;
+            e.write = me, e.last = chain;
         else if (!e.read.is_of_now() || follows(e.read, epoch))
             e.read = me;
     }
@@ -181,6 +183,13 @@ extern "C" void cudasim_stop_watching() { watching = false; }
 extern "C" void cudasim_name(const char* name, const void* array, int64_t size, int bytes, int written) {
     const auto begin = reinterpret_cast<uintptr_t>(array);
     arrays.push_back({name, begin, begin + size * bytes, bytes, written != 0});
+}
+
+// Has cudasim_refused tell the calls that led to the last write to an element, or to its last ticket.
+extern "C" void cudasim_blame(const void* element) {
+    refused.clear();
+    const auto found = elements.find(reinterpret_cast<uintptr_t>(element));
+    if (found != elements.end() && found->second.last != nullptr) note(*found->second.last);
 }
 
 // The calls that led to what was refused, and those that led to the access that it collided with; 0 ends either.

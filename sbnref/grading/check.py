@@ -11,15 +11,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..impls import STAGES
-from .hints import where_to_look
+from ..laboratory.implementation import StageKernels, stages_of
+from .hints import SECTIONS, where_to_look
 from .tell import Grade, StageGrade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .kernels.tell import Fault
 
 __all__ = ["Grade", "StageGrade", "check", "template"]
 
@@ -41,7 +46,8 @@ def check(
     """Grade a file or module that defines the four stage functions.
 
     Args:
-        target: ``'path/to/file.py'`` or the name of an importable module.
+        target: ``'path/to/file.py'`` or the name of an importable module; or ``'path/to/file.cu'``, whose kernels are
+            those of ``sbnref check --template cuda-stages`` and are tried on float32 alone.
         stages: which of :data:`sbnref.impls.STAGES` to grade. Each is given exact inputs, whatever the others do.
         suite: whether to run the conformance suite over the whole layer as well, on real process groups.
         examples: how many training steps to try on each stage.
@@ -49,7 +55,8 @@ def check(
         memory: gigabytes that the code may take, on Linux.
         seed: of the training steps and their numbers; None for another one each time.
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
-        allow: those that it may use although they are forbidden, which ``'sbnref'`` is.
+        allow: those that it may use although they are forbidden, which ``'sbnref'`` is. This, ``forbid`` and ``suite``
+            are for Python.
         hide: folders that the code is not to see, where it can be confined.
         user: as whom the code runs, such as ``'nobody'``, if root grades; None for whoever grades.
 
@@ -67,7 +74,12 @@ def check(
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ValueError(f"expected stages among {STAGES}, got {unknown}")
     target = str(target)
-    if target.endswith(".py") or os.sep in target:
+    kernels = target.endswith(".cu")
+    if kernels and (suite or forbid or allow):
+        raise ValueError("expected suite, forbid and allow for functions in Python only, got one of them for kernels")
+    if kernels and not Path(target).is_file():
+        raise ValueError(f"expected a file of kernels, but there is no file {target}")
+    if not kernels and (target.endswith(".py") or os.sep in target):
         if not Path(target).is_file():
             raise ValueError(f"expected a Python file, but there is no file {target}")
         if not target.endswith(".py"):
@@ -76,26 +88,34 @@ def check(
 
     from .apart.process import Job
     from .judge import Judge  # hypothesis, which not everybody has, takes its time
+    from .kernels.job import STAGES_SERVED, Unfit, job_of
+    from .search import DTYPES
 
     forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
     todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
     seed = secrets.randbelow(2**20) if seed is None else seed
-    seconds = (len(todo) + 2) * timeout * (os.cpu_count() or 1)
-    job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
-    judge = Judge(job, examples, timeout, seed)
-    try:
+    seconds = (len(todo) + 2) * timeout
+    with ExitStack() as stack:
+        if kernels:
+            try:
+                job, *_ = stack.enter_context(job_of(stages_of(Path(target).resolve()), STAGES_SERVED, memory, seconds))
+            except Unfit as unfit:
+                return Grade(target, [_unfit(stage, unfit.fault) for stage in todo], seed)
+        else:
+            job = Job(target, os.getcwd(), memory, seconds * (os.cpu_count() or 1), forbidden)
+        job = replace(job, hide=hide, user=user)
+        judge = Judge(job, examples, timeout, seed, StageKernels.dtypes if kernels else DTYPES)
+        stack.callback(judge.close)
         if (ended := judge.begin()) is not None:
             judge.results = dict.fromkeys(todo, ended)
         else:
             for stage in todo:
                 judge.run_suite() if stage == "layer" else judge.grade(stage)
-    finally:
-        judge.close()
     return Grade(target, [_grade(stage, judge.results[stage]) for stage in todo], seed, judge.unconfined)
 
 
 def template() -> str:
-    """The text of a file to start from."""
+    """The text of a file to start from, in Python."""
     return Path(__file__).with_name("template.py").read_text(encoding="utf-8")
 
 
@@ -103,3 +123,10 @@ def _grade(stage: str, result: dict[str, Any]) -> StageGrade:
     failure = result["failure"]
     hint, section = (None, None) if failure is None else where_to_look(stage, result["status"], failure)
     return StageGrade(stage, result["status"], result["tried"], failure, hint, section)
+
+
+def _unfit(stage: str, fault: Fault) -> StageGrade:
+    """The grade of a stage in a file of kernels that is not run."""
+    where = "" if fault.line is None else f"line {fault.line}: "
+    failure = {"step": "", "what": f"{where}{fault.what}"}
+    return StageGrade(stage, "failed", 0, failure, "No stage is tried before the file is in order.", SECTIONS[stage])

@@ -11,6 +11,7 @@ SECTIONS = {
     "backward_apply": "The backward pass through a collective",
     "layer": "Batch norm, and what splitting the batch breaks",
 }
+LARGE_MEAN = "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels."
 
 
 def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str, str]:
@@ -18,9 +19,17 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
     features, quantity, what = set(failure["features"]), failure.get("quantity"), failure["what"]
     section = SECTIONS[stage]
     if status == "not written":
-        return "Its arguments and result are described in the template: sbnref check --template.", section
+        template = "sbnref check --template, of kernels: --template cuda-stages"
+        return f"Its arguments and result are described in the template: {template}.", section
     if status in ("crashed", "timed out"):
         return "Call the function yourself on the step above, from a debugger or with prints.", section
+    if "is not written everywhere" in what:
+        return "Every element of the result is to be written, whatever was there before, on an empty rank too.", section
+    if "raised RuntimeError: kernel" in what:
+        return (
+            "CUDA leaves undefined what the line does: see Have your own implementation graded, CUDA kernels.",
+            section,
+        )
     if "by code that is graded" in what:
         return "Do without it: whoever grades has forbidden it.", section
     if "two different results" in what:
@@ -40,14 +49,17 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
     if quantity is not None and "float64" in features:
         return "Only float64 fails: something on the way is float32.", "Floating point"
     if quantity is not None and "large mean" in features:
-        return "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels.", "Floating point"
+        return LARGE_MEAN, "Floating point"
     if failure.get("relative") is not None and failure["relative"] < 1e-3:
         return (
             "Nearly right: precision is lost. Sum deviations from the mean, and carry statistics in float64.",
             "Floating point",
         )
     if "layout" in features:
-        return "Only strided inputs fail: index by x.stride(), or make x contiguous first.", section
+        return (
+            "Only strided inputs fail: index by x.stride(), in a kernel by p.at, or make x contiguous first.",
+            section,
+        )
     if "empty rank" in features or "all empty" in features:
         if stage == "backward_apply" and "default" in features:
             return "With an empty rank in 'default', W is not D: the last term in the bracket counts.", section

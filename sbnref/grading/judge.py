@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
+
+import torch
 
 from ..conformance import cases
 from ..impls import Implementation, reference, register_impl
 from ..launch import RankError, Ranks
 from .apart.process import GRACE, START, Died, Job, Refused, Student
-from .search import Failure, Step, examine, features_of, search
+from .search import DTYPES, Failure, Step, examine, features_of, search
 
 Result = dict[str, Any]  # status, failure, tried
 
@@ -27,10 +29,12 @@ class Judge:
         unconfined: why the process in which the code runs could not be confined; None where it is.
     """
 
-    def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
+    def __init__(
+        self, job: Job, examples: int, timeout: float, seed: int, dtypes: Sequence[torch.dtype] = DTYPES
+    ) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
         self.job = replace(job, place=self._place.name)
-        self.examples, self.timeout, self.seed = examples, timeout, seed
+        self.examples, self.timeout, self.seed, self.dtypes = examples, timeout, seed, dtypes
         self.results: dict[str, Result] = {}
         self.student = Student(self.job)
         self.impl: Implementation = self.student.implementation()
@@ -84,7 +88,7 @@ class Judge:
                     return
                 if by_own is None and self._too_few(stage, again):
                     return
-                if by_own is not None and failure is None:
+                if by_own is not None and failure is None and self._passed("forward_apply"):
                     what = f"what it saves leads {stage} astray, right with what the reference saves: {by_own.what}"
                     self.results["forward_apply"] = _result("failed", replace(by_own, what=what), again)
                 failure = failure and by_own
@@ -97,6 +101,10 @@ class Judge:
         what = f"is so slow that of {self.examples} training steps only {tried} could be tried in its time"
         self.results[stage] = _result("timed out", Failure("", what), tried)
         return True
+
+    def _passed(self, stage: str) -> bool:
+        """Whether nothing is known to be wrong with a stage."""
+        return self.results.get(stage, {"status": "passed"})["status"] == "passed"
 
     def _dies(self, stage: str) -> bool:
         return self.results.get(stage, {}).get("status") in ("crashed", "timed out")
@@ -111,6 +119,7 @@ class Judge:
             examples=self.examples,
             late=lambda: time.monotonic() > self._until,
             seed=self.seed,
+            dtypes=self.dtypes,
             trial=self._try,
         )
 

@@ -5,7 +5,7 @@ It runs in one process: the ranks of a step take their turns, and the all-reduce
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from ..modes import STATS_MODES
 from ..running import RunningStats
 from .apart.process import Died
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # the simplest first
 MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
 
 
@@ -108,7 +109,7 @@ class Step:
 
 
 @strategies.composite
-def steps(draw: Callable[..., Any], seed: int) -> Step:
+def steps(draw: Callable[..., Any], seed: int, dtypes: Sequence[torch.dtype] = DTYPES) -> Step:
     """Training steps, the simplest first. Their numbers follow from ``seed``."""
     world_size = draw(strategies.integers(1, 4))
     dimensions = draw(strategies.integers(0, 3))
@@ -120,7 +121,7 @@ def steps(draw: Callable[..., Any], seed: int) -> Step:
         spatial,
         draw(strategies.integers(1, 4)),
         draw(strategies.sampled_from(STATS_MODES)),
-        draw(strategies.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])),
+        draw(strategies.sampled_from(dtypes)),
         draw(strategies.sampled_from(["whole numbers", "normal", "a mean for each rank", "large mean"])),
         draw(strategies.booleans()),
         draw(strategies.sampled_from(["none", "momentum 0.1", "cumulative average"])),
@@ -265,6 +266,7 @@ def search(
     examples: int = 100,
     late: Callable[[], bool] = lambda: False,
     seed: int = 0,
+    dtypes: Sequence[torch.dtype] = DTYPES,
     trial: Callable[[str, Implementation, Step, Implementation], Failure | None] = examine,
 ) -> tuple[Failure | None, int]:
     """Look for the smallest training step on which a stage is wrong.
@@ -276,6 +278,7 @@ def search(
         examples: how many steps to try.
         late: whether to stop trying and shrinking, asked before each step.
         seed: of the steps that are tried, and of their numbers.
+        dtypes: of their inputs, the simplest first.
         trial: what is done with each step: :func:`examine`, or something with the same arguments.
 
     Returns:
@@ -296,7 +299,7 @@ def search(
             smallest[:] = [failure]
             raise _Wrong(failure.what)
 
-    explore(steps(seed), fails, examples=examples, seed=seed, stop=_Wrong)
+    explore(steps(seed, dtypes), fails, examples=examples, seed=seed, stop=_Wrong)
     return (smallest[0] if smallest else None), tried
 
 

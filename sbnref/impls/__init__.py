@@ -3,7 +3,8 @@
 An implementation is anything with the four stage functions of :mod:`sbnref.impls.reference` as attributes: a module,
 an object, a class with static methods. Where it cannot run everywhere it also has ``why_not(device)``, which gives
 the reason in words, or None; and where that takes long, because something is built, ``why_not_yet(device)``, which
-builds nothing. It may have ``gradients``, the last stage with those of gamma and beta, as
+builds nothing. One that does not take all dtypes has ``dtypes``, a tuple of those that it takes, for the tools that try
+it on some. It may have ``gradients``, the last stage with those of gamma and beta, as
 :mod:`sbnref.impls.cuda` does.
 """
 

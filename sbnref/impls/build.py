@@ -218,7 +218,7 @@ def extension(library: Library) -> Any:
 
     link_folder = None
     if library.cuda:
-        link_folder = _use_toolkit(Path("build") / "cudart")  # in setuptools' folder
+        link_folder = use_toolkit(Path("build") / "cudart")  # in setuptools' folder
         _check_gpus()
     assert library.installed is not None
     kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
@@ -265,7 +265,7 @@ def _compile(library: Library, folder: Path) -> None:
     print(f"sbnref: building {what} in {folder}, once; this takes a minute or less", file=sys.stderr, flush=True)
     (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
     more = shlex.split(_more_flags(library))
-    link_folder = _use_toolkit(folder) if library.cuda else None
+    link_folder = use_toolkit(folder) if library.cuda else None
     start = time.monotonic()
     try:
         cpp_extension.load(
@@ -370,7 +370,7 @@ def toolkit_in_words() -> str:
         return f"none: {error}"
 
 
-def _use_toolkit(own: Path) -> Path | None:
+def use_toolkit(own: Path) -> Path | None:
     """Have PyTorch's builder take the toolkit; returns a folder that the linker has to search besides."""
     from torch.utils import cpp_extension
 

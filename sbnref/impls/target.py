@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 OURS = Path(__file__).resolve().parents[1]  # the package; beside what is graded, a folder above its own
+NOT_THEIRS = [OURS, *map(Path, map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))]
 
 
 def import_target(target: str) -> ModuleType:
@@ -40,5 +41,4 @@ def error_in_words(error: BaseException) -> str:
 
 def _is_theirs(filename: str) -> bool:
     """Whether a file is neither Python's nor installed nor ours."""
-    others = [OURS, *map(Path, map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))]
-    return not filename.startswith("<") and not any(Path(filename).is_relative_to(folder) for folder in others)
+    return not filename.startswith("<") and not any(Path(filename).is_relative_to(folder) for folder in NOT_THEIRS)

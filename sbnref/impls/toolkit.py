@@ -94,7 +94,7 @@ def how_to_install(wanted: str) -> str:
         return f"install the CUDA toolkit {wanted} and set CUDA_HOME to its folder"
     unset = "unset CUDA_HOME, then " if _named() is not None else ""
     return (
-        f"{unset}install it with: pip install 'cuda-toolkit[nvcc,cccl]=={wanted}.*' "
+        f"{unset}install it with: pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]=={wanted}.*' "
         "(or set CUDA_HOME to the folder of one that is installed)"
     )
 

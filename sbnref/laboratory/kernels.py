@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS
+from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS, use_toolkit
 from .compiling import cached, compile_for_host
 
 SECTOR = 32  # bytes
 THREADS = 256  # of a block, as laboratory.cuh has it
+SPLITS = 132  # for which p.partials has room, where files of kernels are graded or compared
 LABORATORY = CSRC / "laboratory"
 
 # Calls are found on the stack where every function keeps a frame, and lines where nothing was optimized away.
@@ -53,11 +54,12 @@ class _Array(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64))
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Array:
-        return cls(tensor.data_ptr(), tensor.numel())
+    def of(cls, tensor: Tensor | None) -> _Array:
+        return cls(None, 0) if tensor is None else cls(tensor.data_ptr(), tensor.numel())
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
+STAGE_ARRAYS = ("total", "gamma", "beta", "saved", "dy", "dx")
 _SIZES = ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")
 
 
@@ -66,6 +68,8 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_double) for name in ("weight", "eps")),
         *((name, _Array) for name in ARRAYS),
+        *((name, ctypes.c_double) for name in ("divisor", "k")),
+        *((name, _Array) for name in STAGE_ARRAYS),
         ("stream", ctypes.c_void_p),
     )
 
@@ -79,6 +83,10 @@ class Call:
         splits: how many blocks may share a channel.
         room: splits that there is room for in ``partials``, if more.
         weight: w, what this rank weighs.
+        divisor: D of the second stage, 0 for max(W, 1).
+        k: w / m, of the fourth stage.
+        others: arrays of a ``Problem`` by their names, for those that are here by themselves (None: without it) and
+            those that are not: ``total``, ``gamma``, ``beta``, ``saved``, ``dy``, ``dx``.
 
     Attributes:
         y: as x, for the normalized tensor.
@@ -86,26 +94,55 @@ class Call:
         payload: (2C + 2,) float64, zeros, for [w mean, w (var + mean²), w, m].
         partials: (3 · max(splits, room) · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
+        arrays: these and the others, by name.
     """
 
+    y: Tensor
+    mean: Tensor
+    var: Tensor
+    partials: Tensor
+    payload: Tensor
+    tickets: Tensor
+
     def __init__(
-        self, kernels: Kernels, x: Tensor, *, splits: int = 1, room: int = 1, weight: float = 1, eps: float = 1e-5
+        self,
+        kernels: Kernels,
+        x: Tensor,
+        *,
+        splits: int = 1,
+        room: int = 1,
+        weight: float = 1,
+        eps: float = 1e-5,
+        divisor: float = 0,
+        k: float = 0,
+        **others: Tensor | None,
     ) -> None:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
-        self.y = torch.empty_like(x)
-        self.mean, self.var = x.new_empty(2, c)
-        self.payload = x.new_zeros(2 * c + 2, dtype=torch.float64)
-        self.partials = x.new_empty(c * max(splits, room) * 3, dtype=torch.float64)
-        self.tickets = x.new_zeros(c, dtype=torch.int32)
+        mean, var = x.new_empty(2, c)
+        own = {
+            "y": torch.empty_like(x),
+            "mean": mean,
+            "var": var,
+            "payload": x.new_zeros(2 * c + 2, dtype=torch.float64),
+            "partials": x.new_empty(c * max(splits, room) * 3, dtype=torch.float64),
+            "tickets": x.new_zeros(c, dtype=torch.int32),
+        }
+        self.arrays = {name: t for name, t in {"x": x, **own, **others}.items() if t is not None}
+        vars(self).update(self.arrays)
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
-        arrays = (_Array.of(getattr(self, name)) for name in ARRAYS)
-        self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *arrays, None)
+        first, more = ([_Array.of(self.arrays.get(name)) for name in names] for names in (ARRAYS, STAGE_ARRAYS))
+        self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *first, divisor, k, *more, None)
         self._loaded: tuple[Kernels, Any] | None = None
 
     def run(self, *functions: str) -> Tensor:
-        """Launch the kernels, those of some of the functions only where these are named; y.
+        """:meth:`launch`, and y."""
+        self.launch(*functions)
+        return self.y
+
+    def launch(self, *functions: str) -> None:
+        """Launch the kernels, those of some of the functions only where these are named.
 
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
@@ -117,7 +154,6 @@ class Call:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         for function in functions or self.kernels.functions:
             check(getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem)))
-        return self.y
 
 
 def channels_last(x: Tensor) -> bool:
@@ -181,7 +217,7 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     Raises:
         RuntimeError: they do not compile.
     """
-    built = kernels.built or _built(kernels, cuda)
+    built = kernels.built or compiled(kernels, cuda)
     lib = ctypes.CDLL(str(built))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
@@ -191,7 +227,12 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     return lib
 
 
-def _built(kernels: Kernels, cuda: bool) -> Path:
+def compiled(kernels: Kernels, cuda: bool = False) -> Path:
+    """The library's file, compiled unless it is there.
+
+    Raises:
+        RuntimeError: the kernels do not compile.
+    """
     sources = [*CSRC.rglob("*"), *_included(kernels.file)]
     sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
     flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
@@ -270,11 +311,13 @@ def _nvcc(built: Path, kernels: Kernels, _: list[str]) -> None:
 
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
+    link_folder = use_toolkit(built.parent)
     cpp_extension.load(
         built.stem,
         [str(unit)],
         extra_include_paths=[str(CSRC), str(LABORATORY)],
         extra_cuda_cflags=[*NVCC_FLAGS, f"-DSBNREF_THREADS={kernels.threads}"],
+        extra_ldflags=[] if link_folder is None else [f"-L{link_folder}"],
         build_directory=str(built.parent),
         is_python_module=False,
     )

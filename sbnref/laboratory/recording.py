@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..impls.build import CSRC
-from .kernels import ARRAYS, SECTOR, Call, channels_last, library, numbers
+from .kernels import SECTOR, Call, channels_last, library, numbers
 from .lines import Frame, lines_of
 
 WARP = 32
@@ -186,13 +186,12 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
     refuse_large(call.x)
     call = copy.copy(call)
     call.kernels = replace(call.kernels, recording=True)
-    named = {name: getattr(call, name) for name in ARRAYS}
 
     def run() -> dict[str, Tensor]:
         call.run(*functions)
         return {}
 
-    return take(library(call.kernels), run, call.x, named, title or call.kernels.file.name)
+    return take(library(call.kernels), run, call.x, call.arrays, title or call.kernels.file.name)
 
 
 def take(lib: Any, run: Callable[[], dict[str, Tensor]], x: Tensor, named: dict[str, Tensor], title: str) -> Recording:

@@ -95,7 +95,7 @@ def bare(tmp_path):
     return {**os.environ, "SBNREF_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
-@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step", "large"])
+@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step", "large", "student"])
 def test_a_part_of_the_check_simulated(part, bare):
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part, "--elements", str(2**15 + 8))
     subprocess.run(command, check=True, env=bare)

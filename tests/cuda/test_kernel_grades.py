@@ -3,13 +3,17 @@
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import students
 from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
+from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
 from sbnref.cli import app
@@ -21,7 +25,14 @@ from sbnref.grading.course.settings import Settings
 from sbnref.grading.kernels.check import check_kernels, template
 from sbnref.grading.kernels.frugal import RUNGS, SHAPE, Spent, stands
 from sbnref.grading.kernels.source import refusal
+from sbnref.impls import STAGES
+from sbnref.laboratory import LABORATORY, Kernels, timing
+from sbnref.laboratory.implementation import only_stages
+from sbnref.laboratory.kernels import translation_unit
+from sbnref.laboratory.recording import example
+from sbnref.launch import RankError
 
+STAGES_FILE = Path(__file__).with_name("stages.cu")
 QUICK = {"examples": 24, "seed": 1}
 
 
@@ -64,8 +75,20 @@ def test_a_fault_is_named_with_its_line(name, tmp_path):
     report = graded(tmp_path, text)
     fault = next(part.fault for part in report.parts if part.fault)
     assert said in fault.what
-    assert fault.line == (None if name in ("sums in float32", "tickets that are not given back") else line)
+    assert fault.line == line
+    assert (fault.hint is not None) == (name == "sums in float32")
     assert not report.passed
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_wrong_number_has_the_line_that_wrote_it(tmp_path):
+    """Of y, where the statistics are right, and where p.var holds something else than it is called."""
+    was = "line(load(p.x, p.at(c, i)))"
+    for text in (students.PLAIN, students.PLAIN.replace("store(p.var, c, ", "store(p.var, c, 3 + ")):
+        text, line = students.changed(text, was, f"2 * {was}")
+        (part,) = graded(tmp_path, text, ["right"]).parts
+        assert re.fullmatch(r"y is off by [\d.]+", part.fault.what)
+        assert part.fault.line == line
 
 
 @pytest.mark.usefixtures("_here")
@@ -74,6 +97,25 @@ def test_what_is_right_is_called_so(name, tmp_path):
     report = graded(tmp_path, students.VARIANTS[name])
     assert [(part.status, part.fault) for part in report.parts] == [("passed", None)] * 2
     assert report.passed
+
+
+LIES = {
+    "nothing": lambda out: None,
+    "no statistics": lambda out: {"y": out["y"], "refused": None, "frames": out["frames"]},
+    "another shape": lambda out: {**out, "mean": out["y"]},
+    "no numbers": lambda out: {**out, "frames": out["frames"].to("meta")},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
+    class Liar(InThisProcess):
+        def call(self, name, *arguments):
+            return lie(super().call(name, *arguments)) if name == "run" else super().call(name, *arguments)
+
+    monkeypatch.setattr("sbnref.grading.kernels.check.Student", Liar)
+    (part,) = graded(tmp_path, students.FAULTS["sums in float32"][1][0], ["right"]).parts
+    assert (part.status, part.fault.what) == ("failed", "the process of the kernels gave no answer")
 
 
 @pytest.mark.usefixtures("_here")
@@ -206,9 +248,9 @@ def test_the_command_grades_a_file(tmp_path):
     assert told["score"] == pytest.approx(1, abs=0.03)
     assert runner.invoke(app, ["check", "--template", "cuda"]).stdout == template()
     for arguments, what in {
-        ("--template", "rust"): "expected --template or --template cuda",
+        ("--template", "rust"): "--template cuda or --template cuda-stages, got",
         ("none.cu",): "there is no file none.cu",
-        ("none.cu", "--suite"): "for the four functions",
+        ("none.cu", "--suite"): "for functions in Python",
         (str(file), "--stage", "fast"): "expected parts among",
     }.items():
         refused = runner.invoke(app, ["check", *arguments])
@@ -269,3 +311,103 @@ def test_the_workflows_command_ends_with_0_for_kernels_that_are_frugal(tmp_path)
     environment = {**os.environ, "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}"}
     run = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+# ---- on a GPU, with made-up times ----
+
+
+@pytest.fixture
+def _gpu(monkeypatch):
+    """A GPU that is none: tensors stay on the host, where launches take 10 to 70 us, and PyTorch 2 ms."""
+
+    def seconds(work, repetitions):
+        return [1e-5 * (k + 1) for k in range(7)] if work(0) is None else [2e-3] * 7
+
+    chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sbnref.grading.kernels.check.find_cuda", lambda: None)
+    monkeypatch.setattr(timing, "_random", lambda shape, layout: example(shape, channels_last=layout != "contiguous"))
+    monkeypatch.setattr(timing, "SHAPES", ((2, 5, 8, 8),))
+    monkeypatch.setattr(timing, "copying", lambda: 1e9)
+    monkeypatch.setattr(timing, "eager_seconds", seconds)
+
+
+class Here:
+    """Instead of ranks."""
+
+    def __init__(self, world_size, timeout):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def run(self, work, *arguments):
+        try:
+            return [work(*arguments)]
+        except RuntimeError as error:
+            raise RankError(0, f"Traceback\nRuntimeError: {error}") from None
+
+
+@pytest.mark.usefixtures("_here", "_gpu")
+def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", Here)
+    report = graded(tmp_path, students.SPLIT_FILE, gpu=True, examples=4)
+    assert report.passed
+    assert [timed.layout for timed in report.timed] == ["contiguous", "channels_last"]
+    size = 4 * 2 * 5 * 8 * 8
+    for timed in report.timed:
+        assert timed.floor == pytest.approx(3 * size / 1e9)
+        assert (timed.seconds, *timed.quartiles, timed.beside) == pytest.approx((4e-5, 2e-5, 6e-5, 2e-3))
+        assert timed.bytes_per_second == pytest.approx(3 * size / 4e-5)
+    text = " ".join(str(report).split())
+    assert "on a GPU:" in text
+    assert "(2, 5, 8, 8), channels-last: 0.04 ms (0.02 to 0.06), 0 GB/s, 0.19 of the speed of copying" in text
+    assert "torch's batch_norm takes 2 ms" in text
+    assert json.loads(json.dumps(report.to_dict()))["timed"][0]["gpu"] == "a GPU"
+
+    monkeypatch.setattr("torch.nn.functional.batch_norm", lambda x, *_, training: x)
+    wrong = graded(tmp_path, students.PLAIN, gpu=True, examples=4)
+    assert not wrong.passed
+    assert re.match(r"RuntimeError: on the GPU y is off by 1\.\d+ on \(2, 5, 8, 8\), contiguous", wrong.untimed)
+    assert "not timed: RuntimeError" in str(wrong)
+
+
+@pytest.mark.usefixtures("_here", "_gpu")
+def test_kernels_that_are_not_legal_do_not_reach_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", None)
+    report = graded(tmp_path, students.FAULTS["a tail"][1][0], gpu=True)
+    assert report.untimed == "only kernels that are legal and right go to the GPU"
+    with pytest.raises(ValueError, match="expected legal and right among the parts"):
+        graded(tmp_path, students.PLAIN, ["right"], gpu=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="PyTorch sees none"):
+        graded(tmp_path, students.PLAIN, gpu=True)
+
+
+def test_the_gpu_is_asked_for_where_forward_is_graded(tmp_path):
+    file = tmp_path / "mine.cu"
+    file.write_text(template(stages=True))
+    refused = CliRunner().invoke(app, ["check", str(file), "--gpu"])
+    assert refused.exit_code == 2
+    assert "--gpu is for kernels of a forward(p)" in " ".join(refused.output.replace("│", " ").split())
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "text", [template(), template(stages=True), STAGES_FILE.read_text()], ids=["", "stages", "right"]
+)
+def test_templates_compile_for_gpus(text, includes, tmp_path):  # noqa: F811
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
+    file, unit = tmp_path / "mine.cu", tmp_path / "unit.cu"
+    file.write_text(text)
+    functions = STAGES if only_stages(file) else ("forward",)
+    unit.write_text(translation_unit(Kernels(file, functions)))
+    warnings = [] if "to be written" in text else ["-Werror=all-warnings"]
+    compiled(
+        ["nvcc", *FLAGS, *warnings, *targets, *includes, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "o")]
+    )

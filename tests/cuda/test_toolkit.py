@@ -8,7 +8,7 @@ from toolkits import made_up
 from sbnref.impls import toolkit
 from sbnref.impls.toolkit import NoToolkit, find_toolkit
 
-COMMAND = "pip install 'cuda-toolkit[nvcc,cccl]==13.0.*'"
+COMMAND = "pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.*'"
 
 
 @pytest.fixture

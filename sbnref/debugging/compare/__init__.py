@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ...collectives import resolve
+from ...impls import Implementation, choose_impl
 from .run import run_once
 from .tell import Comparison, Row
 
@@ -47,7 +48,8 @@ def compare(
         seed: of those random numbers.
 
     Raises:
-        ValueError: the model has no :class:`sbnref.SyncBatchNorm` in training mode, or there is no such implementation.
+        ValueError: the model has no :class:`sbnref.SyncBatchNorm` in training mode, there is no such implementation, or
+            it does not take the dtype of a layer's input.
         RuntimeError: an implementation cannot run on the model's device; the message says what is missing.
 
     Example:
@@ -60,6 +62,9 @@ def compare(
     if impls is not None:
         check_two(impls)
     calls = run_once(model, inputs, "reference" if impls is None else impls[0], upstream, seed)
+    for name in impls or ():
+        for call in calls:
+            check_dtype(name, choose_impl(name, call.x.device), call.x.dtype)
     first, second = impls or ("reference", kernels_for(calls[0].x.device if calls else torch.device("cpu")))
     rows = [row for call in calls for row in compare_call(call, (first, second))]
     if resolve(None) is not None:
@@ -80,3 +85,10 @@ def check_two(impls: Sequence[str]) -> None:
     """Raise :class:`ValueError` unless there are two names."""
     if len(impls) != 2:
         raise ValueError(f"expected the names of two implementations, got {list(impls)}")
+
+
+def check_dtype(name: str, impl: Implementation, dtype: torch.dtype) -> None:
+    """Raise :class:`ValueError` where an implementation says which dtypes it takes, and this is none of them."""
+    taken = getattr(impl, "dtypes", (dtype,))
+    if dtype not in taken:
+        raise ValueError(f"expected input in {' or '.join(map(str, taken))}, which {name} takes, got {dtype}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from ...impls import choose_impl, impl_names, register_impl
 from ...impls.files import load_functions
 from ...impls.target import import_target
+from ...laboratory.implementation import StageKernels
 from ...launch import launch
 from ...module import SyncBatchNorm
 from ...refusals import DTYPES, check_stats_mode
-from . import Comparison, check_two, compare, kernels_for
+from . import Comparison, check_dtype, check_two, compare, kernels_for
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str] | None, ran
     for name in impls or ():
         _register_file(name)
         if isinstance(make, RandomLayer):
-            choose_impl(name, torch.device(make.device))  # refused here, in a sentence, rather than on the ranks
+            impl = choose_impl(name, torch.device(make.device))  # refused here, in a sentence, not on the ranks
+            check_dtype(name, impl, getattr(torch, make.dtype))
     return launch(_compare_here, ranks, target, impls)[0]
 
 
@@ -92,8 +95,12 @@ def _compare_here(target: str | RandomLayer, impls: Sequence[str] | None) -> Com
 
 def _register_file(name: str) -> None:
     """A file with stage functions goes by its path."""
-    if name.endswith(".py") and name not in impl_names():
+    if name in impl_names():
+        return
+    if name.endswith(".py"):
         register_impl(name, load_functions(name))
+    if name.endswith(".cu"):
+        register_impl(name, StageKernels(Path(name).resolve()))
 
 
 def _find(target: str) -> Callable[[], tuple[nn.Module, Any]]:

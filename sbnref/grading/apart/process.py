@@ -138,6 +138,7 @@ class Student:
             "forbidden": list(self.job.forbidden),
             "functions": list(self.job.functions),
             "folder": folder,
+            "package": str(target.OURS),
             "hidden": list(map(str, hidden)),
             "confined": self.job.confined,
         }

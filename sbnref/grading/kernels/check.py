@@ -8,12 +8,11 @@ they run: a file that could get at that, by a pointer or in assembly, is refused
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
+import math
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...conformance.oracle import over
 from ...conformance.stages import ContractError, difference
-from ...impls.target import OURS
+from ...impls.build import find_cuda
 from ...laboratory import Kernels
-from ...laboratory.kernels import simulate
-from ...laboratory.recording import sites_of
+from ...laboratory.timing import time_file
+from ...laboratory.watching import lines, unwritten
+from ...launch import RankError, Ranks
 from ..apart.process import GRACE, Died, Job, Student, plain
+from ..hints import LARGE_MEAN
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
-from .inside import NOBODY
-from .source import refusal
+from .job import Served, Unfit, job_of
 from .tell import PARTS, Fault, KernelGrade, Part
 
-CALLS = ("run", "count", "conflicts")  # of the process in which kernels run
 EPS = 1e-5
-_SERVED = """import sys
+ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
+NEAR = 1e-3  # what is called so holds what it is called
+TIMING = 300  # seconds that compiling for a GPU and timing may take
+WORDS = {"mean": "mean", "var": "variance"}
+_SERVED = Served(
+    """from sbnref.grading.kernels.inside import Inside
 
-sys.path.insert(0, {!r})
-from sbnref.grading.kernels.inside import Served
-
-served = Served({!r}, {!r}, {!r})
-run, count, conflicts = served.run, served.count, served.conflicts
-"""
+inside = Inside({file}, {fast}, {watched})
+run, writer, count, conflicts = inside.run, inside.writer, inside.count, inside.conflicts
+""",
+    ("run", "writer", "count", "conflicts"),
+    fast=True,
+)
 
 
 def check_kernels(
@@ -54,6 +59,7 @@ def check_kernels(
     seed: int | None = None,
     hide: Sequence[str | Path] = (),
     user: str | None = None,
+    gpu: bool = False,
 ) -> KernelGrade:
     """Grade a file of CUDA kernels that normalizes a batch.
 
@@ -67,13 +73,16 @@ def check_kernels(
         seed: of the inputs and their numbers; None for another one each time.
         hide: folders that they are not to see, where they can be confined.
         user: as whom they run, such as ``'nobody'``, if root grades; None for whoever grades.
+        gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
+            grades, and nothing checks what they access.
 
     Returns:
         The report. However the kernels fail, it is in there.
 
     Raises:
-        ValueError: no such file, or no such part.
-        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing.
+        ValueError: no such file, no such part, or kernels are to be timed that are not to be graded.
+        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing; or the GPU that
+            is asked for, or what compiles for it.
     """
     if importlib.util.find_spec("hypothesis") is None:
         raise RuntimeError(
@@ -85,37 +94,27 @@ def check_kernels(
     file = Path(target).resolve()
     if not file.is_file():
         raise ValueError(f"expected a file of kernels, but there is no file {target}")
+    if gpu:
+        _expect_gpu(parts)
     seed = secrets.randbelow(2**20) if seed is None else seed
-    text = file.read_text(errors="replace")
-    if (refused := refusal(text)) is not None:
-        return _none(str(target), parts, Fault(refused[1], line=refused[0]), seed)
-    with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
-        place = os.path.realpath(place)  # as the compiler writes it into what it makes
-        fast, watched = Path(place, "fast.so"), Path(place, "watched.so")
-        # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
-        alone = Path(place, "alone", file.name)
-        alone.parent.mkdir()
-        alone.write_text(text)
-        try:
-            simulate(watched, Kernels(alone, recording=True))
-            if "frugal" in parts:
-                simulate(fast, Kernels(alone))
-        except RuntimeError as error:
-            return _none(str(target), parts, _complaint(alone, str(error), str(target)), seed)
-        served = Path(place, "served.py")
-        served.write_text(_SERVED.format(str(OURS.parent), str(alone), str(fast), str(watched)))
-        seconds = 5 * timeout * (os.cpu_count() or 1)
-        job = Job(str(served), place, memory, seconds, (), place=place, functions=CALLS, hide=hide, user=user)
-        judge = _Judge(alone, watched, job, examples, timeout, seed)
-        try:
-            return judge.grade(str(target), parts)
-        finally:
-            judge.student.close()
+    served = replace(_SERVED, fast="frugal" in parts)
+    try:
+        with job_of(Kernels(file), served, memory, 5 * timeout) as (job, watched, alone):
+            judge = _Judge(alone, watched, replace(job, hide=hide, user=user), examples, timeout, seed)
+            try:
+                report = judge.grade(str(target), parts)
+            finally:
+                judge.student.close()
+    except Unfit as unfit:
+        report = _none(str(target), parts, unfit.fault, seed)
+    if gpu:
+        _time(file, report)
+    return report
 
 
-def template() -> str:
-    """The text of a file to start from."""
-    return Path(__file__).with_name("template.cu").read_text(encoding="utf-8")
+def template(stages: bool = False) -> str:
+    """The text of a file to start from: the forward pass of one process, or the four stages."""
+    return Path(__file__).with_name("template_stages.cu" if stages else "template.cu").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,33 @@ class Input:
         layout = ", channels-last" if self.layout == "channels_last" else ""
         turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
         return f"x of shape {shape}{layout}, values: {self.values}, p.splits {self.splits}{turns}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """What the statistics of a tensor are, in float64, and how far off float32 may be."""
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,)
+    allowed: Tensor  # (C,), of the mean: a few units in the last place of the largest value
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Statistics:
+        if x.numel() == 0:
+            return cls(*x.new_zeros(3, x.shape[1], dtype=torch.float64))
+        values = x.double().movedim(1, 0).flatten(1)  # (C, N * S)
+        var, mean = torch.var_mean(values, 1, correction=0)
+        return cls(mean, var, 4 * torch.finfo(torch.float32).eps * values.abs().amax(1))
+
+    @property
+    def sigma(self) -> Tensor:  # (C,)
+        return (self.var + EPS).sqrt()
+
+    def may_be_off(self, statistic: str) -> Tensor:  # (C,)
+        """By how much a statistic may be, so that y is no further off than it may be."""
+        if statistic == "mean":
+            return self.allowed + ROUNDING * self.sigma
+        return 2 * ROUNDING * (self.var + EPS)
 
 
 class _Wrong(Exception):
@@ -180,7 +206,10 @@ class _Judge:
 
     def _run(self, given: Input, order: str) -> dict[str, Any]:
         out = self.student.call("run", given.tensor(), given.splits, order)
-        if not isinstance(out, dict) or not isinstance(out.get("y"), Tensor):
+        told = [out.get(name) for name in ("y", *WORDS, "frames")] if isinstance(out, dict) else [None]
+        tensors = [tensor for tensor in told if isinstance(tensor, Tensor) and not tensor.is_meta]
+        wrong = [t for t in tensors[1:3] if t.shape != (given.channels,) or t.dtype != torch.float32]
+        if len(tensors) < len(told) or wrong:
             raise ContractError("the process of the kernels gave no answer")
         return out
 
@@ -202,19 +231,42 @@ class _Judge:
             return None
         if y.shape != x.shape or y.dtype != x.dtype:
             raise ContractError(f"the process gave y of shape {tuple(y.shape)} in {y.dtype}")
-        dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x.double(), dims, correction=0, keepdim=True) if x.numel() else (x.sum(), x.sum())
-        sigma = (var + EPS).sqrt()
-        want = (x.double() - mean) / sigma
-        # Float32: the mean to a few units in its last place, and the rest of the arithmetic.
-        largest = x.abs().amax(dims, keepdim=True).double() if x.numel() else x.sum()
-        allowed = 4 * torch.finfo(torch.float32).eps * largest / sigma + 1e-5 * (1 + want.abs())
-        apart = difference(y, want, allowed.expand_as(want), torch.float32)
+        exact = _Statistics.of(x)
+        want = (x.double() - over(x, exact.mean)) / over(x, exact.sigma)
+        allowed = over(x, exact.allowed) / over(x, exact.sigma) + ROUNDING * (1 + want.abs())
+        apart = difference(y, want, allowed, torch.float32)
         if apart.share <= 1:
             return None
-        unwritten = (y.view(torch.int32) == NOBODY).any()
-        what = "y is not written everywhere" if unwritten else f"y is off by {apart.absolute:.3g}"
+        what = "y is not written everywhere" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
         return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
+
+    def _located(self, fault: Fault, given: Input) -> Fault:
+        """The fault of a wrong number with the line that wrote what went wrong first.
+
+        That is a statistic, where ``p.mean`` and ``p.var`` hold what their names say and one of them is off; or else y.
+        """
+        hint = LARGE_MEAN if given.values == "large mean" else None
+        if fault.index is None:
+            return fault
+        x, channel = given.tensor(), fault.index[1]
+        exact = _Statistics.of(x)
+        element, name, what = sum(map(math.prod, zip(fault.index, x.stride(), strict=True))), "y", fault.what
+        out = self._run(given, "ascending")
+        for statistic in self._held(replace(given, values="normal")):
+            got, want = float(out[statistic][channel]), float(getattr(exact, statistic)[channel])
+            if not abs(got - want) <= exact.may_be_off(statistic)[channel]:
+                element, name = channel, statistic
+                what += f": p.{statistic}[{channel}] is {got:.7g}, and the {WORDS[statistic]} is {want:.7g}"
+                break
+        line, _ = self._lines(self.student.call("writer", x, given.splits, name, element))
+        return replace(fault, what=what, line=line, hint=hint)
+
+    def _held(self, mild: Input) -> list[str]:
+        """Which of ``p.mean`` and ``p.var`` hold what their names say: are near it on an input that does no harm."""
+        out, exact = self._run(mild, "ascending"), _Statistics.of(mild.tensor())
+        return [
+            name for name in WORDS if torch.allclose(out[name].double(), getattr(exact, name), rtol=NEAR, atol=NEAR)
+        ]
 
     # ---- the questions ----
 
@@ -226,7 +278,7 @@ class _Judge:
         late = start + 0.7 * self.timeout
         self.student.apart, self.student.deadline = None, start + self.timeout
         self._stopped = 0
-        smallest: list[Fault] = []
+        smallest: list[tuple[Fault, Input]] = []
         deaths: list[Died] = []
         tried = 0
 
@@ -245,12 +297,16 @@ class _Judge:
                 self.student.deadline = time.monotonic() + self.timeout + GRACE
                 fault = Fault(death.what, str(case), printed=death.printed)
             if fault is not None:
-                smallest[:] = [fault]
+                smallest[:] = [(fault, case)]
                 raise _Wrong
 
         explore(_inputs(self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
-            return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, smallest[0])
+            fault, case = smallest[0]
+            if not deaths:
+                with suppress(ContractError, Died):  # of code that does something else this time
+                    fault = self._located(fault, case)
+            return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped == tried > 0:
             return Part(name, "not graded", 0.0, tried, Fault("the kernels are stopped by what is not legal"))
         if tried < self.examples / 4:
@@ -278,12 +334,29 @@ class _Judge:
 
     def _lines(self, frames: object) -> tuple[int | None, int | None]:
         """The lines of the file in which something happened, and in which what it collides with did."""
-        if not isinstance(frames, Tensor) or frames.dtype != torch.int64 or frames.numel() == 0:
+        if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
             return None, None
-        sites = sites_of(self.watched, frames.tolist()[:1000])
-        lines = [next((line for path, line in site if Path(path) == self.file), None) for site in sites]
-        line, other, *_ = [*lines, None, None]
-        return line, other
+        return lines(self.watched, self.file, frames.tolist()[:1000])
+
+
+def _expect_gpu(parts: Sequence[str]) -> None:
+    if not {"legal", "right"} <= set(parts):
+        raise ValueError(f"expected legal and right among the parts of kernels that a GPU is to run, got {parts}")
+    find_cuda()
+    if not torch.cuda.is_available():
+        raise RuntimeError("expected a CUDA GPU to time the kernels on, and PyTorch sees none")
+
+
+def _time(file: Path, report: KernelGrade) -> None:
+    """Time kernels that passed, in a process that they may take with them."""
+    if not report.passed:
+        report.untimed = "only kernels that are legal and right go to the GPU"
+        return
+    with Ranks(1, timeout=TIMING) as ranks:
+        try:
+            (report.timed,) = ranks.run(time_file, file)
+        except (RankError, TimeoutError) as error:
+            report.untimed = str(error).strip().splitlines()[-1]
 
 
 def _inputs(seed: int) -> Any:
@@ -320,15 +393,6 @@ def _integers(told: object) -> dict[str, int]:
 
 def _status(death: Died) -> str:
     return "timed out" if death.hung else "crashed"
-
-
-def _complaint(file: Path, said: str, target: str) -> Fault:
-    """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
-    errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
-    if not errors:
-        return Fault(said.replace(str(file), target)[:2000])
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))
 
 
 def _none(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:

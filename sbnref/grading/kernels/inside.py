@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ...laboratory import Call, Kernels, count, record, set_order
-from ...laboratory.kernels import ARRAYS, library, numbers
+from ...laboratory.kernels import SPLITS
+from ...laboratory.watching import forget, last_write, watch
 
-NOBODY = 0x7FC05EED  # the bits of a NaN that no arithmetic gives: of y before it is written
-SPLITS = 132  # for which p.partials has room
 WRITTEN = ("x", "payload", "tickets")  # before the first kernel
+NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-class Served:
+class Inside:
     """Kernels that were compiled elsewhere.
 
     Args:
@@ -34,33 +33,31 @@ class Served:
         """Launch the kernels once, watched.
 
         Returns:
-            ``y``; ``refused``, what the simulation refused, or None; and ``frames``, int64, how the kernels came
-            there, as :func:`cudasim_refused` tells it.
+            ``y``, ``mean`` and ``var``; ``refused``, what the simulation refused, or None; and ``frames``, int64, how
+            the kernels came there.
         """
-        kernels = self._kernels(recording=True)
-        call, lib = _call(kernels, x, splits), library(kernels)
-        lib.cudasim_refused.restype = ctypes.c_int64
-        set_order(order, kernels)
-        lib.cudasim_start_watching()
-        for name in ARRAYS:
-            array: Tensor = getattr(call, name)
-            address, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel())
-            lib.cudasim_name(f"p.{name}".encode(), address, size, array.itemsize, int(name in WRITTEN))
-        refused = None
-        try:
-            call.run()
-        except RuntimeError as error:
-            refused = str(error).removeprefix("simulated ")
-        finally:
-            lib.cudasim_stop_watching()
-        frames = torch.zeros(0, dtype=torch.int64) if refused is None else numbers(lib.cudasim_refused)
-        if refused is None and (left := call.tickets.nonzero()).numel():
-            refused = f"p.tickets[{int(left[0])}] is {int(call.tickets[left[0]])} in the end; expected zero, as before"
-        return {"y": call.y, "refused": refused, "frames": frames}
+        call = self._call(x, splits, watched=True)
+        set_order(order, call.kernels)
+        refusal = watch(call, written=WRITTEN)
+        what, frames = (None, NOTHING) if refusal is None else (refusal.what, refusal.frames)
+        return {"y": call.y, "mean": call.mean, "var": call.var, "refused": what, "frames": frames}
+
+    def writer(self, x: Tensor, splits: int, name: str, element: int) -> Tensor:
+        """Launch the kernels once more, and tell how they came to write an element of an array last: frames, as above.
+
+        Args:
+            x, splits: the input.
+            name: of the array, such as ``'y'``.
+            element: of it, in the order of memory.
+        """
+        call = self._call(x, splits, watched=True)
+        set_order("ascending", call.kernels)
+        watch(call, written=WRITTEN)
+        return last_write(call, name, element)
 
     def count(self, x: Tensor, splits: int) -> dict[str, Any]:
         """Launch the kernels once and count what they do to global memory: see :class:`sbnref.laboratory.Counts`."""
-        counts = count(_call(self._kernels(recording=False), x, splits))
+        counts = count(self._call(x, splits, watched=False))
         names = ("launches", "blocks", "read", "written", "requests", "moved")
         return {name: getattr(counts, name) for name in names}
 
@@ -68,19 +65,16 @@ class Served:
         """Launch the kernels once and count accesses of warps to shared memory, -1 where they are too many, and its
         banks' conflicts."""
         try:
-            recording = record(_call(self._kernels(recording=True), x, splits))
+            recording = record(self._call(x, splits, watched=True))
         except ValueError:  # too much for a recording
             return {"shared": -1, "conflicts": 0}
         shared = sum(step.act.is_shared for step in recording.steps)
         return {"shared": shared, "conflicts": recording.counts()["conflicts"]}
 
-    def _kernels(self, recording: bool) -> Kernels:
-        return Kernels(self._file, recording=recording, built=self._watched if recording else self._fast)
-
-
-def _call(kernels: Kernels, x: Tensor, splits: int) -> Call:
-    call = Call(kernels, x, splits=splits, room=SPLITS)
-    for array in (call.mean, call.var, call.partials):
-        array.fill_(math.nan)
-    call.y.view(torch.int32).fill_(NOBODY)
-    return call
+    def _call(self, x: Tensor, splits: int, watched: bool) -> Call:
+        kernels = Kernels(self._file, recording=watched, built=self._watched if watched else self._fast)
+        call = Call(kernels, x, splits=splits, room=SPLITS)
+        for array in (call.mean, call.var, call.partials):
+            array.fill_(math.nan)
+        forget(call.y)
+        return call

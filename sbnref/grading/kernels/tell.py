@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...debugging.report import Report, jsonable
+from ...laboratory.timing import Timed
 from .frugal import Frugality, stands
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Fault:
         index: where in y numbers differ; None where it is not numbers that do.
         expected: the number there.
         given: what the kernels wrote.
+        hint: where to look; None where there is nothing to add.
         printed: what the process printed last, where it ended.
     """
 
@@ -36,6 +38,7 @@ class Fault:
     index: tuple[int, ...] | None = None
     expected: float | None = None
     given: float | None = None
+    hint: str | None = None
     printed: str = ""
 
 
@@ -68,6 +71,8 @@ class KernelGrade(Report):
         frugality: what the kernels spend; None where it could not be counted.
         seed: what the inputs follow from.
         unconfined: why the process of the kernels could not be confined; None where it was.
+        timed: how long they take on a GPU, where that was asked for and they got that far.
+        untimed: why they did not; None where they did, and where nobody asked.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class KernelGrade(Report):
     ) -> None:
         self.target, self.parts, self.frugality = target, parts, frugality
         self.seed, self.unconfined = seed, unconfined
+        self.timed: list[Timed] = []
+        self.untimed: str | None = None
 
     @property
     def score(self) -> float:
@@ -83,8 +90,8 @@ class KernelGrade(Report):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong; being frugal is a matter of degree."""
-        return all(part.status in ("passed", "measured") for part in self.parts)
+        """Whether nothing is wrong; being frugal is a matter of degree, and so is being fast."""
+        return self.untimed is None and all(part.status in ("passed", "measured") for part in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -95,6 +102,8 @@ class KernelGrade(Report):
             "unconfined": self.unconfined,
             "parts": [asdict(part) for part in self.parts],
             "frugality": self.frugality and self.frugality.to_dict(),
+            "timed": [asdict(timed) for timed in self.timed],
+            "untimed": self.untimed,
         }
         return jsonable(report)
 
@@ -115,6 +124,11 @@ class KernelGrade(Report):
                 rows += _spending(self.frugality)
             if rows:
                 parts.append(Padding(_table(rows), (0, 0, 1, 4)))
+        if self.timed:
+            parts.append(Text(f"on {self.timed[0].gpu}:", "bold"))
+            parts.append(Padding(_table([("", str(timed)) for timed in self.timed]), (0, 0, 1, 4)))
+        if self.untimed is not None:
+            parts.append(Text(f"not timed: {self.untimed}", "yellow"))
         parts.append(Text(f"score {self.score:.2f}", "bold"))
         parts.append(Text(f"the same inputs again: --seed {self.seed}", "dim"))
         if self.unconfined is not None:
@@ -131,6 +145,8 @@ def _rows(fault: Fault) -> list[tuple[str, str]]:
         rows.append(("on", fault.on))
     if fault.index is not None:
         rows.append(("there", f"y{list(fault.index)} is {fault.given:.7g}; expected {fault.expected:.7g}"))
+    if fault.hint is not None:
+        rows.append(("hint", fault.hint))
     if fault.printed:
         rows.append(("printed", fault.printed))
     return rows

@@ -1,4 +1,5 @@
 // Batch normalization in CUDA kernels of your own. Grade them with: sbnref check FILE.cu
+// The four stages of the synchronized one, for those who go on: sbnref check --template cuda-stages
 //
 // forward(p) is given one problem and launches kernels: p.y = (p.x - mean) / sqrt(var + p.eps), with the mean and the
 // biased variance of each channel. No GPU is needed: the kernels run in a simulation that looks at every access.

@@ -1,0 +1,102 @@
+"""A call whose every access is watched: what the simulation refuses, at which lines, and who wrote an element last."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .kernels import Call, library, numbers
+from .recording import sites_of
+
+# The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
+NOBODY = {4: (torch.int32, 0x7FC05EED), 8: (torch.int64, 0x7FF800005EED5EED)}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What kernels did that CUDA does not allow.
+
+    Attributes:
+        what: in a sentence that names kernel, block and thread.
+        frames: int64, how the kernels came there, and to the access that it collided with; for :func:`lines`.
+    """
+
+    what: str
+    frames: Tensor
+
+
+def watch(call: Call, *functions: str, written: Collection[str]) -> Refusal | None:
+    """Run a call's kernels, which were compiled for recordings, on CPU tensors, and watch what they do.
+
+    Args:
+        call: of what.
+        functions: of the file, to run only these.
+        written: the names of the arrays that have been written before; what else is read has to be written first.
+
+    Returns:
+        What was refused, where the kernels ended; None where all is legal.
+    """
+    lib = library(call.kernels)
+    lib.cudasim_refused.restype = ctypes.c_int64
+    lib.cudasim_start_watching()
+    for name, array in call.arrays.items():
+        address, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel())
+        lib.cudasim_name(f"p.{name}".encode(), address, size, array.itemsize, int(name in written))
+    try:
+        call.launch(*functions)
+    except RuntimeError as error:
+        return Refusal(str(error).removeprefix("simulated "), numbers(lib.cudasim_refused))
+    finally:
+        lib.cudasim_stop_watching()
+    if (left := call.tickets.nonzero()).numel():
+        first = int(left[0])
+        what = f"p.tickets[{first}] is {int(call.tickets[first])} in the end; expected zero, as before"
+        return Refusal(what, last_write(call, "tickets", first))
+    return None
+
+
+def last_write(call: Call, name: str, element: int) -> Tensor:
+    """How the kernels of a call that was just watched came to write an element of an array last, for :func:`lines`.
+
+    Args:
+        call: which.
+        name: of the array.
+        element: of it, in the order of memory.
+    """
+    lib, array = library(call.kernels), call.arrays[name]
+    lib.cudasim_blame(ctypes.c_void_p(array.data_ptr() + element * array.itemsize))
+    return numbers(lib.cudasim_refused)
+
+
+def lines(built: Path, file: Path, frames: list[int]) -> tuple[int | None, int | None]:
+    """The line of a file in which something happened, and the one in which what it collides with did.
+
+    Args:
+        built: the library that was compiled of the file, for recordings.
+        file: of kernels.
+        frames: as they are told.
+
+    Raises:
+        RuntimeError: ``addr2line`` is missing.
+    """
+    found = [next((line for path, line in site if Path(path) == file), None) for site in sites_of(built, frames)]
+    line, other, *_ = [*found, None, None]
+    return line, other
+
+
+def forget(tensor: Tensor) -> Tensor:
+    """Fill a tensor with what nobody writes; the tensor."""
+    bits, nobody = NOBODY[tensor.itemsize]
+    tensor.view(bits).fill_(nobody)
+    return tensor
+
+
+def unwritten(tensor: Tensor) -> Tensor:
+    """Where a tensor is as :func:`forget` left it: bool, of its shape."""
+    bits, nobody = NOBODY[tensor.itemsize]
+    return tensor.view(bits) == nobody

@@ -1,0 +1,212 @@
+"""The four stages in a file of kernels: compared with the reference on ragged ranks, graded, refused in sentences."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from students import changed
+from typer.testing import CliRunner
+
+import sbnref
+from sbnref.cli import app
+from sbnref.grading.check import check
+from sbnref.grading.kernels.check import template
+from sbnref.grading.kernels.source import refusal
+from sbnref.impls import STAGES, impl_names, reference
+from sbnref.impls.files import NotAnImplementation
+from sbnref.laboratory.implementation import StageKernels, only_stages
+from sbnref.modes import STATS_MODES
+
+RIGHT = Path(__file__).with_name("stages.cu")
+PLANTED = {  # in each stage: what is there, and a bug of a kind that has been shipped
+    "forward_stats": ("p.weight * (var + mean * mean)", "p.weight * (var + about * about)"),
+    "forward_apply": ("p.divisor > 0 ? p.divisor : weights > 1", "weights > 1"),
+    "backward_stats": ("store(p.payload, c, sums.a);", "store(p.payload, c, sums.b);"),
+    "backward_apply": (" - skew * b", ""),
+}
+SIZES = ((3, 2), (0, 4), (2, 3))  # of each rank: samples, and a spatial size of two dimensions
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory) -> Path:
+    """A file in which every stage is wrong."""
+    file = tmp_path_factory.mktemp("stages") / "wrong.cu"
+    text = RIGHT.read_text()
+    for was, now in PLANTED.values():
+        text, _ = changed(text, was, now, "#include")
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def _compiled(wrong):
+    """Once, before the ranks do it all at the same time."""
+    StageKernels(RIGHT)
+    StageKernels(wrong)
+
+
+def tensor(channels_last: bool = False) -> torch.Tensor:
+    """This rank's input; the last rank's has a mean far above its deviations."""
+    rank = dist.get_rank()
+    n, s = SIZES[rank]
+    x = torch.randn(n, 5, s, s, generator=torch.Generator().manual_seed(rank)) + (1000 if rank == 2 else rank)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def register_right():
+    if "right.cu" not in impl_names():
+        sbnref.register_impl("right.cu", StageKernels(RIGHT))
+
+
+def agreements():
+    """Of the right file, in each mode and memory format, with running statistics of either kind and without."""
+    register_right()
+    options = ({}, {"momentum": None, "affine": False}, {"track_running_stats": False})
+    for mode, option in zip(STATS_MODES, options, strict=True):
+        for last in (False, True):
+            report = sbnref.compare(
+                sbnref.SyncBatchNorm(5, stats_mode=mode, **option), tensor(last), ("reference", "right.cu")
+            )
+            assert report.agrees, str(report)
+    empty = sbnref.compare(sbnref.SyncBatchNorm(5), torch.zeros(0, 5, 2), ("reference", "right.cu"))
+    assert empty.agrees
+    return len(report.rows)
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks(world):
+    assert all(rows > 20 for rows in world(3).run(agreements))
+
+
+def divergences(wrong: Path):
+    """Of the right file with one stage of the wrong one: the stage blamed, and who is."""
+    right, wrong = StageKernels(RIGHT), StageKernels(wrong)
+    found = {}
+    for stage in STAGES:
+        stages = {name: getattr(wrong if name == stage else right, name) for name in STAGES}
+        sbnref.register_impl(f"wrong {stage}", SimpleNamespace(**stages))
+        report = sbnref.compare(sbnref.SyncBatchNorm(5), tensor(), ("reference", f"wrong {stage}"))
+        found[stage] = (report.first_divergence.stage, report.first_divergence.wrong)
+    return found
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_the_stage_of_each_planted_bug_is_blamed(world, wrong):
+    for found in world(3).run(divergences, wrong):
+        assert found == {stage: (stage, (f"wrong {stage}",)) for stage in STAGES}
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_a_file_runs_as_a_layer_does():
+    """Forward and backward through autograd, in one process."""
+    register_right()
+    x = torch.randn(3, 5, 4, 4)[:, :, ::2]  # with gaps
+    results = []
+    for impl in ("reference", "right.cu"):
+        layer = sbnref.SyncBatchNorm(5, impl=impl)
+        leaf = x.clone().requires_grad_()
+        layer(leaf).square().sum().backward()
+        results.append((leaf.grad, layer.weight.grad, layer.running_var))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_grades_the_stages_of_a_file(wrong):
+    done = CliRunner().invoke(app, ["check", str(RIGHT), "--examples", "8", "--seed", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [stage["status"] for stage in json.loads(done.stdout)["stages"]] == ["passed"] * 4
+    report = check(wrong, ["forward_stats", "backward_stats"], examples=10, seed=1)
+    assert [stage.failure["quantity"] for stage in report.stages] == ["payload", "backward payload"], str(report)
+    assert all("torch.float32" in stage.failure["step"] for stage in report.stages)
+
+
+FAULTS = {  # of forward_stats, with the line that is named
+    "a barrier": ("        __syncthreads();\n        if (threadIdx.x >= half)", "        if (threadIdx.x >= half)"),
+    "a tail": ("i < p.count(); i += kThreads) f(", "i <= p.count(); i += kThreads) f("),
+    "what is not there": ("load(p.x, p.at(c, 0))", "load(p.dy, p.at(c, 0))"),
+    "tickets": (
+        "    const Two sums = sums_over_block(mine);\n    if (threadIdx.x != 0) return;\n    const double about",
+        "    const Two sums = sums_over_block(mine);\n    if (threadIdx.x != 0) return;\n"
+        "    take_ticket(p.tickets, c, 5);\n    const double about",
+    ),
+    "part of the payload": ("    if (c != 0) return;", "    return;"),
+}
+SAID = {
+    "a barrier": ("before it is written (line {line})", "const Two low ="),
+    "a tail": ("reads elements [3, 4) of a global array of 3 (line {line})", "const double deviation = load"),
+    "what is not there": ("reads elements [0, 1) of a global array of 0 (line {line})", "load(p.dy, p.at(c, 0))"),
+    "tickets": ("p.tickets[0] is 1 in the end; expected zero, as before (line {line})", "take_ticket"),
+    "part of the payload": ("payload is not written everywhere; payload[2] is not", None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_not_legal_is_said_with_the_line(name, tmp_path):
+    text, _ = changed(RIGHT.read_text(), *FAULTS[name], "#include")
+    file = tmp_path / "mine.cu"
+    file.write_text(text[: text.index("// ---- forward_apply")] + "}\n")  # the one stage compiles faster
+    said, marked = SAID[name]
+    line = None if marked is None else text[: text.index(marked)].count("\n") + 1
+    kernels = StageKernels(file)
+    with pytest.raises(RuntimeError) as refused:
+        kernels.forward_stats(torch.randn(3, 1), 1)
+    assert said.format(line=line) in str(refused.value)
+    with pytest.raises(NotImplementedError, match="there is no function backward_stats"):
+        kernels.backward_stats(torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(4, 1).double())
+
+
+def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
+    kernels = StageKernels(RIGHT)
+    with pytest.raises(TypeError, match=r"expected x in torch.float32, .* takes, got torch.float16"):
+        kernels.forward_stats(torch.zeros(2, 3).half(), 1)
+    gamma = torch.ones(3).double()
+    with pytest.raises(TypeError, match=r"expected gamma in torch.float32, .* got torch.float64"):
+        kernels.forward_apply(torch.zeros(2, 3), torch.ones(8).double(), 1, gamma, None, 1e-5, None, 0.1)
+    assert "simulation, on CPU tensors" in kernels.why_not(torch.device("mps"))
+    if torch.version.cuda is None:
+        assert "was built without CUDA" in kernels.why_not(torch.device("cuda"))
+
+    broken, none = tmp_path / "broken.cu", tmp_path / "none.cu"
+    broken.write_text("#include <nowhere>\nvoid forward_stats(const Problem&) {}\n")
+    none.write_text("// nothing\n")
+    reference_and = ["compare", "--ranks", "1", "--impl", "reference", "--impl"]
+    for arguments, what in {
+        (str(RIGHT), "--dtype", "bfloat16"): "expected input in torch.float32, which",
+        (str(none),): "to define void forward_stats, forward_apply, backward_stats or backward_apply(const Problem&)",
+        ("no.cu",): "there is no file",
+        (str(broken),): "compiling failed",
+    }.items():
+        run = CliRunner().invoke(app, [*reference_and, *arguments])
+        assert run.exit_code == 2, run.output
+        assert what in run.stderr
+    register_right()
+    wide, x = sbnref.SyncBatchNorm(3, dtype=torch.float64), torch.zeros(4, 3).double()
+    with pytest.raises(ValueError, match=r"expected input in torch.float32, which right.cu takes, got torch.float64"):
+        sbnref.compare(wide, x, ("reference", "right.cu"))
+
+    graded = check(broken, ["forward_stats", "backward_stats"])
+    assert graded.stages[0].failure["what"].startswith("line 1: includes 'nowhere'")
+    assert graded.score == 0
+    with pytest.raises(NotAnImplementation, match="but it has none of them"):
+        check(none)
+    with pytest.raises(ValueError, match="for functions in Python only"):
+        check(RIGHT, suite=True)
+
+
+def test_the_template_compiles_and_says_what_is_to_be_written(tmp_path):
+    text = template(stages=True)
+    assert CliRunner().invoke(app, ["check", "--template", "cuda-stages"]).stdout == text
+    assert refusal(text) is refusal(RIGHT.read_text()) is None
+    file = tmp_path / "mine.cu"
+    file.write_text(text)
+    assert only_stages(file)
+    assert not only_stages(Path(template.__code__.co_filename).with_name("template.cu"))
+    kernels, x = StageKernels(file), torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match=r"^payload is not written everywhere; payload\[0\] is not$"):
+        kernels.forward_stats(x, 1)
+    saved = reference.forward_apply(x, torch.ones(8).double(), 1, None, None, 1e-5, None, 0.1)[1]
+    with pytest.raises(RuntimeError, match=r"^dx is not written everywhere; dx\[0, 0\] is not$"):
+        kernels.backward_apply(x, x, torch.zeros(6).double(), saved, None, 0.5)
