@@ -396,6 +396,13 @@ def test_kernels_that_are_wrong_have_no_points_for_frugality(files, legal, right
 
 
 @pytest.mark.usefixtures("_here")
+def test_kernels_that_are_stopped_are_not_counted(tmp_path):
+    part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i <= p.count()"), ["frugal"]).parts[0]
+    assert (part.status, part.score) == ("not graded", 0)
+    assert part.fault.what == "the kernels are stopped by what is not legal"
+
+
+@pytest.mark.usefixtures("_here")
 def test_a_score_can_be_asked_for(tmp_path):
     file = tmp_path / "mine.cu"
     file.write_text(students.PLAIN)

@@ -34,6 +34,7 @@ from .job import Served, Unfit, job_of
 from .tell import PARTS, Fault, KernelGrade, Part
 
 EPS = 1e-5
+STOPPED = Fault("the kernels are stopped by what is not legal")
 ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
 NEAR = 1e-3  # what is called so holds what it is called
 TIMING = 300  # seconds that compiling for a GPU and timing may take
@@ -308,7 +309,7 @@ class _Judge:
                     fault = self._located(fault, case)
             return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped == tried > 0:
-            return Part(name, "not graded", 0.0, tried, Fault("the kernels are stopped by what is not legal"))
+            return Part(name, "not graded", 0.0, tried, STOPPED)
         if tried < self.examples / 4:
             slow = Fault(f"so slow that of {self.examples} inputs only {tried} could be tried in {self.timeout:g} s")
             return Part(name, "timed out", 0.0, tried, slow)
@@ -327,6 +328,8 @@ class _Judge:
             small = Input(SMALL[0], SMALL[1], SMALL[2:], "contiguous", "normal", 1, "ascending", 0)
             found = Frugality(spent, **_integers(self.student.call("conflicts", small.tensor(), 1)))
         except ContractError as error:
+            if "simulated kernel" in str(error):
+                return None, Part("frugal", "not graded", 0.0, 0, STOPPED)
             return None, Part("frugal", "failed", 0.0, 0, Fault(str(error).removeprefix("raised ")))
         except Died as death:
             return None, Part("frugal", _status(death), 0.0, 0, Fault(death.what, printed=death.printed))

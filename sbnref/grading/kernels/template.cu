@@ -22,8 +22,8 @@
 //   SHARED_ARRAY(float, name, size);  shared memory of the block
 //
 // and threads of a block meet by __syncthreads(), __shfl_down_sync(~0u, value, distance) and, ready to use,
-// sum_over_block(value): the sum in float64, for every thread. A block has
-// kThreads threads. launch(name, kernel, blocks, p) launches.
+// sum_over_block(value): the sum in float64, for every thread, and __syncthreads() before the next such sum. A block
+// has kThreads threads. launch(name, kernel, blocks, p) launches.
 #include "laboratory.cuh"
 
 namespace sbnref::laboratory {
