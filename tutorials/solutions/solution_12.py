@@ -99,7 +99,8 @@ for name, (wrong, question, _) in BROKEN.items():
             said = f"line {fault.line}: {fault.what}"
         else:  # which numbers shows it depends on the seed
             values = re.search("values: ([^,]*)", fault.on)[1]
-            said = f"{re.sub(' by .*', '', fault.what)}, on values: {values}"
+            what = re.sub(" by .*", "", fault.what)
+            said = f"line {fault.line}: {what}, on values: {values}"
     print(f"1. {name}.cu, {wrong}; {question} says: {said}")
     assert f"| `{name}.cu` | {wrong} | {question} | {said} |" in PAGE
     again = grade(mended[name], "legal", "right")
