@@ -336,6 +336,17 @@ def test_template_is_a_file_to_start_from():
             function(*range(len(inspect.signature(function).parameters)))
 
 
+def test_what_is_no_number_is_json():
+    grade = Grade("mine.py", [StageGrade("forward_stats", "failed", 1, {"given": [float("nan")]}, None, None)])
+    assert json.loads(json.dumps(grade.to_dict(), allow_nan=False))["score"] == 0
+
+
+def test_stages_have_to_be_named(tmp_path):
+    (tmp_path / "theirs.py").write_text(template())
+    with pytest.raises(ValueError, match="expected stages among .* got none"):
+        check(tmp_path / "theirs.py", [])
+
+
 def test_without_hypothesis_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip install 'sbnref\[check\]'"):

@@ -79,7 +79,7 @@ FUNCTIONS = ("forward", "part", "either", "banks", "far", "ever")
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("student") / "mine.cu"
+    file = tmp_path_factory.mktemp("a student") / "mine.cu"
     file.write_text(STUDENT)
     return file
 
@@ -240,7 +240,7 @@ print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), ex
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
+    assert set(done.stdout.splitlines()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
 
 
 # ---- what is refused ----

@@ -25,7 +25,7 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
         return "Call the function yourself on the step above, from a debugger or with prints.", section
     if "is not written everywhere" in what:
         return "Every element of the result is to be written, whatever was there before, on an empty rank too.", section
-    if "raised RuntimeError: kernel" in what:
+    if "raised RuntimeError: kernel" in what or "raised RuntimeError: p.tickets" in what:
         return (
             "CUDA leaves undefined what the line does: see Have your own implementation graded, CUDA kernels.",
             section,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..debugging.report import Report
+from ..debugging.report import Report, jsonable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,13 +59,14 @@ class Grade(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
-        return {
+        report = {
             "target": self.target,
             "score": self.score,
             "seed": self.seed,
             "unconfined": self.unconfined,
             "stages": [asdict(stage) for stage in self.stages],
         }
+        return jsonable(report)
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

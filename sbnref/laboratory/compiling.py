@@ -15,6 +15,10 @@ from ..impls.build import CSRC, cache
 MOST_SECONDS = 120  # that compiling may take
 
 
+class DoesNotCompile(RuntimeError):
+    """The source is not what the compiler takes, or it takes too long; the message is the compiler's."""
+
+
 def cached(
     name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None], suffix: str = ".so"
 ) -> Path:
@@ -43,7 +47,8 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     """Make a library of C++17, or with ``-c`` an object, with one call of the host's compiler.
 
     Raises:
-        RuntimeError: it does not compile, or there is no compiler.
+        DoesNotCompile: the compiler refuses it, or was not done in time.
+        RuntimeError: there is no compiler.
     """
     from torch.utils.cpp_extension import include_paths
 
@@ -54,12 +59,12 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
+        raise DoesNotCompile(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
     except OSError as error:
         raise RuntimeError(
             f"compiling takes a C++ compiler, and {compiler!r} cannot be run: {error.strerror}; "
             "install g++ or name one in CXX"
         ) from None
     if done.returncode != 0:
-        raise RuntimeError(f"compiling failed. The compiler said:\n{done.stderr}")
+        raise DoesNotCompile(f"compiling failed. The compiler said:\n{done.stderr}")
     unfinished.replace(built)

@@ -7,7 +7,6 @@ rule that all implementations share.
 from __future__ import annotations
 
 import itertools
-import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..modes import combine
 from ..running import RunningStats, update_running_stats
 from .kernels import SPLITS, Call, Kernels, channels_last, compiled, set_order
 from .recording import WARP
+from .text import defines
 from .watching import Refusal, forget, lines, unwritten, watch
 
 THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
@@ -170,8 +170,7 @@ def only_stages(file: Path) -> bool:
 
 
 def _defines(file: Path, function: str) -> bool:
-    text = file.read_text(errors="replace")
-    return re.search(rf"\bvoid\s+{function}\s*\(\s*const\s+Problem\b", text) is not None
+    return defines(file.read_text(errors="replace"), function)
 
 
 def _dense(tensor: Tensor, last: bool) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS, use_toolkit
-from .compiling import cached, compile_for_host
+from .compiling import DoesNotCompile, cached, compile_for_host
 
 SECTOR = 32  # bytes
 THREADS = 256  # of a block, as laboratory.cuh has it
@@ -269,18 +269,22 @@ def simulate(built: Path, kernels: Kernels, more: Iterable[str] = ()) -> None:
         more: flags of the compiler.
 
     Raises:
-        RuntimeError: they do not compile.
+        DoesNotCompile: their file is why; it has no such function, for example.
+        RuntimeError: what they are compiled with is why, or there is no compiler.
     """
     unit = built.with_name("kernels.cu")
     unit.write_text(translation_unit(kernels))
     flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
     # After one error the compiler has much to say, and little that helps.
     about = ["-Wfatal-errors", f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}"]
-    sources = [*map(str, _simulation(flags)), "-x", "c++", str(unit)]
+    try:
+        sources = [*map(str, _simulation(flags)), "-x", "c++", str(unit)]
+    except DoesNotCompile as error:
+        raise RuntimeError(f"the simulation does not compile: {error}") from None
     try:
         compile_for_host(built, *flags, *about, *sources)
-    except RuntimeError as error:
-        raise RuntimeError(_about(kernels, str(error))) from None
+    except DoesNotCompile as error:
+        raise DoesNotCompile(_about(kernels, str(error))) from None
 
 
 def _simulation(flags: list[str]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
         if line.startswith("0x"):
             at = int(line, 16) + 1
             continue
-        file, _, number = line.split(" ")[0].rpartition(":")
+        file, _, number = re.sub(r" \(discriminator \d+\)$", "", line).rpartition(":")
         if number.isdigit() and at in found:
             found[at].append((os.path.realpath(file), int(number)))
     return found

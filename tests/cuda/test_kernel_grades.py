@@ -166,6 +166,10 @@ REFUSED = {
     "#define J(a, b) a##b": "## is refused",
     "void f() { atomicAdd(0, 1); }": "atomicAdd is refused: of atomics there is take_ticket",
     'auto s = R"(x)";': "raw strings are refused",
+    "\f#include <fstream>": "includes 'fstream'",
+    "long f(Problem p) { return p.x.da\\\nta; }": "a line that goes on after a backslash is refused",
+    "void f(Problem p) { const auto& [d, n] = p.x; }": "taking an array apart is refused",
+    "auto f = &Array<float>::data;": "an array's pointer is refused",
     "x" * 300_000: "expected at most 200,000 characters, got 300,000",
 }
 
@@ -181,7 +185,13 @@ def test_what_a_file_may_not_say(text, why, tmp_path):
 
 
 def test_what_a_file_may_say():
-    texts = [template(), *students.VARIANTS.values(), *map(students.rung, students.ladder.RUNGS)]
+    texts = [
+        template(),
+        "\ufeff" + template(),
+        template().replace("\n", "\r\n"),
+        *students.VARIANTS.values(),
+        *map(students.rung, students.ladder.RUNGS),
+    ]
     assert [refusal(text) for text in texts] == [None] * len(texts)
 
 
@@ -227,10 +237,50 @@ def test_what_only_kernels_have_is_refused_to_the_host(tmp_path):
 
 def test_kernels_that_do_nothing_are_not_frugal(tmp_path):
     report = graded(tmp_path, template(), ("legal", "right", "frugal"))
-    assert [part.status for part in report.parts] == ["passed", "failed", "failed"]
-    assert report.parts[1].fault.what == "y is not written everywhere"
+    assert [(part.status, part.score) for part in report.parts] == [("failed", 0)] * 3
+    assert all(part.fault.what.startswith("y is not written everywhere") for part in report.parts)
     assert math.isnan(report.parts[1].fault.given)
-    assert report.parts[2].fault.what.startswith("reads 0 bytes and writes 0, where x and y have 1,605,632 each")
+
+
+CHEAPER = (
+    """
+__global__ void copy(Problem p) {
+    for (int64_t i = threadIdx.x; i < p.x.size; i += kThreads) store(p.y, i, load(p.x, i));
+}
+""",
+    "void forward(const Problem& p) {",
+    '\n    if (p.S == 784) return launch("copy", copy, 132, p);',
+)
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_is_counted_has_to_be_right(tmp_path):
+    """Kernels that do less on the tensor on which they are counted, and are right on others."""
+    kernel, head, less = CHEAPER
+    cheat = students.PLAIN.replace(head, f"{kernel}\n{head}{less}")
+    right, frugal = graded(tmp_path, cheat, ("right", "frugal")).parts
+    assert right.status == "passed"
+    assert (frugal.status, frugal.score) == ("failed", 0)
+    assert re.match(r"y is off by [\d.]+ where it is counted, on x of shape \(16, 32, 28, 28\)", frugal.fault.what)
+
+
+@pytest.mark.usefixtures("_here")
+def test_who_is_stopped_on_some_inputs_is_not_right(tmp_path):
+    part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i < p.count() + (p.C > 1)"), ["right"]).parts[0]
+    assert (part.status, part.score) == ("not graded", 0)
+    assert part.fault.what == "the kernels are stopped by what is not legal"
+
+
+def test_every_part_says_why_nothing_is_graded(tmp_path):
+    report = graded(tmp_path, "#include <fstream>", ("legal", "right", "frugal"))
+    assert {part.fault for part in report.parts} == {report.parts[0].fault}
+    assert str(report).count("includes 'fstream'") == 1
+
+
+def test_a_missing_compiler_is_not_the_students_fault(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="takes a C\\+\\+ compiler, and 'no-such-compiler' cannot be run"):
+        graded(tmp_path, students.PLAIN)
 
 
 def test_the_command_grades_a_file(tmp_path):
@@ -380,8 +430,8 @@ def test_an_autograder_takes_kernels(tmp_path):
         ({}, 0, 0, "expected a file mine.cu, but handed in was: nothing"),
         ({"mine.cu": students.PLAIN.replace("double sum = 0;", "double sum = 0")}, 0, 0, "it does not compile"),
         ({"mine.cu": '#include "/etc/passwd"'}, 0, 0, "a file that is graded includes laboratory.cuh"),
-        ({"mine.cu": students.FAULTS["a missing barrier"][1][0]}, 0, None, "before it is written"),
-        ({"mine.cu": template()}, 4, 0, "y is not written everywhere"),
+        ({"mine.cu": students.FAULTS["a missing barrier"][1][0]}, 0, 0, students.FAULTS["a missing barrier"][0]),
+        ({"mine.cu": template()}, 0, 0, "y is not written everywhere"),
     ],
     ids=["missing", "no C++", "includes", "a fault", "the template"],
 )
@@ -389,7 +439,7 @@ def test_kernels_that_are_wrong_have_no_points_for_frugality(files, legal, right
     results = conforms(grade(hand_in(tmp_path, files), COURSE))
     given = scores(results)
     assert given["legal"] + given["legal, other cases"] == legal
-    assert right is None or given["right"] + given["right, other cases"] == right
+    assert given["right"] + given["right, other cases"] == right
     assert given["frugal"] == 0
     assert said in " ".join(" ".join(test["output"] for test in results["tests"]).split())
     assert results["tests"][-1]["output"].partition("\n\n")[2].startswith("Not counted before everything else passes.")

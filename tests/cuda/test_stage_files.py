@@ -18,6 +18,7 @@ from sbnref.grading.kernels.source import refusal
 from sbnref.impls import STAGES, impl_names, reference
 from sbnref.impls.files import NotAnImplementation
 from sbnref.laboratory.implementation import StageKernels, only_stages
+from sbnref.laboratory.text import defines
 from sbnref.modes import STATS_MODES
 
 RIGHT = Path(__file__).with_name("stages.cu")
@@ -194,6 +195,22 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
         check(none)
     with pytest.raises(ValueError, match="for functions in Python only"):
         check(RIGHT, suite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ("void forward_stats(const Problem& p) {}", True),
+        ("void forward_stats(const Problem &p)\n{\n}", True),
+        ("void forward_stats(const Problem&);", False),
+        ("// void forward_stats(const Problem& p) {}", False),
+        ("/* void forward_stats(const Problem& p) {} */", False),
+        ("void my_forward_stats(const Problem& p) {}", False),
+        ("void forward(const Problem& p) { forward_stats(p); }", False),
+    ],
+)
+def test_what_a_file_defines(text, there):
+    assert defines(text, "forward_stats") == there
 
 
 def test_the_template_compiles_and_says_what_is_to_be_written(tmp_path):

@@ -30,6 +30,7 @@ from ...launch import RankError, Ranks
 from ..apart.process import GRACE, Died, Job, Student, plain
 from ..hints import LARGE_MEAN
 from .frugal import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
+from .inside import COUNTED
 from .job import Served, Unfit, job_of
 from .tell import PARTS, Fault, KernelGrade, Part
 
@@ -212,6 +213,7 @@ class _Judge:
         wrong = [t for t in tensors[1:3] if t.shape != (given.channels,) or t.dtype != torch.float32]
         if len(tensors) < len(told) or wrong:
             raise ContractError("the process of the kernels gave no answer")
+        _y_of(out, given)
         return out
 
     def _legal(self, given: Input) -> Fault | None:
@@ -220,26 +222,18 @@ class _Judge:
             if out["refused"] is not None:
                 line, other = self._lines(out["frames"])
                 return Fault(plain(out["refused"]), str(given), line, other)
+        if unwritten(first["y"]).any():
+            return Fault("y is not written everywhere, and whoever reads it reads what nobody wrote", str(given))
         if not torch.equal(first["y"].nan_to_num(), second["y"].nan_to_num()):
             return Fault("the results depend on the order in which blocks and threads take turns", str(given))
         return None
 
     def _right(self, given: Input) -> Fault | None:
         out = self._run(given, "ascending")
-        x, y = given.tensor(), out["y"]
         if out["refused"] is not None:  # which is for the other question
             self._stopped += 1
             return None
-        if y.shape != x.shape or y.dtype != x.dtype:
-            raise ContractError(f"the process gave y of shape {tuple(y.shape)} in {y.dtype}")
-        exact = _Statistics.of(x)
-        want = (x.double() - over(x, exact.mean)) / over(x, exact.sigma)
-        allowed = over(x, exact.allowed) / over(x, exact.sigma) + ROUNDING * (1 + want.abs())
-        apart = difference(y, want, allowed, torch.float32)
-        if apart.share <= 1:
-            return None
-        what = "y is not written everywhere" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
-        return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
+        return _off(out["y"], given)
 
     def _located(self, fault: Fault, given: Input) -> Fault:
         """The fault of a wrong number with the line that wrote what went wrong first.
@@ -308,7 +302,7 @@ class _Judge:
                 with suppress(ContractError, Died):  # of code that does something else this time
                     fault = self._located(fault, case)
             return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
-        if self._stopped == tried > 0:
+        if self._stopped:  # whoever is right on some inputs only is not right
             return Part(name, "not graded", 0.0, tried, STOPPED)
         if tried < self.examples / 4:
             slow = Fault(f"so slow that of {self.examples} inputs only {tried} could be tried in {self.timeout:g} s")
@@ -322,11 +316,11 @@ class _Judge:
             spent = []
             for layout in LAYOUTS:
                 shape = Input(SHAPE[0], SHAPE[1], SHAPE[2:], layout, "normal", splits, "ascending", 0)
-                spent.append(Spent(layout, **_integers(self.student.call("count", shape.tensor(), splits))))
+                spent.append(Spent(layout, **self._counts(shape, "count", *COUNTED)))
                 if (why := spent[-1].impossible()) is not None:
-                    return None, Part("frugal", "failed", 0.0, 0, Fault(why, str(shape)))
+                    raise ContractError(f"{why}; counted on {shape}")
             small = Input(SMALL[0], SMALL[1], SMALL[2:], "contiguous", "normal", 1, "ascending", 0)
-            found = Frugality(spent, **_integers(self.student.call("conflicts", small.tensor(), 1)))
+            found = Frugality(spent, **self._counts(small, "conflicts", "shared", "conflicts"))
         except ContractError as error:
             if "simulated kernel" in str(error):
                 return None, Part("frugal", "not graded", 0.0, 0, STOPPED)
@@ -334,6 +328,16 @@ class _Judge:
         except Died as death:
             return None, Part("frugal", _status(death), 0.0, 0, Fault(death.what, printed=death.printed))
         return found, Part("frugal", "measured", found.score)
+
+    def _counts(self, given: Input, function: str, *names: str) -> dict[str, int]:
+        """What is counted where the kernels run, on an input on which y has to be right too."""
+        told = self.student.call(function, given.tensor(), given.splits)
+        if (fault := _off(_y_of(told, given), given)) is not None:
+            raise ContractError(f"{fault.what} where it is counted, on {fault.on}")
+        counts = {name: told.get(name) for name in names}
+        if not all(type(number) is int for number in counts.values()):
+            raise ContractError("the process of the kernels gave no counts")
+        return counts
 
     def _lines(self, frames: object) -> tuple[int | None, int | None]:
         """The lines of the file in which something happened, and in which what it collides with did."""
@@ -388,10 +392,25 @@ def _inputs(seed: int) -> Any:
     return draw_input()
 
 
-def _integers(told: object) -> dict[str, int]:
-    if not isinstance(told, dict) or not all(type(value) is int for value in told.values()):
-        raise ContractError("the process of the kernels gave no counts")
-    return told
+def _y_of(told: object, given: Input) -> Tensor:
+    """The kernels' y, if the process in which they run gave one."""
+    y, shape = told.get("y") if isinstance(told, dict) else None, (given.samples, given.channels, *given.spatial)
+    if not isinstance(y, Tensor) or y.is_meta or y.shape != shape or y.dtype != torch.float32:
+        raise ContractError("the process of the kernels gave no answer")
+    return y
+
+
+def _off(y: Tensor, given: Input) -> Fault | None:
+    """What is wrong with y by more than float32 explains."""
+    x = given.tensor()
+    exact = _Statistics.of(x)
+    want = (x.double() - over(x, exact.mean)) / over(x, exact.sigma)
+    allowed = over(x, exact.allowed) / over(x, exact.sigma) + ROUNDING * (1 + want.abs())
+    apart = difference(y, want, allowed, torch.float32)
+    if apart.share <= 1:
+        return None
+    what = "y is not written everywhere" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
+    return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
 
 
 def _status(death: Died) -> str:
@@ -401,5 +420,5 @@ def _status(death: Died) -> str:
 def _none(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
     """The grade of a file of which nothing can be said but why."""
     first, *others = parts
-    rest = [Part(name, "not graded", 0.0) for name in others]
+    rest = [Part(name, "not graded", 0.0, fault=fault) for name in others]
     return KernelGrade(target, [Part(first, status, 0.0, fault=fault), *rest], None, seed, None)

@@ -14,6 +14,7 @@ from ...laboratory.kernels import SPLITS
 from ...laboratory.watching import forget, last_write, watch
 
 WRITTEN = ("x", "payload", "tickets")  # before the first kernel
+COUNTED = ("launches", "blocks", "read", "written", "requests", "moved")
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
@@ -56,20 +57,22 @@ class Inside:
         return last_write(call, name, element)
 
     def count(self, x: Tensor, splits: int) -> dict[str, Any]:
-        """Launch the kernels once and count what they do to global memory: see :class:`sbnref.laboratory.Counts`."""
-        counts = count(self._call(x, splits, watched=False))
-        names = ("launches", "blocks", "read", "written", "requests", "moved")
-        return {name: getattr(counts, name) for name in names}
+        """Launch the kernels once and count what they do to global memory: see :class:`sbnref.laboratory.Counts`; and
+        ``y``, which they wrote."""
+        call = self._call(x, splits, watched=False)
+        counts = count(call)
+        return {"y": call.y} | {name: getattr(counts, name) for name in COUNTED}
 
-    def conflicts(self, x: Tensor, splits: int) -> dict[str, int]:
+    def conflicts(self, x: Tensor, splits: int) -> dict[str, Any]:
         """Launch the kernels once and count accesses of warps to shared memory, -1 where they are too many, and its
-        banks' conflicts."""
+        banks' conflicts; and ``y``, which they wrote."""
+        call = self._call(x, splits, watched=True)
         try:
-            recording = record(self._call(x, splits, watched=True))
+            recording = record(call)
         except ValueError:  # too much for a recording
-            return {"shared": -1, "conflicts": 0}
+            return {"y": call.y, "shared": -1, "conflicts": 0}
         shared = sum(step.act.is_shared for step in recording.steps)
-        return {"shared": shared, "conflicts": recording.counts()["conflicts"]}
+        return {"y": call.y, "shared": shared, "conflicts": recording.counts()["conflicts"]}
 
     def _call(self, x: Tensor, splits: int, watched: bool) -> Call:
         kernels = Kernels(self._file, recording=watched, built=self._watched if watched else self._fast)

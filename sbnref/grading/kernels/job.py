@@ -13,6 +13,7 @@ from pathlib import Path
 from ...impls import STAGES
 from ...impls.target import OURS
 from ...laboratory import Kernels
+from ...laboratory.compiling import DoesNotCompile
 from ...laboratory.kernels import simulate
 from ..apart.process import Job
 from .source import refusal
@@ -79,6 +80,7 @@ def job_of(
 
     Raises:
         Unfit: the file says what it may not, or does not compile.
+        RuntimeError: there is no compiler.
     """
     text = kernels.file.read_text(errors="replace")
     if (refused := refusal(text)) is not None:
@@ -88,7 +90,7 @@ def job_of(
         if user is not None:
             os.chmod(place, 0o711)  # to come to the files in it
         # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
-        alone = Path(place, "alone", kernels.file.name)
+        alone = Path(place, "alone", "mine.cu")
         alone.parent.mkdir()
         alone.write_text(text)
         kernels = replace(kernels, file=alone)
@@ -97,7 +99,7 @@ def job_of(
             simulate(watched, replace(kernels, recording=True))
             if served.fast:
                 simulate(fast, kernels)
-        except RuntimeError as error:
+        except DoesNotCompile as error:
             raise Unfit(_complaint(alone, str(error), target)) from None
         paths = {name: repr(str(path)) for name, path in (("file", alone), ("watched", watched), ("fast", fast))}
         module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")

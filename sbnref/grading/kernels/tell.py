@@ -113,13 +113,15 @@ class KernelGrade(Report):
         from rich.text import Text
 
         parts: list[RenderableType] = []
+        told: Fault | None = None
         for part in self.parts:
             good = part.status == "passed" or (part.status == "measured" and part.score == 1)
             mark = Text("✓ ", "bold green") if good else Text("✗ ", "bold red")
             tried = f", tried on {part.tried} inputs" if part.tried else ""
             score = f", {part.score:.2f}" if part.status == "measured" else ""
             parts.append(mark + Text(f"{part.name}: ", "bold") + Text(f"{part.status}{tried}{score}"))
-            rows = _rows(part.fault) if part.fault else []
+            rows = _rows(part.fault) if part.fault and part.fault is not told else []
+            told = part.fault
             if part.name == "frugal" and self.frugality is not None:
                 rows += _spending(self.frugality)
             if rows:
