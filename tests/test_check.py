@@ -343,7 +343,7 @@ def test_what_is_no_number_is_json():
 
 def test_stages_have_to_be_named(tmp_path):
     (tmp_path / "theirs.py").write_text(template())
-    with pytest.raises(ValueError, match="expected stages among .* got none"):
+    with pytest.raises(ValueError, match=r"expected stages among .* got none"):
         check(tmp_path / "theirs.py", [])
 
 

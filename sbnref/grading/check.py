@@ -70,7 +70,8 @@ def check(
         raise RuntimeError(
             "sbnref check needs hypothesis, which searches for the smallest failure: pip install 'sbnref[check]'"
         )
-    if unknown := [stage for stage in stages if stage not in STAGES] or not stages:
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
         raise ValueError(f"expected stages among {STAGES}, got {unknown or 'none'}")
     target = str(target)
     kernels = target.endswith(".cu")

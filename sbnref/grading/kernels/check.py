@@ -90,7 +90,8 @@ def check_kernels(
         raise RuntimeError(
             "sbnref check needs hypothesis, which searches for the smallest failure: pip install 'sbnref[check]'"
         )
-    if unknown := [part for part in parts if part not in PARTS] or not parts:
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
         raise ValueError(f"expected parts among {PARTS}, got {unknown or 'none'}")
     parts = [part for part in PARTS if part in parts]
     file = Path(target).resolve()
