@@ -96,9 +96,13 @@ def check(
         bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
     ] = False,
     examples: Annotated[int, typer.Option(min=1, help="Training steps to try on each stage.")] = 100,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a stage, after which it is ended.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=86400, help="Seconds for a stage, after which it is ended.")
+    ] = 60,
     memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")] = 4,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the training steps; another one each time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Of the training steps; another one each time.")
+    ] = None,
     forbid: Annotated[
         list[str] | None, typer.Option(help="A module or function that the code may not use; may be repeated.")
     ] = None,
@@ -291,7 +295,6 @@ def course_make(
     from .grading.course.settings import Settings
 
     chosen = _or_exit(lambda: Settings() if settings is None else Settings.load(settings))
-    _or_exit(lambda: _make_folder(folder))
     _or_exit(lambda: make(folder, chosen))
     typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
 

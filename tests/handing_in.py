@@ -65,6 +65,7 @@ class Autograder:
 
     def __init__(self, archive: Path) -> None:
         self.place = Path(tempfile.mkdtemp())
+        self.place.chmod(0o777)  # no less than there
         for name in ("source", "submission", "results"):
             (self.place / name).mkdir()
         with zipfile.ZipFile(archive) as files:

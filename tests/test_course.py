@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +19,21 @@ from test_cheats import RIGHT, confine_nothing
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.grading.course import gradescope
+from sbnref.grading.apart.process import Job, Refused, Student
+from sbnref.grading.course import gradescope, wheel
 from sbnref.grading.course.make import make
 from sbnref.grading.course.settings import Settings
 from sbnref.grading.course.wheel import TUTORIALS
-from sbnref.grading.kernels.tell import PARTS
+from sbnref.grading.kernels.tell import PARTS, Fault, KernelGrade, Part
 from sbnref.impls import STAGES
 
 QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
 ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
 WRONG = RIGHT.replace("mean * mean)", "mean)")
 SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
+ROOT = Path(__file__).parents[1]
+# Whole files of kernels that are handed out, to find what is wrong in them. `c` is only wasteful, as teachers are told.
+BROKEN = {f"broken/{name}.cu" for name in "abcdef"}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +54,72 @@ def test_what_is_handed_out_has_no_answers(course, tmp_path):
     solutions = {path.read_bytes() for path in (TUTORIALS / "solutions").iterdir() if path.is_file()}
     assert len(solutions) > 10
     assert len(files) > 100
+    whole = set()
     for path in files:
         assert "solution" not in path.name
         assert path.read_bytes() not in solutions
         assert str(QUICK["hidden_seed"]).encode() not in path.read_bytes(), path
-        whole = path.suffix == ".cu" and "void forward(" in path.read_text() and path.parent.name != "broken"
-        assert not whole or path.name in ("mine.cu", "template.cu"), f"{path} can be handed in as it is"
+        if path.suffix == ".cu" and "void forward(" in path.read_text():
+            whole.add(path.name if "template" in path.name else f"{path.parent.name}/{path.name}")
+    assert whole == BROKEN | {"handout/mine.cu", "template.cu"}, "more can be handed in as it is"
+    for page in (course / "README.md", ROOT / "docs" / "howto" / "teach.md"):
+        assert "broken/c.cu" in page.read_text()
     assert str(QUICK["hidden_seed"]) in (course / "settings.json").read_text()  # where it would be found
+
+
+def test_the_wheel_has_what_pyproject_packs():
+    tomllib = pytest.importorskip("tomllib")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed, left_out = set(), set()
+    for package in setuptools["packages"]:
+        folder = ROOT / re.sub("^sbnref/(csrc|tutorials)", r"\1", package.replace(".", "/"))  # as package-dir says
+        packed |= {*folder.glob("*.py")}
+        for patterns, into in (("package-data", packed), ("exclude-package-data", left_out)):
+            into |= {path for pattern in setuptools[patterns].get(package, ()) for path in folder.glob(pattern)}
+    packed = {path for path in packed if path.is_file() and not {".ruff_cache", "__pycache__"} & {*path.parts}}
+    assert {*wheel._files().values()} == {path for path in packed - left_out if path.name[0] != "."}
+
+
+def test_what_lies_about_in_a_checkout_is_not_handed_out(tmp_path, monkeypatch):
+    for name in ("OURS", "CSRC", "TUTORIALS"):
+        copy = tmp_path / name
+        shutil.copytree(getattr(wheel, name), copy, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(wheel, name, copy)
+    before = {*wheel._files()}
+    astray = [".ruff_cache/a.py", "lab/handout/mine.py", "lab/handout/tutorials/01_a.py", "lab/mine.cu", "notes.rst"]
+    astray += [".draft.py", "kernels/mine.so", "kernels/own/5.cu", "kernels/.cache.json", "sim/notes.orig"]
+    for name in ("OURS", "CSRC", "TUTORIALS"):
+        hand_in(tmp_path / name, dict.fromkeys(astray, ""))
+    hand_in(tmp_path / "TUTORIALS", {"my_solution.py": ""})
+    assert {*wheel._files()} == before
+    assert len(before) > 150
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"numpy",', '"numpy>=2",'),
+        ('"rich",', '"rich", "scipy",'),
+        ('check = ["hypothesis"]', 'check = ["hypothesis", "attrs"]'),
+        ('sbnref = "sbnref.cli:app"', 'sbnref = "sbnref.cli:main"'),
+        ('version = "', 'version = "1'),
+        ('"torch>=2.11"', "'torch >= 2.11'"),  # says the same
+        ("pytest-cov", "pytest-cover"),  # is nothing to a course
+    ],
+)
+def test_a_checkout_that_needs_something_else_now_is_refused(old, new, tmp_path, monkeypatch):
+    pytest.importorskip("tomllib")
+    text = (ROOT / "pyproject.toml").read_text()
+    assert old in text
+    (tmp_path / "pyproject.toml").write_text(text.replace(old, new, 1))
+    monkeypatch.setattr(wheel, "OURS", tmp_path / "sbnref")
+    monkeypatch.setattr(wheel, "_files", dict)
+    monkeypatch.setattr(wheel, "_license", lambda _: b"")
+    if "torch" in old or "pytest" in old:
+        assert wheel.pack()[0].endswith(".whl")
+    else:
+        with pytest.raises(RuntimeError, match="has changed since: install it again"):
+            wheel.pack()
 
 
 def test_every_exercise_and_template_is_handed_out(course):
@@ -107,6 +171,15 @@ def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
     assert code == 2
     assert "expected settings in" in said
     assert not (tmp_path / "other").exists()
+    Settings(forbid=["torch.nn.functional.batch_norm", "torch.Tensor.mean", "numpy", "torch.nn.batch_nrom"]).save(
+        settings
+    )
+    code, said = made(str(tmp_path / "other"), "--settings", str(settings))
+    assert (code, said) == (
+        2,
+        "sbnref: settings: expected to forbid modules and functions, but there is no torch.nn.batch_nrom",
+    )
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +196,10 @@ def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
         ({"seed": 3, "hidden_seed": 3}, "expected a hidden_seed that is not the seed"),
         ({"examples": 0}, "expected examples, 1 or more"),
         ({"timeout": "long"}, "expected timeout"),
+        ({"timeout": float("inf")}, "expected timeout, 1 to 86400 seconds"),
+        ({"timeout": 10**400}, "expected timeout, 1 to 86400 seconds"),
+        ({"seed": 2**31}, "expected whole numbers as seeds, 0 to 2147483647"),
+        ({"hidden_seed": 2**62}, "expected whole numbers as seeds"),
         ({"forbid": ["torch; rm -r ."]}, "expected forbid, a list of names"),
         ({"forbid": "numpy"}, "expected forbid, a list of names"),
         ({"poins": {}}, "expected in "),
@@ -133,6 +210,13 @@ def test_settings_are_refused_in_a_sentence(given, said, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match=re.escape(said)):
         Settings.load(tmp_path / "settings.json")
+
+
+def test_a_command_has_the_very_limits():
+    assert Settings(timeout=12345.678).command("legal").endswith(" --timeout 12345.678")
+    assert Settings(timeout=30.0).command("legal").endswith(" --timeout 30")
+    for option in (["--seed", str(2**31)], ["--timeout", "inf"]):
+        assert CliRunner().invoke(app, ["check", "mine.py", *option]).exit_code == 2
 
 
 def test_every_course_has_a_hidden_seed_of_its_own():
@@ -149,6 +233,12 @@ def autograder(tmp_path_factory) -> Iterator[Autograder]:
     grader = Autograder(folder / "gradescope" / "autograder.zip")
     yield grader
     shutil.rmtree(grader.place)
+
+
+def names_hidden_seed(results: dict[str, Any]) -> bool:
+    """Or one that follows from it, as reports say of the smallest case."""
+    hidden = QUICK["hidden_seed"]
+    return any(str(seed) in json.dumps(results) for seed in (hidden, *range(4 * hidden, 4 * hidden + 4)))
 
 
 # What would change a checker that looks at it, beside the file.
@@ -169,11 +259,11 @@ def test_right_work_has_all_points_whatever_lies_beside_it(autograder):
     for test in results["tests"]:
         other = test["name"].endswith("other cases")
         assert test["visibility"] == ("after_published" if other else "visible")
-        assert (str(QUICK["hidden_seed"]) in test["output"]) == other
         assert ("--seed 1 --examples 8" in test["output"]) != other
+        assert ("the same steps again: --seed 1" in test["output"]) != other
     assert results["output"].startswith("12 of 12 points on the cases that you see. 8 more are for other cases")
     assert results["stdout_visibility"] == "hidden"
-    assert str(QUICK["hidden_seed"]) not in results["output"]
+    assert not names_hidden_seed(results)
 
 
 def test_a_broken_stage_costs_its_points_and_no_others(autograder):
@@ -202,6 +292,10 @@ def tried(path, text):
         return "nothing"
 here = os.path.dirname(os.path.abspath(__file__))
 found = tried(here + "/../results/results.json", '{"score": 100}') + tried(here + "/../source/settings.json", "{}")
+try:
+    found += open(here + "/../submission_metadata.json").read() or "nothing"
+except OSError:
+    found += "nothing"
 tried(here + "/../run_autograder", "#!/bin/sh")
 raise RuntimeError("found " + found)
 """
@@ -209,13 +303,21 @@ raise RuntimeError("found " + found)
 
 def test_a_submission_cannot_bring_its_own_checker(autograder):
     """Neither beside the file nor by what it does; and what it may read has no hidden seed."""
+    told = autograder.place / "submission_metadata.json"
+    told.write_text('{"previous_submissions": [{"results": "told before"}]}')
     results = conforms(autograder({**BESIDE, "mine.py": HOSTILE}))
+    for place in (autograder.place, autograder.place / "results"):
+        assert not place.stat().st_mode & 0o022, "whoever outlives the grading can put other results there"
+    assert not told.stat().st_mode & 0o077
     assert results["score"] == 0
     assert "mine.py cannot be imported: RuntimeError: found " in results["tests"][0]["output"]
-    if "unconfined" not in autograder.printed:
-        assert str(QUICK["hidden_seed"]) not in json.dumps(results)
-        assert str(QUICK["hidden_seed"]) in (autograder.place / "source" / "settings.json").read_text()
-        assert (autograder.place / "run_autograder").read_text() != "#!/bin/sh"
+    if "unconfined" in autograder.printed and gradescope.other_user() is None:
+        pytest.skip(f"nothing is confined here, and there is no other user: {autograder.printed}")
+    assert not names_hidden_seed(results)
+    assert "told before" not in json.dumps(results)
+    assert "told before" in told.read_text()
+    assert str(QUICK["hidden_seed"]) in (autograder.place / "source" / "settings.json").read_text()
+    assert (autograder.place / "run_autograder").read_text() != "#!/bin/sh"
 
 
 def test_without_a_grader_there_is_a_sentence(autograder):
@@ -288,6 +390,31 @@ def test_what_is_right_on_the_cases_that_are_seen_only(tmp_path, monkeypatch):
     results = conforms(gradescope.grade(hand_in(tmp_path, {"mine.py": ""}), ONE))
     assert scores(results) == {"forward_stats": 4.2, "forward_stats, other cases": 0}
     assert seeds == [1, QUICK["hidden_seed"]]
+    told = results["tests"][1]["output"]
+    assert "payload is off by" in told
+    assert "stats_mode=" in told
+    assert "seed" not in told
+
+
+def test_kernels_are_not_told_the_hidden_seed_either(tmp_path, monkeypatch):
+    hidden = QUICK["hidden_seed"]
+    fault = Fault("y is off", on=f"x of shape (2, 3), values: large mean, p.splits 1, seed {4 * hidden + 3}")
+
+    def graded(file, parts, seed, **_):
+        status, score, found = ("failed", 0, fault) if seed == hidden else ("passed", 1, None)
+        return KernelGrade("mine.cu", [Part("right", status, score, 8, found)], None, seed, None)
+
+    monkeypatch.setattr(gradescope, "check_kernels", graded)
+    settings = Settings(points={"right": 4}, **QUICK)
+    results = conforms(gradescope.grade(hand_in(tmp_path, {"mine.cu": ""}), settings))
+    assert scores(results) == {"right": 2, "right, other cases": 0}
+    assert "values: large mean" in results["tests"][1]["output"]
+    assert "seed" not in results["tests"][1]["output"]
+
+
+def test_what_is_not_installed_there_need_not_be_forbidden(tmp_path):
+    settings = Settings(points={"forward_stats": 7}, forbid=["nobody_has_this", "nobody_has_this.either"], **QUICK)
+    assert gradescope.grade(hand_in(tmp_path, {"mine.py": RIGHT}), settings)["score"] == 7
 
 
 def test_the_graders_own_faults_are_not_the_students(tmp_path, monkeypatch, capsys):
@@ -316,11 +443,12 @@ def test_root_runs_what_is_handed_in_as_somebody_else(autograder, monkeypatch):
     if user is None:
         pytest.skip("it takes root, and a Python that others can run")
     (autograder.place / "source").chmod(0o700)
+    (autograder.place / "submission_metadata.json").touch(0o600)
     autograder.place.chmod(0o755)
     submission = hand_in(autograder.place / "submission", {"mine.py": HOSTILE + RIGHT})
     confine_nothing(autograder.place, monkeypatch)
     results = conforms(gradescope.grade(submission, ONE, user=user))
-    assert "found nothingnothing" in results["tests"][0]["output"]
+    assert "found nothingnothingnothing" in results["tests"][0]["output"]
     (submission / "mine.py").write_text(RIGHT)
     assert conforms(gradescope.grade(submission, ONE, user=user))["score"] == 7
 
@@ -349,6 +477,34 @@ def test_setting_up_installs_this_version(course, tmp_path):
     assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
     assert "y is not written everywhere" in run.stdout  # the template was compiled and graded
     shutil.rmtree(grader.place)
+
+
+def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
+    grader = Autograder(course / "gradescope" / "autograder.zip")
+    (grader.place / "venv").unlink()
+    for folder in (tmp_path, grader.place / "venv" / "bin"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("apt-get", "python3", "python"):
+            (folder / name).write_text("#!/bin/sh\n")
+        (folder / "sbnref").write_text("#!/bin/sh\necho legal: failed, no compiler\n[ $2 = --template ]\n")
+        for command in folder.iterdir():
+            command.chmod(0o755)
+    run = subprocess.run(
+        [grader.place / "source" / "setup.sh"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "AUTOGRADER": str(grader.place)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "no compiler" in run.stdout  # of the report: the teacher reads it
+    assert run.stderr == "expected the template of kernels to compile and to run\n"
+    shutil.rmtree(grader.place)
+
+
+def test_windows_is_told_where_to_grade(monkeypatch):
+    monkeypatch.setattr("sbnref.grading.apart.process.os", SimpleNamespace(name="nt"))
+    with pytest.raises(Refused, match="on Windows code is graded in WSL"):
+        Student(Job("mine.py")).start()
 
 
 # ---- GitHub ----

@@ -107,4 +107,6 @@ def test_installed_it_confines_what_is_graded(installed, tmp_path):
         subprocess.run((python, "-c", code), capture_output=True, text=True, check=True, cwd=tmp_path).stdout
         for python in (sys.executable, installed)
     ]
-    assert said[0] == said[1]
+    if said[0] != "None\n":
+        pytest.skip(f"this machine does not confine what is graded: {said[0]}")
+    assert said[1] == "None\n"

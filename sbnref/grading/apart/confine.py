@@ -98,7 +98,7 @@ def _arrange(folder: str, hidden: Sequence[str]) -> None:
     os.mkdir(os.path.join(devices, "shm"))
     _mount(devices, "/dev", None, _BIND | _REC)
     for path in hidden:
-        _mount(empty, path, None, _BIND)
+        _mount("/dev/null" if os.path.isfile(path) else empty, path, None, _BIND)
     _mount(folder, folder, None, _BIND)
     _mount(beside, beside, None, _BIND)
     _set_attributes("/", _AT_RECURSIVE, to=_RDONLY)

@@ -71,7 +71,7 @@ class Job:
         confined: whether it is not to run where it cannot be confined.
         place: where its folders are made; None for the system's place.
         functions: that it may define, and is asked for.
-        hide: folders that it is not to see, where it can be confined.
+        hide: folders and files that it is not to see, where it can be confined.
         user: as whom it runs; None for whoever grades. To name another takes root.
     """
 
@@ -111,9 +111,13 @@ class Student:
             seconds: that this may take, once the process is there; None for all that are left until the deadline.
 
         Raises:
-            Refused: it cannot be imported, or has none of the functions.
+            Refused: it cannot be imported, or has none of the functions; or this is Windows.
             Died: the process did not come that far.
         """
+        if os.name == "nt":
+            raise Refused(
+                "on Windows code is graded in WSL, the Windows Subsystem for Linux, with sbnref installed there"
+            )
         self.close()
         self._folder = tempfile.TemporaryDirectory(
             prefix="sbnref-check-", dir=self.job.place, ignore_cleanup_errors=True
@@ -127,7 +131,7 @@ class Student:
         hidden = [Path("/run"), *(Path(place).resolve() for place in self.job.hide)]  # other programs' sockets
         if "sbnref" in self.job.forbidden:
             hidden += [target.OURS, CSRC]
-        hidden = [place for place in hidden if place.is_dir() and not Path(self.job.target).is_relative_to(place)]
+        hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
         # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
         job = {

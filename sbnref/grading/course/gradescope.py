@@ -1,21 +1,23 @@
 """What `run_autograder` runs on Gradescope: it grades what was handed in, and writes ``results.json``.
 
 The format is https://gradescope-autograders.readthedocs.io/en/latest/specs/. A stage or part is a test that students
-see, with the report that ``sbnref check`` prints, and another one on cases that they do not. What is printed here is
-for teachers: only they are shown it.
+see, with the report that ``sbnref check`` prints, and another one on cases that they do not; its report names no seed,
+for code that is handed in later may read it. What is printed here is for teachers: only they are shown it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ..kernels.tell import PARTS, KernelGrade
 from .settings import FILES, FUNCTIONS, Settings
 
 NOBODY = "nobody"
+_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # as reports tell them
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def main() -> None:
     """Grade what lies in ``submission`` below the folder named on the command line, by ``source/settings.json``."""
     place = Path(sys.argv[1]).resolve()
     settings = Settings.load(place / "source" / "settings.json")
-    results = grade(place / "submission", settings, hide=[place / "source"], user=other_user())
+    # The second has the results of earlier submissions.
+    hide = [place / "source", place / "submission_metadata.json"]
+    results = grade(place / "submission", settings, hide=hide, user=other_user())
     unfinished = place / "results" / "results.json.part"
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
     unfinished.replace(place / "results" / "results.json")
@@ -75,7 +80,7 @@ def grade(
     Args:
         submission: the folder with what was handed in.
         settings: what is worth how much, and on which cases.
-        hide: folders that the code is not to see, where it can be confined.
+        hide: folders and files that the code is not to see, where it can be confined.
         user: as whom the code runs, if root grades; None for whoever grades.
     """
     start = time.monotonic()
@@ -151,7 +156,9 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
     report: Grade | KernelGrade
     outcomes = {}
     if file.name == FUNCTIONS:
-        report = check(file, names, forbid=settings.forbid, **options)
+        # What is not installed here cannot be used, and need not be forbidden.
+        forbid = [name for name in settings.forbid if find_spec(name.partition(".")[0]) is not None]
+        report = check(file, names, forbid=forbid, **options)
         for stage in report.stages:
             alone = Grade(file.name, [stage], seed)
             outcomes[stage.stage] = Outcome(alone.score, str(alone))
@@ -163,6 +170,8 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
             outcomes[part.name] = Outcome(part.score, text)
     if report.unconfined is not None:
         print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
+    if seed == settings.hidden_seed:
+        return {name: replace(outcome, report=_SEEDS.sub("", outcome.report)) for name, outcome in outcomes.items()}
     return outcomes
 
 

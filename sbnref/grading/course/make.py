@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ast
+import io
+import pkgutil
 import re
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
+from ...debugging.report import in_words
 from ..check import template
 from ..kernels.check import template as template_of_kernels
 from .classroom import workflow
 from .settings import FUNCTIONS, KERNELS, Settings
-from .wheel import TUTORIALS, add, files_below, pack
+from .wheel import add, pack, tutorials
 
 FILES = Path(__file__).with_name("files")
-_HANDED_OUT = (".py", ".cu", ".cuh", ".cpp", ".h")  # of the tutorials; what else lies there is for building the site
 
 
 def make(folder: Path, settings: Settings | None = None) -> None:
@@ -28,41 +31,60 @@ def make(folder: Path, settings: Settings | None = None) -> None:
         settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
 
     Raises:
-        ValueError: there is something in the folder, or it is none.
-        RuntimeError: the package is not installed.
+        ValueError: there is something in the folder, or it is none; or a name to forbid is nobody's.
+        RuntimeError: the package is not installed, or was installed before it changed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"expected a new or an empty folder, but there is something in {folder}")
-    settings = settings or Settings()
-    handout, grader = folder / "handout", folder / "gradescope"
-    workflows = folder / "github" / ".github" / "workflows"
-    for place in (handout, grader, workflows):
-        place.mkdir(parents=True)
-    wheel = pack(handout)
-    (handout / "requirements.txt").write_text(_requirements(wheel, "check,cuda,demo"), encoding="utf-8")
-    (handout / FUNCTIONS).write_text(template(), encoding="utf-8")
-    (handout / KERNELS).write_text(template_of_kernels(), encoding="utf-8")
-    for path in files_below(TUTORIALS):
-        if path.suffix in _HANDED_OUT:
-            copy = handout / "tutorials" / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes((TUTORIALS / path).read_bytes())
-    (handout / "README.md").write_text(_readme(settings), encoding="utf-8")
-    (workflows / "classroom.yml").write_text(workflow(settings), encoding="utf-8")
-    settings.save(folder / "settings.json")
-    (folder / "README.md").write_bytes((FILES / "teacher.md").read_bytes())
-    with zipfile.ZipFile(grader / "autograder.zip", "w") as archive:
+    files = _files(settings or Settings())
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"expected a folder to write to, got {folder}: {error.strerror}") from error
+
+
+def _files(settings: Settings) -> dict[str, bytes]:
+    """All that the folder has: made before anything is written, so that what is refused leaves nothing behind."""
+    if unknown := [name for name in settings.forbid if not _can_be_forbidden(name)]:
+        raise ValueError(f"settings: expected to forbid modules and functions, but there is no {in_words(unknown)}")
+    wheel, packed = pack()
+    kept = settings.text().encode()
+    files = {
+        f"handout/{wheel}": packed,
+        "handout/requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
+        f"handout/{FUNCTIONS}": template().encode(),
+        f"handout/{KERNELS}": template_of_kernels().encode(),
+        "handout/README.md": _readme(settings).encode(),
+        "github/.github/workflows/classroom.yml": workflow(settings).encode(),
+        "settings.json": kept,
+        "README.md": (FILES / "teacher.md").read_bytes(),
+    }
+    files |= {f"handout/tutorials/{name}": path.read_bytes() for name, path in tutorials().items()}
+    grader = io.BytesIO()
+    with zipfile.ZipFile(grader, "w") as archive:
         for name in ("setup.sh", "run_autograder"):
             add(archive, name, (FILES / name).read_bytes(), mode=0o755)
-        add(archive, "settings.json", (folder / "settings.json").read_bytes())
+        add(archive, "settings.json", kept)
         add(archive, "requirements.txt", _requirements(wheel, "check").encode())
-        add(archive, wheel.name, wheel.read_bytes())
+        add(archive, wheel, packed)
+    return files | {"gradescope/autograder.zip": grader.getvalue()}
 
 
-def _requirements(wheel: Path, extras: str) -> str:
+def _can_be_forbidden(name: str) -> bool:
+    """Whether it is a module or a function."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, ModuleType) or callable(found)
+
+
+def _requirements(wheel: str, extras: str) -> str:
     """What pip is to install: this very version, and the PyTorch that is here, without CUDA's gigabytes."""
     version = torch.__version__.partition("+")[0]
-    return f"--extra-index-url https://download.pytorch.org/whl/cpu\ntorch=={version}\n./{wheel.name}[{extras}]\n"
+    return f"--extra-index-url https://download.pytorch.org/whl/cpu\ntorch=={version}\n./{wheel}[{extras}]\n"
 
 
 def _readme(settings: Settings) -> str:
@@ -71,7 +93,9 @@ def _readme(settings: Settings) -> str:
     for file in (FUNCTIONS, KERNELS):
         worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
         text = text.replace(f"{{{file}}}", f"Points: {', '.join(worth)}." if worth else "It is not graded.")
-    return text.replace("{tutorials}", "\n".join(map(_tutorial, sorted(TUTORIALS.glob("[0-9]*.py")))))
+    return text.replace(
+        "{tutorials}", "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
+    )
 
 
 def _tutorial(file: Path) -> str:

@@ -16,6 +16,8 @@ from ..kernels.tell import PARTS
 FUNCTIONS, KERNELS = "mine.py", "mine.cu"  # what students hand in
 FILES = {FUNCTIONS: STAGES, KERNELS: PARTS}
 SHOWN = ("after_published", "after_due_date")
+LAST_SEED = 2**31 - 1
+DAY = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Settings:
         seed: of the cases that students see.
         hidden_seed: of those that they do not.
         examples: cases to try on each stage or part.
-        timeout: seconds for a stage or part.
+        timeout: seconds for a stage or part, a day at most.
         forbid: modules and functions that the four functions may not use.
     """
 
@@ -39,7 +41,7 @@ class Settings:
     hidden_share: float = 0.5
     hidden_shown: str = SHOWN[0]
     seed: int = 1
-    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(2**31))
+    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))
     examples: int = 100
     timeout: float = 30
     forbid: Sequence[str] = ()
@@ -54,10 +56,11 @@ class Settings:
         )
         _expect(self.hidden_shown in SHOWN, f"hidden_shown among {SHOWN}", self.hidden_shown)
         seeds = {"seed": self.seed, "hidden_seed": self.hidden_seed}
-        _expect(all(type(s) is int and s >= 0 for s in seeds.values()), "whole numbers as seeds, 0 or more", seeds)
+        known = all(type(s) is int and 0 <= s <= LAST_SEED for s in seeds.values())
+        _expect(known, f"whole numbers as seeds, 0 to {LAST_SEED}", seeds)
         _expect(self.seed != self.hidden_seed, "a hidden_seed that is not the seed", seeds)
         _expect(type(self.examples) is int and self.examples >= 1, "examples, 1 or more", self.examples)
-        _expect(_is_number(self.timeout) and self.timeout >= 1, "timeout, 1 second or more", self.timeout)
+        _expect(_is_number(self.timeout) and 1 <= self.timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
         forbid = self.forbid
         listed = isinstance(forbid, (list, tuple)) and all(isinstance(name, str) for name in forbid)
         _expect(listed and all(re.fullmatch(r"\w[\w.]*", name) for name in forbid), "forbid, a list of names", forbid)
@@ -80,7 +83,11 @@ class Settings:
 
     def save(self, file: Path) -> None:
         """Write them where :meth:`load` finds them."""
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        file.write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """What stands in the file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     def graded(self, file: str) -> list[str]:
         """The stages of ``mine.py`` or the parts of ``mine.cu`` that are worth something."""
@@ -90,7 +97,14 @@ class Settings:
         """What grades stages, or parts, on the cases that students see, as it is typed."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
         words = ["sbnref", "check", file, *(word for name in names for word in ("--stage", name))]
-        words += ["--seed", str(self.seed), "--examples", str(self.examples), "--timeout", f"{self.timeout:g}"]
+        words += [
+            "--seed",
+            str(self.seed),
+            "--examples",
+            str(self.examples),
+            "--timeout",
+            str(self.timeout).removesuffix(".0"),
+        ]
         if file == FUNCTIONS:
             words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
         return " ".join(words)

@@ -14,7 +14,13 @@ python3 -m venv "$autograder/venv"
 cd "$autograder/source"
 "$autograder/venv/bin/python" -m pip install --no-cache-dir -r requirements.txt
 
-# Compile the simulation of CUDA now, not for every submission; the template is there to be graded, and fails (1).
+# Compile the simulation of CUDA now, not for every submission. The template is there to be graded, and fails (1): it
+# compiles, and does not write its result yet. Without a compiler it would fail as well.
 export TORCH_EXTENSIONS_DIR="$autograder/libraries"
 "$autograder/venv/bin/sbnref" check --template cuda > "$autograder/template.cu"
-"$autograder/venv/bin/sbnref" check "$autograder/template.cu" --examples 1 || [ $? = 1 ]
+report=$("$autograder/venv/bin/sbnref" check --json "$autograder/template.cu" --examples 1) || [ $? = 1 ]
+echo "$report"
+[[ $report = *"y is not written everywhere"* ]] || {
+    echo "expected the template of kernels to compile and to run" >&2
+    exit 1
+}
