@@ -56,7 +56,7 @@ def check(
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
         allow: those that it may use although they are forbidden, which ``'sbnref'`` is. This, ``forbid`` and ``suite``
             are for Python.
-        hide: folders that the code is not to see, where it can be confined.
+        hide: folders and files that the code is not to see, where it can be confined.
         user: as whom the code runs, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:

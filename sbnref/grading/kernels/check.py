@@ -75,7 +75,7 @@ def check_kernels(
         seed: of the inputs and their numbers; None for another one each time.
         gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
             grades, and nothing checks what they access.
-        hide: folders that they are not to see, where they can be confined.
+        hide: folders and files that they are not to see, where they can be confined.
         user: as whom they run, such as ``'nobody'``, if root grades; None for whoever grades.
 
     Returns:

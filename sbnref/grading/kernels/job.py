@@ -75,7 +75,7 @@ def job_of(
         served: what asks for them there.
         memory: gigabytes that they may take, on Linux.
         seconds: of computing that they may take on each core, on Linux.
-        hide: folders that they are not to see, where they can be confined.
+        hide: folders and files that they are not to see, where they can be confined.
         user: as whom they run; None for whoever grades.
 
     Raises:
