@@ -17,9 +17,9 @@ test: $(READY)  ## run the tests, all but those of the kernels and of the site
 	$(BIN)/sbnref build cpu
 	$(BIN)/pytest $(TEST)
 
-coverage: $(READY)  ## the same, and which lines they reach
+coverage: $(READY)  ## the same and those of the kernels, and which lines they reach
 	$(BIN)/sbnref build cpu
-	$(BIN)/pytest --cov $(TEST)
+	$(BIN)/pytest --cov --ignore=tests/site --ignore=tests/hosts
 
 test-hosts: $(READY)  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
 	$(BIN)/pytest tests/hosts
