@@ -101,7 +101,7 @@ def test_nvcc_of_another_version(real, cuda_home, release, fits):
         return
     message = (
         rf"PyTorch {re.escape(torch.__version__)} was built with CUDA 13\.0, and .*nvcc, which CUDA_HOME names, is of "
-        r"CUDA 12\.8; .*pip install 'cuda-toolkit\[nvcc,cccl\]==13\.0\.\*'"
+        r"CUDA 12\.8; .*pip install 'cuda-toolkit\[nvcc,nvvm,crt,cccl\]==13\.0\.\*'"
     )
     with pytest.raises(build.BuildError, match=message):
         build._check_tools(KERNELS)
