@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import random
+import secrets
 import select
 import shutil
 import signal
@@ -20,8 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-
-_worlds = itertools.count()  # all names of namespaces differ
 
 
 class Host:
@@ -142,7 +140,7 @@ def namespaces() -> None:
 @contextmanager
 def connected() -> Iterator[list[Host]]:
     """Three hosts on a switch. Afterwards they are gone, and so is all that ran there."""
-    before = f"sbnref-{os.getpid()}-{next(_worlds)}"
+    before = f"sbnref-{os.getpid()}-{secrets.token_hex(4)}"
     switch = f"{before}-switch"
     made: list[Host] = []
     _ip("netns", "add", switch)
