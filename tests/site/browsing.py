@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -69,6 +70,8 @@ class Browser:
         if "#" in path:  # a browser does not load a page again when only the fragment is another
             self.driver.get("about:blank")
         self.driver.get(f"{self.server}/{path}")
+        file = re.split("[?#]", path)[0]
+        self.wait(f"location.pathname === {json.dumps('/' + file)} && document.readyState === 'complete'", 30)
         if path.startswith(("harness.html", "explorer.html")):  # its modules may come after the page
             self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
 
