@@ -202,7 +202,7 @@ class Student:
         self._process = None
 
     def implementation(self) -> Implementation:
-        """The four functions."""
+        """The functions, as an object that has them."""
         return SimpleNamespace(**{name: functools.partial(self.call, name) for name in self.job.functions})
 
     def _left(self) -> float:
