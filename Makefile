@@ -1,51 +1,53 @@
-# Every target sets up what it needs: a virtual environment in .venv with pinned versions, made once.
+# A target installs into .venv what it needs first, in the versions of constraints.txt; the environment grows.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
-TEST := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these have targets of their own
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_VERSION := 26.3
+PYTEST := $(BIN)/pytest --verbose
 
-.PHONY: help demo test coverage test-compile test-cuda test-hosts faults soak test-sanitized test-toolkit gpu-check lint types docs test-site docs-serve clean
+.PHONY: help demo test test-all test-rest coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs docs-serve lock clean build-cpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(READY)  ## train on handwritten digits with empty ranks, in each statistics mode
-	-$(BIN)/sbnref build cpu
+demo: .venv/.demo  ## train on handwritten digits with empty ranks, in each statistics mode
 	$(BIN)/sbnref demo
 
-test: $(READY)  ## run the tests, all but those of the kernels and of the site
-	$(BIN)/sbnref build cpu
-	$(BIN)/pytest $(TEST)
+test: build-cpu  ## run the quick tests: the suite over the reference and the CPU kernels, and the unit tests
+	$(PYTEST) -m "not slow"
 
-coverage: $(READY)  ## the same and those of the kernels, and which lines they reach
+test-all: test lint types test-rest test-cuda test-sanitized test-hosts test-site  ## run everything that takes no GPU
+
+test-rest: .venv/.dev build-cpu  ## run the slow tests of the Python side: compiled models, other libraries, graders
+	$(PYTEST) -m slow $(APART)
+
+APART := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these have targets of their own
+
+build-cpu: .venv/.test
 	$(BIN)/sbnref build cpu
+
+coverage: .venv/.dev build-cpu  ## run all tests but those of the site and the hosts, and show the lines that they reach
 	$(BIN)/pytest --cov --ignore=tests/site --ignore=tests/hosts
 
-test-hosts: $(READY)  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
-	$(BIN)/pytest tests/hosts
+test-hosts: .venv/.dev  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
+	$(PYTEST) tests/hosts
 
-faults: $(READY)  ## lose ranks, links and hosts under every implementation, and keep what is seen for the site (root, Linux)
-	$(BIN)/sbnref build cpu
-	$(BIN)/pytest --every-impl --record docs/howto/faults.json tests/test_faults.py tests/hosts
+faults: .venv/.dev build-cpu  ## lose ranks, links and hosts under every implementation, and keep what is seen for the site (root, Linux)
+	$(PYTEST) --every-impl --record docs/howto/faults.json tests/test_faults.py tests/hosts
 
 SOAK_MINUTES ?= 10
-soak: $(READY)  ## train random models on random ranks, and let some fail, for ten minutes (or SOAK_MINUTES)
-	$(BIN)/sbnref build cpu
+soak: .venv/.dev build-cpu  ## train random models on random ranks, and let some fail, for ten minutes (or SOAK_MINUTES)
 	cd tests && ../$(BIN)/python -m soak --minutes $(SOAK_MINUTES)
 
-test-compile: $(READY)  ## run compiled training steps in the combinations of three choices that are not in the tests
-	$(BIN)/sbnref build cpu
-	$(BIN)/pytest --ways 3 tests/test_compile_matrix.py
-
-test-cuda: $(READY)  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
-	$(BIN)/pytest tests/cuda
+test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
+	$(PYTEST) tests/cuda
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
-test-sanitized: $(READY)  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cuda/test_stages.py tests/cuda/test_simulation.py
-	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(BIN)/pytest tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
-	$(BIN)/pytest tests/cpu/race_check.py
+test-sanitized: .venv/.dev  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(PYTEST) tests/cuda/test_stages.py tests/cuda/test_simulation.py
+	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(PYTEST) tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
+	$(PYTEST) tests/cpu/race_check.py
 
 test-toolkit:  ## build the CUDA kernels where pip alone brought nvcc, in a fresh environment; downloads gigabytes (Linux)
 	PYTHON=$(PYTHON) tests/toolkit.sh
@@ -53,29 +55,38 @@ test-toolkit:  ## build the CUDA kernels where pip alone brought nvcc, in a fres
 gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
 
-lint: $(READY)  ## check style, and who imports whom
+lint: .venv/.dev  ## check style, and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 
-types: $(READY)  ## check types
+types: .venv/.dev  ## check types
 	$(BIN)/mypy
 
-docs: $(READY)  ## build the site into docs/_build/html, running the tutorials
-	$(BIN)/sbnref build cpu
+docs: .venv/.dev build-cpu  ## build the site into docs/_build/html, running the tutorials
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 test-site: docs  ## test the built site in a headless Chromium, and the solutions to the exercises
-	$(BIN)/pytest tests/site
+	$(PYTEST) tests/site
 
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
 
+lock: .venv/.dev  ## renew the versions in constraints.txt; those of torch and torchvision stand in pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --all-extras \
+		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
+
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-output docs/_build docs/learn
 
-$(READY): pyproject.toml constraints.txt
-	@echo "Installing PyTorch and the tools for tests and documentation in .venv, once. This takes a few minutes."
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+.venv/.demo: CONTENT := PyTorch and the packages of the demo: 40 packages
+.venv/.test: CONTENT := the packages of the quick tests
+.venv/.dev: CONTENT := the packages of all other tests, of the linters and of the site
+.venv/.demo .venv/.test .venv/.dev: .venv/.%: constraints.txt pyproject.toml | .venv/bin/python
+	@echo "Installing $(CONTENT), into .venv, once."
+	$(PIP) install --constraint constraints.txt --editable '.[$*]'
 	touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet pip==$(PIP_VERSION)  # old ones neither install what is editable nor show their progress

@@ -247,6 +247,7 @@ def trace(
 
     Exit code 0: the page is written. 1: it is, and ends where the simulation refused to go on. 2: there is none.
     """
+    from .laboratory.lines import finder
     from .laboratory.trace import trace as record
 
     def run() -> str | None:
@@ -264,6 +265,9 @@ def trace(
 
     error = _or_exit(run)
     typer.echo(f"Saved {output}")
+    if finder() is None:
+        hint = "line numbers are missing because addr2line is not on the PATH; install binutils"
+        typer.echo(f"sbnref: {hint}", err=True)
     if error is not None:
         typer.echo(f"sbnref: {error}", err=True)
         raise typer.Exit(1)

@@ -14,7 +14,9 @@ from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessP
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeVar
@@ -121,7 +123,9 @@ class Ranks:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
         store = Path(self._meeting_point.enter_context(folder), "store").as_uri()
         self._executors = [
-            ProcessPoolExecutor(1, get_context("spawn"), _join_group, (rank, self.world_size, store, self.timeout))
+            ProcessPoolExecutor(
+                1, _start_method(), _join_group, (rank, self.world_size, store, self.timeout, dict(os.environ))
+            )
             for rank in range(self.world_size)
         ]
         self._processes = []
@@ -216,7 +220,21 @@ def _getpid() -> bytes:
     return pickle.dumps(os.getpid())
 
 
-def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
+def _start_method() -> BaseContext:
+    """Fork ranks from a server that has imported PyTorch already where that is safe; start fresh processes elsewhere."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sbnref.launch"])
+    return context
+
+
+def _join_group(rank: int, world_size: int, store: str, timeout: float, environ: dict[str, str]) -> None:
+    os.environ.clear()  # a server of forks keeps the environment of the time when it was started
+    os.environ.update(environ)
+    if "numpy" in sys.modules:  # imported before the fork: all ranks would draw the same numbers
+        sys.modules["numpy"].random.seed()
+    Finalize(None, _exit_now, exitpriority=-100)
     threading.Thread(target=_exit_with_parent, args=(store,), daemon=True).start()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
@@ -225,6 +243,17 @@ def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
 
 def _leave_group() -> None:
     dist.destroy_process_group()
+
+
+def _exit_now() -> None:
+    """End the rank without finalizing the interpreter.
+
+    Threads of gloo outlive the process group once there was a ``DistributedDataParallel``. One that releases its last
+    tensor while the interpreter is being finalized aborts the process (PyTorch's issue 190489).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _exit_with_parent(store: str) -> None:
@@ -250,4 +279,5 @@ def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any, timeout: floa
         _init_process_group(*local, timeout=timedelta(seconds=timeout))
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, fn(*args, **kwargs))
+    dist.barrier()  # the program may end now: see _exit_now
     return results

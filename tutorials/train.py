@@ -88,6 +88,7 @@ def main() -> None:
         if args.output:
             torch.save(sbnref.revert_sync_batchnorm(model).state_dict(), args.output)
     if world_size > 1:
+        dist.barrier()  # a rank may abort if it leaves right after its last collective
         dist.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
 // The four stages for CPU tensors as PyTorch operators, and what they ask of the machine: threads, the size of its
 // cache.
-#include <ATen/Parallel.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <fstream>
 #include <string>
@@ -12,7 +12,12 @@
 namespace sbnref::cpu {
 
 void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
-    at::parallel_for(0, count, grain, f);
+    // PyTorch's threads through its C interface: at::parallel_for is a template that would bring a second runtime of
+    // OpenMP where the compiler is not the one that PyTorch was built with.
+    const auto call = [](int64_t begin, int64_t end, void* f) {
+        (*static_cast<const std::function<void(int64_t, int64_t)>*>(f))(begin, end);
+    };
+    TORCH_CHECK(torch_parallel_for(0, count, grain, call, const_cast<void*>(static_cast<const void*>(&f))) == 0);
 }
 
 int64_t last_level_cache() {

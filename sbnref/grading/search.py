@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -157,6 +157,9 @@ class Failure:
     features: tuple[str, ...] = ()
 
 
+CUT_SHORT = " (the search ran out of time, so a smaller one may fail too)"
+
+
 class _Wrong(Exception):
     """Carries what is wrong out of a stage's run."""
 
@@ -289,10 +292,12 @@ def search(
     """
     smallest: list[Failure] = []
     tried = 0
+    cut_short = False
 
     def fails(step: Step) -> None:
-        nonlocal tried
+        nonlocal tried, cut_short
         if late():
+            cut_short = True
             return
         tried += 1
         if failure := trial(stage, impl, step, saved_by):
@@ -300,7 +305,10 @@ def search(
             raise _Wrong(failure.what)
 
     explore(steps(seed, dtypes), fails, examples=examples, seed=seed, stop=_Wrong)
-    return (smallest[0] if smallest else None), tried
+    if not smallest:
+        return None, tried
+    (failure,) = smallest
+    return (replace(failure, step=failure.step + CUT_SHORT) if cut_short else failure), tried
 
 
 def explore(

@@ -26,6 +26,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +108,7 @@ CPU = Library(
         "cpu/backward_stats.cpp",
         "cpu/backward_apply.cpp",
     ),
-    CPU_FLAGS + (("-fopenmp",) if sys.platform == "linux" else ()),
+    CPU_FLAGS,
     # The instructions are in the name: a machine that has others does not find it, and builds its own.
     installed="sbnref._cpu_" + _CAPABILITY.lower().replace(" ", "_"),
     ahead="SBNREF_BUILD_CPU",
@@ -268,20 +270,45 @@ def _compile(library: Library, folder: Path) -> None:
     link_folder = use_toolkit(folder) if library.cuda else None
     start = time.monotonic()
     try:
-        cpp_extension.load(
-            library.name,
-            [str(CSRC / source) for source in library.sources],
-            extra_include_paths=[str(CSRC)],
-            extra_cflags=[*library.flags, *more],
-            extra_cuda_cflags=list(NVCC_FLAGS),
-            extra_ldflags=more if link_folder is None else [f"-L{link_folder}", *more],
-            build_directory=str(folder),
-            with_cuda=library.cuda,
-            is_python_module=False,
-        )
+        with _tools_of_the_builder():
+            cpp_extension.load(
+                library.name,
+                [str(CSRC / source) for source in library.sources],
+                extra_include_paths=[str(CSRC)],
+                extra_cflags=[*library.flags, *more],
+                extra_cuda_cflags=list(NVCC_FLAGS),
+                extra_ldflags=more if link_folder is None else [f"-L{link_folder}", *more],
+                build_directory=str(folder),
+                with_cuda=library.cuda,
+                is_python_module=False,
+            )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"compiling {what} failed. The compiler said:\n{error}") from error
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def compiler() -> str:
+    """The command of the C++ compiler: ``CXX``, or the first that is on the PATH of c++, g++ and clang++."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
+
+
+@contextmanager
+def _tools_of_the_builder() -> Iterator[None]:
+    """Set the environment variables by which PyTorch's builder finds ninja and the compiler.
+
+    It runs the command ``ninja``. pip installs that beside this Python, in a folder that need not be on the PATH.
+    """
+    before = dict(os.environ)
+    os.environ["CXX"] = compiler()
+    if shutil.which("ninja") is None:
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([before.get("PATH", os.defpath), ninja.BIN_DIR])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _more_flags(library: Library) -> str:
@@ -297,7 +324,7 @@ def cache() -> Path:
 
 def _cache_folder(library: Library) -> Path:
     """One folder for each combination of what a library depends on."""
-    parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
+    parts = [torch.__version__, platform.python_version(), platform.machine(), compiler()]
     parts += [*library.flags, _more_flags(library)]
     if _more_flags(library):  # which may keep the lines of the sources: those of this place
         parts.append(str(CSRC))
@@ -324,10 +351,9 @@ def _check_tools(library: Library) -> None:
     """Raise :class:`BuildError` for what building would fail on, in words that help."""
     if not CSRC.is_dir():
         raise BuildError(f"the kernels' sources are missing, expected them in {CSRC}; install sbnref again")
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    if shutil.which(compiler()) is None:
         raise BuildError(
-            f"building needs a C++ compiler, and there is no {compiler!r} on the PATH; "
+            f"building needs a C++ compiler, and there is no {compiler()!r} on the PATH; "
             "install g++ (Debian, Ubuntu: apt install g++) or name one in CXX"
         )
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:

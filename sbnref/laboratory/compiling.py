@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..impls.build import CSRC, cache
+from ..impls.build import CSRC, cache, compiler
 
 MOST_SECONDS = 120  # that compiling may take
 
@@ -32,7 +32,7 @@ def cached(
         compile: makes the file whose path it is given.
         suffix: of the file's name.
     """
-    depends = [torch.__version__, os.environ.get("CXX", ""), *about]
+    depends = [torch.__version__, compiler(), *about]
     digest = hashlib.sha256("\n".join(depends).encode())
     for source in sorted(sources):
         digest.update(os.fsencode(source.resolve()) + source.read_bytes())
@@ -53,16 +53,15 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     from torch.utils.cpp_extension import include_paths
 
     unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be building it too
-    compiler = os.environ.get("CXX", "c++")
     includes = [word for folder in include_paths() for word in ("-isystem", folder)]
-    command = [compiler, "-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments, "-o", str(unfinished)]
+    command = [compiler(), "-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments, "-o", str(unfinished)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
         raise DoesNotCompile(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
     except OSError as error:
         raise RuntimeError(
-            f"compiling takes a C++ compiler, and {compiler!r} cannot be run: {error.strerror}; "
+            f"compiling takes a C++ compiler, and {compiler()!r} cannot be run: {error.strerror}; "
             "install g++ or name one in CXX"
         ) from None
     if done.returncode != 0:

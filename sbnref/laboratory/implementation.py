@@ -7,7 +7,6 @@ rule that all implementations share.
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,9 +140,7 @@ class StageKernels:
             raise RuntimeError(f"{result} is not written everywhere; {result}{list(first)} is not")
 
     def _where(self, refusal: Refusal) -> str:
-        line = other = None
-        with suppress(RuntimeError, OSError):  # without addr2line it is said without a line
-            line, other = lines(self._kernels, refusal.frames.tolist())
+        line, other = lines(self._kernels, refusal.frames.tolist())
         more = "" if other is None else f"; the other access is in line {other}"
         return "" if line is None else f" (line {line}{more})"
 

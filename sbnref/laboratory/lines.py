@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,24 +21,19 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
 
     Returns:
         For each address the line of the call, and after it those into which it was inlined; what is not known is
-        left out.
-
-    Raises:
-        RuntimeError: ``addr2line`` is missing.
+        left out, and so is every line where no command is installed that finds them.
     """
     addresses = sorted(set(returns))
-    command = ["addr2line", "--inlines", "--addresses", f"--exe={library}"]
-    try:
-        # A call ends one byte before the address that it returns to.
-        said = subprocess.run(
-            command, input="\n".join(hex(a - 1) for a in addresses), capture_output=True, text=True, check=True
-        ).stdout
-    except FileNotFoundError:
-        raise RuntimeError(
-            "finding the lines of a recording takes addr2line, which is not on the PATH; "
-            "it is part of binutils (Debian, Ubuntu: apt install binutils)"
-        ) from None
     found: dict[int, list[Frame]] = {address: [] for address in addresses}
+    if (command := finder()) is None:
+        return found
+    said = subprocess.run(
+        [command, "--inlines", "--addresses", f"--exe={library}"],
+        input="\n".join(hex(a - 1) for a in addresses),  # a call ends one byte before the address that it returns to
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     at = -1
     for line in said.splitlines():
         if line.startswith("0x"):
@@ -47,3 +43,8 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
         if number.isdigit() and at in found:
             found[at].append((os.path.realpath(file), int(number)))
     return found
+
+
+def finder() -> str | None:
+    """Return the command that finds lines, of binutils or of LLVM; None if neither is on the PATH."""
+    return next(filter(shutil.which, ("addr2line", "llvm-addr2line")), None)

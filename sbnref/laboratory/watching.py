@@ -79,9 +79,6 @@ def lines(kernels: Kernels, frames: list[int]) -> tuple[int | None, int | None]:
     Args:
         kernels: of the file, compiled for recordings; ``built`` is given.
         frames: as they are told.
-
-    Raises:
-        RuntimeError: ``addr2line`` is missing.
     """
     assert kernels.built is not None
     sites = sites_of(kernels.built, frames)

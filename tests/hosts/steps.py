@@ -79,6 +79,7 @@ def main() -> None:
 dist.init_process_group("gloo", timeout=timedelta(seconds=job["timeout"]))
 try:
     main()
+    dist.barrier()
     dist.destroy_process_group()
 except Exception as error:
     lost = (folder / "lost").stat().st_mtime if (folder / "lost").exists() else time.time()

@@ -42,4 +42,5 @@ runner.train()
 assert isinstance(average.module.network[1], sbnref.SyncBatchNorm), "it copied the model after it was converted"
 
 save(runner.model.module.network)
+dist.barrier()
 dist.destroy_process_group()

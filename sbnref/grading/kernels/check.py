@@ -268,7 +268,7 @@ class _Judge:
 
     def _search(self, name: str, question: Callable[[Input], Fault | None]) -> Part:
         """The answer on the smallest input where it is no, if there is one."""
-        from ..search import explore  # hypothesis, which not everybody has, takes its time
+        from ..search import CUT_SHORT, explore  # hypothesis, which not everybody has, takes its time
 
         start = time.monotonic()
         late = start + 0.7 * self.timeout
@@ -277,10 +277,12 @@ class _Judge:
         smallest: list[tuple[Fault, Input]] = []
         deaths: list[Died] = []
         tried = 0
+        cut_short = False
 
         def fails(case: Input) -> None:
-            nonlocal tried
+            nonlocal tried, cut_short
             if time.monotonic() > late:
+                cut_short = True
                 return
             tried += 1
             try:
@@ -302,6 +304,8 @@ class _Judge:
             if not deaths:
                 with suppress(ContractError, Died):  # of code that does something else this time
                     fault = self._located(fault, case)
+            if cut_short:
+                fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
             return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped:  # whoever is right on some inputs only is not right
             return Part(name, "not graded", 0.0, tried, STOPPED)
