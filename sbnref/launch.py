@@ -121,10 +121,10 @@ class Ranks:
 
     def _start(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
-        store = Path(self._meeting_point.enter_context(folder), "store").as_uri()
+        where = self.world_size, Path(self._meeting_point.enter_context(folder), "store").as_uri(), self.timeout
         self._executors = [
             ProcessPoolExecutor(
-                1, _start_method(), _join_group, (rank, self.world_size, store, self.timeout, dict(os.environ))
+                1, _start_method(), exec, (_JOIN, {"environ": dict(os.environ), "where": (rank, *where)})
             )
             for rank in range(self.world_size)
         ]
@@ -225,13 +225,21 @@ def _start_method() -> BaseContext:
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sbnref.launch"])
+    context.set_forkserver_preload(["torch", "cloudpickle"])
     return context
 
 
-def _join_group(rank: int, world_size: int, store: str, timeout: float, environ: dict[str, str]) -> None:
-    os.environ.clear()  # a server of forks keeps the environment of the time when it was started
-    os.environ.update(environ)
+# The server has the environment of the time when it was started. Importing sbnref reads some of the variables.
+_JOIN = """
+import os
+os.environ.clear()
+os.environ.update(environ)
+from sbnref.launch import _join_group
+_join_group(*where)
+"""
+
+
+def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
     if "numpy" in sys.modules:  # imported before the fork: all ranks would draw the same numbers
         sys.modules["numpy"].random.seed()
     Finalize(None, _exit_now, exitpriority=-100)

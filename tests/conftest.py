@@ -1,5 +1,6 @@
 """What tests share: ranks, a world of each size started once, on first use; and lines for the summary at the end."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-impl", action="store_true", help="faults under every implementation, not the reference's")
     parser.addoption("--record", help="a JSON file for what the tests of faults saw, and on what machine")
     parser.addoption("--ways", type=int, default=2, help="how many choices at a time are combined in every way")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the quick run the files that are slow as a whole: it lacks packages that they import."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", collection_path.read_text(), re.MULTILINE)) or None
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,7 @@ def test_rounds_are_interleaved():
     assert [len(t) for t in times.values()] == [5, 5]
 
 
+@pytest.mark.slow
 def test_every_suite_runs_small(monkeypatch, tmp_path):
     monkeypatch.setattr(suites, "QUICK", [(2, 4, 3, 3)])
     monkeypatch.setattr(suites, "COMPILED", {})

@@ -15,6 +15,8 @@ import sbnref
 from sbnref.grading.apart.process import Job, Student
 from sbnref.grading.check import check
 
+pytestmark = pytest.mark.slow
+
 WRONG = """
 import torch
 def forward_stats(x, weight):

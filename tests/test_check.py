@@ -201,6 +201,7 @@ def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
     assert "what it saves leads backward" in results["forward_apply"]["failure"]["what"]
 
 
+@pytest.mark.slow
 def test_nothing_hangs_or_crashes_the_grader(tmp_path):
     stages = graded(tmp_path, HOSTILE, timeout=4, memory=2, allow=["sbnref"])
     assert [stages[stage].status for stage in STAGES] == ["timed out", "crashed", "crashed", "failed"]
@@ -231,6 +232,7 @@ def backward_stats(dy, x, saved):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is shrunk where processes can fork")
 def test_a_crash_and_a_hang_are_shrunk(tmp_path):
     stages = graded(tmp_path, FRAGILE, timeout=8, examples=100, allow=["sbnref"])
@@ -259,6 +261,7 @@ def test_every_run_has_numbers_of_its_own():
     assert len({*given(1)} & {*given(2)}) < len({*given(1)}) / 2  # empty ranks and few whole numbers are alike
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_when_imported(tmp_path):
     stages = graded(tmp_path, "while True: pass", timeout=2)
     assert {stage.status for stage in stages.values()} == {"timed out"}

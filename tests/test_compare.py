@@ -293,6 +293,7 @@ def kernels_of_both_kinds():
     return sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
 
 
+@pytest.mark.slow
 def test_kernels_for_cpus_and_simulated_ones(simulated):
     for report in simulated(2).run(kernels_of_both_kinds):
         assert report.impls == ("cpu", "cuda")

@@ -69,14 +69,17 @@ def compiled_steps(impl: str, modes: list[str], backend: str, batches: list[tupl
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_all_modes_with_ragged_and_empty_ranks(world):
     world(2).run(compiled_steps, "reference", ["default", "N", "exact"], "aot_eager", RAGGED)
 
 
+@pytest.mark.slow
 def test_the_kernels(simulated):
     simulated(2).run(compiled_steps, "cuda", ["default", "exact"], "aot_eager", RAGGED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("impl", "batches"), [("reference", MANY), ("cpu", RAGGED)])
 def test_inductor(world, impl, batches):
     world(2).run(compiled_steps, impl, ["default"], "inductor", batches)
@@ -115,6 +118,7 @@ def compiled_collectives(options: dict, batch_sizes: tuple[int, int]) -> list[li
     return graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"impl": "reference"}, {"impl": "cpu"}, {"impl": "reference", "affine": False, "track_running_stats": False}],
@@ -152,6 +156,7 @@ def made_collectives(impl: str, backend: str, batch_sizes: tuple[int, int]) -> l
     return [first, second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("impl", "backend"), [("reference", "inductor"), ("reference", "aot_eager"), ("cpu", "inductor")]
 )
@@ -189,6 +194,7 @@ def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "use_reentrant", "where"),
     [
@@ -305,6 +311,7 @@ def test_a_checkpoint_inside_updates_running_statistics_once(compiler, use_reent
         torch.testing.assert_close(p.grad, q.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, backend):
@@ -361,6 +368,7 @@ def padded_steps(whole: bool, backend: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "aot_eager"), (True, "inductor")])
 def test_masked_steps_compile(world, whole, backend):
     """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""

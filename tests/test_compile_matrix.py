@@ -23,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sbnref import SyncBatchNorm
 from sbnref.modes import STATS_MODES
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 3
 Norm = Callable[[int], nn.Module]
 

@@ -177,6 +177,7 @@ def real_peers() -> None:
         assert type(reverted[0]) is nn.BatchNorm2d
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_real_peers_and_their_state_dicts(world):
     pytest.importorskip("mmcv")

@@ -27,6 +27,8 @@ from sbnref.grading.course.wheel import TUTORIALS
 from sbnref.grading.kernels.tell import PARTS, Fault, KernelGrade, Part
 from sbnref.impls import STAGES
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
 ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
 WRONG = RIGHT.replace("mean * mean)", "mean)")

@@ -9,6 +9,8 @@ import torch
 import sbnref
 from sbnref.conformance import cases
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCKS = {

@@ -52,6 +52,7 @@ def test_a_forward_pass_in_training_mode(model, impl):
     torch.testing.assert_close(dict(loaded.named_buffers()), dict(model.named_buffers()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_onnx_runs_in_onnxruntime(model):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,6 +8,8 @@ import torch
 from soak.program import FAULTS, Fault, Norm, Program
 from soak.run import fail, fail_under_torchrun
 
+pytestmark = pytest.mark.slow
+
 
 def program(impl: str, fault: Fault) -> Program:
     """Two steps of two layers. Rank 1 brings no data to the second, in which it fails."""

@@ -90,6 +90,7 @@ def simulated(*words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_launch_plans_for_a_shape():
     simulated("build", "simulation")
     plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
@@ -98,6 +99,7 @@ def test_launch_plans_for_a_shape():
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
 
 
+@pytest.mark.slow
 def test_traffic_of_a_shape():
     stages = json.loads(simulated("traffic", "8,4,16,16", "--json"))["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]

@@ -224,6 +224,7 @@ def test_a_column_conflicts_and_a_row_does_not(student):
     assert recording.counts()["conflicts"] == 31
 
 
+@pytest.mark.slow
 def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
     recorded(student, "forward")  # what it compiles is kept where the copy looks, too
     for folder in ("sbnref", "csrc"):
@@ -325,6 +326,7 @@ def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, argum
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [

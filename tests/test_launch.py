@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from multiprocessing import parent_process
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def interrupt(by: int, wait: str) -> None:
     """Rank 0 sends its parent a signal, when both ranks are at work; neither returns by itself."""
     dist.barrier()
     if dist.get_rank() == 0:
-        os.kill(os.getppid(), by)
+        os.kill(parent_process().pid, by)
     if wait == "loop":
         while True:
             pass
@@ -161,11 +162,11 @@ def test_an_exception_from_the_handler_of_another_signal(monkeypatch):
 
 def test_a_program_that_is_interrupted_ends():
     script = """
-        import os, signal, time, sbnref
+        import multiprocessing, os, signal, time, sbnref
         import torch.distributed as dist
         def work():
             if dist.get_rank() == 0:
-                os.kill(os.getppid(), signal.SIGINT)
+                os.kill(multiprocessing.parent_process().pid, signal.SIGINT)
             time.sleep(600)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sbnref.launch(work, 2)
@@ -213,6 +214,7 @@ def test_the_timeout_where_nobody_says_otherwise():
     assert dist.distributed_c10d.default_pg_timeout.total_seconds() == 30 * 60
 
 
+@pytest.mark.slow
 def test_the_same_script_runs_under_torchrun(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -6,6 +6,8 @@ from torch import nn
 
 import sbnref
 
+pytestmark = pytest.mark.slow
+
 mmengine = pytest.importorskip("mmengine")
 pytest.importorskip("mmcv")
 

@@ -12,6 +12,8 @@ from sbnref.conformance.cases.parts import CHANNELS, close, random_inputs
 from sbnref.conformance.oracle import train_step
 from sbnref.conformance.watch import Watch
 
+pytestmark = pytest.mark.slow
+
 
 def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32, offset: float = 0.0):
     """A training step on this rank's share: the output, the gradient, and what the oracle says, mode 'exact'."""

@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import sbnref
 from sbnref.bench.results import load
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).parents[1] / "docs" / "howto" / "reach.json"
 LAYERS = {  # how it is called on the page: where it is
     "torch.nn.BatchNorm2d": "torch.nn.BatchNorm2d",

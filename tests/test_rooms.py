@@ -14,6 +14,8 @@ import pytest
 
 import sbnref
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sbnref"
 HEAVY = (

@@ -16,6 +16,8 @@ from soak.rank import train
 
 from sbnref.impls import reference
 
+pytestmark = pytest.mark.slow
+
 original = reference.backward_apply
 
 

@@ -24,6 +24,8 @@ from timm.layers import SyncBatchNormAct as TimmSyncBatchNormAct
 from timm.layers import convert_sync_batchnorm as timm_convert
 from torchvision.ops import FrozenBatchNorm2d
 
+pytestmark = pytest.mark.slow
+
 MODELS = (
     "densenet121",
     "dla46_c",

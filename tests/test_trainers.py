@@ -16,6 +16,8 @@ from trainers.batches import batches, network
 
 import sbnref
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "trainers"
 
 

@@ -20,6 +20,8 @@ import sbnref
 from sbnref.bench import load
 from sbnref.demo import load_digits, network
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 KEY = ("suite", "norm", "batch", "rate", "pixels", "samples")  # what makes two rows the same measurement
 

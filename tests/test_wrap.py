@@ -64,7 +64,7 @@ def training(wrap, accumulate: bool = False) -> None:
     agree(wrapped.state_dict(), alone.state_dict())
 
 
-@pytest.fixture(params=["reference", "cuda"])
+@pytest.fixture(params=["reference", pytest.param("cuda", marks=pytest.mark.slow)])
 def ranks(request):
     """Two ranks, for each implementation."""
     if request.param == "cuda":

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from sbnref.cli import app
 from sbnref.impls import build, cpu
 
+pytestmark = pytest.mark.slow
+
 CHOOSE = "import torch, sbnref; print(sbnref.impls.choose_impl(None, torch.device('cpu')).__name__)"
 SBNREF = (sys.executable, "-c", "from sbnref.cli import app; app()")
 

@@ -19,6 +19,8 @@ from sbnref.bench.results import tabulate
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import cpu_ladder
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cpu_ladder.py"
 
 SHAPES = {

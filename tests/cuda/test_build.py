@@ -14,6 +14,8 @@ from toolkits import made_up
 from sbnref.impls import build, cuda
 from sbnref.impls.build import KERNELS, SIMULATION
 
+pytestmark = pytest.mark.slow
+
 LOAD = "from sbnref.impls import cuda; print(cuda.library().build_info())"
 
 

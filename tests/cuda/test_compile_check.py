@@ -15,7 +15,7 @@ INSTANCES = 6 + 6 + 5 + 4  # for each element type: two layouts, and a third wit
 REGISTERS = 65536  # of a multiprocessor
 HALF_OCCUPANCY = 1024  # of the 2048 threads that it can hold
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("source", CUDA_SOURCES)

@@ -23,6 +23,8 @@ from sbnref.conformance import cases
 from sbnref.impls import build
 from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -32,6 +32,8 @@ from sbnref.laboratory.kernels import translation_unit
 from sbnref.laboratory.recording import example
 from sbnref.launch import RankError
 
+pytestmark = pytest.mark.slow
+
 STAGES_FILE = Path(__file__).with_name("stages.cu")
 QUICK = {"examples": 24, "seed": 1}
 

@@ -4,6 +4,8 @@ import pytest
 
 from sbnref.conformance import cases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_kernels(simulated, case):

@@ -17,6 +17,8 @@ from sbnref.laboratory.kernels import translation_unit
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "aligned": (4, 6, 12, 14),
     "ragged": (3, 5, 7, 9),

@@ -9,6 +9,8 @@ from simulation import simulation  # noqa: F401
 
 from sbnref.impls import cuda
 
+pytestmark = pytest.mark.slow
+
 
 def on_operators(check: Callable, *args: object) -> None:
     assert cuda.why_not(torch.get_default_device()) is None

@@ -15,7 +15,7 @@ from simulation import simulation  # noqa: F401
 
 from sbnref.impls import STAGES, cuda, reference
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, pytest.mark.slow]
 
 SHAPES = [
     (2, 3, 16, 16),  # long runs

@@ -14,6 +14,8 @@ from sbnref.laboratory.kernels import RECORDING_FLAGS
 from sbnref.laboratory.recording import Act, example
 from sbnref.laboratory.stages import calls, record_stages
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [((6, 2, 10, 10), False), ((2, 40, 4, 4), True), ((3, 5, 7, 7), False)]
 
 

@@ -11,6 +11,8 @@ from torch.utils.cpp_extension import include_paths
 
 from sbnref.impls.build import CSRC, SIMULATION_FLAGS
 
+pytestmark = pytest.mark.slow
+
 MISTAKES = {
     "none": "",
     "missing barrier": "thread 0: reads shared partial[1] before it is written",

@@ -21,6 +21,8 @@ from sbnref.laboratory.implementation import StageKernels, only_stages
 from sbnref.laboratory.text import defines
 from sbnref.modes import STATS_MODES
 
+pytestmark = pytest.mark.slow
+
 RIGHT = Path(__file__).with_name("stages.cu")
 PLANTED = {  # in each stage: what is there, and a bug of a kind that has been shipped
     "forward_stats": ("p.weight * (var + mean * mean)", "p.weight * (var + about * about)"),

@@ -12,6 +12,8 @@ from simulation import simulation  # noqa: F401
 
 from sbnref.impls import cuda
 
+pytestmark = pytest.mark.slow
+
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
 
 

@@ -8,6 +8,8 @@ from toolkits import made_up
 from sbnref.impls import toolkit
 from sbnref.impls.toolkit import NoToolkit, find_toolkit
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.*'"
 
 

@@ -10,6 +10,8 @@ from simulation import simulation  # noqa: F401
 from sbnref.debugging.traffic import Traffic, in_words, launch_plan
 from sbnref.impls import STAGES
 
+pytestmark = pytest.mark.slow
+
 # Per channel and block: statistics, coefficients and partial results are at most twelve float64 numbers.
 PER_CHANNEL = 12 * 8
 SHAPES = [(8, 64, 56, 56), (4, 256, 28, 28), (1, 32, 24, 24, 24), (2, 8, 100, 152), (512, 1024), (64, 512, 8, 8)]

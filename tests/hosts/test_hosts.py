@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hosts.conftest import connected, slow_switch
 
+pytestmark = pytest.mark.slow
+
 STEPS = str(Path(__file__).with_name("steps.py"))
 TRAIN = str(Path(__file__).parents[2] / "tutorials" / "train.py")
 TIMEOUT = 8  # seconds, of the process groups

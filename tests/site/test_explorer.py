@@ -15,6 +15,8 @@ from browsing import HTML, ROOT, Browser
 from sbnref import modes
 from sbnref.conformance import oracle
 
+pytestmark = pytest.mark.slow
+
 STATISTICS = ROOT / "docs" / "_static" / "explorer" / "statistics.js"
 EPS = 1e-5
 FIELDS = ("n", "h", "w", "mean", "std")

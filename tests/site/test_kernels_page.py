@@ -19,6 +19,8 @@ sys.path.append(str(ROOT / "docs"))
 from kernels import ladder
 from recordings import BLOCKS, CHANNELS_FIRST, CHANNELS_LAST, THREADS, slug
 
+pytestmark = pytest.mark.slow
+
 KERNELS = r"""
 #include "laboratory.cuh"
 

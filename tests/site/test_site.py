@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from browsing import HTML, Browser
 
+pytestmark = pytest.mark.slow
+
 GENERATED = ("_modules", "_static", "_sources", "_downloads")  # by Sphinx, or not pages
 
 

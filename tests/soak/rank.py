@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import time
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def _strike(fault: Fault, model: Model, folder: Path) -> None:
     if fault.what == "exits":
         os._exit(3)
     if fault.what == "interrupts the program":
-        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(parent_process().pid, signal.SIGINT)
     time.sleep(600)
 
 
