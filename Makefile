@@ -14,7 +14,7 @@ demo: .venv/.demo  ## train on handwritten digits with empty ranks, in each stat
 	$(BIN)/sbnref demo
 
 test: build-cpu  ## run the quick tests: the suite over the reference and the CPU kernels, and the unit tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
 test-all: test lint types test-rest test-cuda test-sanitized test-hosts test-site  ## run everything that takes no GPU
 

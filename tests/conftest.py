@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sbnref
+from sbnref import impls
 from sbnref.bench.results import Results
 
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
@@ -31,6 +32,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", collection_path.read_text(), re.MULTILINE)) or None
+
+
+@pytest.fixture(autouse=True)
+def _forget_registered_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,8 @@ def stages(**changes):
 
 
 @pytest.fixture
-def recorder(monkeypatch):
+def recorder():
     """An implementation 'recorder' that is the reference and remembers that it was called."""
-    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
     calls = []
 
     def forward_stats(x, weight):
@@ -83,8 +82,7 @@ def test_registration_refuses_taken_names_and_missing_stages(recorder):
     assert "partial" not in impls.impl_names()
 
 
-def test_an_implementation_says_why_it_cannot_run(monkeypatch):
-    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+def test_an_implementation_says_why_it_cannot_run():
     impl = stages()
     impl.why_not = lambda device: f"it is afraid of {device}"
     sbnref.register_impl("shy", impl)
