@@ -132,6 +132,7 @@ def test_recording_changes_no_result():
 # ---- what is in it ----
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_students_kernel_stand_at_its_lines(student):
     recording = recorded(student, "forward")
     assert lines(recording, Act.READ) == {line("the elements")}
@@ -168,6 +169,7 @@ def test_warps_take_turns_and_wait_for_each_other(student):
     assert [step.block for step in recording.steps] == sorted(step.block for step in recording.steps)
 
 
+@pytest.mark.slow
 def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
     recording = recorded(student, "part")
     lib = library(Kernels(student, FUNCTIONS, 64, recording=True))
@@ -217,6 +219,7 @@ def test_bank_conflicts(size, offsets, conflicts):
     assert bank_conflicts(Step(0, 0, 0, Act.READ_SHARED, 0, 0, size, dict(enumerate(offsets)))) == conflicts
 
 
+@pytest.mark.slow
 def test_a_column_conflicts_and_a_row_does_not(student):
     recording = recorded(student, "banks")
     found = {recording.sites[step.site][-1][1]: step.conflicts for step in recording.steps}
@@ -247,6 +250,7 @@ print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), ex
 # ---- what is refused ----
 
 
+@pytest.mark.slow
 def test_a_recording_ends_where_the_simulation_refuses_to_go_on(student):
     recording = recorded(student, "far")
     assert "reads elements [288, 289) of a global array of 288" in recording.error
