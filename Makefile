@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_VERSION := 26.3
 PYTEST := $(BIN)/pytest --verbose
 
-.PHONY: help demo test test-all test-rest coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs docs-serve lock clean build-cpu
+.PHONY: help demo test test-all test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs docs-serve lock clean build-cpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -16,7 +16,7 @@ demo: .venv/.demo  ## train on handwritten digits with empty ranks, in each stat
 test: build-cpu  ## run the quick tests: the suite over the reference and the CPU kernels, and the unit tests
 	$(PYTEST) -n 2 -m "not slow"
 
-test-all: test lint types test-rest test-cuda test-sanitized test-hosts test-site  ## run everything that takes no GPU
+test-all: test lint types test-rest test-compile test-cuda test-sanitized test-hosts test-site  ## run everything that takes no GPU
 
 test-rest: .venv/.dev build-cpu  ## run the slow tests of the Python side: compiled models, other libraries, graders
 	$(PYTEST) -m slow $(APART)
@@ -25,6 +25,9 @@ APART := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these h
 
 build-cpu: .venv/.test
 	$(BIN)/sbnref build cpu
+
+test-compile: .venv/.dev build-cpu  ## run compiled training steps in the combinations of three choices that test-rest leaves out
+	$(PYTEST) --ways 3 tests/test_compile_matrix.py
 
 coverage: .venv/.dev build-cpu  ## run all tests but those of the site and the hosts, and show the lines that they reach
 	$(BIN)/pytest --cov --ignore=tests/site --ignore=tests/hosts
