@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .collectives import sum_payloads, world_size
 from .composed import composed_sync_batch_norm
@@ -40,6 +41,8 @@ class SyncBatchNormFunction(torch.autograd.Function):
 
         total = sum_payloads(impl.forward_stats(x, weight), group)
         y, saved = impl.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+        if running is not None and not torch.compiler.is_compiling():
+            increment_version([t for t in running if t is not None])  # as operations of PyTorch do it, kernels do not
 
         ctx.save_for_backward(x, gamma, beta, saved)
         ctx.layer = eps, weight, divisor, group

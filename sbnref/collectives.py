@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from .refusals import check_group, check_member
+from .refusals import check_group, check_member, check_registered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,8 +38,20 @@ def resolve(group: Group) -> ProcessGroup | None:
     else:
         check_member(group)
         if isinstance(group, dist.device_mesh.DeviceMesh):
-            group = group.get_group()
+            group = _group_of(group)
+        elif not torch.compiler.is_compiling():  # compiled code checks where it takes the group's name
+            check_registered(group)
     return group if group is not None and group.size() > 1 else None
+
+
+def _group_of(mesh: DeviceMesh) -> ProcessGroup:
+    """The group of a mesh, which looks it up by a name that another group may have got since."""
+    if torch.compiler.is_compiling():
+        return mesh.get_group()
+    group = getattr(mesh, "_sbnref_group", None) or mesh.get_group()
+    check_registered(group)
+    mesh._sbnref_group = group
+    return group
 
 
 def world_size(group: ProcessGroup | None) -> int:
@@ -71,13 +84,21 @@ def groups_of(ranks: int) -> ProcessGroup:
     return dist.new_subgroups(group_size=int(ranks), timeout=timeout_of(dist.distributed_c10d._get_default_group()))[0]
 
 
+def name_of(group: ProcessGroup) -> str:
+    """Return the group's name, the same on all of its ranks; '' for a group that stands before another one."""
+    try:
+        return group.group_name
+    except RuntimeError:
+        return ""
+
+
 def timeout_of(group: ProcessGroup) -> timedelta:
     """How long a collective of the group may take before the ranks in it raise."""
     return group._get_backend(group._device_types[0]).options._timeout
 
 
 def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum of ``tensor`` over the ranks of ``group``, as a new tensor, the same on every rank.
+    """Sum ``tensor`` over the ranks of ``group``; returns a new tensor, the same on every rank.
 
     Differentiable to any order and in either mode (the derivative of a sum over ranks is a sum over ranks), and
     traceable by :func:`torch.compile`. With ``group=None`` it is the identity and communicates nothing.
@@ -85,49 +106,67 @@ def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return tensor
     if torch.is_grad_enabled() or transforming():
-        return _AllReduce.apply(tensor, group.group_name)
-    return _AllReduce.forward(tensor, group.group_name)
+        return _AllReduce.apply(tensor, group)
+    return _AllReduce.forward(tensor, group)
 
 
 def sum_payloads(payload: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The same of what nobody else holds: without a copy where nothing traces or differentiates it."""
-    if group is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or transforming():
+    """Like :func:`all_reduce`, but may reduce ``payload`` in place: the caller must not use it afterwards."""
+    if group is None or torch.is_grad_enabled() or _traced(payload) or transforming():
         return all_reduce(payload, group)
-    payload = payload.contiguous()
-    return torch.ops._c10d_functional.wait_tensor(
-        torch.ops._c10d_functional.all_reduce_(payload, "sum", group.group_name)
-    )
+    return _all_reduce_now(payload.contiguous(), group)
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(tensor: Tensor, group_name: str) -> Tensor:
-        # The operator for compiled code takes some microseconds more, which eager code need not pay.
-        reduce = torch.ops.sbnref.all_reduce if torch.compiler.is_compiling() else _all_reduce_now
-        return reduce(tensor.contiguous(), group_name)
+    def forward(tensor: Tensor, group: ProcessGroup) -> Tensor:
+        if _traced(tensor):
+            return torch.ops.sbnref.all_reduce(tensor.contiguous(), _registered_name(group))
+        return _all_reduce_now(tensor.clone(memory_format=torch.contiguous_format), group)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-        ctx.group_name = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ProcessGroup], output: Tensor) -> None:
+        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(grad, ctx.group_name), None
+        return _AllReduce.apply(grad, ctx.group), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return _AllReduce.apply(tangent, ctx.group_name)
+        return _AllReduce.apply(tangent, ctx.group)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], tensor: Tensor, group_name: str) -> tuple[Tensor, int]:
-        _check_same_on_all(info.batch_size, tensor.device, group_name)
-        return _AllReduce.apply(tensor, group_name), in_dims[0]
+    def vmap(info: Any, in_dims: tuple[int, None], tensor: Tensor, group: ProcessGroup) -> tuple[Tensor, int]:
+        _check_same_on_all(info.batch_size, tensor.device, group)
+        return _AllReduce.apply(tensor, group), in_dims[0]
 
 
-def _check_same_on_all(batch_size: int, device: torch.device, group_name: str) -> None:
+def _all_reduce_now(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum in place and wait: between the start of a collective and its end no transform may copy the result."""
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):
+        return _all_reduce_batch(tensor, group)
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def _all_reduce_batch(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum a batch of payloads within the older vmap, that of ``is_grads_batched=True`` and ``vectorize=True``.
+
+    Its rule for an operator without one of its own is a loop: it would make a collective for each payload.
+    """
+    level, batch = 64, tensor[None][:0]  # more levels than that vmap nests
+    while not len(batch):  # a tensor that is not batched at a level gets a dimension of the size that is asked for
+        level -= 1
+        batch = torch._remove_batch_dim(tensor, level, 0, 0)
+    _check_same_on_all(len(batch), tensor.device, group)
+    return torch._add_batch_dim(_all_reduce_now(batch.contiguous(), group), 0, level)
+
+
+def _check_same_on_all(batch_size: int, device: torch.device, group: ProcessGroup) -> None:
     """Raise on all ranks alike where they map over different numbers of payloads, which could not be summed."""
     sizes = torch.tensor([1, batch_size, batch_size**2], dtype=torch.int64, device=device)
-    ranks, total, squares = _all_reduce_now(sizes, group_name).tolist()
+    ranks, total, squares = _all_reduce_now(sizes, group).tolist()
     if ranks * squares != total * total:  # they are equal only where all are the same
         raise ValueError(
             f"expected vmap over as many on every rank, got {batch_size} on this one and {total / ranks:g} on the "
@@ -144,9 +183,16 @@ def transforming() -> bool:
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:
-    total = torch.ops._c10d_functional.all_reduce(tensor, "sum", group_name)
-    return torch.ops._c10d_functional.wait_tensor(total)
+def _traced(tensor: Tensor) -> bool:
+    """Whether a collective is to be an operation in a graph, or of a tensor without numbers, rather than made now."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+
+
+def _registered_name(group: ProcessGroup) -> str:
+    """The name by which compiled code finds the group; it would find another one where the group was destroyed."""
+    dist.group.WORLD  # noqa: B018  compiled code is guarded by the world that it reads: a new one is checked again
+    check_registered(group)
+    return group.group_name
 
 
 # ---- what a compiler sees: an operator with an effect ----
@@ -159,9 +205,14 @@ def _all_reduce_now(tensor: Tensor, group_name: str) -> Tensor:
 # the program calls it. PyTorch means to merge (its issues 130918 and 146045), and 2.14.1 still does: this stays needed
 # until PyTorch gives its own collectives such an effect.
 
+
+def _all_reduce_by_name(tensor: Tensor, group_name: str) -> Tensor:
+    return _all_reduce_now(tensor.clone(), dist.distributed_c10d._resolve_process_group(group_name))
+
+
 _LIBRARY = torch.library.Library("sbnref", "FRAGMENT")
 _LIBRARY.define("all_reduce(Tensor payload, str group_name) -> Tensor")
-_LIBRARY.impl("all_reduce", _all_reduce_now, "CompositeExplicitAutograd")
+_LIBRARY.impl("all_reduce", _all_reduce_by_name, "CompositeExplicitAutograd")
 _LIBRARY._register_effectful_op("sbnref::all_reduce", torch._library.effects.EffectType.ORDERED)
 
 

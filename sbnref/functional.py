@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .autograd import SyncBatchNormFunction
 from .collectives import resolve, transforming
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
-from .refusals import check_call, check_join, check_mask, check_mask_unmapped, check_normalized, check_spread
+from .refusals import (
+    check_call,
+    check_eager_trace,
+    check_join,
+    check_mask,
+    check_mask_unmapped,
+    check_normalized,
+    check_spread,
+)
 from .running import RunningStats
 from .transforms import transformed_sync_batch_norm
 
@@ -80,6 +89,25 @@ def sync_batch_norm(
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
+    if type(input) is not Tensor and has_torch_function_unary(input):
+        # The class of the input runs this function again, on plain tensors, and makes one of its own of the output.
+        return handle_torch_function(
+            sync_batch_norm,
+            (input,),
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            num_features=num_features,
+            num_batches_tracked=num_batches_tracked,
+            group=group,
+            stats_mode=stats_mode,
+            impl=impl,
+        )
     check_call(
         input,
         running_mean,
@@ -93,29 +121,46 @@ def sync_batch_norm(
         num_batches_tracked,
         stats_mode,
     )
-    if not training and running_mean is not None:
-        # parameters as wide as the arithmetic: F.batch_norm takes them with half inputs, and no other mixture
-        acc = torch.promote_types(input.dtype, torch.float32)
-        running_mean, running_var, weight, bias = (
-            None if t is None else t.to(acc) for t in (running_mean, running_var, weight, bias)
-        )
-        x = input.to(acc) if transforming() else input  # whose rules for F.batch_norm know of no mixture
-        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps).to(input.dtype)
+    if not training:
+        return _normalize_locally(input, running_mean, running_var, weight, bias, eps)
+    check_eager_trace()
 
-    process_group = resolve(group) if training else None
+    process_group = resolve(group)
     chosen = choose_impl(impl, input.device)
     if process_group is None:
         check_spread(input)
     else:
         check_join()
     running = None
-    if training and running_mean is not None and running_var is not None and not recomputing():
+    if running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)
     if transforming():
         if torch.compiler.is_compiling():  # compiled, a gradient would lose what reaches x by the statistics
             torch._dynamo.graph_break(msg="sbnref.SyncBatchNorm is not compiled within a transform of torch.func")
         return transformed_sync_batch_norm(input, weight, bias, running, momentum, eps, stats_mode, process_group)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
+
+
+def _normalize_locally(
+    input: Tensor,  # (N, C, *)
+    running_mean: Tensor | None,  # (C,)
+    running_var: Tensor | None,  # (C,)
+    weight: Tensor | None,  # (C,)
+    bias: Tensor | None,  # (C,)
+    eps: float,
+) -> Tensor:  # (N, C, *)
+    """Eval mode: :func:`torch.nn.functional.batch_norm`, by the running statistics or else the batch's own."""
+    # parameters as wide as the arithmetic: F.batch_norm takes them with half inputs, and no other mixture
+    acc = torch.promote_types(input.dtype, torch.float32)
+    weight, bias = (None if t is None else t.to(acc) for t in (weight, bias))
+    x = input.to(acc) if transforming() else input  # whose rules for F.batch_norm know of no mixture
+    if running_mean is None or running_var is None:
+        check_spread(input)
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps).to(input.dtype)
+    # The backward pass reads the statistics, which a step in training mode may have moved by then.
+    keep = torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
+    running_mean, running_var = (t.to(acc, copy=keep) for t in (running_mean, running_var))
+    return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps).to(input.dtype)
 
 
 def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Tensor:

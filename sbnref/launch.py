@@ -221,7 +221,7 @@ def _getpid() -> bytes:
 
 
 def _start_method() -> BaseContext:
-    """Fork ranks from a server that has imported PyTorch already where that is safe; start fresh processes elsewhere."""
+    """Fork ranks from a server that has imported PyTorch where that is safe; start fresh processes elsewhere."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")

@@ -72,6 +72,7 @@ class SyncBatchNorm(_BatchNorm):
         torch.Size([4, 8, 5, 5])
     """
 
+    disable_patch_batchnorm = True  # tells fairscale's checkpoint_wrapper that the layer knows a repeated forward pass
     reverts_to: type[_BatchNorm] | None = None  # what revert_sync_batchnorm makes of it, where that is known
 
     def __init__(

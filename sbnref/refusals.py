@@ -11,6 +11,7 @@ from numbers import Real
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from .modes import STATS_MODES
 
@@ -50,6 +51,8 @@ def check_call(
     ):
         if tensor is None:
             continue
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            check_dense(name, tensor)
         if tensor.shape != (channels,):
             raise ValueError(
                 f"expected {name} of shape (C,) = ({channels},) for input of shape {tuple(input.shape)}, "
@@ -82,12 +85,25 @@ def check_dense(name: str, tensor: Tensor) -> None:
     """Raise :class:`TypeError` unless ``tensor`` is a Tensor that holds all of its numbers, here."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a Tensor, got {type(tensor).__name__}")
-    if type(tensor) is not Tensor and not torch.compiler.is_compiling() and hasattr(tensor, "device_mesh"):
-        raise TypeError(
-            f"expected {name} to be a plain Tensor, got a DTensor; take this rank's part of it: {name}.to_local()"
-        )
+    if type(tensor) is not Tensor and not torch.compiler.is_compiling():
+        _check_class(name, tensor)
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"expected a dense {name}, got {'a nested one' if tensor.is_nested else tensor.layout}")
+
+
+def _check_class(name: str, tensor: Tensor) -> None:
+    """Raise :class:`TypeError` where a tensor of another class than Tensor stands for numbers that it does not hold."""
+    if hasattr(tensor, "device_mesh"):
+        remedy = f"take this rank's part of it: {name}.to_local()"
+        if name != "input":
+            remedy = "leave this layer out of distribute_module, which makes DTensors of its parameters and buffers"
+        raise TypeError(f"expected {name} to be a plain Tensor, got a DTensor; {remedy}")
+    own = type(tensor).__torch_dispatch__
+    if own is not Tensor.__torch_dispatch__ and not type(tensor).__module__.startswith("torch._subclasses"):
+        raise TypeError(
+            f"expected {name} to be a plain Tensor, got a {type(tensor).__name__}, which is computed by operations of "
+            "its own; give the layer the Tensor that it holds"
+        )
 
 
 def check_mask(input: Tensor, mask: Tensor) -> None:
@@ -164,6 +180,36 @@ def check_member(group: object) -> None:
     if not member:
         raise ValueError(
             f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
+        )
+
+
+def check_registered(group: dist.ProcessGroup) -> None:
+    """Raise :class:`ValueError` where ``group`` was destroyed: its name may lead to another group by now."""
+    c10d = dist.distributed_c10d
+    if group in c10d._world.pg_map:
+        return
+    try:
+        name = group.group_name
+    except RuntimeError:  # a group that stands before another one need not have a name
+        return
+    try:
+        registered = c10d._resolve_process_group(name)
+    except RuntimeError:
+        registered = None
+    if registered is not group:
+        raise ValueError(
+            "expected a process group that is initialized, got one that was destroyed; set layer.group again"
+        )
+
+
+check_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_eager_trace() -> None:
+    """Raise :class:`RuntimeError` where :func:`torch.jit.trace` or the older ONNX exporter records a training step."""
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "expected a SyncBatchNorm in eval mode to trace or export, got one in training: call eval() first"
         )
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 
 import sbnref
 from sbnref import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from sbnref.interop.convert import conversions
 
 
 def model() -> nn.Sequential:
@@ -121,11 +123,90 @@ def test_a_layer_built_synchronized_becomes_what_its_first_input_says():
         assert type(layer) is kind
 
 
-def test_converting_ours_again_changes_its_choices():
+def test_what_is_not_chosen_stays():
     once = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm3d(2)), stats_mode="N", impl="reference")
-    twice = convert_sync_batchnorm(once, stats_mode="exact")
-    assert (twice[0].stats_mode, twice[0].impl) == ("exact", None)
-    assert type(revert_sync_batchnorm(twice)[0]) is nn.BatchNorm3d
+    again = convert_sync_batchnorm(once)
+    assert (again[0].stats_mode, again[0].impl) == ("N", "reference")
+    chosen = convert_sync_batchnorm(again, stats_mode="exact", impl="cpu")
+    assert (chosen[0].stats_mode, chosen[0].impl) == ("exact", "cpu")
+    for layer in (nn.BatchNorm2d(3), nn.SyncBatchNorm(3)):
+        assert convert_sync_batchnorm(layer).stats_mode == "exact"
+
+
+class StaysFrozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class Renamed(nn.BatchNorm2d):
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+
+
+class Fading(nn.BatchNorm2d):
+    @property
+    def momentum(self):
+        return 1 / (1 + int(self.num_batches_tracked))
+
+    @momentum.setter
+    def momentum(self, value): ...
+
+
+class Counting(nn.BatchNorm2d):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+
+def patched(_):
+    layer = nn.BatchNorm2d(4)
+    layer.train = lambda mode=True: layer
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (StaysFrozen, "train"),
+        (Renamed, "_load_from_state_dict"),
+        (Fading, "momentum"),
+        (Counting, "get_extra_state"),
+        (patched, "train"),
+    ],
+)
+def test_overrides_are_refused(make, name):
+    model = nn.Sequential(nn.BatchNorm2d(4), make(4))
+    before = list(model)
+    with pytest.raises(TypeError, match=f"got '1', a .* that overrides {name}, which converting would lose"):
+        convert_sync_batchnorm(model)
+    assert list(model) == before
+
+
+def test_attributes_are_kept_both_ways():
+    layer = nn.BatchNorm2d(4)
+    layer.name_in_log = "stem"
+    model = convert_sync_batchnorm(nn.Sequential(layer))
+    assert model[0].name_in_log == "stem"
+    back = revert_sync_batchnorm(model)[0]
+    assert back.name_in_log == "stem"
+    assert vars(back).keys() == vars(nn.BatchNorm2d(4)).keys() | {"name_in_log"}
+
+
+def test_conversions_are_listed_and_nothing_is_changed():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(4), StaysFrozen(4), SyncBatchNorm(4, stats_mode="N"))
+    before = list(model)
+    listed = conversions(model)
+    assert list(listed) == ["1", "2", "3"]
+    assert listed["1"].startswith("BatchNorm2d becomes SyncBatchNorm(4, ")
+    assert listed["2"] == "refused: a StaysFrozen that overrides train, which converting would lose"
+    assert listed["3"].endswith("stats_mode='N')")
+    assert list(model) == before
+
+
+@pytest.mark.parametrize("convert", [convert_sync_batchnorm, revert_sync_batchnorm])
+def test_fake_tensors(convert):
+    with FakeTensorMode():
+        model = nn.Sequential(nn.BatchNorm1d(3), SyncBatchNorm(3))
+        convert(model)(torch.empty(4, 3))
 
 
 PEERS = [

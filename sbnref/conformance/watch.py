@@ -30,7 +30,8 @@ class Watch(TorchDispatchMode):
             tensor = args[0]
             while isinstance(tensor, (list, tuple)):
                 tensor = tensor[0]
-            self.collectives.append((name.removesuffix("_"), tensor.numel(), tensor.dtype))
+            name = name.removesuffix("_").replace("allreduce", "all_reduce")  # the same by another interface
+            self.collectives.append((name, tensor.numel(), tensor.dtype))
         if func._schema.name in HOST_READS:
             self.host_reads.append(func._schema.name)
         return func(*args, **(kwargs or {}))

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..collectives import resolve, transforming
+from ..collectives import name_of, resolve, transforming
 from ..impls import choose_impl
 from ..impls.build import flag
 from ..refusals import check_call
@@ -95,7 +95,7 @@ def _agree(given: dict[str, Any]) -> None:
         "eps": given["eps"],
         "momentum": given["momentum"],
         "training": given["training"],
-        "group": group.group_name,  # two groups may have the same ranks, and their collectives never meet
+        "group": name_of(group),  # two groups may have the same ranks, and their collectives never meet
         "transform": transforming(),  # its derivatives make collectives that a plain call does not
         # whether this rank will come to the backward pass's collective
         "gradients": torch.is_grad_enabled()

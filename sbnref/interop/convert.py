@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -26,6 +28,20 @@ FROZEN = (
 )
 
 
+# What a subclass may define and converting may lose.
+HARMLESS = {*vars(type("", (), {})), "__init__", "__annotations__", "__repr__", "extra_repr", "_check_input_dim"}
+HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__constants__"}
+# What a layer has that depends on whether, and with whom, it is synchronized.
+SYNCHRONIZED = {
+    *vars(SyncBatchNorm(1, device="meta")),
+    "reverts_to",
+    "group",
+    "process_group",
+    "group_size",
+    "_stats_mode",
+}
+
+
 class _Conversion(NamedTuple):
     convert: Callable[..., nn.Module] | None
     revert: Callable[[nn.Module], nn.Module] | None
@@ -39,7 +55,7 @@ _registry: dict[str, _Conversion] = {}
 def convert_sync_batchnorm(
     module: nn.Module,
     group: Group = None,
-    stats_mode: str = "default",
+    stats_mode: str | None = None,
     impl: str | None = None,
     *,
     frozen: bool = False,
@@ -49,15 +65,17 @@ def convert_sync_batchnorm(
     Replaced are ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``, ``torch.nn.SyncBatchNorm``, the synchronized layers of
     mmcv, detectron2, apex and fairscale, timm's ``BatchNormAct2d`` and ``SyncBatchNormAct``,
     :class:`sbnref.SyncBatchNorm` itself, and what :func:`register_conversion` adds. The new layer has the old one's
-    parameters and buffers (the same tensors), children, hooks, training flag, ``qconfig``, ``eps`` and ``momentum``;
+    parameters and buffers (the same tensors), children, hooks, training flag, attributes, ``eps`` and ``momentum``;
     the old one should not be used any more. A layer that occurs in several places is replaced by one layer in all of
-    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
+    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``. :func:`conversions` lists what
+    would happen to each layer, and changes nothing.
 
     Args:
         module: is changed in place, unless it is a batch norm itself.
-        group: as in :class:`sbnref.SyncBatchNorm`. This and what follows replace what the layers had before.
-        stats_mode: as in :class:`sbnref.SyncBatchNorm`; ``'exact'`` keeps what ``torch.nn.SyncBatchNorm`` computes.
-        impl: as in :class:`sbnref.SyncBatchNorm`.
+        group: as in :class:`sbnref.SyncBatchNorm`; None keeps a synchronized layer's own.
+        stats_mode: as in :class:`sbnref.SyncBatchNorm`; None keeps what each layer computes: the layers of mmcv,
+            detectron2 and sbnref keep their mode, all others become ``'exact'``.
+        impl: as in :class:`sbnref.SyncBatchNorm`; None keeps the one that a layer of sbnref has.
         frozen: whether to convert the frozen batch norms of torchvision, detectron2 and timm too. They train from then
             on: the weight and the bias, which were buffers, become parameters in the same memory.
 
@@ -67,12 +85,47 @@ def convert_sync_batchnorm(
     Raises:
         ValueError: no such ``stats_mode`` or ``impl``.
         TypeError: ``module`` is no module, ``group`` is of the wrong kind, a batch norm does more than normalize (a
-            forward pass of its own, lazy or computed parameters, channels in the last dimension), which converting
-            would lose, or is scripted or traced, which cannot be converted, or a registered function returns what
-            cannot take the layer's place. Nothing is changed then.
+            forward pass or another method of its own, a property, lazy or computed parameters, channels in the last
+            dimension), which converting would lose, or is scripted or traced, which cannot be converted, or a
+            registered function returns what cannot take the layer's place. Nothing is changed then.
     """
+    return _replace(module, _to_synchronized(group, stats_mode, impl, frozen))
+
+
+def conversions(
+    module: nn.Module,
+    group: Group = None,
+    stats_mode: str | None = None,
+    impl: str | None = None,
+    *,
+    frozen: bool = False,
+) -> dict[str, str]:
+    """List what :func:`convert_sync_batchnorm`, given the same arguments, would do to each batch norm in ``module``.
+
+    Returns:
+        For the path of each layer what it would become, or why it would stay as it is or be refused.
+    """
+    conversion, found = _to_synchronized(group, stats_mode, impl, frozen), {}
+    for path, layer in module.named_modules():
+        build, about = conversion(layer), type(layer).__name__
+        if build is None:
+            if _kind(layer) in FROZEN:
+                found[path] = f"{about} stays: it is frozen, and frozen=True was not given"
+            elif isinstance(layer, _BatchNorm):
+                found[path] = f"{about} stays: register_conversion was told to leave its class"
+        elif reason := _why_not(layer):
+            found[path] = f"refused: a {about} {reason}"
+        else:
+            found[path] = f"{about} becomes {build(layer)}"
+    return found
+
+
+def _to_synchronized(
+    group: Group, stats_mode: str | None, impl: str | None, frozen: bool
+) -> Callable[[nn.Module], Callable[[nn.Module], nn.Module] | None]:
+    """The conversion of a layer, by these choices; None for a layer that stays as it is."""
     # refuses what is wrong with the arguments before any change
-    SyncBatchNorm(1, group=group, stats_mode=stats_mode, impl=impl)
+    SyncBatchNorm(1, group=group, stats_mode="exact" if stats_mode is None else stats_mode, impl=impl)
 
     def conversion(layer: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
         kind = _kind(layer)
@@ -80,9 +133,21 @@ def convert_sync_batchnorm(
             return None
         is_norm = isinstance(layer, _BatchNorm) or _is_scripted(layer)
         known = _registry.get(kind, _Conversion(_synchronized if is_norm else None, None))
-        return known.convert and partial(known.convert, group=group, stats_mode=stats_mode, impl=impl)
+        return known.convert and partial(
+            known.convert,
+            group=_own(layer, ("group", "process_group", "_process_group")) if group is None else group,
+            stats_mode=_own(layer, ("stats_mode", "_stats_mode"), "exact") or "default"  # detectron2 calls it ""
+            if stats_mode is None
+            else stats_mode,
+            impl=getattr(layer, "impl", None) if impl is None else impl,
+        )
 
-    return _replace(module, conversion)
+    return conversion
+
+
+def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
+    """The first of these attributes that the layer has."""
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), default)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
@@ -117,8 +182,9 @@ def register_conversion(
     Args:
         name: the full name, ``"package.module.Class"``, of the class that defines the layer's forward pass. It counts
             for its subclasses that have no forward pass of their own, and need not be imported.
-        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what :func:`convert_sync_batchnorm`,
-            called with these choices, puts in the place of a layer of this class. None leaves the layer as it is.
+        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what :func:`convert_sync_batchnorm`
+            puts in the place of a layer of this class; ``stats_mode`` is ``'exact'`` where neither the caller nor the
+            layer has one. None leaves the layer as it is.
         revert: ``revert(layer)`` returns what :func:`revert_sync_batchnorm` puts in the place of a layer of this class.
             None leaves the layer as it is.
 
@@ -167,20 +233,26 @@ def _unsynchronized(layer: nn.Module) -> type[_BatchNorm] | None:
     return next((c for c in DIMENSIONS.values() if isinstance(layer, c)), getattr(layer, "reverts_to", None))
 
 
+def _shell(kind: type[nn.Module], layer: nn.Module, **choices: Any) -> nn.Module:
+    """A layer of the class ``kind``, with the options of ``layer`` and without memory: it gets the layer's tensors."""
+    with unset_fake_temporarily():  # in which torch cannot make a count of batches without memory
+        return kind(**_options(layer), **choices, device="meta")
+
+
 def _synchronized(layer: nn.Module, **choices: Any) -> nn.Module:
-    converted = SyncBatchNorm(**_options(layer), **choices, device="meta")
+    converted = _shell(SyncBatchNorm, layer, **choices)
     converted.reverts_to = _unsynchronized(layer)
     return converted
 
 
 def _plain(layer: nn.Module) -> nn.Module:
-    return (_unsynchronized(layer) or BatchNorm)(**_options(layer), device="meta")
+    return _shell(_unsynchronized(layer) or BatchNorm, layer)
 
 
 def _synchronized_act(layer: nn.Module, **choices: Any) -> nn.Module:
     if not hasattr(layer, "act"):  # timm's synchronized layer gets one from the layer that it is made of
         return _synchronized(layer, **choices)
-    return SyncBatchNormAct(**_options(layer), **choices, device="meta")
+    return _shell(SyncBatchNormAct, layer, **choices)
 
 
 def _plain_act(layer: nn.Module) -> nn.Module:
@@ -188,7 +260,7 @@ def _plain_act(layer: nn.Module) -> nn.Module:
         return _plain(layer)
     from timm.layers.norm_act import BatchNormAct2d  # its drop and act are there, so it is too
 
-    return BatchNormAct2d(**_options(layer), device="meta")
+    return _shell(BatchNormAct2d, layer)
 
 
 def _thawed(layer: Any, **choices: Any) -> nn.Module:
@@ -265,6 +337,8 @@ def _why_not(layer: nn.Module) -> str | None:
         return "with a forward pass of its own: sbnref.register_conversion can say what becomes of its class"
     if "forward" in vars(layer):
         return "with a forward pass of its own"
+    if changed := _overrides(layer):
+        return f"that overrides {', '.join(changed)}, which converting would lose"
     if isinstance(layer, LazyModuleMixin):
         return "that learns its num_features from its first input: give it one before"
     if _kind(layer).startswith("apex.") and (
@@ -274,6 +348,15 @@ def _why_not(layer: nn.Module) -> str | None:
     if not {"weight", "bias", "running_mean", "running_var"} <= _contents(layer) and isinstance(layer, _BatchNorm):
         return "whose parameters are computed from others (parametrized, pruned, in FSDP): undo that, or convert before"
     return None
+
+
+def _overrides(layer: nn.Module) -> list[str]:
+    """Methods and properties in which the layer differs from the class that defines its forward pass."""
+    classes = itertools.takewhile(lambda c: "forward" not in vars(c), type(layer).__mro__)
+    theirs = {name: value for c in classes if not c.__module__.startswith("torch.") for name, value in vars(c).items()}
+    found = {name for name, value in theirs.items() if isinstance(value, property) or hasattr(_BatchNorm, name)}
+    patched = {name for name in vars(layer) if callable(getattr(_BatchNorm, name, None))}
+    return sorted((found | patched) - HARMLESS)
 
 
 def _why_not_instead(new: Any, old: nn.Module) -> str | None:
@@ -296,8 +379,8 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
         buffers: dict[str, Any] = {**old._buffers, "num_batches_tracked": count}
         new._parameters = {**old._parameters, **{name: nn.Parameter(buffers.pop(name)) for name in frozen}}
         new._buffers = buffers
-    if hasattr(old, "qconfig"):  # of torch.ao.quantization
-        new.qconfig = old.qconfig
+    for name in vars(old).keys() - SYNCHRONIZED - vars(new).keys():  # the user's own, and torch.ao's qconfig
+        setattr(new, name, vars(old)[name])
     for hook in new._load_state_dict_pre_hooks.values():
         if getattr(hook, "with_module", False):  # it is called with the module that it remembers
             hook.module = weakref.ref(new)  # type: ignore[attr-defined]
