@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sbnref import SyncBatchNorm, revert_sync_batchnorm
@@ -77,6 +78,23 @@ def test_a_trace_is_saved_and_loaded(model):
     for n in (2, 3, 7):
         x = torch.randn(n, 2, 8, 8)
         torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_eval_mode_without_running_statistics_is_torchs_own(impl):
+    layer = SyncBatchNorm(2, track_running_stats=False, impl=impl).eval()
+    torch.jit.save(torch.jit.trace(layer, X), io.BytesIO())
+    calls = [str(node.target) for node in torch.export.export(layer, (X,)).graph.nodes if node.op == "call_function"]
+    assert not [call for call in calls if "sbnref" in call], calls
+    for x in (X, X[:0]):
+        torch.testing.assert_close(layer(x), F.batch_norm(x, None, None, layer.weight, layer.bias, training=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_in_training_mode_is_refused():
+    with pytest.raises(RuntimeError, match=r"eval mode to trace or export, got one in training: call eval\(\) first"):
+        torch.jit.trace(SyncBatchNorm(2), X)
 
 
 def test_a_reverted_model_is_exported_before_its_first_input(model):

@@ -1,6 +1,7 @@
 """The registry and the choice, and that the suite catches implementations that are wrong."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -168,3 +169,35 @@ def test_the_suite_catches_wrong_implementations(world, name):
     _, prefix = MUTANTS[name]
     (case,) = [case for case in cases() if case.name.startswith(prefix)]
     assert any(world(case.world_size).run(run_mutant, name, case.check)), f"{case.name} passes for {name}"
+
+
+def by_name(tensor, group):
+    """Finds the group by a name, which it need not have."""
+    return torch.ops.sbnref.all_reduce(tensor, group.group_name)
+
+
+SHARED_MUTANTS = {  # of the code that all implementations share: what is replaced, by what, and the case that fails
+    "never_summed": ("collectives._all_reduce_batch", lambda t, g: t * 1, "transforms: batches of gradients"),
+    "group_by_name": ("collectives._all_reduce_now", by_name, "groups: one that stands before another"),
+    "unseen_change": ("autograd.increment_version", lambda tensors: None, "running statistics: a change that autograd"),
+    "subclass_within": ("functional.has_torch_function_unary", lambda t: False, "classes: a subclass of Tensor"),
+}
+
+
+def run_shared_mutant(name, check):
+    """On a rank: the check has to fail where the shared code is replaced."""
+    target, replacement, _ = SHARED_MUTANTS[name]
+    with patch(f"sbnref.{target}", replacement):
+        try:
+            check("cpu", "cpu")
+        except Exception:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", SHARED_MUTANTS)
+def test_the_suite_catches_wrong_shared_code(world, name):
+    prefix = SHARED_MUTANTS[name][2]
+    (case,) = [case for case in cases() if case.name.startswith(prefix)]
+    world(case.world_size).run(case.check, "cpu", "cpu")
+    assert all(world(case.world_size).run(run_shared_mutant, name, case.check)), f"{case.name} passes for {name}"

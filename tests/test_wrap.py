@@ -1,7 +1,9 @@
 """Under torch's wrappers: parallel training, meshes, checkpoints, autocast, gradient scaling, torch.func."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +11,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import sbnref
 from sbnref import SyncBatchNorm, groups_of
 from sbnref.conformance.watch import Watch
 from sbnref.modes import STATS_MODES
@@ -264,3 +268,73 @@ def test_half_precision_in_eval_mode_within_a_transform():
     assert mapped.dtype == torch.float16
     torch.testing.assert_close(mapped, torch.stack([layer(part) for part in x]))
     assert torch.func.jvp(layer, (x[0],), (x[1],))[1].dtype == torch.float16
+
+
+def of_a_world_before(folder: str, make: Callable[[list[int]], Any], compiled: bool) -> str:
+    """A layer's group was destroyed, and another one has got its name since."""
+    rank = dist.get_rank()
+    layer = SyncBatchNorm(3, group=make([0, 1]), stats_mode="exact", impl="reference")
+    run = torch.compile(layer, backend="eager", fullgraph=True) if compiled else layer
+    x = torch.randn(4, 3)
+    if rank < 2:
+        run(x)
+    dist.barrier()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    make([1, 2])  # gets the name
+    moved = layer.num_batches_tracked.clone()
+    try:
+        run(x)
+    except Exception as error:
+        assert rank == 2 or layer.num_batches_tracked == moved
+        return str(error)
+    return "no error"
+
+
+def as_mesh(ranks: list[int]) -> DeviceMesh:
+    return DeviceMesh("cpu", ranks)
+
+
+@pytest.mark.parametrize(("make", "compiled"), [(dist.new_group, False), (dist.new_group, True), (as_mesh, False)])
+def test_a_group_of_a_world_before_is_refused(make, compiled, tmp_path):
+    first, second, outside = sbnref.launch(of_a_world_before, 3, str(tmp_path), make, compiled, timeout=120)
+    for message in (first, second):
+        assert "got one that was destroyed; set layer.group again" in message
+    assert "not a member" in outside
+
+
+def with_distributed_parameters() -> list[str]:
+    mesh = init_device_mesh("cpu", (2,))
+    layer = distribute_module(SyncBatchNorm(3, impl="reference"), mesh)
+    messages = []
+    for x in (distribute_tensor(torch.randn(4, 3), mesh), torch.randn(4, 3)):
+        with Watch() as watch, pytest.raises(TypeError) as caught:
+            layer(x)
+        assert not watch.collectives
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_dtensors_are_refused_before_anything_is_communicated(world):
+    for of_input, of_buffer in world(2).run(with_distributed_parameters):
+        assert of_input.endswith("got a DTensor; take this rank's part of it: input.to_local()")
+        assert "expected running_mean to be a plain Tensor, got a DTensor; leave this layer out of" in of_buffer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_masked_tensor_is_refused():
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match="got a MaskedTensor, which is computed by operations of its own"):
+        SyncBatchNorm(3)(torch.masked.masked_tensor(x, x > 0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_fairscales_checkpoints_update_running_statistics_once():
+    checkpoint_wrapper = pytest.importorskip("fairscale.nn.checkpoint").checkpoint_wrapper
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, requires_grad=True)
+    plain, wrapped = SyncBatchNorm(3), checkpoint_wrapper(nn.Sequential(SyncBatchNorm(3)))
+    plain(x).sum().backward()
+    wrapped(x).sum().backward()
+    torch.testing.assert_close(dict(wrapped[0].named_buffers()), dict(plain.named_buffers()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -25,6 +26,7 @@ def cases() -> Iterator[Case]:
     for stats_mode in STATS_MODES:
         yield Case(f"transforms: {stats_mode}", 3, partial(check_transforms, stats_mode))
     yield Case("transforms: vmap", 2, check_vmap)
+    yield Case("transforms: batches of gradients, ranks late", 2, check_batched_gradients)
     yield Case("options: gradients of some inputs only", 2, check_partial_gradients)
 
 
@@ -53,6 +55,39 @@ def check_double_backward(stats_mode: str, impl: str, device: str) -> None:
         names = ("dx", "dgamma", "dbeta", "ddx", "ddgamma", "ddbeta", "ddy")
         for name, got, want in zip(names, penalty(hand_written), penalty(composed), strict=True):
             close(name, got, want, rtol=1e-9, atol=1e-9)
+
+
+def check_batched_gradients(impl: str, device: str) -> None:
+    """A batch of vector-Jacobian products at once is the products one by one; a Hessian vectorized is one in a loop.
+
+    One rank comes late, so that a result that is copied before its collective has ended is a wrong one.
+    """
+    xs, _ = random_inputs([2, 0], [(), ()], torch.float64)
+    rank = dist.get_rank()
+    x = xs[rank].to(device).requires_grad_()
+    layer = random_layer(stats_mode="exact", impl=impl, device=device, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        y = layer(x)
+        if y.requires_grad:
+            y.register_hook(lambda _: time.sleep(0.1 * rank))
+        return y.pow(3).sum()
+
+    vectors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, device=device)
+    for create_graph in (False, True):
+        got = torch.autograd.grad(loss(x), x, vectors, is_grads_batched=True, create_graph=create_graph)[0]
+        want = torch.stack([torch.autograd.grad(loss(x), x, v)[0] for v in vectors])
+        close(f"a batch of gradients, create_graph={create_graph}", got, want)
+    x = xs[0].to(device)  # a Hessian takes as many collectives as the input has numbers, on every rank
+    plain, vectorized = (torch.autograd.functional.hessian(loss, x, vectorize=v) for v in (False, True))
+    close("a vectorized Hessian", vectorized, plain)
+    count = 2 + rank
+    refused = ""
+    try:
+        torch.autograd.grad(loss(x.requires_grad_()), x, vectors.new_ones(count), is_grads_batched=True)
+    except ValueError as error:
+        refused = str(error)
+    assert f"expected vmap over as many on every rank, got {count} on this one" in refused
 
 
 def check_partial_double_backward(impl: str, device: str) -> None:

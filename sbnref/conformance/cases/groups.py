@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ def cases() -> Iterator[Case]:
     """Family ``groups``."""
     yield Case("groups: a subgroup of the world", 4, check_subgroup)
     yield Case("groups: the world in pairs", 4, check_groups_of)
+    yield Case("groups: one that stands before another", 2, check_wrapped_group)
     yield Case("groups: device meshes, one rank of a subgroup empty", 4, check_device_mesh)
 
 
@@ -54,6 +56,27 @@ def check_groups_of(impl: str, device: str) -> None:
             groups_of(ranks)
     with refusal(TypeError, "as an integer, got 2.0"):
         groups_of(2.0)  # type: ignore[arg-type]
+
+
+class _Standing(dist.ProcessGroup):
+    """A group without a name that passes its collectives on, as fault-tolerant groups do."""
+
+    def __init__(self, inner: dist.ProcessGroup) -> None:
+        super().__init__(inner.rank(), inner.size())
+        self.inner = inner
+
+    def allreduce(self, *args: Any) -> Any:
+        return self.inner.allreduce(*args)
+
+    def size(self) -> int:
+        return self.inner.size()
+
+
+def check_wrapped_group(impl: str, device: str) -> None:
+    """A collective goes through the object that the layer was given."""
+    xs, dys = random_inputs([3, 0], [(4,)] * 2, torch.float32)
+    group = _Standing(dist.group.WORLD)
+    compare_step(random_layer(group=group, stats_mode="N", impl=impl, device=device), xs, dys, dist.get_rank())
 
 
 def check_device_mesh(impl: str, device: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,11 +14,11 @@ from torch import Tensor
 from ...functional import sync_batch_norm
 from ...modes import STATS_MODES
 from ..oracle import train_step
-from .parts import CHANNELS, DTYPES, Case, check_step, close, random_inputs
+from .parts import CHANNELS, DTYPES, Case, check_step, close, random_inputs, random_layer
 
 
 def cases() -> Iterator[Case]:
-    """Families ``batches``, ``dtypes``, ``shapes`` and ``layouts``."""
+    """Families ``batches``, ``dtypes``, ``shapes``, ``layouts`` and ``classes``."""
     for world_size, stats_mode in itertools.product((1, 2, 3, 4), STATS_MODES):
         for kind, sizes in batch_sizes(world_size).items():
             name = f"batches: {kind}, {stats_mode}, {world_size} ranks"
@@ -29,6 +30,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"shapes: {kind}, {stats_mode}", 2, partial(check_step, stats_mode, [2, 3], spatial=spatial))
     for layout in LAYOUTS:
         yield Case(f"layouts: {layout}", 2, partial(check_layout, layout))
+    yield Case("classes: a subclass of Tensor", 2, check_subclass)
 
 
 def batch_sizes(world_size: int) -> dict[str, list[int]]:
@@ -97,3 +99,33 @@ def check_layout(layout: str, impl: str, device: str) -> None:
     want = train_step(xs, ones, torch.ones(CHANNELS), torch.zeros(CHANNELS), "exact")
     (dx,) = torch.autograd.grad(y.sum(), leaf)
     close("dx of a sum", dx, want.dx[rank])
+
+
+class _Labelled(torch.Tensor):
+    """A batch with a label, which every operation on it passes on, and which cannot be sliced."""
+
+    label: str
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("__getitem__", "chunk", "to"):
+            raise ValueError(f"a batch with a label was given to {func.__name__}")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, cls) and isinstance(args[0], cls):
+            result.label = vars(args[0]).get("label", "")
+        return result
+
+
+def check_subclass(impl: str, device: str) -> None:
+    """The layer computes on plain tensors; the output is of the input's class, with what the class passes on."""
+    xs, _ = random_inputs([3, 0], [(4,)] * 2, torch.float32)
+    x = xs[dist.get_rank()].to(device)
+    given = x.as_subclass(_Labelled)
+    given.label = "rank"
+    for training in (True, False):
+        layers = [random_layer(stats_mode="exact", impl=impl, device=device).train(training) for _ in range(2)]
+        got, want = layers[0](given), layers[1](x)
+        assert type(got) is _Labelled, type(got)
+        assert got.label == "rank"
+        close("y", got.as_subclass(Tensor), want)
+        close("running_var", layers[0].running_var, layers[1].running_var)

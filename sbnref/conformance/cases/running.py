@@ -20,6 +20,8 @@ def cases() -> Iterator[Case]:
     """Families ``running statistics`` and ``options``."""
     yield Case("running statistics: equal bit for bit, alternating batches", 4, check_running_stats)
     yield Case("running statistics: cumulative average", 3, check_cumulative_average)
+    yield Case("running statistics: between a pass in eval mode and its backward pass", 2, check_eval_then_train)
+    yield Case("running statistics: a change that autograd sees", 2, check_version)
     yield Case("options: affine=False", 2, partial(check_step, "N", [2, 3], affine=False))
     yield Case("options: track_running_stats=False", 2, check_untracked)
     yield Case("options: eval mode", 2, check_eval)
@@ -45,6 +47,26 @@ def check_running_stats(impl: str, device: str) -> None:
             copies = [torch.empty_like(buffer.cpu()) for _ in range(4)]
             dist.all_gather(copies, buffer.cpu())
             assert all(torch.equal(copies[0], other) for other in copies), f"{name} differs between ranks"
+
+
+def check_eval_then_train(impl: str, device: str) -> None:
+    """The backward pass of eval mode uses the statistics of its forward pass, which a step has moved since."""
+    layer = random_layer(impl=impl, device=device).eval()
+    x = torch.randn(4, CHANNELS, 3, device=device, requires_grad=True)
+    (want,) = torch.autograd.grad(layer(x).pow(2).sum(), x)
+    loss = layer(x).pow(2).sum()
+    layer.train()(x.detach() * 100)
+    (got,) = torch.autograd.grad(loss, x)
+    close("dx of the pass in eval mode", got, want)
+
+
+def check_version(impl: str, device: str) -> None:
+    """A step counts as a change of the buffers: autograd refuses what was saved of them before."""
+    for momentum in (0.1, None):
+        layer = random_layer(momentum=momentum, impl=impl, device=device)
+        before = {name: buffer._version for name, buffer in layer.named_buffers()}
+        layer(torch.randn(4, CHANNELS, 3, device=device))
+        assert all(buffer._version > before[name] for name, buffer in layer.named_buffers()), f"momentum={momentum}"
 
 
 def check_cumulative_average(impl: str, device: str) -> None:
