@@ -45,7 +45,7 @@ soak: .venv/.dev build-cpu  ## train random models on random ranks, and let some
 test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
 	$(PYTEST) tests/cuda
 
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
+SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=undefined
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 test-sanitized: .venv/.dev  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(PYTEST) tests/cuda/test_stages.py tests/cuda/test_simulation.py

@@ -50,7 +50,7 @@ def _group_of(mesh: DeviceMesh) -> ProcessGroup:
         return mesh.get_group()
     group = getattr(mesh, "_sbnref_group", None) or mesh.get_group()
     check_registered(group)
-    mesh._sbnref_group = group
+    mesh._sbnref_group = group  # type: ignore[attr-defined]
     return group
 
 
@@ -207,7 +207,7 @@ def _registered_name(group: ProcessGroup) -> str:
 
 
 def _all_reduce_by_name(tensor: Tensor, group_name: str) -> Tensor:
-    return _all_reduce_now(tensor.clone(), dist.distributed_c10d._resolve_process_group(group_name))
+    return _all_reduce_now(tensor.clone(), dist.distributed_c10d._resolve_process_group(group_name))  # type: ignore[arg-type]
 
 
 _LIBRARY = torch.library.Library("sbnref", "FRAGMENT")

@@ -241,7 +241,7 @@ def _shell(kind: type[nn.Module], layer: nn.Module, **choices: Any) -> nn.Module
 
 def _synchronized(layer: nn.Module, **choices: Any) -> nn.Module:
     converted = _shell(SyncBatchNorm, layer, **choices)
-    converted.reverts_to = _unsynchronized(layer)
+    converted.reverts_to = _unsynchronized(layer)  # type: ignore[assignment]
     return converted
 
 

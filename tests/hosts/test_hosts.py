@@ -29,8 +29,8 @@ def start(hosts, job, *options):
 
 
 def outputs(processes):
-    """What each host printed."""
-    return [process.communicate(timeout=90)[0] for process in processes]
+    """What each host printed. An agent of torchrun waits for one that was too slow to answer for 300 s."""
+    return [process.communicate(timeout=450)[0] for process in processes]
 
 
 def digest(texts, steps=6):
@@ -48,7 +48,7 @@ def job(folder, **options):
 
 
 def wait_for(folder, names):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not all((folder / name).exists() for name in names):
         assert time.monotonic() < end, f"{names} are not all in {folder}"
         time.sleep(0.02)

@@ -209,7 +209,8 @@ def _strike(fault: Fault, model: Model, folder: Path) -> None:
     if fault.what == "exits":
         os._exit(3)
     if fault.what == "interrupts the program":
-        os.kill(parent_process().pid, signal.SIGINT)
+        launched_by = parent_process()  # None under torchrun
+        os.kill(launched_by.pid if launched_by else os.getppid(), signal.SIGINT)
     time.sleep(600)
 
 

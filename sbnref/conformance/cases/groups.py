@@ -62,7 +62,7 @@ class _Standing(dist.ProcessGroup):
     """A group without a name that passes its collectives on, as fault-tolerant groups do."""
 
     def __init__(self, inner: dist.ProcessGroup) -> None:
-        super().__init__(inner.rank(), inner.size())
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
         self.inner = inner
 
     def allreduce(self, *args: Any) -> Any:
@@ -75,6 +75,7 @@ class _Standing(dist.ProcessGroup):
 def check_wrapped_group(impl: str, device: str) -> None:
     """A collective goes through the object that the layer was given."""
     xs, dys = random_inputs([3, 0], [(4,)] * 2, torch.float32)
+    assert dist.group.WORLD is not None
     group = _Standing(dist.group.WORLD)
     compare_step(random_layer(group=group, stats_mode="N", impl=impl, device=device), xs, dys, dist.get_rank())
 
