@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
+from .impls.build import flag
 from .refusals import check_group, check_member, check_registered
 
 if TYPE_CHECKING:
@@ -52,6 +55,36 @@ def _group_of(mesh: DeviceMesh) -> ProcessGroup:
     check_registered(group)
     mesh._sbnref_group = group  # type: ignore[attr-defined]
     return group
+
+
+# Groups of the same ranks for the layers alone, by the group that they share with DistributedDataParallel.
+_apart: weakref.WeakKeyDictionary[ProcessGroup, ProcessGroup] = weakref.WeakKeyDictionary()
+
+
+def apart_from_ddp(group: ProcessGroup) -> ProcessGroup:
+    """The group to synchronize over where ``DistributedDataParallel`` may make collectives of ``group`` in between.
+
+    With ``find_unused_parameters=True`` its buckets are reduced in an order that depends on the parts of the model that
+    a rank used, and so does the place of the layer's collective among them: ranks would sum a bucket with a payload.
+    The first layer that is called in such a model makes another group of the same ranks, once, which every rank's
+    layers use from then on. Compiled code cannot make one.
+    """
+    if torch.compiler.is_compiling():
+        return group
+    if (apart := _apart.get(group)) is not None:
+        return apart
+    model = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    if model is None or not model.find_unused_parameters or model.process_group is not group:
+        return group
+    if flag("SBNREF_DEBUG"):
+        warnings.warn(
+            "DistributedDataParallel(find_unused_parameters=True) and a SyncBatchNorm share a process group; the "
+            "layers use another one of the same ranks from now on",
+            stacklevel=2,
+        )
+    ranks, backend = dist.get_process_group_ranks(group), dist.get_backend_config(group)
+    _apart[group] = dist.new_group(ranks, timeout_of(group), backend, use_local_synchronization=True)
+    return _apart[group]
 
 
 def world_size(group: ProcessGroup | None) -> int:

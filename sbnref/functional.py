@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .autograd import SyncBatchNormFunction
-from .collectives import resolve, transforming
+from .collectives import apart_from_ddp, resolve, transforming
 from .debugging.agreement import agree_first
 from .impls import choose_impl
 from .recompute import recomputing
@@ -131,6 +131,7 @@ def sync_batch_norm(
         check_spread(input)
     else:
         check_join()
+        process_group = apart_from_ddp(process_group)
     running = None
     if running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)

@@ -270,6 +270,43 @@ def test_half_precision_in_eval_mode_within_a_transform():
     assert torch.func.jvp(layer, (x[0],), (x[1],))[1].dtype == torch.float16
 
 
+class Prompted(nn.Module):
+    """An optional part before the norm, registered after it: DDP gets its gradients at another time on each rank."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(2, 2, bias=False), norm, nn.Linear(2, 2, bias=False)
+        self.prompt = nn.Linear(2, 2, bias=False)
+
+    def forward(self, x: Tensor, prompted: Tensor) -> Tensor:
+        h = self.stem(x)
+        if prompted.any():
+            h = h + self.prompt(x) * prompted
+        return self.head(self.norm(h)).pow(3).sum()
+
+
+def prompted_gradients(rank: int, ranks: int) -> Tensor:
+    """Of the stem, where the last two of four samples have a prompt."""
+    torch.manual_seed(0)
+    model = Prompted(SyncBatchNorm(2, stats_mode="exact", impl="cpu")).double()
+    x = torch.tensor([[1.0, 2], [3, -1], [0, 5], [2, 2]], dtype=torch.float64)
+    prompted = torch.tensor([0.0, 0, 1, 1], dtype=torch.float64)[:, None]
+    wrapped = model
+    if ranks > 1:  # a bucket for each parameter, as a large model has several
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True, bucket_cap_mb=1e-6)
+    for _ in range(2):
+        model.zero_grad()
+        wrapped(x.chunk(ranks)[rank], prompted.chunk(ranks)[rank]).backward()
+    return model.stem.weight.grad * ranks
+
+
+def test_ddp_where_ranks_use_different_parts():
+    """In a world of its own, whose group no layer has been given another one for."""
+    want = prompted_gradients(0, 1)
+    for got in sbnref.launch(lambda: prompted_gradients(dist.get_rank(), 2), 2, timeout=120):
+        torch.testing.assert_close(got, want)
+
+
 def of_a_world_before(folder: str, make: Callable[[list[int]], Any], compiled: bool) -> str:
     """A layer's group was destroyed, and another one has got its name since."""
     rank = dist.get_rank()
