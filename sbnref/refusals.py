@@ -85,10 +85,10 @@ def check_dense(name: str, tensor: Tensor) -> None:
     """Raise :class:`TypeError` unless ``tensor`` is a Tensor that holds all of its numbers, here."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a Tensor, got {type(tensor).__name__}")
-    if type(tensor) is not Tensor and not torch.compiler.is_compiling():
-        _check_class(name, tensor)
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"expected a dense {name}, got {'a nested one' if tensor.is_nested else tensor.layout}")
+    if type(tensor) is not Tensor and not torch.compiler.is_compiling():
+        _check_class(name, tensor)
 
 
 def _check_class(name: str, tensor: Tensor) -> None:
