@@ -101,6 +101,21 @@ def test_what_is_right_is_called_so(name, tmp_path):
     assert report.passed
 
 
+@pytest.mark.usefixtures("_here")
+def test_grades_do_not_depend_on_line_numbers(tmp_path, monkeypatch):
+    """Without addr2line a fault has no line, and nothing else is missing."""
+    everything = ("legal", "right", "frugal")
+    name, (said, (faulty, _)) = next(iter(students.FAULTS.items()))
+    with_lines = [part.score for part in graded(tmp_path, students.PLAIN, everything).parts]
+    monkeypatch.setattr("sbnref.laboratory.lines.finder", lambda: None)
+    without = graded(tmp_path, students.PLAIN, everything)
+    assert [part.score for part in without.parts] == with_lines
+    assert without.passed
+    fault = next(part.fault for part in graded(tmp_path, faulty).parts if part.fault)
+    assert said in fault.what, name
+    assert fault.line is None
+
+
 LIES = {
     "nothing": lambda out: None,
     "no statistics": lambda out: {"y": out["y"], "refused": None, "frames": out["frames"]},
