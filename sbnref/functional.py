@@ -92,7 +92,7 @@ def sync_batch_norm(
     if type(input) is not Tensor and has_torch_function_unary(input):
         # The class of the input runs this function again, on plain tensors, and makes one of its own of the output.
         return handle_torch_function(
-            sync_batch_norm,
+            getattr(sync_batch_norm, "__wrapped__", sync_batch_norm),  # the ranks agree once a call, not twice
             (input,),
             input,
             running_mean,
