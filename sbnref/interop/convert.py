@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,14 +33,8 @@ FROZEN = (
 HARMLESS = {*vars(type("", (), {})), "__init__", "__annotations__", "__repr__", "extra_repr", "_check_input_dim"}
 HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__constants__"}
 # What a layer has that depends on whether, and with whom, it is synchronized.
-SYNCHRONIZED = {
-    *vars(SyncBatchNorm(1, device="meta")),
-    "reverts_to",
-    "group",
-    "process_group",
-    "group_size",
-    "_stats_mode",
-}
+SYNCHRONIZED = {*vars(SyncBatchNorm(1, device="meta")), "reverts_to", "group_size", "_stats_mode"}
+GROUPS = ("group", "process_group", "_process_group")  # as torch and others call it
 
 
 class _Conversion(NamedTuple):
@@ -135,7 +130,7 @@ def _to_synchronized(
         known = _registry.get(kind, _Conversion(_synchronized if is_norm else None, None))
         return known.convert and partial(
             known.convert,
-            group=_own(layer, ("group", "process_group", "_process_group")) if group is None else group,
+            group=_group_of(layer) if group is None else group,
             stats_mode=_own(layer, ("stats_mode", "_stats_mode"), "exact") or "default"  # detectron2 calls it ""
             if stats_mode is None
             else stats_mode,
@@ -143,6 +138,12 @@ def _to_synchronized(
         )
 
     return conversion
+
+
+def _group_of(layer: nn.Module) -> Group:
+    """The group that the layer has; None where that is the world."""
+    group = _own(layer, GROUPS)
+    return None if dist.is_available() and group is dist.group.WORLD else group
 
 
 def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
@@ -379,7 +380,9 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
         buffers: dict[str, Any] = {**old._buffers, "num_batches_tracked": count}
         new._parameters = {**old._parameters, **{name: nn.Parameter(buffers.pop(name)) for name in frozen}}
         new._buffers = buffers
-    for name in vars(old).keys() - SYNCHRONIZED - vars(new).keys():  # the user's own, and torch.ao's qconfig
+    for name in (
+        vars(old).keys() - SYNCHRONIZED - {*GROUPS} - vars(new).keys()
+    ):  # the user's own, and torch.ao's qconfig
         setattr(new, name, vars(old)[name])
     for hook in new._load_state_dict_pre_hooks.values():
         if getattr(hook, "with_module", False):  # it is called with the module that it remembers
