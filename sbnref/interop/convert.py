@@ -62,8 +62,8 @@ def convert_sync_batchnorm(
     :class:`sbnref.SyncBatchNorm` itself, and what :func:`register_conversion` adds. The new layer has the old one's
     parameters and buffers (the same tensors), children, hooks, training flag, attributes, ``eps`` and ``momentum``;
     the old one should not be used any more. A layer that occurs in several places is replaced by one layer in all of
-    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``. :func:`sbnref.interop.convert.conversions` lists what
-    would happen to each layer, and changes nothing.
+    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
+    :func:`sbnref.interop.convert.conversions` lists what would happen to each layer, and changes nothing.
 
     Args:
         module: is changed in place, unless it is a batch norm itself.
@@ -95,7 +95,7 @@ def conversions(
     *,
     frozen: bool = False,
 ) -> dict[str, str]:
-    """List what :func:`sbnref.convert_sync_batchnorm`, given the same arguments, would do to each batch norm in ``module``.
+    """List what :func:`sbnref.convert_sync_batchnorm` would do to each batch norm in ``module``, and change nothing.
 
     Returns:
         For the path of each layer what it would become, or why it would stay as it is or be refused.
