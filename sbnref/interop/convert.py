@@ -380,9 +380,8 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
         buffers: dict[str, Any] = {**old._buffers, "num_batches_tracked": count}
         new._parameters = {**old._parameters, **{name: nn.Parameter(buffers.pop(name)) for name in frozen}}
         new._buffers = buffers
-    for name in (
-        vars(old).keys() - SYNCHRONIZED - {*GROUPS} - vars(new).keys()
-    ):  # the user's own, and torch.ao's qconfig
+    # The user's own attributes, and the qconfig of torch.ao.
+    for name in vars(old).keys() - SYNCHRONIZED - {*GROUPS} - vars(new).keys():
         setattr(new, name, vars(old)[name])
     for hook in new._load_state_dict_pre_hooks.values():
         if getattr(hook, "with_module", False):  # it is called with the module that it remembers
