@@ -145,10 +145,13 @@ class Ranks:
             self._kill()
             raise
         failed = [rank for rank, future in enumerate(futures) if future in done and future.exception() is not None]
+        if failed and "gloo/transport" in str(futures[failed[0]].exception()):  # it lost another rank: name that one
+            dead = connection.wait([process.sentinel for process in self._processes], timeout=2)
+            failed = [rank for rank, process in enumerate(self._processes) if process.sentinel in dead] or failed
         if failed or running:
             self._kill()
         if failed:
-            raise RankError(failed[0], self._what_happened(failed[0], futures[failed[0]].exception()))
+            raise RankError(failed[0], self._what_happened(failed[0], futures[failed[0]]))
         if running:
             late = [rank for rank, future in enumerate(futures) if future in running]
             raise TimeoutError(
@@ -165,8 +168,9 @@ class Ranks:
             executor.shutdown(cancel_futures=True)
         self._meeting_point.close()
 
-    def _what_happened(self, rank: int, error: BaseException | None) -> str:
+    def _what_happened(self, rank: int, future: Future[bytes]) -> str:
         """A rank's own traceback, or how it died."""
+        error = future.exception()
         code = self._processes[rank].exitcode if isinstance(error, BrokenExecutor) and self._processes else None
         if code is None:
             return str(error)

@@ -35,6 +35,14 @@ def die() -> None:
     dist.barrier()
 
 
+def die_late() -> None:
+    """Rank 1 dies; rank 0's report of the lost connection comes first."""
+    if dist.get_rank() == 1:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+
 def gone(pid: int) -> bool:
     """Whether the process ends within a few seconds."""
     for _ in range(100):
@@ -69,6 +77,9 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
         with pytest.raises(sbnref.RankError):
             ranks.run(die)
         assert all(map(gone, pids))
+
+        with pytest.raises(sbnref.RankError, match="rank 1 failed:\n\nits process was ended by signal 9"):
+            ranks.run(die_late)
 
         ranks.run(os.getpid)
         with pytest.raises(sbnref.RankError, match="rank 1 failed:\n\nits process ended with exit code 3"):
