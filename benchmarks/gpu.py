@@ -105,7 +105,7 @@ class Floor:
 
     def _collective(self, channels: int, timing: str) -> float:
         if (channels, timing) not in self.collectives:
-            payload = torch.zeros(2 * channels + 2, dtype=torch.float64, device="cuda")
+            payload = torch.zeros(3 * channels + 2, dtype=torch.float64, device="cuda")
             reduce = torch.no_grad()(partial(sum_payloads, payload, dist.group.WORLD))  # as the layer does
             self.collectives[channels, timing] = seconds_each(lambda _: reduce(), timing)
         return self.collectives[channels, timing]

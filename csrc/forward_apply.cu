@@ -14,11 +14,12 @@ struct Statistics {
 
 __device__ Statistics combine(Array<const double> total, int64_t divisor, int64_t channels, int64_t channel) {
     const auto read = [&](int64_t i) { return Rounded{load(total, i)}; };
-    const Rounded s1 = read(channel), s2 = read(channels + channel), weight = read(2 * channels);
+    const Rounded s1 = read(channel), s2 = read(channels + channel), s3 = read(2 * channels + channel);
+    const Rounded weight = read(3 * channels), count = read(3 * channels + 1);
     const Rounded d{divisor > 0 ? static_cast<double>(divisor) : weight.value < 1 ? 1 : weight.value};
     const Rounded mean = s1 / d;
-    const Rounded var = (s2 - Rounded{2} * mean * s1 + mean * mean * weight) / d;
-    return {mean, {not_negative(var.value)}, d, weight, read(2 * channels + 1)};
+    const Rounded between = s3 - mean * (Rounded{2} * s1 - mean * weight), noise = Rounded{kNoise} * s3;
+    return {mean, (s2 + (between.value < noise.value ? Rounded{0} : between)) / d, d, weight, count};
 }
 
 // As sbnref/running.py: update_running_stats, for one channel. num_batches_tracked is still the number before it.

@@ -1,4 +1,4 @@
-// Stage 1: what this rank knows of the statistics.  Reads x once; writes 2C + 2 numbers.
+// Stage 1: what this rank knows of the statistics.  Reads x once; writes 3C + 2 numbers.
 //
 // Every thread runs Welford's update over its own elements, a few accesses at a time: the mean and the squared
 // deviations of that group are taken in two passes over registers, then merged with the thread's by Chan's formula. All
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     double per_count,         // 1 / m, or 0 where there are no elements
     Array<double> partials,   // (tiles, splits, tile_channels, 2)
     Array<unsigned> tickets,  // (kTickets,)
-    Array<double> payload)    // (2C + 2,)
+    Array<double> payload)    // (3C + 2,)
 {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
@@ -86,11 +86,12 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
         const double offset = sum.first * per_count, mean = pivot + offset;
         const double var = not_negative(sum.second * per_count - offset * offset);
         store(payload, place.own, weight * mean);
-        store(payload, C + place.own, weight * (var + mean * mean));
+        store(payload, C + place.own, weight * var);
+        store(payload, 2 * C + place.own, weight * mean * mean);
     }
     if (place.tile == 0 && threadIdx.x == 0) {
-        store(payload, 2 * C, weight);
-        store(payload, 2 * C + 1, static_cast<double>(plan.count()));
+        store(payload, 3 * C, weight);
+        store(payload, 3 * C + 1, static_cast<double>(plan.count()));
     }
 }
 

@@ -71,7 +71,7 @@ WorkspaceTensors workspace_for(const Plan& plan, const Tensor& x) {
 Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
     const c10::DeviceGuard guard(x_in.device());
     const Tensor x = on_boundary(dense(x_in));
-    const Tensor payload = empty_statistics({2 * x.size(1) + 2}, x);
+    const Tensor payload = empty_statistics({3 * x.size(1) + 2}, x);
     const Plan plan = plan_for(x, kForwardUnroll);
     forward_stats(
         plan, {buffer(x), static_cast<double>(weight), buffer(payload)}, workspace_for(plan, x), current_stream());

@@ -30,13 +30,13 @@ using Stream = void*;  // a cudaStream_t
 struct ForwardStats {
     Buffer x;        // (outer, channels, inner)
     double weight;   // w, what this rank weighs
-    Buffer payload;  // (2C + 2,) float64, out
+    Buffer payload;  // (3C + 2,) float64: w mean, w var, w mean^2, w, m, out
 };
 void forward_stats(const Plan&, const ForwardStats&, const Workspace&, Stream);
 
 struct ForwardApply {
     Buffer x;            // (outer, channels, inner)
-    Buffer total;        // (2C + 2,) float64, the payloads of all ranks, summed
+    Buffer total;        // (3C + 2,) float64, the payloads of all ranks, summed
     int64_t divisor;     // D, or 0 for the sum of the weights
     Buffer gamma, beta;  // (C,) any dtype, or null
     double eps;
@@ -68,6 +68,9 @@ struct BackwardApply {
     double ranks;
 };
 void backward_apply(const Plan&, const BackwardApply&, Stream);
+
+// Of a sum of w mean^2: a variance between the ranks below this share is a rounding error. See sbnref/modes.py: combine.
+constexpr double kNoise = 0x1p-50;
 
 // Accesses that a thread has in flight to each tensor it reads: four in all.
 constexpr int kForwardUnroll = 4;

@@ -108,7 +108,7 @@ inline ForwardApply forward_apply_stage(
         "expected num_batches_tracked as one int64 number on ", x.device());
     return {
         buffer(x),
-        statistics("total", total, 2 * x.size(1) + 2, x),
+        statistics("total", total, 3 * x.size(1) + 2, x),
         divisor.value_or(0),
         per_channel("gamma", gamma, x),
         per_channel("beta", beta, x),

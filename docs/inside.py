@@ -169,8 +169,8 @@ def way() -> str:
         ("input", "dx", ("functional.py", "refuses what is wrong, chooses who computes")),
         ("input", "dx", ("autograd.py", "the order of the two passes")),
         ("x", "dx", ("forward_stats", "backward_apply")),
-        ("payload (2C + 2,)", "total (2C,)", ("collectives.py", "one all-reduce each way, with all other ranks")),
-        ("total (2C + 2,)", "payload (2C,)", ("forward_apply", "backward_stats")),
+        ("payload (3C + 2,)", "total (2C,)", ("collectives.py", "one all-reduce each way, with all other ranks")),
+        ("total (3C + 2,)", "payload (2C,)", ("forward_apply", "backward_stats")),
         ("y", "dy", None),
     )
     y = 2

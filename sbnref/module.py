@@ -64,8 +64,9 @@ class SyncBatchNorm(_BatchNorm):
         ValueError: no such ``stats_mode`` or ``impl``.
         TypeError: ``group`` is of the wrong kind.
 
-    The statistics travel in float64. What that rounds is a relative error of :math:`10^{-16} (\mu / \sigma)^2` in the
-    variance: subtract a large common offset from float64 inputs, such as seconds since 1970, before the layer.
+    One process loses no precision to an offset, however large. Between ranks, whose statistics travel in float64, the
+    variance has a relative error of up to :math:`10^{-15} (\mu / \sigma)^2`: where float64 inputs have a large common
+    offset, such as seconds since 1970, subtract it before the layer.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
 

@@ -29,13 +29,13 @@ def calls(x: torch.Tensor) -> dict[str, tuple]:
     """Arguments for every operator."""
     channels = x.shape[1]
     gamma, beta, mean, var = torch.rand(4, channels)
-    total, saved = torch.rand(2 * channels + 2, dtype=torch.float64), torch.rand(4, channels, dtype=torch.float64)
+    total, saved = torch.rand(3 * channels + 2, dtype=torch.float64), torch.rand(4, channels, dtype=torch.float64)
     return {
         "forward_stats": (x, 5),
         "forward_apply": (x, total, 2, gamma, beta, 1e-5, mean, var, torch.tensor(1), 0.1),
         "backward_stats": (torch.randn_like(x), x, saved),
-        "backward_apply": (torch.randn_like(x), x, total[:-2].contiguous(), saved, gamma, 0.1),
-        "gradients": (torch.randn_like(x), x, total[:-2].contiguous(), saved, gamma, beta, 0.1, 3),
+        "backward_apply": (torch.randn_like(x), x, total[: 2 * channels].clone(), saved, gamma, 0.1),
+        "gradients": (torch.randn_like(x), x, total[: 2 * channels].clone(), saved, gamma, beta, 0.1, 3),
     }
 
 
@@ -69,7 +69,7 @@ def check_refusals(operators: Any) -> None:
     refuses(ValueError, r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
     refuses(TypeError, "expected a tensor of float16, bfloat16, float32 or float64, got", "forward_stats", 0, x.int())
     refuses(
-        ValueError, "expected total with 8 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8)
+        ValueError, "expected total with 11 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8)
     )
     refuses(ValueError, r"expected gamma of shape \[3\] on cpu, got \[4\]", "forward_apply", 3, torch.zeros(4))
     refuses(ValueError, "expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))

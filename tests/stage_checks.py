@@ -167,10 +167,10 @@ def check_precision(impl: ModuleType) -> None:
         x[0, 0, 0] = offset + 100
         payload, exact = impl.forward_stats(layout(x), 1), reference.forward_stats(x.double(), 1)
         mean, wanted_mean = payload[:4], exact[:4]
-        var, wanted_var = payload[4:8] - mean**2, exact[4:8] - wanted_mean**2
+        var, wanted_var = payload[4:8], exact[4:8]
         std = wanted_var.sqrt()
         assert ((mean - wanted_mean).abs() / std).max() < 1e-6 + 1e-15 * offset / 1e-2
-        assert ((var / wanted_var - 1).abs()).max() < 1e-6 + 4e-16 * (offset / 1e-2) ** 2
+        assert ((var / wanted_var - 1).abs()).max() < 1e-6
 
 
 def check_gradients(name: str) -> None:

@@ -279,7 +279,7 @@ def forward_stats(x, weight):
     wide = x.double()
     mean = wide.sum(over) / max(m, 1)
     var = ((wide - mean.view([-1 if d == 1 else 1 for d in range(x.dim())])) ** 2).sum(over) / max(m, 1)
-    return torch.cat([weight * mean, weight * (var + mean * mean), mean.new_tensor([weight, m])])
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, m])])
 """
 
 # Around a right function. All score.

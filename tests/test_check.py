@@ -72,7 +72,7 @@ def test_hints_follow_from_what_the_smallest_step_still_has():
         acc = x.to(reference.accumulator(x))
         mean, square = (reference.sum_of(t).double() / m for t in (acc, acc * acc))
         tail = mean.new_tensor([weight, x.numel() // x.shape[1]])
-        return torch.cat([weight * mean, weight * square, tail])
+        return torch.cat([weight * mean, weight * (square - mean * mean), weight * mean * mean, tail])
 
     failure, hint, section = found("forward_stats", function=naive)
     assert "Sum deviations from the mean" in hint
@@ -294,7 +294,7 @@ def test_a_file_that_is_half_written(tmp_path):
     report = json.loads(run.stdout)
     assert report["score"] == 0
     assert [stage["status"] for stage in report["stages"]] == ["failed", "not written"]
-    assert "forward_stats must return a payload of shape (4,)" in report["stages"][0]["failure"]["what"]
+    assert "forward_stats must return a payload of shape (5,)" in report["stages"][0]["failure"]["what"]
 
 
 def test_the_report_as_text():

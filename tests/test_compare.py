@@ -238,7 +238,8 @@ def test_what_rounding_allows_is_too_little_for_naive_sums():
     def forward_stats(x, weight):
         m = x.numel() // x.shape[1]
         mean, square = x.mean((0, 2, 3)).double(), (x * x).mean((0, 2, 3)).double()  # cancels
-        return torch.cat([weight * mean, weight * square, mean.new_tensor([weight, m])])
+        tail = mean.new_tensor([weight, m])
+        return torch.cat([weight * mean, weight * (square - mean * mean), weight * mean * mean, tail])
 
     naive = SimpleNamespace(**{stage: getattr(reference, stage) for stage in sbnref.impls.STAGES})
     naive.forward_stats = forward_stats

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
 ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
-WRONG = RIGHT.replace("mean * mean)", "mean)")
+WRONG = RIGHT.replace("* mean * mean,", "* mean,")
 SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
 ROOT = Path(__file__).parents[1]
 # Whole files of kernels that are handed out, to find what is wrong in them. `c` is only wasteful, as teachers are told.

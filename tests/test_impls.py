@@ -131,8 +131,24 @@ def one_pass_variance(x, weight):
     payload = reference.forward_stats(x, weight)
     c, m = x.shape[1], max(x.numel() // x.shape[1], 1)
     mean, square = reference.sum_of(x) / m, reference.sum_of(x * x) / m
-    payload[c:-2] = weight * ((square - mean * mean).double() + payload[:c] ** 2 / max(weight, 1) ** 2)
+    payload[c : 2 * c] = weight * (square - mean * mean).double()
     return payload
+
+
+def variance_about_zero(x, weight):
+    """Var + mean^2 in one number, in float64."""
+    payload = reference.forward_stats(x, weight)
+    c = x.shape[1]
+    payload[c : 2 * c] = (payload[c : 2 * c] + payload[2 * c : -2]) - payload[2 * c : -2]
+    return payload
+
+
+def variance_with_noise(x, total, *rest):
+    """What rounding leaves of the variance between the ranks counts as variance."""
+    total, c = total.clone(), x.shape[1]
+    s1, s3, weight = total[:c], total[2 * c : -2], total[-2]
+    total[c : 2 * c] += (s3 - s1 / weight * s1).abs() + 1e-16 * s3
+    return reference.forward_apply(x, total, *rest)
 
 
 def host_read(dy, x, saved):
@@ -145,6 +161,8 @@ MUTANTS = {
     "dropped_last_term": (dict(backward_apply=dropped_last_term), "batches: some empty, default, 3 ranks"),
     "mmcv_divisor": (dict(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
     "one_pass_variance": (dict(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
+    "variance_about_zero": (dict(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
+    "variance_with_noise": (dict(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
     "host_read": (dict(backward_stats=host_read), "costs: one collective each way, no word with the host"),
 }
 

@@ -97,7 +97,7 @@ def forward_stats(x, weight):
     var = (reference.sum_of(d * d) / m).double()
     mean = mean.double()
     tail = mean.new_tensor([weight, m])
-    return torch.cat([weight * mean, weight * (var + mean * mean), tail])
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, tail])
 
 
 sbnref.register_impl("narrow", broken(forward_stats=forward_stats))

@@ -103,8 +103,9 @@ ax.legend(frameon=False)
 plt.show()
 
 # %%
-# What is left from :math:`10^5` on is the rounding of what the ranks send, a relative
-# :math:`10^{-16} (\mu/\sigma)^2` in the variance (:doc:`/derivations/payload`).
+# One process loses nothing, however large the mean is. Between ranks the rounding of the
+# payload remains: a relative error of up to :math:`10^{-15} (\mu/\sigma)^2` in the
+# variance (:doc:`/derivations/payload`).
 #
 # float16
 # -------
@@ -162,5 +163,6 @@ print(layer(torch.randn(2, 3) * torch.tensor([1.0, 10.0, 100.0])))
 #    before any formula touches it?
 # 3. Subtract a value of the data itself, say the first, before the one-pass formula.
 #    What does an outlier as the first value do?
-# 4. The payload holds :math:`v + \mu^2` in float64. Compute what is left of the
-#    variance at a mean of :math:`10^6` standard deviations.
+# 4. The payload could hold :math:`v + \mu^2` instead of :math:`v` and :math:`\mu^2`, and
+#    be shorter by a third. Compute what float64 would leave of the variance at a mean of
+#    :math:`10^6` standard deviations.

@@ -10,7 +10,7 @@ you do about it?
 # What is sent
 # ------------
 #
-# sbnref sends :math:`2C + 2` float64 in the forward and :math:`2C` in the backward
+# sbnref sends :math:`3C + 2` float64 in the forward and :math:`2C` in the backward
 # pass, through one all-reduce each. :class:`torch.nn.SyncBatchNorm` gathers every
 # rank's :math:`2C + 1` float32, so what a rank *receives* grows with the world:
 
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 C = 256
 worlds = [2**k for k in range(1, 13)]
 all_reduce = [
-    2 * (2 * C + 2) * 8 * (g - 1) / g for g in worlds
+    2 * (3 * C + 2) * 8 * (g - 1) / g for g in worlds
 ]  # a ring moves 2 (G-1)/G of it
 all_gather = [(2 * C + 1) * 4 * (g - 1) for g in worlds]
 
@@ -63,7 +63,7 @@ def measure(collective):
     sent = (
         torch.zeros(2 * C + 1)
         if gathers
-        else torch.zeros(2 * C + 2, dtype=torch.float64)
+        else torch.zeros(3 * C + 2, dtype=torch.float64)
     )
     received = [torch.zeros_like(sent) for _ in range(dist.get_world_size())]
     times = []

@@ -46,7 +46,7 @@ first_attempt = """
     mean = x.mean(over)
     var = (x * x).mean(over) - mean * mean
     tail = mean.new_tensor([weight, m])
-    return torch.cat([weight * mean, weight * (var + mean * mean), tail]).double()
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, tail]).double()
 """
 write(forward_stats=first_attempt)
 report = check(str(file), ["forward_stats"], examples=50)
@@ -73,7 +73,7 @@ second_attempt = """
     mean = center.double() + shift
     var = (d * d).sum(over).double() / max(m, 1) - shift * shift
     tail = mean.new_tensor([weight, m])
-    return torch.cat([weight * mean, weight * (var + mean * mean), tail])
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, tail])
 """
 write(forward_stats=second_attempt)
 report = check(str(file), ["forward_stats"], examples=50)

@@ -10,19 +10,18 @@
 namespace sbnref::cpu {
 namespace {
 
-// max(0, v), letting NaN through as torch.clamp does and fmax does not.
-double not_negative(double v) { return v < 0 ? 0 : v; }
-
 // What a total says of a channel, as sbnref/modes.py: combine.
 struct Statistics {
     double mean, var, divisor, weight, count;
 };
 
 Statistics combine(const double* total, int64_t divisor, int64_t channels, int64_t channel) {
-    const double s1 = total[channel], s2 = total[channels + channel], weight = total[2 * channels];
+    const double s1 = total[channel], s2 = total[channels + channel], s3 = total[2 * channels + channel];
+    const double weight = total[3 * channels], count = total[3 * channels + 1];
     const double d = divisor > 0 ? static_cast<double>(divisor) : weight < 1 ? 1 : weight;
     const double mean = s1 / d;
-    return {mean, not_negative((s2 - 2 * mean * s1 + mean * mean * weight) / d), d, weight, total[2 * channels + 1]};
+    const double between = s3 - mean * (2 * s1 - mean * weight);
+    return {mean, (s2 + (between < kNoise * s3 ? 0 : between)) / d, d, weight, count};
 }
 
 // As sbnref/running.py: update_running_stats, for one channel.
@@ -52,7 +51,7 @@ void forward_apply(const Shape& shape, const ForwardApply& f) {
     const int64_t C = shape.channels;
     const double* const total = as<double>(f.total);
     double* const saved = as<double>(f.saved);
-    const bool updates = f.running_mean.data != nullptr && total[2 * C + 1] > 0;
+    const bool updates = f.running_mean.data != nullptr && total[3 * C + 1] > 0;
     if (updates && f.num_batches_tracked != nullptr) ++*f.num_batches_tracked;
     const double factor = f.cumulative && updates ? 1 / static_cast<double>(*f.num_batches_tracked) : f.momentum;
 

@@ -1,4 +1,4 @@
-// Stage 1: what this rank knows of the statistics.  Reads x once; writes 2C + 2 numbers.
+// Stage 1: what this rank knows of the statistics.  Reads x once; writes 3C + 2 numbers.
 //
 // A block sums its deviations d = x - center and their squares, about a center near its mean: mean = center + sum d /
 // n, and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, of which little cancels. The blocks' means and
@@ -34,7 +34,8 @@ struct Moments {
 void forward_stats(const Shape& shape, const ForwardStats& f) {
     const int64_t C = shape.channels;
     const double count = static_cast<double>(shape.count()), per_count = count > 0 ? 1 / count : 0;
-    double *const payload = as<double>(f.payload), *const means = payload, *const squares = payload + C;
+    double* const payload = as<double>(f.payload);
+    double *const means = payload, *const variances = payload + C, *const squares = payload + 2 * C;
     dispatch(f.x.dtype, [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
         Partials partials = reduce(shape, Moments<T>{elements<const T>(f.x)});
@@ -44,7 +45,7 @@ void forward_stats(const Shape& shape, const ForwardStats& f) {
         // first of them: then it is as exact as they are.
         in_parallel(C, ceil_div(kLeastWork, groups + 1), [&](int64_t begin, int64_t end) {
             std::fill(means + begin, means + end, 0.0);
-            std::fill(squares + begin, squares + end, 0.0);
+            std::fill(variances + begin, variances + end, 0.0);
             for (int64_t g = 0; g < groups; ++g)
                 for (int64_t c = begin; c < end; ++c)
                     means[c] += partials.counts[g] * (partials.at(g, c).first - partials.at(0, c).first);
@@ -53,17 +54,19 @@ void forward_stats(const Shape& shape, const ForwardStats& f) {
             for (int64_t g = 0; g < groups; ++g) {
                 for (int64_t c = begin; c < end; ++c) {
                     const double apart = partials.at(g, c).first - means[c];
-                    squares[c] += partials.at(g, c).second + partials.counts[g] * apart * apart;
+                    variances[c] += partials.at(g, c).second + partials.counts[g] * apart * apart;
                 }
             }
             for (int64_t c = begin; c < end; ++c) {
-                squares[c] = f.weight * (squares[c] * per_count + means[c] * means[c]);
+                const double mean = means[c];
                 means[c] *= f.weight;
+                variances[c] = f.weight * (variances[c] * per_count);
+                squares[c] = means[c] * mean;
             }
         });
     });
-    payload[2 * C] = f.weight;
-    payload[2 * C + 1] = count;
+    payload[3 * C] = f.weight;
+    payload[3 * C + 1] = count;
 }
 
 }  // namespace sbnref::cpu

@@ -37,7 +37,7 @@ namespace {
 std::tuple<std::string, int64_t, int64_t> build_info() { return {__VERSION__, 8 * kRegisterBytes, last_level_cache()}; }
 
 Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
-    const Tensor x = dense(x_in), payload = empty_statistics({2 * x.size(1) + 2}, x);
+    const Tensor x = dense(x_in), payload = empty_statistics({3 * x.size(1) + 2}, x);
     forward_stats(shape_of(x), {buffer(x), static_cast<double>(weight), buffer(payload)});
     return payload;
 }

@@ -23,7 +23,7 @@ struct Problem {
     Array<float> y;
     Array<float> mean, var;   // (C,)
     Array<double> partials;   // (3, splits, C), what blocks leave for each other
-    Array<double> payload;    // (2C + 2,), what this rank tells the others
+    Array<double> payload;    // (3C + 2,), what this rank tells the others
     Array<unsigned> tickets;  // (C,), zero before and after
 
     // For the four stages.

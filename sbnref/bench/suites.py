@@ -213,7 +213,7 @@ def scaling(results: Results, quick: bool) -> None:
 
 def _collectives(channels: int, repetitions: int) -> list[Row]:
     world_size = dist.get_world_size()
-    payload = torch.zeros(2 * channels + 2, dtype=payload_dtype(torch.device("cpu")))
+    payload = torch.zeros(3 * channels + 2, dtype=payload_dtype(torch.device("cpu")))
     contribution = torch.zeros(2 * channels + 1)  # what torch.nn.SyncBatchNorm gathers
     everybodys = [torch.empty_like(contribution) for _ in range(world_size)]
     works = {

@@ -94,8 +94,8 @@ def run_stage(
     with torch.no_grad():
         if stage == "forward_stats":
             payload = impl.forward_stats(x, share.weight)
-            _expect(stage, "a payload", payload, (2 * channels + 2,), wide)
-            return {"payload": payload, "variance": _variance_in(payload)}
+            _expect(stage, "a payload", payload, (3 * channels + 2,), wide)
+            return {"payload": payload, "variance": payload[channels : 2 * channels] / payload[-2].clamp(min=1)}
         if stage == "forward_apply":
             assert total is not None
             running = share.running_copy()
@@ -131,13 +131,6 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _variance_in(payload: Tensor) -> Tensor:  # (2C + 2,) -> (C,)
-    """The variance that [w mean, w (var + mean^2), w, m] carries: lost in it first when precision is lost."""
-    s1, s2 = payload[:-2].chunk(2)
-    weight = payload[-2].clamp(min=1)
-    return s2 / weight - (s1 / weight) ** 2
-
-
 class Bounded(NamedTuple):
     """What a quantity is, and how far from it rounding may lead."""
 
@@ -165,25 +158,28 @@ class Exact:
         """The payload, and the variance it carries."""
         wide = self.wide
         mean, var, *_ = combine(reference.forward_stats(wide.x, min(wide.weight, 1)), 1)
-        mean_error = self.acc * var.sqrt() + self.mean_rounding * mean.abs()
-        square_error = self.acc * var + 2 * mean.abs() * mean_error + self.narrow * mean * mean
+        std, stored = var.sqrt(), self.mean_rounding * mean.abs()
+        mean_error = self.acc * std + stored
+        var_error = self.acc * var + (2 * std + stored) * stored
+        square_error = (2 * mean.abs() + mean_error) * mean_error + self.narrow * mean * mean
         exactly = mean.new_zeros(2)  # w and m are whole numbers
         return {
             "payload": Bounded(
                 run_stage("forward_stats", reference, wide)["payload"],
-                torch.cat([wide.weight * mean_error, wide.weight * square_error, exactly]),
+                torch.cat([*(wide.weight * error for error in (mean_error, var_error, square_error)), exactly]),
                 self.acc_dtype,
             ),
-            "variance": Bounded(var, self.acc * var + self.narrow * mean * mean, self.acc_dtype),
+            "variance": Bounded(var, var_error, self.acc_dtype),
         }
 
     def forward_apply(self, total: Tensor) -> dict[str, Bounded]:
-        """The output and the running statistics that follow from ``total``, (2C + 2,)."""
+        """The output and the running statistics that follow from ``total``, (3C + 2,)."""
         share, wide, total = self.share, self.wide, total.detach().cpu().double()
         out = run_stage("forward_apply", reference, wide, total)
         self.saved = out.pop("saved")
         stats = combine(total, wide.divisor)
-        square = total[:-2].chunk(2)[1].abs() / stats.divisor + stats.mean**2
+        _, s2, s3 = total[:-2].abs().chunk(3)
+        square = (s2 + s3) / stats.divisor + stats.mean**2
         self.var_error = self.narrow * square  # what is left of large terms that cancel
         self.invstd_error = self.var_error / (stats.var + wide.eps) + self.narrow  # relative
         self.mean_error = self.mean_rounding * stats.mean.abs()

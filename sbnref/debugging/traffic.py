@@ -179,13 +179,13 @@ def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
     """The four stages on x, each with inputs of the right shape."""
     channels = x.shape[1]
     gamma, beta = x.new_ones(2, channels)
-    total = torch.ones(2 * channels + 2, dtype=torch.float64)
+    total = torch.ones(3 * channels + 2, dtype=torch.float64)
     saved = torch.ones(4, channels, dtype=torch.float64)
     return {
         "forward_stats": lambda: cuda.forward_stats(x, 1),
         "forward_apply": lambda: cuda.forward_apply(x, total, None, gamma, beta, 1e-5, None, None),
         "backward_stats": lambda: cuda.backward_stats(x, x, saved),
-        "backward_apply": lambda: cuda.backward_apply(x, x, total[:-2].contiguous(), saved, gamma, 1.0),
+        "backward_apply": lambda: cuda.backward_apply(x, x, total[: 2 * channels].clone(), saved, gamma, 1.0),
     }
 
 

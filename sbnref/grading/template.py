@@ -21,7 +21,7 @@ def forward_stats(x: Tensor, weight: int) -> Tensor:
         weight: w, what this rank weighs; 0 if it is empty.
 
     Returns:
-        (2C + 2,) float64: [w mean, w (var + mean^2), w, m], with the local mean and biased variance of each channel.
+        (3C + 2,) float64: [w mean, w var, w mean^2, w, m], with the local mean and biased variance of each channel.
     """
     raise NotImplementedError("forward_stats is still to be written")
 
@@ -40,8 +40,9 @@ def forward_apply(
 
     Args:
         x: (N, C, *), the input.
-        total: (2C + 2,) float64, the payloads of all ranks, summed: [S1, S2, W, M].
-        divisor: D, or None for max(W, 1). mean = S1 / D, var = (S2 - 2 mean S1 + mean^2 W) / D.
+        total: (3C + 2,) float64, the payloads of all ranks, summed: [S1, S2, S3, W, M].
+        divisor: D, or None for max(W, 1). mean = S1 / D and var = (S2 + B) / D, where B = S3 - mean (2 S1 - mean W) is
+            the variance between the ranks. Below 2^-50 S3 it is a rounding error: take 0.
         gamma: (C,) or None for 1.
         beta: (C,) or None for 0.
         eps: added to the variance.

@@ -49,14 +49,14 @@ why_not_yet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def forward_stats(
     x: Tensor,  # (N, C, *)
     weight: int,
-) -> Tensor:  # (2C + 2,)
+) -> Tensor:  # (3C + 2,)
     """What this rank tells the others about its batch."""
     return torch.ops.sbnref_cpu.forward_stats(x, weight)
 
 
 def forward_apply(
     x: Tensor,  # (N, C, *)
-    total: Tensor,  # (2C + 2,)
+    total: Tensor,  # (3C + 2,)
     divisor: int | None,
     gamma: Tensor | None,  # (C,)
     beta: Tensor | None,  # (C,)

@@ -61,14 +61,14 @@ def _wanted() -> build.Library:
 def forward_stats(
     x: Tensor,  # (N, C, *)
     weight: int,
-) -> Tensor:  # (2C + 2,)
+) -> Tensor:  # (3C + 2,)
     """What this rank tells the others about its batch."""
     return torch.ops.sbnref.forward_stats(x, weight)
 
 
 def forward_apply(
     x: Tensor,  # (N, C, *)
-    total: Tensor,  # (2C + 2,)
+    total: Tensor,  # (3C + 2,)
     divisor: int | None,
     gamma: Tensor | None,  # (C,)
     beta: Tensor | None,  # (C,)

@@ -25,7 +25,7 @@ from ..running import RunningStats, update_running_stats
 def forward_stats(
     x: Tensor,  # (N, C, *)
     weight: int,  # w, what this rank weighs
-) -> Tensor:  # (2C + 2,) [w mean, w (var + mean^2), w, m]
+) -> Tensor:  # (3C + 2,) [w mean, w var, w mean^2, w, m]
     """What this rank tells the others about its batch."""
     wide = payload_dtype(x.device)
     m = x.numel() // x.shape[1]
@@ -45,12 +45,12 @@ def forward_stats(
     var = (variances + (means - mean) ** 2).sum(0) / max(n, 1)
 
     tail = mean.new_full((1,), weight), mean.new_full((1,), m)
-    return torch.cat([weight * mean, weight * (var + mean * mean), *tail])
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, *tail])
 
 
 def forward_apply(
     x: Tensor,  # (N, C, *)
-    total: Tensor,  # (2C + 2,) the payloads of all ranks, summed
+    total: Tensor,  # (3C + 2,) the payloads of all ranks, summed
     divisor: int | None,  # D, or None for the sum of the weights
     gamma: Tensor | None,  # (C,)
     beta: Tensor | None,  # (C,)

@@ -15,7 +15,7 @@ def register_shapes(namespace: str) -> None:
 
     @torch.library.register_fake(f"{namespace}::forward_stats")
     def _(x: Tensor, weight: int) -> Tensor:
-        return x.new_empty(2 * x.shape[1] + 2, dtype=torch.float64)
+        return x.new_empty(3 * x.shape[1] + 2, dtype=torch.float64)
 
     @torch.library.register_fake(f"{namespace}::forward_apply")
     def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class StageKernels:
         return None
 
     def forward_stats(self, x: Tensor, weight: int) -> Tensor:
-        payload = x.new_empty(2 * x.shape[1] + 2, dtype=torch.float64)
+        payload = x.new_empty(3 * x.shape[1] + 2, dtype=torch.float64)
         return self._run("forward_stats", "payload", x, weight=weight, payload=payload)
 
     def forward_apply(

@@ -91,7 +91,7 @@ class Call:
     Attributes:
         y: as x, for the normalized tensor.
         mean, var: (C,) float32, for the statistics.
-        payload: (2C + 2,) float64, zeros, for [w mean, w (var + mean²), w, m].
+        payload: (3C + 2,) float64, zeros, for [w mean, w var, w mean², w, m].
         partials: (3 · max(splits, room) · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
         arrays: these and the others, by name.
@@ -125,7 +125,7 @@ class Call:
             "y": torch.empty_like(x),
             "mean": mean,
             "var": var,
-            "payload": x.new_zeros(2 * c + 2, dtype=torch.float64),
+            "payload": x.new_zeros(3 * c + 2, dtype=torch.float64),
             "partials": x.new_empty(c * max(splits, room) * 3, dtype=torch.float64),
             "tickets": x.new_zeros(c, dtype=torch.int32),
         }

@@ -42,13 +42,13 @@ struct Memory {
 
 static std::vector<std::vector<char>> step(const Shape& shape, Dtype dtype) {
     const int64_t size = shape.size(), C = shape.channels, bytes = size * (dtype == Dtype::Double ? 8 : 4);
-    Memory x(bytes), dy(bytes), y(bytes), dx(bytes), total(16 * C + 16), saved(32 * C), sums(16 * C);
+    Memory x(bytes), dy(bytes), y(bytes), dx(bytes), total(24 * C + 16), saved(32 * C), sums(16 * C);
     Memory mean(4 * C), var(4 * C);
     int64_t steps = 3;
     const auto elements = [&](Memory& m) { return Buffer{m.data(), size, dtype, 1}; };
     const auto numbers = [&](Memory& m, int64_t n) { return Buffer{m.data(), n, Dtype::Double, 1}; };
     const auto parameters = [&](Memory& m) { return Buffer{m.data(), C, Dtype::Float, 1}; };
-    const Buffer payload = numbers(total, 2 * C + 2), kept = numbers(saved, 4 * C), sent = numbers(sums, 2 * C);
+    const Buffer payload = numbers(total, 3 * C + 2), kept = numbers(saved, 4 * C), sent = numbers(sums, 2 * C);
 
     forward_stats(shape, {elements(x), 1, payload});
     forward_apply(

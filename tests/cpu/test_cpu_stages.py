@@ -109,9 +109,6 @@ def test_a_block_looks_again_where_its_first_elements_mislead():
         x[place] += 3e4
         x = layout(x)
         got, want = (impl.forward_stats(data, 1) for impl, data in ((cpu, x), (reference, x.double())))
-        channels = shape[1]
-        for result in (got, want):
-            result[channels:-2] -= result[:channels] ** 2
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 

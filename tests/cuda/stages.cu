@@ -27,7 +27,7 @@ __device__ Two sums_over_block(Two mine) {
     return sums[0];
 }
 
-// ---- forward_stats: [w mean, w (var + mean^2), w, m] ----
+// ---- forward_stats: [w mean, w var, w mean^2, w, m] ----
 
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x;
@@ -42,10 +42,11 @@ __global__ void statistics(Problem p) {
     if (threadIdx.x != 0) return;
     const double about = sums.a / m, mean = first + about, var = sums.b / m - about * about;
     store(p.payload, c, p.weight * mean);
-    store(p.payload, p.C + c, p.weight * (var + mean * mean));
+    store(p.payload, p.C + c, p.weight * var);
+    store(p.payload, 2 * p.C + c, p.weight * mean * mean);
     if (c != 0) return;
-    store(p.payload, 2 * p.C, p.weight);
-    store(p.payload, 2 * p.C + 1, static_cast<double>(p.count()));
+    store(p.payload, 3 * p.C, p.weight);
+    store(p.payload, 3 * p.C + 1, static_cast<double>(p.count()));
 }
 
 void forward_stats(const Problem& p) { launch("statistics", statistics, p.C, p); }
@@ -54,11 +55,12 @@ void forward_stats(const Problem& p) { launch("statistics", statistics, p.C, p);
 
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
-    const double weights = load(p.total, 2 * p.C);
+    const double weights = load(p.total, 3 * p.C);
     const double divisor = p.divisor > 0 ? p.divisor : weights > 1 ? weights : 1;
-    const double s1 = load(p.total, c), s2 = load(p.total, p.C + c), mean = s1 / divisor;
-    const double var = (s2 - 2 * mean * s1 + mean * mean * weights) / divisor;
-    const double invstd = 1 / sqrt((var > 0 ? var : 0) + p.eps);
+    const double s1 = load(p.total, c), s2 = load(p.total, p.C + c), s3 = load(p.total, 2 * p.C + c);
+    const double mean = s1 / divisor, between = s3 - mean * (2 * s1 - mean * weights);
+    const double var = (s2 + (between < 0x1p-50 * s3 ? 0 : between)) / divisor;
+    const double invstd = 1 / sqrt(var + p.eps);
     const double scale = load(p.gamma, c) * invstd, beta = load(p.beta, c);
     each(p, [&](int64_t at) { store(p.y, at, static_cast<float>((load(p.x, at) - mean) * scale + beta)); });
     if (threadIdx.x != 0) return;

@@ -1,5 +1,5 @@
 // Rung 5, payload: the block that finishes last merges, and writes what this rank tells
-// the others, [w mean, w (var + mean^2), w, m] in float64. One launch for each stage;
+// the others, [w mean, w var, w mean^2, w, m] in float64. One launch for each stage;
 // between them is the all-reduce, which turns this rank's payload into the group's.
 #pragma once
 
@@ -18,10 +18,11 @@ __device__ inline void finish(
     const Moments<double> all = merge_partials(p, c);
     const double var = all.count > 0 ? all.m2 / all.count : 0;
     store(p.payload, c, p.weight * all.mean);
-    store(p.payload, p.C + c, p.weight * (var + all.mean * all.mean));
+    store(p.payload, p.C + c, p.weight * var);
+    store(p.payload, 2 * p.C + c, p.weight * all.mean * all.mean);
     if (c != 0) return;
-    store(p.payload, 2 * p.C, p.weight);
-    store(p.payload, 2 * p.C + 1, all.count);
+    store(p.payload, 3 * p.C, p.weight);
+    store(p.payload, 3 * p.C + 1, all.count);
 }
 
 template <int V>
@@ -34,9 +35,10 @@ __global__ void payload_statistics(Problem p) {
 // The line that normalizes a channel, from the group's payload. The mean is kept in two
 // parts: x - hi is exact where x is near the mean.
 __device__ inline Line from_payload(const Problem& p, int64_t c) {
-    const double w = read(p.payload, 2 * p.C), mean = read(p.payload, c) / w;
-    const double var = read(p.payload, p.C + c) / w - mean * mean;
-    const double scale = 1 / sqrt(not_negative(var) + p.eps);
+    const double w = read(p.payload, 3 * p.C), mean = read(p.payload, c) / w;
+    const double within = read(p.payload, p.C + c) / w;
+    const double between = read(p.payload, 2 * p.C + c) / w - mean * mean;
+    const double scale = 1 / sqrt(within + not_negative(between) + p.eps);
     const Split<float> parts(mean);
     return {parts.hi, static_cast<float>(scale), static_cast<float>(-parts.lo * scale)};
 }

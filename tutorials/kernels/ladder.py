@@ -79,7 +79,7 @@ class Call(laboratory.Call):
 
     Attributes:
         y: as x, the normalized tensor.
-        payload: (2C + 2,) float64, [w mean, w (var + mean²), w, m]; rungs 1 to 4 leave it alone.
+        payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; rungs 1 to 4 leave it alone.
         mean, var: (C,) float32; rungs 5 to 7 leave them alone.
     """
 

@@ -48,7 +48,7 @@ bad = abs(shifted(spoiled) - true) / true
 print(f"3. shifted by an ordinary value {fine:.0e}, by an outlier {bad:.0e}")
 assert bad > 100 * fine
 
-# 4. The payload holds v + mu^2: at mu = 10^6 sigma, mu^2 / v is 10^12, float64 keeps 16 digits, 4 remain.
+# 4. With v + mu^2 in one number: at mu = 10^6 sigma, mu^2 / v is 10^12, float64 keeps 16 digits, 4 remain.
 mean, var = 1e6, 1.0
 recovered = torch.tensor(var + mean**2, dtype=torch.float64) - mean**2
 print(f"4. of a variance of 1, {recovered.item():.6f} is recovered")

@@ -9,12 +9,12 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import sbnref
 
-# 1. 2 (2C + 2) 8 (G - 1) / G = (2C + 1) 4 (G - 1) gives G = 4 (2C + 2) / (2C + 1): just above 4, whatever C is.
+# 1. 2 (3C + 2) 8 (G - 1) / G = (2C + 1) 4 (G - 1) gives G = 4 (3C + 2) / (2C + 1): just above 6, whatever C is.
 C = 256
-crossing = 4 * (2 * C + 2) / (2 * C + 1)
+crossing = 4 * (3 * C + 2) / (2 * C + 1)
 print(f"1. the curves cross at {crossing:.3f} ranks")
-for g, gather_is_cheaper in ((4, True), (5, False)):
-    ring, gather = 2 * (2 * C + 2) * 8 * (g - 1) / g, (2 * C + 1) * 4 * (g - 1)
+for g, gather_is_cheaper in ((6, True), (7, False)):
+    ring, gather = 2 * (3 * C + 2) * 8 * (g - 1) / g, (2 * C + 1) * 4 * (g - 1)
     assert (gather < ring) == gather_is_cheaper
 
 # 2. Each of the 53 makes two collectives in a step, one forward and one backward.

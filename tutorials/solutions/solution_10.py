@@ -45,16 +45,17 @@ def forward_stats(x, weight):
     mean = center.double() + correction
     var = summed(d * d) / max(m, 1) - correction * correction
     tail = mean.new_tensor([weight, m])
-    return torch.cat([weight * mean, weight * (var + mean * mean), tail])
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, tail])
 
 
 def forward_apply(x, total, divisor, gamma, beta, eps, running, momentum):
     """1. What the total says, the running statistics, and the output."""
-    s1, s2 = total[:-2].chunk(2)
+    s1, s2, s3 = total[:-2].chunk(3)
     w, m = total[-2:]
     d = w.clamp(min=1) if divisor is None else torch.full_like(w, divisor)
     mean = s1 / d
-    var = ((s2 - 2 * mean * s1 + mean * mean * w) / d).clamp(min=0)
+    between = s3 - mean * (2 * s1 - mean * w)
+    var = (s2 + torch.where(between < 2**-50 * s3, 0, between)) / d
 
     if running is not None:
         running_mean, running_var, steps = running

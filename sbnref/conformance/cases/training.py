@@ -25,7 +25,7 @@ def cases() -> Iterator[Case]:
 
 
 def check_costs(impl: str, device: str) -> None:
-    """A step is two collectives of 2C + 2 and 2C float64, and keeps its input and O(C) numbers for the backward."""
+    """A step is two collectives of 3C + 2 and 2C float64, and keeps its input and O(C) numbers for the backward."""
     for sizes, stats_mode, momentum in itertools.product(([8, 4], [8, 0]), STATS_MODES, (0.1, None)):
         xs, dys = random_inputs(sizes, [(9, 9), (9, 9)], torch.float16)
         x = xs[dist.get_rank()].to(device).requires_grad_()
@@ -41,7 +41,7 @@ def check_costs(impl: str, device: str) -> None:
             y = layer(x)
         with Watch() as backward:
             y.backward(dy)
-        assert forward.collectives == [("all_reduce", 2 * CHANNELS + 2, torch.float64)], forward.collectives
+        assert forward.collectives == [("all_reduce", 3 * CHANNELS + 2, torch.float64)], forward.collectives
         assert backward.collectives == [("all_reduce", 2 * CHANNELS, torch.float64)], backward.collectives
         assert not forward.host_reads + backward.host_reads
         others = [t for t in saved if t.data_ptr() != x.data_ptr() or x.numel() == 0]

@@ -80,8 +80,8 @@ class _Recorder:
             self.record.steps.append(_step(rows, layer.num_features, self.record.ranks))
 
 
-def _rows(layer: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:  # (G, 4C + 3)
-    """Each rank's [n, mean, var + mean^2, 1 or 0, m, running mean, running variance]."""
+def _rows(layer: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:  # (G, 5C + 3)
+    """Each rank's [n, mean, var, mean^2, 1 or 0, m, running mean, running variance]."""
     wide = payload_dtype(x.device)
     elements = x.numel() // x.shape[1]
     running = [b.to(wide) for b in (layer.running_mean, layer.running_var) if b is not None]
@@ -101,7 +101,7 @@ def _rows(layer: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:  # (G, 4
 
 def _step(rows: Tensor, channels: int, ranks: tuple[int, ...]) -> Step:
     batch_sizes, rows = [int(n) for n in rows[:, 0]], rows[:, 1:].double()
-    payloads, running = rows[:, : 2 * channels + 2], rows[:, 2 * channels + 2 :]
+    payloads, running = rows[:, : 3 * channels + 2], rows[:, 3 * channels + 2 :]
     elements = [int(m) for m in payloads[:, -1]]
     means, variances = {}, {}
     for mode in STATS_MODES:

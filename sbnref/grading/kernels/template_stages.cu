@@ -23,7 +23,7 @@
 
 namespace sbnref::laboratory {
 
-// p.payload (2 * C + 2,) = [w mean, w (var + mean^2), w, m], with the mean and the biased variance of this rank's p.x.
+// p.payload (3 * C + 2,) = [w mean, w var, w mean^2, w, m], with the mean and the biased variance of this rank's p.x.
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x;  // a block for every channel
     // to be written
@@ -31,8 +31,8 @@ __global__ void statistics(Problem p) {
 
 void forward_stats(const Problem& p) { launch("statistics", statistics, p.C, p); }
 
-// p.y = gamma (x - mean) / sigma + beta, with p.total = [S1, S2, W, M], mean = S1 / D, sigma = sqrt(var + p.eps) and
-// var = (S2 - 2 mean S1 + mean^2 W) / D, no less than 0; and p.saved.
+// p.y = gamma (x - mean) / sigma + beta, and p.saved, with p.total = [S1, S2, S3, W, M], mean = S1 / D,
+// sigma = sqrt(var + p.eps), var = (S2 + B) / D and B = S3 - mean (2 S1 - mean W), or 0 where that is below 2^-50 S3.
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
     // to be written
