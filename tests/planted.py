@@ -73,7 +73,9 @@ def _half_accumulation(x, weight):
     deviation = x - over(x, mean)
     var = sum_of(deviation * deviation) / m
     mean, var = mean.double(), var.double()
-    return torch.cat([weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, x.numel() // x.shape[1]])])
+    return torch.cat(
+        [weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, x.numel() // x.shape[1]])]
+    )
 
 
 def _swapped_sums(dy, x, saved):

@@ -125,6 +125,20 @@ def costs():
     return seen, len(after.collectives), len(layer._forward_hooks)
 
 
+def far_from_zero(offset, sizes):
+    layer = sbnref.SyncBatchNorm(1, stats_mode="exact", dtype=torch.float64)
+    with sbnref.monitor(layer) as watch:
+        layer(torch.randn(sizes[dist.get_rank()], 1, dtype=torch.float64) + offset)
+    (record,) = watch.layers.values()
+    return record.verdict()
+
+
+def test_a_mean_far_from_zero_is_named_where_it_costs_precision(world):
+    for offset, sizes, named in ((1e8, (50, 50), True), (1e8, (50, 0), False), (1e5, (50, 50), False)):
+        for verdict in world(2).run(far_from_zero, offset, sizes):
+            assert ("subtract a constant" in verdict) == named, verdict
+
+
 def test_one_collective_per_recorded_step_and_none_after(world):
     seen, after, hooks = world(2).run(costs)[0]
     assert seen[0] == ["all_reduce"]

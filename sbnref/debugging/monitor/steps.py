@@ -89,7 +89,7 @@ class Layer:
         """What a person should know, in plain words."""
         if not self.steps:
             return f"layer {self.name}: no training step was seen."
-        sentences = [*self._skew(), *self._non_finite(), *self._disagreement()]
+        sentences = [*self._skew(), *self._non_finite(), *self._offset(), *self._disagreement()]
         return f"layer {self.name}: {'; '.join(sentences) or 'no step had data'}."
 
     def _skew(self) -> Iterator[str]:
@@ -122,6 +122,16 @@ class Layer:
             number, step = bad[0]
             more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
             yield f"NaN or Inf came in on {ranks_in_words(list(step.non_finite))} in step {number}{more}"
+
+    def _offset(self) -> Iterator[str]:
+        """A mean so large that the rounding of the payload shows in the variance: see :func:`sbnref.modes.combine`."""
+        steps = [step for step in self.steps if sum(m > 0 for m in step.elements) > 1 and not step.non_finite]
+        errors = [1e-15 * step.mean["exact"] ** 2 / (step.var["exact"] + 1e-5) for step in steps]
+        if errors and (worst := max(float(error.max()) for error in errors)) > TOLERABLE:
+            yield (
+                f"the mean is so far from zero that the variance may be off by {min(worst, 1):.0%}: "
+                "subtract a constant from the input, before the layer"
+            )
 
     def _disagreement(self) -> Iterator[str]:
         if (worst := max(step.disagreement for step in self.steps)) > 0:
