@@ -8,8 +8,8 @@ Rank *r* of *G* holds :math:`m_r` elements per channel in a batch of :math:`n_r`
     v = \\frac{1}{D} \\sum_r w_r \\left( v_r + (\\mu_r - \\mu)^2 \\right)
 
 and differs from the others only in :math:`w_r` and :math:`D`. Each rank sends one vector of :math:`3C + 2` numbers,
-:math:`[w \\mu,\\; w v,\\; w \\mu^2,\\; w,\\; m]`. The sum of these vectors over the ranks, the *total*, determines every
-statistic. This module computes the weight of a rank, and the statistics from a total.
+:math:`[w \\mu,\\; w v,\\; w \\mu^2,\\; w,\\; m]`. The sum of these vectors over the ranks, the *total*, determines
+every statistic. This module computes the weight of a rank, and the statistics from a total.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
         The relative errors ``layer`` and ``F.batch_norm`` of y, dx, dgamma, dbeta, mean and var against float64: of an
         element over its size or, where that is larger, its channel's root mean square; of the mean over the standard
         deviation. Beside them what is ``allowed``: :math:`10^{-6}`, the rounding of a half result and, where two ranks
-        have data, :math:`10^{-15} (\\mu / \\sigma)^2`. The channel shown is that with the largest error of the layer over the allowed.
+        have data, :math:`10^{-15} (\\mu / \\sigma)^2`. The channel shown is that with the largest
+        error of the layer over the allowed.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)

@@ -71,7 +71,7 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
         return "Only empty ranks fail: m and w are 0 there, and nothing may be divided by them.", section
     return {
         "forward_stats": "The payload is [w mean, w var, w mean^2, w, m], with the biased variance.",
-        "forward_apply": "mean = S1 / D, var = (S2 + S3 - mean (2 S1 - mean W)) / D, y = gamma (x - mean) / sigma + beta.",
+        "forward_apply": "mean = S1 / D, var = (S2 + S3 - mean (2 S1 - mean W)) / D, y = gamma xhat + beta.",
         "backward_stats": "The payload is [sum g, sum g xhat], in this order.",
         "backward_apply": "dx = gamma / sigma { g - k / D [A + xhat B - (B / sigma) mean (1 - W/D)] }.",
         "layer": "The stages are right one by one; look at what the cases named above have in common.",
