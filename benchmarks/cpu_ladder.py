@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tutorials"))
 
 from kernels import cpu_ladder
 
-from sbnref.bench.results import Results, Row
-from sbnref.bench.show import show
-from sbnref.bench.timing import fill, spread
+from benchmarks.results import Results, Row
+from benchmarks.show import show
+from sbnref.lab.timing import fill, spread
 
 SAMPLE = (32, 28, 28)  # 98 KiB
 

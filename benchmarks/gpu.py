@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gpu_layers import ALONE, KERNELS, LAYERS, MMCV, Work, build_mmcv, kernel_works, step_works
 from gpu_report import EAGER, GRAPH, Row, lines, verdicts
 
-from sbnref.bench.results import Results
-from sbnref.bench.timing import spread
+from benchmarks.results import Results
 from sbnref.collectives import sum_payloads
 from sbnref.impls import cuda
-from sbnref.laboratory.timing import SHAPES as LADDER_SHAPES
-from sbnref.laboratory.timing import copying, counts, eager_seconds
+from sbnref.lab.gpu_timing import SHAPES as LADDER_SHAPES
+from sbnref.lab.gpu_timing import copying, counts, eager_seconds
+from sbnref.lab.timing import spread
 
 Shape = tuple[int, ...]
 Case = tuple[Shape, torch.dtype, bool]  # and whether channels come last

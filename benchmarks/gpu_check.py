@@ -237,8 +237,8 @@ def student() -> None:
     import students
 
     import sbnref
-    from sbnref.laboratory.implementation import StageKernels
-    from sbnref.laboratory.timing import time_file
+    from sbnref.lab.gpu_timing import time_file
+    from sbnref.lab.implementation import StageKernels
 
     sbnref.register_impl("stages.cu", StageKernels(HERE.parent / "tests" / "cuda" / "stages.cu"))
     for shape in ((4, 8, 9, 9), (0, 5, 4, 4), (300, 40)):
@@ -437,7 +437,7 @@ def main() -> int:
 
 def keep(outcomes: list[Outcome], output: Path) -> None:
     """Write how the parts went beside what the benchmark has measured."""
-    from sbnref.bench.results import Results, load
+    from benchmarks.results import Results, load
 
     for part in [part for part in (*LIMITS, "benchmark") if part not in {outcome.part for outcome in outcomes}]:
         outcomes.append(Outcome(part, "left out", 0, "ended before"))

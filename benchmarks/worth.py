@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sbnref.bench.results import Results, Row
+from benchmarks.results import Results, Row
 from sbnref.demo import load_digits, network
 
 RANKS = 4

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sbnref.bench import load
-from sbnref.bench.figures import draw
-from sbnref.bench.results import Results, Row, tabulate
-from sbnref.bench.show import TITLES, in_words
+from benchmarks import load
+from benchmarks.figures import draw
+from benchmarks.results import Results, Row, tabulate
+from benchmarks.show import TITLES
 
 DOCS = Path(__file__).parent
 FILES = sorted((DOCS.parent / "benchmarks" / "results").glob("*.json"))
@@ -34,7 +34,6 @@ def section(file: Path, results: Results) -> str:
         parts.append(f"### {TITLES.get(suite, suite)}")
         if suite in figures:
             parts.append(f"![{TITLES.get(suite, suite)}](_generated/{figures[suite].name})")
-        parts += [in_words(*model) for model in results.notes.get(suite, {}).items()]
         parts.append(f"<details>\n<summary>The numbers</summary>\n\n{table(rows)}\n\n</details>")
     return "\n\n".join(parts)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sbnref.bench import load
-from sbnref.bench.results import Row
+from benchmarks import load
+from benchmarks.results import Row
 
 DOCS = Path(__file__).parent
 FILE = DOCS.parent / "benchmarks" / "results" / "amd-epyc-2-cores.json"

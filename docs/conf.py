@@ -5,8 +5,9 @@ import sys
 
 import sbnref
 
-sys.path.insert(0, os.path.dirname(__file__))  # for the modules beside this
-import worth
+DOCS = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [DOCS, os.path.dirname(DOCS)]  # the modules beside this, and benchmarks
+import worth  # noqa: E402
 
 project = "sbnref"
 author = "the sbnref authors"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sbnref.bench import load
+from benchmarks import load
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "howto" / "faults.json"

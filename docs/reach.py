@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sbnref.bench import load
+from benchmarks import load
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "howto" / "reach.json"

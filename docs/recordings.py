@@ -16,10 +16,10 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from sbnref.laboratory import Call, Kernels, Recording, record
-from sbnref.laboratory.page import PLAYER, as_json
-from sbnref.laboratory.recording import example
-from sbnref.laboratory.stages import ask_for_recordings, record_stages
+from sbnref.lab import Call, Kernels, Recording, record
+from sbnref.lab.own_stages import ask_for_recordings, record_stages
+from sbnref.lab.page import PLAYER, as_json
+from sbnref.lab.recording import example
 
 DOCS = Path(__file__).resolve().parent
 TUTORIALS = DOCS.parent / "tutorials"

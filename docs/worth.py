@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from sbnref.bench import load
-from sbnref.bench.figures import COLORS
-from sbnref.bench.results import Results, Row
+from benchmarks import load
+from benchmarks.figures import COLORS
+from benchmarks.results import Results, Row
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "worth.json"

@@ -1,28 +1,22 @@
-"""Synchronized batch normalization, to read and to debug with."""
+"""Synchronized batch normalization that you can read, switch on, and debug with."""
 
-import sys
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from . import debugging, functional
+from . import functional
 from .collectives import groups_of
-from .debugging.compare import compare
-from .debugging.monitor import monitor
-from .grading import check
 from .impls import register_impl, use_impl
-from .interop.convert import convert_sync_batchnorm, register_conversion, revert_sync_batchnorm
-from .interop.uneven import until_all_done
 from .launch import RankError, Ranks, launch
 from .module import SyncBatchNorm
 
-debug = debugging.agreement
-# These are addresses too, as in `from sbnref.check import check`; the modules themselves stand in their rooms.
-sys.modules.update(
-    {
-        "sbnref.check": check,
-        "sbnref.compare": debugging.compare,
-        "sbnref.debug": debug,
-        "sbnref.monitor": debugging.monitor,
-    }
-)
+if TYPE_CHECKING:
+    from . import conformance as conformance
+    from . import debugging as debugging
+    from . import interop as interop
+    from . import lab as lab
+    from .debugging.compare import compare
+    from .debugging.monitor import monitor
+    from .interop.convert import convert_sync_batchnorm, revert_sync_batchnorm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,9 +29,26 @@ __all__ = [
     "groups_of",
     "launch",
     "monitor",
-    "register_conversion",
     "register_impl",
     "revert_sync_batchnorm",
-    "until_all_done",
     "use_impl",
 ]
+
+_TOOLS = {  # loaded on first use
+    "compare": "debugging.compare",
+    "monitor": "debugging.monitor",
+    "convert_sync_batchnorm": "interop.convert",
+    "revert_sync_batchnorm": "interop.convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TOOLS:
+        return getattr(importlib.import_module(f".{_TOOLS[name]}", __name__), name)
+    if name in ("conformance", "debugging", "interop", "lab"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_TOOLS]

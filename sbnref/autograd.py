@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .collectives import sum_payloads, world_size
-from .composed import composed_sync_batch_norm
+from .differentiable import composed_sync_batch_norm
 from .modes import fixed_divisor, rank_weight
 from .running import RunningStats
 

@@ -1,11 +1,10 @@
-"""The command line. Each command reads its options here and does its work in a room of its own."""
+"""The command line: the options of each command. The work is done in the module that the command imports."""
 
 from __future__ import annotations
 
 import re
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +13,7 @@ import typer
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Synchronized batch normalization, to read and to debug with.",
+    help="Synchronized batch normalization that you can read, switch on, and debug with.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
@@ -37,7 +36,7 @@ def demo(
     """Train on handwritten digits with ranks that are often empty, in every statistics mode, and compare."""
     from .demo import run
 
-    _or_exit(lambda: _make_folder(output))
+    or_exit(lambda: make_folder(output))
     run(ranks=ranks, steps=steps, seed=seed, output=output, as_json=json)
 
 
@@ -75,99 +74,9 @@ def compare(
         what = target or RandomLayer(_sizes(shape), empty_rank, dtype, stats_mode, device)
         return compare_on_ranks(what, impl, ranks)
 
-    report = _or_exit(run)
+    report = or_exit(run)
     _show(report, json)
     raise typer.Exit(2 if report.agrees and report.empty else not report.agrees)
-
-
-@app.command(epilog="Example: sbnref check --template > mine.py, then sbnref check mine.py --stage forward_stats")
-def check(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE_OR_MODULE",
-            help="Defines the four stage functions, in Python or in CUDA; or, FILE.cu, kernels that normalize.",
-        ),
-    ] = "",
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Grade this only; may be repeated. Of kernels: legal, right, frugal.")
-    ] = None,
-    suite: Annotated[
-        bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
-    ] = False,
-    examples: Annotated[int, typer.Option(min=1, help="Training steps to try on each stage.")] = 100,
-    timeout: Annotated[
-        float, typer.Option(min=1, max=86400, help="Seconds for a stage, after which it is ended.")
-    ] = 60,
-    memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")] = 4,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**31 - 1, help="Of the training steps; another one each time.")
-    ] = None,
-    forbid: Annotated[
-        list[str] | None, typer.Option(help="A module or function that the code may not use; may be repeated.")
-    ] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="One that it may: sbnref, which is forbidden.")] = None,
-    template: Annotated[
-        bool,
-        typer.Option("--template", help="Print a file to start from; --template cuda and cuda-stages: of kernels."),
-    ] = False,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="Time a file's forward(p) on a CUDA GPU, where nothing confines it.")
-    ] = False,
-    at_least: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 0 from this score on, whatever has not passed.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")] = False,
-) -> None:
-    """Grade your own four functions: which stages are right, and the smallest training step on which one is wrong.
-
-    Or your own CUDA kernels, in a file that ends in .cu, in the simulation: whether those of its forward(p) are legal,
-    right and frugal; or, where it has none, its four stages.
-
-    The code runs in a process of its own, without network or files to write to (Linux), and sees nothing of what is
-    expected.
-
-    Exit code 0: all passed; of kernels, they are legal and right. 1: not all. 2: there was nothing to grade.
-    """
-    from .grading.check import check as grade
-    from .grading.check import template as template_text
-    from .grading.kernels.check import check_kernels
-    from .grading.kernels.check import template as template_of_kernels
-    from .grading.kernels.tell import PARTS
-    from .impls import STAGES
-    from .laboratory.implementation import only_stages
-
-    if template:
-        texts = {
-            "": template_text,
-            "cuda": template_of_kernels,
-            "cuda-stages": lambda: template_of_kernels(stages=True),
-        }
-        if target not in texts:
-            raise typer.BadParameter(
-                f"expected --template, --template cuda or --template cuda-stages, got --template {target}"
-            )
-        typer.echo(texts[target](), nl=False)
-        return
-    if not target:
-        raise typer.BadParameter("name the file or module to grade, or ask for --template")
-    kernels = target.endswith(".cu")
-    if kernels and (suite or forbid or allow):
-        raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
-    asked = stage or (PARTS if kernels and not only_stages(Path(target)) else STAGES)
-    of_forward = kernels and not set(asked) <= set(STAGES)
-    if gpu and not of_forward:
-        raise typer.BadParameter("--gpu is for kernels of a forward(p), not for the four stages")
-    limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
-    report = _or_exit(
-        lambda: (
-            check_kernels(target, asked, gpu=gpu, **limits)
-            if of_forward
-            else grade(target, asked, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
-        )
-    )
-    _show(report, json)
-    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
 
 
 @app.command(epilog="Example: sbnref build cpu")
@@ -178,11 +87,11 @@ def build(
 ) -> None:
     """Build the libraries of the implementations now, rather than when they are first asked for.
 
-    Exit code 0: they are there. 2: one cannot be built; what is missing is said.
+    Exits with 0 on success, or with 2 and the reason on stderr.
     """
-    from .impls.progress import build_all
+    from .impls.build_command import build_all
 
-    _or_exit(lambda: build_all(library or ()))
+    or_exit(lambda: build_all(library or ()))
 
 
 @app.command(epilog="Example: sbnref build simulation, then SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")
@@ -195,10 +104,108 @@ def info(
     """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
     from .debugging.info import Info
 
-    _show(_or_exit(lambda: Info(_sizes(shape))), json)
+    _show(or_exit(lambda: Info(_sizes(shape))), json)
 
 
-@app.command(epilog="Example: sbnref traffic 32,64,56,56 --dtype float16 --channels-last")
+lab = typer.Typer(help="Run, watch, play and grade kernels and stages, without a GPU.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+
+Examples = Annotated[int, typer.Option(min=1, help="Training steps to try on each stage or part.")]
+Timeout = Annotated[float, typer.Option(min=1, max=86400, help="Seconds for a stage or part, after which it is ended.")]
+Memory = Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Of the training steps; drawn anew if left out.")]
+AtLeast = Annotated[float | None, typer.Option(min=0, max=1, help="Exit with 0 from this score on.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")]
+
+
+@lab.command(epilog="Example: sbnref lab template functions > mine.py, then sbnref lab check mine.py")
+def template(
+    what: Annotated[str, typer.Argument(help="functions, in Python; kernels or stages, in CUDA.")] = "functions",
+) -> None:
+    """Print a file to start from: four stage functions, kernels of a forward pass, or the four stages in CUDA."""
+    from .lab.grading.check import template as functions
+    from .lab.grading.kernels.check import template as kernels
+
+    texts = {"functions": functions, "kernels": kernels, "stages": lambda: kernels(stages=True)}
+    if what not in texts:
+        raise typer.BadParameter(f"expected one of {', '.join(texts)}, got {what}")
+    typer.echo(texts[what](), nl=False)
+
+
+@lab.command(epilog="Example: sbnref lab check mine.py --stage forward_stats")
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_MODULE", help="Defines the four stage functions, in Python or, FILE.cu, in CUDA."
+        ),
+    ],
+    stage: Annotated[list[str] | None, typer.Option(help="Grade only this stage; may be repeated.")] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
+    ] = False,
+    examples: Examples = 100,
+    timeout: Timeout = 60,
+    memory: Memory = 4,
+    seed: Seed = None,
+    forbid: Annotated[
+        list[str] | None, typer.Option(help="A module or function that the code may not use; may be repeated.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Lift a ban. Importing sbnref is forbidden by default.")
+    ] = None,
+    at_least: AtLeast = None,
+    json: Json = False,
+) -> None:
+    """Grade your own four stages: which are right, and the smallest training step on which one is wrong.
+
+    The code runs in a process of its own, without network or files to write to (Linux), and cannot see the expected
+    results. Exits with 0 if all stages passed, with 1 if not, or with 2 and the reason on stderr.
+    """
+    from .impls import STAGES
+    from .lab.grading.check import check as grade
+
+    if target.endswith(".cu") and (suite or forbid or allow):
+        raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
+    limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
+    report = or_exit(
+        lambda: grade(target, stage or STAGES, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
+    )
+    _show(report, json)
+    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
+
+
+@lab.command(epilog="Example: sbnref lab template kernels > mine.cu, then sbnref lab check-kernels mine.cu")
+def check_kernels(
+    file: Annotated[str, typer.Argument(metavar="FILE.cu", help="Defines void forward(const Problem&).")],
+    part: Annotated[
+        list[str] | None, typer.Option(help="Grade only legal, right or efficient; may be repeated.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Time the kernels on a CUDA GPU, without a sandbox.")] = False,
+    examples: Examples = 100,
+    timeout: Timeout = 60,
+    memory: Memory = 4,
+    seed: Seed = None,
+    at_least: AtLeast = None,
+    json: Json = False,
+) -> None:
+    """Grade your own CUDA kernels of a forward pass, in the simulation: are they legal, right and efficient?
+
+    Exits with 0 if they are legal and right, with 1 if not, or with 2 and the reason on stderr.
+    """
+    from .lab.grading.kernels.check import check_kernels as grade
+    from .lab.grading.kernels.report import PARTS
+    from .lab.implementation import only_stages
+
+    if not file.endswith(".cu") or only_stages(Path(file)):
+        raise typer.BadParameter(f"expected a file that defines forward(p); grade stages by `sbnref lab check {file}`")
+    limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
+    report = or_exit(lambda: grade(file, part or PARTS, gpu=gpu, **limits))
+    _show(report, json)
+    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
+
+
+@lab.command(epilog="Example: sbnref lab traffic 32,64,56,56 --dtype float16 --channels-last")
 def traffic(
     shape: Annotated[str, typer.Argument(help="Of the input, (N, C, *).")] = "32,64,56,56",
     dtype: Annotated[str, typer.Option(help="Of the input: float16, bfloat16, float32 or float64.")] = "float32",
@@ -212,7 +219,7 @@ def traffic(
     os.environ["SBNREF_CUDASIM"] = "1"  # before the kernels are loaded
     import torch
 
-    from .debugging.traffic import Traffic
+    from .lab.traffic import Traffic
 
     def count() -> Traffic:
         kind = getattr(torch, dtype, None)
@@ -220,10 +227,10 @@ def traffic(
             raise ValueError(f"expected a dtype such as float16, got {dtype!r}")
         return Traffic(_sizes(shape), kind, channels_last=channels_last, multiprocessors=multiprocessors)
 
-    _show(_or_exit(count), json)
+    _show(or_exit(count), json)
 
 
-@app.command(epilog="Example: sbnref trace mine.cu --shape 2,4,6,6 --output trace.html")
+@lab.command(epilog="Example: sbnref lab trace mine.cu --shape 2,4,6,6 --output trace.html")
 def trace(
     what: Annotated[
         str,
@@ -247,11 +254,11 @@ def trace(
 
     Exit code 0: the page is written. 1: it is, and ends where the simulation refused to go on. 2: there is none.
     """
-    from .laboratory.lines import finder
-    from .laboratory.trace import trace as record
+    from .lab.lines import finder
+    from .lab.trace import trace as record
 
     def run() -> str | None:
-        _make_folder(output.parent)
+        make_folder(output.parent)
         return record(
             what,
             _sizes(shape),
@@ -263,7 +270,7 @@ def trace(
             timeout=timeout,
         )
 
-    error = _or_exit(run)
+    error = or_exit(run)
     typer.echo(f"Saved {output}")
     if finder() is None:
         hint = "line numbers are missing because addr2line is not on the PATH; install binutils"
@@ -273,96 +280,32 @@ def trace(
         raise typer.Exit(1)
 
 
-course = typer.Typer(help="Hand out what a course takes, and have graded what is handed in.", no_args_is_help=True)
-app.add_typer(course, name="course")
+course = typer.Typer(help="Make a course: the handout for students, and the autograder.", no_args_is_help=True)
+lab.add_typer(course, name="course")
 
 
 @course.callback()
 def course_main() -> None:
-    """Keeps `sbnref course COMMAND` a group while it has a single command."""
+    """Keeps `sbnref lab course COMMAND` a group while it has a single command."""
 
 
-@course.command("make", epilog="Example: sbnref course make lab3")
+@course.command("make", epilog="Example: sbnref lab course make lab3")
 def course_make(
     folder: Annotated[Path, typer.Argument(help="A new or an empty one.")],
     settings: Annotated[
         Path | None, typer.Option(help="The settings.json of an earlier course, changed: points, seeds, limits.")
     ] = None,
 ) -> None:
-    """Write a folder to hand out, exercises and templates without solutions, and beside it what graders take.
+    """Write a folder to hand out, exercises and templates without solutions, and an autograder for Gradescope.
 
-    These are an autograder for Gradescope and a workflow for GitHub. The folder's README.md says which part goes where.
-
-    Exit code 0: it is written. 2: it is not; why is said.
+    The folder's README.md says which part goes where. Exits with 0 on success, or with 2 and the reason on stderr.
     """
-    from .grading.course.make import make
-    from .grading.course.settings import Settings
+    from .lab.course.make import make
+    from .lab.course.settings import Settings
 
-    chosen = _or_exit(lambda: Settings() if settings is None else Settings.load(settings))
-    _or_exit(lambda: make(folder, chosen))
+    chosen = or_exit(lambda: Settings() if settings is None else Settings.load(settings))
+    or_exit(lambda: make(folder, chosen))
     typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
-
-
-bench = typer.Typer(help="Measure how fast the layer is, and read results.", invoke_without_command=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.callback(epilog="Example: sbnref bench --quick")
-def bench_run(
-    context: typer.Context,
-    suite: Annotated[
-        list[str] | None, typer.Option(help="one_process, processes, scaling, padding, overhead; all if left out.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions: about a minute.")] = False,
-    output: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
-) -> None:
-    """Measure the layer against its peers on this machine's CPU, and print the tables."""
-    if context.invoked_subcommand is not None:
-        return
-    from .bench import SUITES, run
-    from .bench.show import show
-
-    if unknown := set(suite or []) - set(SUITES):
-        raise typer.BadParameter(f"expected suites of {tuple(SUITES)}, got {sorted(unknown)}")
-    if output is not None:
-        _or_exit(lambda: _make_folder(output.parent))
-    results = _or_exit(lambda: run(suite or list(SUITES), quick))
-    show(results)
-    if output is not None:
-        results.save(output)
-
-
-@bench.command("show", epilog="Example: sbnref bench show benchmarks/results/*.json --figures figures")
-def bench_show(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files that sbnref bench wrote.")],
-    figures: Annotated[Path | None, typer.Option(help="A folder to draw figures in.")] = None,
-) -> None:
-    """Print the tables of result files, and draw their figures."""
-    from .bench import load
-    from .bench.figures import draw
-    from .bench.show import show
-
-    for file in files:
-        results = _or_exit(partial(load, file))
-        show(results)
-        if figures is not None:
-            for path in draw(results, figures, file.stem):
-                typer.echo(f"Saved {path}")
-
-
-@bench.command("compare", epilog="Example: sbnref bench compare before.json after.json")
-def bench_compare(
-    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to measure against.")],
-    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to judge.")],
-) -> None:
-    """Compare two result files of one machine. Exit code 1: something is slower by more than noise."""
-    from .bench import compare as compare_results
-    from .bench import load
-    from .bench.show import show_comparison
-
-    rows = _or_exit(lambda: compare_results(load(before), load(after)))
-    show_comparison(rows)
-    raise typer.Exit(any(row["verdict"] == "slower" for row in rows))
 
 
 def _sizes(shape: str) -> tuple[int, ...]:
@@ -375,7 +318,7 @@ def _sizes(shape: str) -> tuple[int, ...]:
     return tuple(map(int, shape.split(",")))
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """A folder that can be written to; asked for before the minutes of work whose results go there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -396,7 +339,7 @@ def _show(report: Any, as_json: bool) -> None:
         Console().print(report)
 
 
-def _or_exit(work: Callable[[], T]) -> T:
+def or_exit(work: Callable[[], T]) -> T:
     """What ``work`` returns; what it refuses is told in a sentence, not in a traceback."""
     try:
         return work()

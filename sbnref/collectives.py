@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from .impls.build import flag
-from .refusals import check_group, check_member, check_registered
+from .impls.environment import flag
+from .validation import check_group, check_member, check_registered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

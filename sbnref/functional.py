@@ -12,10 +12,11 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .autograd import SyncBatchNormFunction
 from .collectives import apart_from_ddp, resolve, transforming
-from .debugging.agreement import agree_first
+from .differentiable import recomputing, transformed_sync_batch_norm
 from .impls import choose_impl
-from .recompute import recomputing
-from .refusals import (
+from .impls.environment import flag
+from .running import RunningStats
+from .validation import (
     check_call,
     check_eager_trace,
     check_join,
@@ -24,14 +25,11 @@ from .refusals import (
     check_normalized,
     check_spread,
 )
-from .running import RunningStats
-from .transforms import transformed_sync_batch_norm
 
 if TYPE_CHECKING:
     from .collectives import Group
 
 
-@agree_first
 def sync_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -206,3 +204,9 @@ def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Te
         return output.movedim(1, -1).index_put(valid, normalized).movedim(-1, 1)
     output.movedim(1, -1)[valid] = normalized
     return output  # and not the view of it: an empty one's second derivatives end there, short of collectives
+
+
+if flag("SBNREF_DEBUG"):  # read once, when sbnref is imported
+    from .debugging.agreement import agree_first
+
+    sync_batch_norm = agree_first(sync_batch_norm)

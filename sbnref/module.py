@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .functional import sync_batch_norm
 from .impls import check_name
-from .refusals import check_group, check_stats_mode
+from .validation import check_group, check_stats_mode
 
 if TYPE_CHECKING:
     from .collectives import Group

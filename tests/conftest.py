@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sbnref
+from benchmarks.results import Results
 from sbnref import impls
-from sbnref.bench.results import Results
 
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
 

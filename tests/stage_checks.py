@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sbnref import functional
 from sbnref.autograd import parameter_gradients
-from sbnref.composed import composed_sync_batch_norm
+from sbnref.differentiable import composed_sync_batch_norm
 from sbnref.impls import reference
 from sbnref.running import RunningStats
 

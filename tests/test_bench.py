@@ -8,10 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sbnref.bench import compare, growth, load, suites, timing
-from sbnref.bench.figures import draw
-from sbnref.bench.results import Results, tabulate
-from sbnref.cli import app
+from benchmarks import compare, load, suites
+from benchmarks.__main__ import app
+from benchmarks.figures import draw
+from benchmarks.results import Results, tabulate
+from sbnref.lab import timing
 
 
 def row(median, layer="reference", **more):
@@ -36,22 +37,6 @@ def test_compare_flags_what_is_beyond_noise():
     after.machine = {"cpu": "another"}
     with pytest.raises(ValueError, match="expected results of one machine, got"):
         compare(before, after)
-
-
-def test_the_model_finds_the_latency_and_bandwidth_it_was_given():
-    true, cores = {"alpha": 5e-6, "beta": 2e-9}, 3
-    rows = []
-    for collective in ("all-reduce", "all-gather"):
-        for world_size in (2, 4, 8):
-            for size in (1e3, 1e5):
-                seconds = growth.predict(true, collective, world_size, size, cores)
-                rows.append({"layer": collective, "world_size": world_size, "bytes": size, "median": seconds})
-    for model in growth.fit(rows, cores).values():
-        assert model["alpha"] == pytest.approx(true["alpha"])
-        assert model["beta"] == pytest.approx(true["beta"])
-        assert model["largest_error"] < 1e-9
-        few, many = (growth.predict(model, "all-reduce", world_size, 1e3) for world_size in (2048, 4096))
-        assert few < many < growth.predict(model, "all-reduce", 4096, 1e3, cores)
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -83,7 +68,7 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
     monkeypatch.setattr(suites, "COMPILED", {})
     monkeypatch.setattr(suites, "QUICK_WORLDS", (2,))
     file = tmp_path / "r.json"
-    done = CliRunner().invoke(app, ["bench", "--quick", "--output", str(file)])
+    done = CliRunner().invoke(app, ["--quick", "--output", str(file)])
     assert done.exit_code == 0, done.output
     rows = json.loads(file.read_text())["rows"]
     assert {r["suite"] for r in rows} == set(suites.SUITES)
@@ -93,13 +78,13 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
     assert of["processes", "fairscale"]["collectives"] == 3
     assert of["overhead", "reference"]["host_reads"] == 0
 
-    shown = CliRunner().invoke(app, ["bench", "show", str(file), "--figures", str(tmp_path)])
+    shown = CliRunner().invoke(app, ["show", str(file), "--figures", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     for word in ("peak", "collectives", "reads", "E[x²]−E[x]²", "2×4×3×3"):
         assert word in shown.output
     for suite in ("one_process", "scaling"):
         assert (tmp_path / f"r-{suite}.png").read_bytes().startswith(b"\x89PNG")
-    compared = CliRunner().invoke(app, ["bench", "compare", str(file), str(file)])
+    compared = CliRunner().invoke(app, ["compare", str(file), str(file)])
     assert compared.exit_code == 0, compared.output
 
 
@@ -138,14 +123,14 @@ def test_a_file_that_is_not_of_results_is_named(content, tmp_path):
     file = tmp_path / "r.json"
     file.write_text(content)
     for command in (["show", str(file)], ["compare", str(file), str(file)]):
-        run = CliRunner().invoke(app, ["bench", *command])
+        run = CliRunner().invoke(app, command)
         assert run.exit_code == 2
-        assert run.stderr.startswith("sbnref: expected results that sbnref bench wrote")
+        assert run.stderr.startswith("sbnref: expected results that python -m benchmarks wrote")
         assert str(file) in run.stderr
 
 
 def test_unknown_suites_are_named():
-    done = CliRunner().invoke(app, ["bench", "--suite", "speed"])
+    done = CliRunner().invoke(app, ["--suite", "speed"])
     assert done.exit_code == 2
     assert "speed" in done.output
 

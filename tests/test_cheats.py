@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sbnref
-from sbnref.grading.apart.process import Job, Student
-from sbnref.grading.check import check
+from sbnref.lab.grading.check import check
+from sbnref.lab.sandbox.process import Job, Student
 
 pytestmark = pytest.mark.slow
 
@@ -321,7 +321,7 @@ def confine_nothing(folder, monkeypatch):
     """As on a system that does not allow it."""
     broken = folder / "confine.py"
     broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\ndef end_with_parent():\n    pass\n")
-    monkeypatch.setattr("sbnref.grading.apart.confine.__file__", str(broken))
+    monkeypatch.setattr("sbnref.lab.sandbox.confine.__file__", str(broken))
 
 
 def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
@@ -367,7 +367,7 @@ def test_an_interrupt_is_none_of_the_codes_errors(tmp_path):
     (tmp_path / "theirs.py").write_text(RIGHT.replace("    m, over", "    __import__('time').sleep(0.2)\n    m, over"))
     program = f"""
 import _thread, signal, sys, threading, time, traceback
-from sbnref.grading.check import check
+from sbnref.lab.grading.check import check
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 
 def called(frame):

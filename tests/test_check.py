@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.conformance.cases import Case
-from sbnref.grading import judge as judging
-from sbnref.grading import template as start
-from sbnref.grading.apart.process import Job
-from sbnref.grading.check import Grade, StageGrade, check, template
-from sbnref.grading.hints import SECTIONS, where_to_look
-from sbnref.grading.judge import Judge
-from sbnref.grading.search import CUT_SHORT, search
 from sbnref.impls import STAGES, reference
+from sbnref.lab.grading import judge as judging
+from sbnref.lab.grading import template as start
+from sbnref.lab.grading.check import Grade, StageGrade, check, template
+from sbnref.lab.grading.hints import SECTIONS, where_to_look
+from sbnref.lab.grading.judge import Judge
+from sbnref.lab.grading.search import CUT_SHORT, search
+from sbnref.lab.sandbox.process import Job
 
 
 def replaced(**stages):
@@ -288,7 +288,7 @@ def test_a_file_that_is_half_written(tmp_path):
     path = tmp_path / "theirs.py"
     path.write_text(text)
     run = CliRunner().invoke(
-        app, ["check", str(path), "--stage", "forward_stats", "--stage", "backward_stats", "--json"]
+        app, ["lab", "check", str(path), "--stage", "forward_stats", "--stage", "backward_stats", "--json"]
     )
     assert run.exit_code == 1
     report = json.loads(run.stdout)
@@ -330,7 +330,7 @@ def test_the_report_as_text():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "name the file or module to grade, or ask for --template"),
+        ([], "Missing argument 'FILE_OR_MODULE'"),
         (["nowhere.py"], "there is no file nowhere.py"),
         (["./setup.cfg"], "there is no file ./setup.cfg"),
         (["tests/.", "--stage", "forward_stats"], "there is no file"),
@@ -339,13 +339,13 @@ def test_the_report_as_text():
     ],
 )
 def test_command_refuses_in_a_sentence(arguments, text):
-    run = CliRunner().invoke(app, ["check", *arguments])
+    run = CliRunner().invoke(app, ["lab", "check", *arguments])
     assert run.exit_code == 2
     assert text in " ".join(run.stderr.replace("│", " ").split())
 
 
 def test_template_is_a_file_to_start_from():
-    run = CliRunner().invoke(app, ["check", "--template"])
+    run = CliRunner().invoke(app, ["lab", "template", "functions"])
     assert run.exit_code == 0
     assert run.stdout == template()
     for stage in STAGES:

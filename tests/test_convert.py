@@ -313,7 +313,10 @@ def parametrized() -> nn.Module:
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (patched, "a forward pass of its own"),
         (channel_last, "channel_last=True"),
-        (lambda: TorchsparseBatchNorm(4), "of its own: sbnref.register_conversion can say what becomes of its class"),
+        (
+            lambda: TorchsparseBatchNorm(4),
+            "of its own: sbnref.interop.register_conversion can",
+        ),
         (parametrized, "computed from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
         (scripted, "a RecursiveScriptModule that torch.jit made of a BatchNorm2d: convert the model before"),
@@ -387,7 +390,7 @@ def name_of(kind: type[nn.Module]) -> str:
 def register(monkeypatch):
     """``register_conversion``, for the length of a test."""
     monkeypatch.setattr(sbnref.interop.convert, "_registry", dict(sbnref.interop.convert._registry))
-    return sbnref.register_conversion
+    return sbnref.interop.register_conversion
 
 
 def test_a_registered_class_is_converted_and_back(register):

@@ -9,7 +9,6 @@ from torch import nn
 
 import sbnref
 from sbnref import functional
-from sbnref.debugging import agreement
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,5 @@ def test_a_group_that_is_none_is_refused_as_ever(debugged):
 
 
 def test_without_the_flag_nothing_is_added():
-    assert not agreement.ENABLED
     assert not hasattr(functional.sync_batch_norm, "__wrapped__")
-    assert agreement.agree_first(step) is step
     assert not nn.modules.module._global_forward_pre_hooks

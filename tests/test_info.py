@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.debugging.traffic import launch_plan
 from sbnref.impls import build
+from sbnref.lab.traffic import launch_plan
 
 
 def test_as_a_table(monkeypatch):
@@ -50,10 +50,10 @@ def test_flags_have_words_for_no(value, on, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["4", "x", "4,0", "-1,2", "4,"])
-@pytest.mark.parametrize("command", [["info", "--shape"], ["traffic"]])
+@pytest.mark.parametrize("command", [["info", "--shape"], ["lab", "traffic"]])
 def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
     monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets it
-    run = CliRunner().invoke(app, [*command, "--", shape] if command == ["traffic"] else [*command, shape])
+    run = CliRunner().invoke(app, [*command, "--", shape] if command == ["lab", "traffic"] else [*command, shape])
     assert run.exit_code == 2
     assert run.stderr == (
         "sbnref: expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
@@ -101,8 +101,8 @@ def test_launch_plans_for_a_shape():
 
 @pytest.mark.slow
 def test_traffic_of_a_shape():
-    stages = json.loads(simulated("traffic", "8,4,16,16", "--json"))["stages"]
+    stages = json.loads(simulated("lab", "traffic", "8,4,16,16", "--json"))["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
-    shown = simulated("traffic", "8,4,16,16", "--dtype", "float16", "--channels-last")
+    shown = simulated("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last")
     assert "float16, channels-last" in shown
     assert "backward_apply" in shown

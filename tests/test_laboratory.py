@@ -13,9 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.laboratory import Call, Kernels, Recording, count, record
-from sbnref.laboratory.kernels import library, numbers
-from sbnref.laboratory.recording import MOST_ELEMENTS, Act, Step, bank_conflicts, example
+from sbnref.lab import Call, Kernels, Recording, count, record
+from sbnref.lab.kernels import library, numbers
+from sbnref.lab.recording import MOST_ELEMENTS, Act, Step, bank_conflicts, example
 
 sys.path.append(str(Path(__file__).parents[1] / "tutorials"))
 from kernels import ladder
@@ -234,9 +234,9 @@ def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
         shutil.copytree(Path(__file__).parents[1] / folder, tmp_path / folder)
     code = f"""
 from pathlib import Path
-from sbnref.laboratory import Call, Kernels, record
-from sbnref.laboratory.kernels import CSRC
-from sbnref.laboratory.recording import example
+from sbnref.lab import Call, Kernels, record
+from sbnref.lab.kernels import CSRC
+from sbnref.lab.recording import example
 
 assert str(CSRC) == {str(tmp_path / "csrc")!r}, CSRC
 print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), example((2, 4, 6, 6)))).sites
@@ -279,7 +279,7 @@ def test_arrays_keep_their_places_within_sectors(student):
 
 
 def trace(*arguments: str):
-    return CliRunner().invoke(app, ["trace", *arguments])
+    return CliRunner().invoke(app, ["lab", "trace", *arguments])
 
 
 def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):

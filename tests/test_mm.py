@@ -15,7 +15,7 @@ pytest.importorskip("mmcv")
 def test_a_norm_cfg_builds_the_layer():
     from mmengine.registry import MODELS
 
-    import sbnref.mm
+    import sbnref.interop.mmengine
 
     layer = MODELS.build({"type": "SBNRef", "num_features": 4, "stats_mode": "N", "impl": "cuda"})
     assert type(layer) is sbnref.SyncBatchNorm
@@ -25,7 +25,7 @@ def test_a_norm_cfg_builds_the_layer():
 def test_mmcv_builds_blocks_with_it():
     from mmcv.cnn import ConvModule, build_norm_layer, is_norm
 
-    import sbnref.mm
+    import sbnref.interop.mmengine
 
     cfg = {"type": "SBNRef", "stats_mode": "N", "momentum": 0.03, "requires_grad": False}
     name, layer = build_norm_layer(cfg, 8, postfix=1)
@@ -48,7 +48,7 @@ def test_a_configuration_file_imports_it(tmp_path):
 
     file = tmp_path / "config.py"
     file.write_text(
-        'custom_imports = dict(imports=["sbnref.mm"])\n'
+        'custom_imports = dict(imports=["sbnref.interop.mmengine"])\n'
         'model = dict(type="ConvModule", in_channels=3, out_channels=4, kernel_size=1, norm_cfg=dict(type="SBNRef"))\n'
     )
     import mmcv.cnn

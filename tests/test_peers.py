@@ -5,12 +5,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.suites import fairscale
 from sbnref import SyncBatchNorm
-from sbnref.bench.peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
-from sbnref.bench.suites import fairscale
 from sbnref.conformance.cases.parts import CHANNELS, close, random_inputs
 from sbnref.conformance.oracle import train_step
 from sbnref.conformance.watch import Watch
+from sbnref.interop.peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sbnref
-from sbnref.bench.results import load
+from benchmarks.results import load
 
 pytestmark = pytest.mark.slow
 

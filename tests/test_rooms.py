@@ -125,7 +125,7 @@ def test_the_page_draws_an_import_that_was_not_there(copy):
         ("autograd.py", "from .conformance import oracle", "sbnref.autograd -> sbnref.conformance.oracle"),
         ("collectives.py", "from .debugging import agreement", "sbnref.collectives -> sbnref.debugging.agreement"),
         ("functional.py", "from .debugging import report", "sbnref.functional -> sbnref.debugging.report"),
-        ("debugging/info.py", "from ..grading import hints", "sbnref.debugging.info -> sbnref.grading.hints"),
+        ("debugging/info.py", "from ..grading import hints", "sbnref.debugging.info -> sbnref.lab.grading.hints"),
         ("fifth.py", "", "sbnref.fifth"),
     ],
 )

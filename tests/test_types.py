@@ -90,7 +90,7 @@ def test_the_wheel_runs(installed, tmp_path):
 def test_the_wheel_hands_out_a_course(installed, tmp_path):
     """The wheel that goes into a course has what the built one has, and no solutions."""
     code = "from sbnref.cli import app; app()"
-    subprocess.run((installed, "-c", code, "course", "make", tmp_path / "lab"), check=True, cwd=tmp_path)
+    subprocess.run((installed, "-c", code, "lab", "course", "make", tmp_path / "lab"), check=True, cwd=tmp_path)
     (built,), (packed,) = installed.parents[2].glob("*.whl"), (tmp_path / "lab" / "handout").glob("*.whl")
     names = [
         {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name} for wheel in (built, packed)
@@ -102,9 +102,11 @@ def test_the_wheel_hands_out_a_course(installed, tmp_path):
 
 def test_installed_it_confines_what_is_graded(installed, tmp_path):
     """There the package has the kernels' sources within it."""
-    template = (ROOT / "sbnref" / "grading" / "template.py").read_text()
+    template = (ROOT / "sbnref" / "lab" / "grading" / "template.py").read_text()
     (tmp_path / "mine.py").write_text(template)
-    code = "from sbnref.grading.check import check; print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
+    code = (
+        "from sbnref.lab.grading.check import check; print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
+    )
     said = [
         subprocess.run((python, "-c", code), capture_output=True, text=True, check=True, cwd=tmp_path).stdout
         for python in (sys.executable, installed)

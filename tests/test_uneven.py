@@ -36,7 +36,7 @@ def train() -> dict[str, torch.Tensor]:
     model = sbnref.convert_sync_batchnorm(network(), stats_mode="exact")
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
-    for images, labels in sbnref.until_all_done(batch(rank, step) for step in range(len(SIZES[rank]))):
+    for images, labels in sbnref.interop.until_all_done(batch(rank, step) for step in range(len(SIZES[rank]))):
         samples = torch.tensor(len(images))
         dist.all_reduce(samples)
         optimizer.zero_grad()
@@ -61,7 +61,7 @@ def test_three_and_five_batches_are_one_process_with_both(world):
 
 
 def collect(batches_of_ranks, like=None):
-    return list(sbnref.until_all_done(batches_of_ranks[dist.get_rank()], like))
+    return list(sbnref.interop.until_all_done(batches_of_ranks[dist.get_rank()], like))
 
 
 def test_what_an_empty_batch_is_made_of(world):
@@ -135,7 +135,7 @@ def collect_in_a_part():
     group = dist.new_group([0, 2])
     rank = dist.get_rank()
     loader = [torch.ones(1)] * (1 + rank)
-    return len(list(sbnref.until_all_done(loader, group=group))) if rank != 1 else None
+    return len(list(sbnref.interop.until_all_done(loader, group=group))) if rank != 1 else None
 
 
 def test_only_the_group_iterates_together(world):
@@ -159,7 +159,7 @@ def test_what_one_rank_gives_as_like_is_refused_on_all(world):
 
 
 def test_one_process_iterates_over_the_loader():
-    assert list(sbnref.until_all_done(iter("abc"))) == ["a", "b", "c"]
+    assert list(sbnref.interop.until_all_done(iter("abc"))) == ["a", "b", "c"]
 
 
 def stop_at_an_error(bad_batch):
@@ -169,7 +169,7 @@ def stop_at_an_error(bad_batch):
             yield from bad_batch()
         yield torch.ones(3)
 
-    batches = sbnref.until_all_done(loader())
+    batches = sbnref.interop.until_all_done(loader())
     assert len(next(batches)) == 2
     with pytest.raises((OSError, TypeError, RuntimeError)) as raised:
         next(batches)

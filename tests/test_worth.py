@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sbnref
-from sbnref.bench import load
+from benchmarks import load
 from sbnref.demo import load_digits, network
 
 pytestmark = pytest.mark.slow

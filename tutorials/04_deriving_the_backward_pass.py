@@ -143,7 +143,7 @@ print(f"the layer, four ranks  {error(backward(gs, xs), of_the_layer):.1e}")
 # mmcv's layer uses :math:`k_r = 1/(G m_r)` in every mode. In mode ``'N'`` it should be
 # :math:`n_r / (m_r \sum_q n_q)`. As the batches become unequal, its gradient drifts
 # away from the derivative of its own forward pass. We measure by how much, with mmcv's
-# published algorithm (``sbnref/bench/peers.py``) against the float64 oracle of the
+# published algorithm (``sbnref/interop/peers.py``) against the float64 oracle of the
 # conformance suite.
 
 import matplotlib.pyplot as plt
@@ -151,9 +151,9 @@ import matplotlib.pyplot as plt
 
 def off(sizes, peer):
     """Runs on every rank: the relative error of this rank's dx, mode 'N'."""
-    from sbnref.bench.peers import MMCVSyncBatchNorm
     from sbnref.conformance.cases.parts import random_inputs
     from sbnref.conformance.oracle import train_step
+    from sbnref.interop.peers import MMCVSyncBatchNorm
 
     xs, dys = random_inputs(sizes, [(2, 2)] * len(sizes), torch.float64)
     want = train_step(xs, dys, torch.ones(5), torch.zeros(5), "N").dx[dist.get_rank()]

@@ -89,7 +89,7 @@ from kernels import ladder
 
 import sbnref
 
-MULTIPROCESSORS = 132  # of an H100 or H200; sbnref traffic plans for the same
+MULTIPROCESSORS = 132  # of an H100 or H200; sbnref lab traffic plans for the same
 far = x[:2] + 1000  # a mean of a thousand standard deviations
 size = x.nbytes
 results = {}
@@ -392,10 +392,12 @@ plt.show()
 # Counting says what a kernel asks for, not how long it takes. ``make gpu-check`` times
 # the rungs on a machine with a GPU; this is what the committed result files have.
 
-from sbnref.bench.results import load
+import json
 
 files = sorted((ladder.KERNELS.parents[1] / "benchmarks/results").glob("*.json"))
-timed = [(file.stem, row) for file in files for row in load(file).rows]
+timed = [
+    (file.stem, row) for file in files for row in json.loads(file.read_text())["rows"]
+]
 timed = [(stem, row) for stem, row in timed if row["suite"] == "ladder"]
 for stem, row in timed:
     print(

@@ -7,7 +7,7 @@ moves to sbnref: the code, the checkpoints, the numbers?
 
 The head below is a small one of the common kind: for every box its features, two
 convolutions, a classifier. mmcv's layer needs its compiled package and a GPU, so this
-page runs its published algorithm in plain PyTorch (``sbnref/bench/peers.py``); the
+page runs its published algorithm in plain PyTorch (``sbnref/interop/peers.py``); the
 names of parameters and buffers are the same.
 """
 
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 import sbnref
-from sbnref.bench.peers import MMCVSyncBatchNorm
+from sbnref.interop.peers import MMCVSyncBatchNorm
 
 
 def box_head(norm):

@@ -5,8 +5,8 @@ r"""
 **Question.** Four functions make an implementation. Can you write them, and would
 they survive what users send?
 
-``sbnref check --template`` prints a file with the four functions, their arguments
-explained and their bodies missing. ``sbnref check FILE`` grades it: for each stage it
+``sbnref lab template functions`` prints a file with the four functions, their arguments
+explained and their bodies missing. ``sbnref lab check FILE`` grades it: for each stage it
 searches for an input on which the result is wrong, shrinks it to the smallest one,
 and says what was expected, what was given, and where to read. This page does it from
 Python.
@@ -22,7 +22,7 @@ Python.
 import tempfile
 from pathlib import Path
 
-from sbnref.grading.check import check, template
+from sbnref.lab.grading.check import check, template
 
 folder = tempfile.TemporaryDirectory()
 file = Path(folder.name) / "mine.py"
@@ -115,7 +115,7 @@ report = check(str(file), examples=30)
 report
 
 # %%
-# Three of four. The score is for a teacher's script; ``sbnref check --json`` prints it.
+# Three of four. The score is for a teacher's script; ``sbnref lab check --json`` prints it.
 
 print(f"score {report.score:.2f}")
 folder.cleanup()

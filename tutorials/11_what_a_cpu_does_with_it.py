@@ -308,8 +308,8 @@ for threads in dict.fromkeys((1, THREADS)):
 
 import matplotlib.pyplot as plt
 
-from sbnref.bench import load
-from sbnref.bench.figures import cpu_ladder as roofline
+from benchmarks import load
+from benchmarks.figures import cpu_ladder as roofline
 
 committed = 0
 for file in sorted(cpu_ladder.RESULTS.glob("*.json")):

@@ -6,8 +6,8 @@ r"""
 are right, and see what they do?
 
 Tutorial 5 shows a ladder of kernels. Here you climb it yourself, from an empty file to
-the fourth rung. After each step ``sbnref check`` says whether the kernels are *legal*,
-*right* and *frugal*, and ``sbnref trace`` plays what every warp did. Both run them in
+the fourth rung. After each step ``sbnref lab check`` says whether the kernels are *legal*,
+*right* and *efficient*, and ``sbnref lab trace`` plays what every warp did. Both run them in
 the simulation of CUDA. The four steps are in ``tutorials/kernels/own/``; this page runs
 from a checkout, and compiles each of them for the CPU.
 """
@@ -16,14 +16,14 @@ from a checkout, and compiles each of them for the CPU.
 # The template
 # ------------
 #
-# ``sbnref check --template cuda > mine.cu`` gives you a file to start from. The words
+# ``sbnref lab template kernels > mine.cu`` gives you a file to start from. The words
 # that you need are explained at its top; a few more, such as ``once_per_block`` and
 # ``Line``, are in ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
 #
-# .. literalinclude:: ../../sbnref/grading/kernels/template.cu
+# .. literalinclude:: ../../sbnref/lab/grading/kernels/template.cu
 #    :language: cuda
 #
-# ``sbnref check mine.cu`` grades it. This page does so from Python, on fewer inputs and
+# ``sbnref lab check-kernels mine.cu`` grades it. This page does so from Python, on fewer inputs and
 # always the same ones.
 
 import tempfile
@@ -32,11 +32,11 @@ from pathlib import Path
 
 from kernels import ladder
 
-from sbnref.grading.kernels.check import check_kernels, template
-from sbnref.grading.kernels.frugal import SHAPE, stands
-from sbnref.grading.kernels.tell import PARTS
-from sbnref.laboratory import Call, Kernels, record
-from sbnref.laboratory.recording import example
+from sbnref.lab import Call, Kernels, record
+from sbnref.lab.grading.kernels.check import check_kernels, template
+from sbnref.lab.grading.kernels.efficiency import SHAPE, stands
+from sbnref.lab.grading.kernels.report import PARTS
+from sbnref.lab.recording import example
 
 STEPS = ladder.KERNELS / "own"
 folder = tempfile.TemporaryDirectory()
@@ -44,7 +44,7 @@ mine = Path(folder.name) / "mine.cu"
 
 
 def check(text, parts=PARTS):
-    """What ``sbnref check mine.cu`` says of a file with that text."""
+    """What ``sbnref lab check-kernels mine.cu`` says of a file with that text."""
     mine.write_text(text)
     return check_kernels(mine, parts, examples=30, seed=0)
 
@@ -57,7 +57,7 @@ def step(name, was=None, now=""):
 
 
 def watch(name):
-    """What ``sbnref trace`` records of a step, on a small tensor, and counts."""
+    """What ``sbnref lab trace`` records of a step, on a small tensor, and counts."""
     kernels = Kernels(STEPS / f"{name}.cu", threads=64)
     counts = record(Call(kernels, example((6, 2, 10, 10)), splits=2)).counts()
     for names in (
@@ -104,11 +104,11 @@ reports = {"1 formula": check(step("1_formula"))}
 reports["1 formula"]
 
 # %%
-# Legal and right. *Frugal* is a matter of degree: these kernels read x three times where
+# Legal and right. *Efficient* is a matter of degree: these kernels read x three times where
 # twice would do. The report says where on the ladder of tutorial 5 that is, and what the
 # next rung does with less.
 #
-# ``sbnref trace mine.cu`` writes a page that plays what happened, on a tensor that is
+# ``sbnref lab trace mine.cu`` writes a page that plays what happened, on a tensor that is
 # small enough to be looked at. ``read`` and ``written`` are bytes, ``again`` are the sectors of 32
 # bytes that had been moved before, ``steps`` the instructions of warps that are recorded.
 
@@ -233,7 +233,7 @@ size = 4 * prod(SHAPE)  # bytes of the tensor on which this is counted
 print(f"{'':12}{'moved':>7}{'instructions':>14}{'launches':>10}{'blocks':>8}")
 for name, report in reports.items():
     assert report.passed
-    spent = report.frugality.spent[0]
+    spent = report.efficiency.spent[0]
     print(
         f"{name:12}{spent.moved / size:>7.2f}{spent.requests:>14,}{spent.launches:>10}"
         f"{spent.blocks:>8}  {stands(spent).partition(';')[0]}"

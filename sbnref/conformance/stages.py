@@ -1,7 +1,7 @@
 """A training step stage by stage: what a stage gives, what it gives in float64, and how far rounding may part the two.
 
-`sbnref compare` and `sbnref check` both stand on this. Each stage is given exact inputs, so that a stage is blamed for
-its own errors only. The one thing a stage inherits is ``saved``, which an implementation lays out as it likes.
+`sbnref compare` and `sbnref lab check` both use this module. Each stage gets exact inputs, so that its result shows
+only its own errors. The one thing a stage inherits is ``saved``, which an implementation lays out as it likes.
 """
 
 from __future__ import annotations

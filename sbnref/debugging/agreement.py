@@ -22,14 +22,12 @@ from torch import Tensor, nn
 
 from ..collectives import name_of, resolve, transforming
 from ..impls import choose_impl
-from ..impls.build import flag
-from ..refusals import check_call
+from ..validation import check_call
 from .report import in_words, ranks_in_words
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-ENABLED = flag("SBNREF_DEBUG")  # read once, when sbnref is imported
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,9 +49,7 @@ class MismatchError(RuntimeError):
 
 
 def agree_first(layer: F) -> F:
-    """Put an agreement before every call of :func:`sbnref.functional.sync_batch_norm`; without the flag, nothing."""
-    if not ENABLED:
-        return layer
+    """Put an agreement before every call of :func:`sbnref.functional.sync_batch_norm`."""
     nn.modules.module.register_module_forward_pre_hook(_enter)
     nn.modules.module.register_module_forward_hook(_leave, always_call=True)
     signature = inspect.signature(layer)

@@ -11,23 +11,12 @@ import torch.distributed as dist
 
 from .. import __version__
 from ..impls import build, impl_names, why_not_yet
+from ..impls.environment import VARIABLES
+from .launch_plan import launch_plan, plan_in_words
 from .report import Report
-from .traffic import in_words, launch_plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-VARIABLES = {
-    "SBNREF_IMPL": "the implementation where none is asked for",
-    "SBNREF_CPU_FLAGS": "more compiler flags for the kernels for CPU tensors",
-    "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
-    "SBNREF_CUDASIM_FLAGS": "more compiler flags for the simulation, sanitizers for example",
-    "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
-    "SBNREF_DEBUG_TIMEOUT": "seconds to wait for the other ranks then",
-    "TORCH_EXTENSIONS_DIR": "where libraries that are built on first use are kept",
-    "TORCH_CUDA_ARCH_LIST": "which GPUs to build for",
-    "CUDA_HOME": "the CUDA toolkit to build with",
-}
 
 
 class Info(Report):
@@ -130,7 +119,7 @@ class Info(Report):
             if file is not None:
                 table.add_row(f"library {name}", file)
         for name, plan in self.plans.items():
-            table.add_row(f"plan, {name}", f"{tuple(self.shape)} float32: {in_words(plan)}")
+            table.add_row(f"plan, {name}", f"{tuple(self.shape)} float32: {plan_in_words(plan)}")
         table.add_row("build cache", f"{self.build_cache}, {len(self.built)} built")
         for name, value in self.variables.items():
             table.add_row(name, f"{value} ({VARIABLES[name]})")

@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -123,11 +124,6 @@ NOT_YET = "it is not built yet"
 
 class BuildError(RuntimeError):
     """The library cannot be had; the message says why and what to do about it."""
-
-
-def flag(variable: str) -> bool:
-    """Whether an environment variable is set, and not to a word for no."""
-    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
 
 
 def simulated() -> bool:

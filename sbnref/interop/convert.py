@@ -335,7 +335,7 @@ def _why_not(layer: nn.Module) -> str | None:
     if _is_scripted(layer):
         return f"that torch.jit made of a {layer.original_name}: convert the model before it is compiled so"
     if _kind(layer) not in _registry:
-        return "with a forward pass of its own: sbnref.register_conversion can say what becomes of its class"
+        return "with a forward pass of its own: sbnref.interop.register_conversion can say what becomes of its class"
     if "forward" in vars(layer):
         return "with a forward pass of its own"
     if changed := _overrides(layer):

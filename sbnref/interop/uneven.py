@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..collectives import resolve
-from ..refusals import check_dense
+from ..validation import check_dense
 
 if TYPE_CHECKING:
     from ..collectives import Group

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbnref.bench import load
-from sbnref.bench.figures import draw
-from sbnref.bench.results import tabulate
+from benchmarks import load
+from benchmarks.figures import draw
+from benchmarks.results import tabulate
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import cpu_ladder

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbnref.debugging.traffic import issue_ceiling
+from sbnref.lab.traffic import issue_ceiling
 
 
 def disassembler() -> str | None:

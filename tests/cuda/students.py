@@ -1,7 +1,7 @@
 # ruff: noqa: E501 (lines of programs, as they are to be)
 """Files of kernels as students may hand them in: the seven rungs, twelve faults, ten ways to be right.
 
-python tests/cuda/students.py     # writes what the rungs spend to sbnref/grading/kernels/rungs.json
+python tests/cuda/students.py     # writes what the rungs spend to sbnref/lab/grading/kernels/rungs.json
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ VARIANTS = {
 
 def spent() -> dict[str, dict[str, dict[str, int]]]:
     """What the rungs spend, by rung and memory format; the sixth spends what the fifth does."""
-    from sbnref.grading.kernels.check import check_kernels
+    from sbnref.lab.grading.kernels.check import check_kernels
 
     found: dict[str, dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -312,16 +312,16 @@ def spent() -> dict[str, dict[str, dict[str, int]]]:
                 continue
             file = Path(folder, "rung.cu")
             file.write_text(rung(name))
-            frugality = check_kernels(file, ["frugal"], seed=0).frugality
-            assert frugality is not None
+            efficiency = check_kernels(file, ["efficient"], seed=0).efficiency
+            assert efficiency is not None
             figures = ("moved", "requests", "launches", "blocks")
             found[name] = {
                 one.layout: {figure: getattr(one, figure) for figure in figures}
-                for one in frugality.spent
+                for one in efficiency.spent
                 if one.layout == "channels_last" or name != "7 channels-last"
             }
     return found
 
 
 if __name__ == "__main__":
-    (ROOT / "sbnref" / "grading" / "kernels" / "rungs.json").write_text(json.dumps(spent(), indent=1) + "\n")
+    (ROOT / "sbnref" / "lab" / "grading" / "kernels" / "rungs.json").write_text(json.dumps(spent(), indent=1) + "\n")

@@ -18,7 +18,7 @@ from simulation import simulation  # noqa: F401
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
-from sbnref.bench import load
+from benchmarks import load
 from sbnref.conformance import cases
 from sbnref.impls import build
 from sbnref.impls.build import CSRC, SIMULATION_FLAGS

@@ -18,18 +18,17 @@ from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.conformance.stages import ContractError
-from sbnref.grading.course.classroom import workflow
-from sbnref.grading.course.gradescope import grade
-from sbnref.grading.course.make import make
-from sbnref.grading.course.settings import Settings
-from sbnref.grading.kernels.check import check_kernels, template
-from sbnref.grading.kernels.frugal import RUNGS, SHAPE, Spent, stands
-from sbnref.grading.kernels.source import refusal
 from sbnref.impls import STAGES
-from sbnref.laboratory import LABORATORY, Kernels, timing
-from sbnref.laboratory.implementation import only_stages
-from sbnref.laboratory.kernels import translation_unit
-from sbnref.laboratory.recording import example
+from sbnref.lab import LABORATORY, Kernels, timing
+from sbnref.lab.course.gradescope import grade
+from sbnref.lab.course.make import make
+from sbnref.lab.course.settings import Settings
+from sbnref.lab.grading.kernels.check import check_kernels, template
+from sbnref.lab.grading.kernels.efficiency import RUNGS, SHAPE, Spent, stands
+from sbnref.lab.grading.kernels.source import refusal
+from sbnref.lab.implementation import only_stages
+from sbnref.lab.kernels import translation_unit
+from sbnref.lab.recording import example
 from sbnref.launch import RankError
 
 pytestmark = pytest.mark.slow
@@ -61,7 +60,7 @@ class InThisProcess:
 
 @pytest.fixture
 def _here(monkeypatch):
-    monkeypatch.setattr("sbnref.grading.kernels.check.Student", InThisProcess)
+    monkeypatch.setattr("sbnref.lab.grading.kernels.check.Student", InThisProcess)
 
 
 def graded(tmp_path, text, parts=("legal", "right"), **options):
@@ -104,10 +103,10 @@ def test_what_is_right_is_called_so(name, tmp_path):
 @pytest.mark.usefixtures("_here")
 def test_grades_do_not_depend_on_line_numbers(tmp_path, monkeypatch):
     """Without addr2line a fault has no line, and nothing else is missing."""
-    everything = ("legal", "right", "frugal")
+    everything = ("legal", "right", "efficient")
     name, (said, (faulty, _)) = next(iter(students.FAULTS.items()))
     with_lines = [part.score for part in graded(tmp_path, students.PLAIN, everything).parts]
-    monkeypatch.setattr("sbnref.laboratory.lines.finder", lambda: None)
+    monkeypatch.setattr("sbnref.lab.lines.finder", lambda: None)
     without = graded(tmp_path, students.PLAIN, everything)
     assert [part.score for part in without.parts] == with_lines
     assert without.passed
@@ -130,7 +129,7 @@ def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
         def call(self, name, *arguments):
             return lie(super().call(name, *arguments)) if name == "run" else super().call(name, *arguments)
 
-    monkeypatch.setattr("sbnref.grading.kernels.check.Student", Liar)
+    monkeypatch.setattr("sbnref.lab.grading.kernels.check.Student", Liar)
     (part,) = graded(tmp_path, students.FAULTS["sums in float32"][1][0], ["right"]).parts
     assert (part.status, part.fault.what) == ("failed", "the process of the kernels gave no answer")
 
@@ -252,8 +251,8 @@ def test_what_only_kernels_have_is_refused_to_the_host(tmp_path):
     assert fault.line is None
 
 
-def test_kernels_that_do_nothing_are_not_frugal(tmp_path):
-    report = graded(tmp_path, template(), ("legal", "right", "frugal"))
+def test_kernels_that_do_nothing_are_not_efficient(tmp_path):
+    report = graded(tmp_path, template(), ("legal", "right", "efficient"))
     assert [(part.status, part.score) for part in report.parts] == [("failed", 0)] * 3
     assert all(part.fault.what.startswith("y is not written everywhere") for part in report.parts)
     assert math.isnan(report.parts[1].fault.given)
@@ -275,10 +274,10 @@ def test_what_is_counted_has_to_be_right(tmp_path):
     """Kernels that do less on the tensor on which they are counted, and are right on others."""
     kernel, head, less = CHEAPER
     cheat = students.PLAIN.replace(head, f"{kernel}\n{head}{less}")
-    right, frugal = graded(tmp_path, cheat, ("right", "frugal")).parts
+    right, efficient = graded(tmp_path, cheat, ("right", "efficient")).parts
     assert right.status == "passed"
-    assert (frugal.status, frugal.score) == ("failed", 0)
-    assert re.match(r"y is off by [\d.]+ where it is counted, on x of shape \(16, 32, 28, 28\)", frugal.fault.what)
+    assert (efficient.status, efficient.score) == ("failed", 0)
+    assert re.match(r"y is off by [\d.]+ where it is counted, on x of shape \(16, 32, 28, 28\)", efficient.fault.what)
 
 
 @pytest.mark.usefixtures("_here")
@@ -289,7 +288,7 @@ def test_who_is_stopped_on_some_inputs_is_not_right(tmp_path):
 
 
 def test_every_part_says_why_nothing_is_graded(tmp_path):
-    report = graded(tmp_path, "#include <fstream>", ("legal", "right", "frugal"))
+    report = graded(tmp_path, "#include <fstream>", ("legal", "right", "efficient"))
     assert {part.fault for part in report.parts} == {report.parts[0].fault}
     assert str(report).count("includes 'fstream'") == 1
 
@@ -304,23 +303,23 @@ def test_the_command_grades_a_file(tmp_path):
     runner = CliRunner()
     file = tmp_path / "mine.cu"
     file.write_text(students.rung("7 channels-last"))
-    done = runner.invoke(app, ["check", str(file), "--examples", "12", "--seed", "1", "--json"])
+    done = runner.invoke(app, ["lab", "check-kernels", str(file), "--examples", "12", "--seed", "1", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert [part["name"] for part in told["parts"]] == ["legal", "right", "frugal"]
-    assert [one["stands"] for one in told["frugality"]["spent"]] == [
+    assert [part["name"] for part in told["parts"]] == ["legal", "right", "efficient"]
+    assert [one["stands"] for one in told["efficiency"]["spent"]] == [
         "as rung 5 payload, the last one, or above",
         "as rung 7 channels-last, the last one, or above",
     ]
     assert told["score"] == pytest.approx(1, abs=0.03)
-    assert runner.invoke(app, ["check", "--template", "cuda"]).stdout == template()
+    assert runner.invoke(app, ["lab", "template", "kernels"]).stdout == template()
     for arguments, what in {
-        ("--template", "rust"): "--template cuda or --template cuda-stages, got",
-        ("none.cu",): "there is no file none.cu",
-        ("none.cu", "--suite"): "for functions in Python",
-        (str(file), "--stage", "fast"): "expected parts among",
+        ("template", "rust"): "expected one of functions, kernels, stages, got rust",
+        ("check-kernels", "none.cu"): "there is no file none.cu",
+        ("check", "none.cu", "--suite"): "for functions in Python",
+        ("check-kernels", str(file), "--part", "fast"): "expected parts among",
     }.items():
-        refused = runner.invoke(app, ["check", *arguments])
+        refused = runner.invoke(app, ["lab", *arguments])
         assert refused.exit_code == 2
         assert what in " ".join(refused.output.replace("│", " ").split())
 
@@ -339,7 +338,7 @@ def _gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("sbnref.grading.kernels.check.find_cuda", lambda: None)
+    monkeypatch.setattr("sbnref.lab.grading.kernels.check.find_cuda", lambda: None)
     monkeypatch.setattr(timing, "_random", lambda shape, layout: example(shape, channels_last=layout != "contiguous"))
     monkeypatch.setattr(timing, "SHAPES", ((2, 5, 8, 8),))
     monkeypatch.setattr(timing, "copying", lambda: 1e9)
@@ -367,7 +366,7 @@ class Here:
 
 @pytest.mark.usefixtures("_here", "_gpu")
 def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", Here)
+    monkeypatch.setattr("sbnref.lab.grading.kernels.check.Ranks", Here)
     report = graded(tmp_path, students.SPLIT_FILE, gpu=True, examples=4)
     assert report.passed
     assert [timed.layout for timed in report.timed] == ["contiguous", "channels_last"]
@@ -391,7 +390,7 @@ def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("_here", "_gpu")
 def test_kernels_that_are_not_legal_do_not_reach_the_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("sbnref.grading.kernels.check.Ranks", None)
+    monkeypatch.setattr("sbnref.lab.grading.kernels.check.Ranks", None)
     report = graded(tmp_path, students.FAULTS["a tail"][1][0], gpu=True)
     assert report.untimed == "only kernels that are legal and right go to the GPU"
     with pytest.raises(ValueError, match="expected legal and right among the parts"):
@@ -404,7 +403,7 @@ def test_kernels_that_are_not_legal_do_not_reach_the_gpu(tmp_path, monkeypatch):
 def test_the_gpu_is_asked_for_where_forward_is_graded(tmp_path):
     file = tmp_path / "mine.cu"
     file.write_text(template(stages=True))
-    refused = CliRunner().invoke(app, ["check", str(file), "--gpu"])
+    refused = CliRunner().invoke(app, ["lab", "check-kernels", str(file), "--gpu"])
     assert refused.exit_code == 2
     assert "--gpu is for kernels of a forward(p)" in " ".join(refused.output.replace("│", " ").split())
 
@@ -425,7 +424,7 @@ def test_templates_compile_for_gpus(text, includes, tmp_path):  # noqa: F811
     )
 
 
-COURSE = Settings(points={"legal": 4, "right": 6, "frugal": 10}, examples=8, timeout=20)
+COURSE = Settings(points={"legal": 4, "right": 6, "efficient": 10}, examples=8, timeout=20)
 
 
 def test_an_autograder_takes_kernels(tmp_path):
@@ -435,7 +434,7 @@ def test_an_autograder_takes_kernels(tmp_path):
     results = conforms(autograder({**fake, "mine.cu": students.rung("7 channels-last")}))
     shutil.rmtree(autograder.place)
     given = scores(results)
-    assert 9 <= given.pop("frugal") <= 10, autograder.printed
+    assert 9 <= given.pop("efficient") <= 10, autograder.printed
     assert given == {"legal": 2, "legal, other cases": 2, "right": 3, "right, other cases": 3}
     assert "as rung 7 channels-last, the last one, or above" in " ".join(results["tests"][-1]["output"].split())
 
@@ -452,19 +451,19 @@ def test_an_autograder_takes_kernels(tmp_path):
     ],
     ids=["missing", "no C++", "includes", "a fault", "the template"],
 )
-def test_kernels_that_are_wrong_have_no_points_for_frugality(files, legal, right, said, tmp_path):
+def test_kernels_that_are_wrong_have_no_points_for_efficiency(files, legal, right, said, tmp_path):
     results = conforms(grade(hand_in(tmp_path, files), COURSE))
     given = scores(results)
     assert given["legal"] + given["legal, other cases"] == legal
     assert given["right"] + given["right, other cases"] == right
-    assert given["frugal"] == 0
+    assert given["efficient"] == 0
     assert said in " ".join(" ".join(test["output"] for test in results["tests"]).split())
     assert results["tests"][-1]["output"].partition("\n\n")[2].startswith("Not counted before everything else passes.")
 
 
 @pytest.mark.usefixtures("_here")
 def test_kernels_that_are_stopped_are_not_counted(tmp_path):
-    part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i <= p.count()"), ["frugal"]).parts[0]
+    part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i <= p.count()"), ["efficient"]).parts[0]
     assert (part.status, part.score) == ("not graded", 0)
     assert part.fault.what == "the kernels are stopped by what is not legal"
 
@@ -473,14 +472,14 @@ def test_kernels_that_are_stopped_are_not_counted(tmp_path):
 def test_a_score_can_be_asked_for(tmp_path):
     file = tmp_path / "mine.cu"
     file.write_text(students.PLAIN)
-    check = ["check", str(file), "--stage", "frugal"]
+    check = ["lab", "check-kernels", str(file), "--part", "efficient"]
     codes = [CliRunner().invoke(app, [*check, *least]).exit_code for least in ([], ["--at-least", "0.8"])]
     assert codes == [0, 1]
 
 
 def test_the_workflows_command_ends_with_0_for_kernels_that_are_frugal(tmp_path):
-    (command,) = [line.partition(": ")[2] for line in workflow(COURSE).splitlines() if "--at-least" in line]
-    assert command.count("sbnref check mine.cu --stage") == 2
+    command = COURSE.command("legal", "right") + " && " + COURSE.command("efficient")
+    assert command.count("sbnref lab check-kernels mine.cu --part") == 2
     hand_in(tmp_path, {"mine.cu": students.rung("7 channels-last")})
     environment = {**os.environ, "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}"}
     run = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)

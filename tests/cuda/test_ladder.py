@@ -10,9 +10,9 @@ import torch
 from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
 
-from sbnref.bench.results import tabulate
-from sbnref.laboratory import LABORATORY, Kernels
-from sbnref.laboratory.kernels import translation_unit
+from benchmarks.results import tabulate
+from sbnref.lab import LABORATORY, Kernels
+from sbnref.lab.kernels import translation_unit
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder

@@ -10,9 +10,9 @@ from simulation import simulation  # noqa: F401
 
 import sbnref
 from sbnref.impls import STAGES, cuda
-from sbnref.laboratory.kernels import RECORDING_FLAGS
-from sbnref.laboratory.recording import Act, example
-from sbnref.laboratory.stages import calls, record_stages
+from sbnref.lab.kernels import RECORDING_FLAGS
+from sbnref.lab.own_stages import calls, record_stages
+from sbnref.lab.recording import Act, example
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ SHAPES = [((6, 2, 10, 10), False), ((2, 40, 4, 4), True), ((3, 5, 7, 7), False)]
 @pytest.fixture(scope="module")
 def recording() -> Iterator[Callable]:
     """``recording(function, *args)`` runs a function where the kernels can be recorded."""
-    script = "from sbnref.laboratory.stages import ask_for_recordings, cuda; ask_for_recordings(); cuda.library()"
+    script = "from sbnref.lab.own_stages import ask_for_recordings, cuda; ask_for_recordings(); cuda.library()"
     subprocess.run((sys.executable, "-c", script), check=True)
     with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
         environment.setenv("SBNREF_CUDASIM", "1")

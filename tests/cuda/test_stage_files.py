@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 import sbnref
 from sbnref.cli import app
-from sbnref.grading.check import check
-from sbnref.grading.kernels.check import template
-from sbnref.grading.kernels.source import refusal
 from sbnref.impls import STAGES, impl_names, reference
-from sbnref.impls.files import NotAnImplementation
-from sbnref.laboratory.implementation import StageKernels, only_stages
-from sbnref.laboratory.text import defines
+from sbnref.impls.from_file import NotAnImplementation
+from sbnref.lab.grading.check import check
+from sbnref.lab.grading.kernels.check import template
+from sbnref.lab.grading.kernels.source import refusal
+from sbnref.lab.implementation import StageKernels, only_stages
+from sbnref.lab.source_text import defines
 from sbnref.modes import STATS_MODES
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_file_runs_as_a_layer_does():
 
 
 def test_the_command_grades_the_stages_of_a_file(wrong):
-    done = CliRunner().invoke(app, ["check", str(RIGHT), "--examples", "8", "--seed", "1", "--json"])
+    done = CliRunner().invoke(app, ["lab", "check", str(RIGHT), "--examples", "8", "--seed", "1", "--json"])
     assert done.exit_code == 0, done.output
     assert [stage["status"] for stage in json.loads(done.stdout)["stages"]] == ["passed"] * 4
     report = check(wrong, ["forward_stats", "backward_stats"], examples=10, seed=1)
@@ -217,7 +217,7 @@ def test_what_a_file_defines(text, there):
 
 def test_the_template_compiles_and_says_what_is_to_be_written(tmp_path):
     text = template(stages=True)
-    assert CliRunner().invoke(app, ["check", "--template", "cuda-stages"]).stdout == text
+    assert CliRunner().invoke(app, ["lab", "template", "stages"]).stdout == text
     assert refusal(text) is refusal(RIGHT.read_text()) is None
     file = tmp_path / "mine.cu"
     file.write_text(text)

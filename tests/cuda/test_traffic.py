@@ -7,8 +7,8 @@ import pytest
 import torch
 from simulation import simulation  # noqa: F401
 
-from sbnref.debugging.traffic import Traffic, in_words, launch_plan
 from sbnref.impls import STAGES
+from sbnref.lab.traffic import Traffic, in_words, launch_plan
 
 pytestmark = pytest.mark.slow
 

@@ -44,7 +44,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         # These two are tested as they stand in the source, whether or not the site has been built since.
         if path.startswith("/_static/explorer/"):
             return str(ROOT / "docs") + urlsplit(path).path
-        player = ROOT / "sbnref" / "laboratory" / "player" / Path(urlsplit(path).path).name
+        player = ROOT / "sbnref" / "lab" / "player" / Path(urlsplit(path).path).name
         if path.startswith("/_static/kernels/") and player.exists():
             return str(player)
         return super().translate_path(path)

@@ -10,9 +10,9 @@ import sys
 import pytest
 from browsing import HTML, ROOT, Browser
 
-from sbnref.laboratory import Call, Kernels, Recording, count, record
-from sbnref.laboratory.page import page
-from sbnref.laboratory.recording import Act, example
+from sbnref.lab import Call, Kernels, Recording, count, record
+from sbnref.lab.page import page
+from sbnref.lab.recording import Act, example
 
 sys.path.append(str(ROOT / "tutorials"))
 sys.path.append(str(ROOT / "docs"))
@@ -67,7 +67,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
 
 
 def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
-    """A page as ``sbnref trace`` writes it."""
+    """A page as ``sbnref lab trace`` writes it."""
     browser.resize(width)
     text = base64.b64encode(page("Mine & yours", *recordings).encode()).decode()
     browser.driver.get(f"data:text/html;base64,{text}")

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-import sbnref.mm
+import sbnref.interop.mmengine
 
 
 class Model(BaseModel):

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sbnref
-from sbnref.bench.timing import interleaved
 from sbnref.impls.build import CPU_FLAGS, CSRC
-from sbnref.laboratory.compiling import cached, compile_for_host
+from sbnref.lab.compiling import cached, compile_for_host
+from sbnref.lab.timing import interleaved
 
 KERNELS = Path(__file__).resolve().parent / "cpu"
 RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # where committed times lie

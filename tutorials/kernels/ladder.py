@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sbnref import laboratory
-from sbnref.laboratory import SECTOR, THREADS, Counts, Kernels, channels_last, count
+from sbnref.lab import SECTOR, THREADS, Counts, Kernels, channels_last, count
 
 __all__ = [
     "KERNELS",

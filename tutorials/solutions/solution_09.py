@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sbnref
-from sbnref.bench.peers import MMCVSyncBatchNorm
+from sbnref.interop.peers import MMCVSyncBatchNorm
 
 
 def box_head(norm):

@@ -1,4 +1,4 @@
-"""Solutions to tutorial 10, write your own implementation: sbnref check tutorials/solutions/solution_10.py
+"""Solutions to tutorial 10, write your own implementation: sbnref lab check tutorials/solutions/solution_10.py
 
 float32 where there are elements (float64 for float64), float64 per channel, and the mean as hi + lo: x - hi is exact
 where x is near the mean, and lo goes into a shift that is there anyway.
@@ -106,7 +106,7 @@ def backward_apply(dy, x, total, saved, gamma, k):
 
 if __name__ == "__main__":
     import sbnref
-    from sbnref.grading.check import check
+    from sbnref.lab.grading.check import check
 
     report = check(__file__, examples=60)
     print(f"1. score {report.score:.2f}")

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from kernels import cpu_ladder
 
 from sbnref import functional
-from sbnref.bench.timing import interleaved
+from sbnref.lab.timing import interleaved
 
 torch.manual_seed(0)
 x = torch.randn(64, 32, 28, 28) + 1

@@ -10,10 +10,10 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from kernels import ladder
 
-from sbnref.grading.kernels.check import check_kernels
-from sbnref.grading.kernels.frugal import stands
-from sbnref.laboratory import Call, Kernels, count, record
-from sbnref.laboratory.recording import example
+from sbnref.lab import Call, Kernels, count, record
+from sbnref.lab.grading.kernels.check import check_kernels
+from sbnref.lab.grading.kernels.efficiency import stands
+from sbnref.lab.recording import example
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "teach.md").read_text()
 folder = Path(tempfile.mkdtemp())
@@ -53,7 +53,7 @@ BROKEN = {
     ),
     "c": (
         "a stride",
-        "frugal",
+        "efficient",
         (
             """        const int64_t length = (p.count() + kThreads - 1) / kThreads;
         begin = threadIdx.x * length;
@@ -87,10 +87,10 @@ texts = {
 }
 mended = {name: changed(texts[name], change) for name, (_, _, change) in BROKEN.items()}
 for name, (wrong, question, _) in BROKEN.items():
-    if question == "frugal":
-        report = grade(texts[name], "legal", "right", "frugal")
+    if question == "efficient":
+        report = grade(texts[name], "legal", "right", "efficient")
         assert report.passed
-        spent = report.frugality.spent[0]
+        spent = report.efficiency.spent[0]
         said = stands(spent)
         assert spent.shares()["bytes"] < 0.2
     else:
@@ -145,10 +145,10 @@ ticket = changed(
     ),
     ('    launch("add up", add_up, (p.C + kThreads - 1) / kThreads, p);\n', ""),
 )
-report = grade(ticket, "legal", "right", "frugal")
-print(f"2. {stands(report.frugality.spent[0])}")
+report = grade(ticket, "legal", "right", "efficient")
+print(f"2. {stands(report.efficiency.spent[0])}")
 assert report.passed
-assert report.frugality.spent[0].launches == 2
+assert report.efficiency.spent[0].launches == 2
 
 # 3. A sector is 8 numbers, and in channels-last memory the next element of a channel is C numbers further on. So of each
 # sector a warp uses 8 / C numbers, one at least: what moves is three times min(C, 8) sizes of x. For C = 1 the two

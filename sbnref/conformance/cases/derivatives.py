@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...composed import composed_sync_batch_norm
+from ...differentiable import composed_sync_batch_norm
 from ...functional import sync_batch_norm
 from ...modes import STATS_MODES, fixed_divisor, rank_weight
 from ..oracle import elements_per_channel, train_step

@@ -19,8 +19,8 @@ from torch import nn
 
 from ...collectives import resolve
 from ...impls import Implementation, choose_impl
+from .report import Comparison, Row
 from .run import run_once
-from .tell import Comparison, Row
 
 __all__ = ["Comparison", "Row", "compare"]
 
@@ -57,7 +57,7 @@ def compare(
         >>> sbnref.compare(layer, torch.randn(4, 8, 5, 5), impls=("reference", "reference")).agrees
         True
     """
-    from .measure import compare_call  # and with it the conformance suite, which training has no use for
+    from .measure import compare_call
 
     if impls is not None:
         check_two(impls)

@@ -12,8 +12,8 @@ from ...collectives import all_reduce, world_size
 from ...conformance.stages import Bounded, Exact, Share, channel_of, difference, run_stage
 from ...impls import Implementation, choose_impl
 from ...modes import payload_dtype
+from .report import Row
 from .run import Call
-from .tell import Row
 
 
 def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:

@@ -12,12 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...impls import choose_impl, impl_names, register_impl
-from ...impls.files import load_functions
-from ...impls.target import import_target
-from ...laboratory.implementation import StageKernels
+from ...impls.from_file import load_functions
+from ...impls.user_module import import_target
 from ...launch import launch
 from ...module import SyncBatchNorm
-from ...refusals import DTYPES, check_stats_mode
+from ...validation import DTYPES, check_stats_mode
 from . import Comparison, check_dtype, check_two, compare, kernels_for
 
 
@@ -100,6 +99,8 @@ def _register_file(name: str) -> None:
     if name.endswith(".py"):
         register_impl(name, load_functions(name))
     if name.endswith(".cu"):
+        from ...lab.implementation import StageKernels  # loaded for such a file only
+
         register_impl(name, StageKernels(Path(name).resolve()))
 
 

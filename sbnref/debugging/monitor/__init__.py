@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...collectives import resolve, world_size
+from ...differentiable import recomputing
 from ...impls import reference
 from ...modes import STATS_MODES, combine, fixed_divisor, payload_dtype, rank_weight
-from ...recompute import recomputing
 from ..layers import input_of, synchronized_layers
+from .report import Monitor
 from .steps import Layer, Step
-from .tell import Monitor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

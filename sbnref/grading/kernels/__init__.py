@@ -1,1 +1,0 @@
-"""Grading somebody's own CUDA kernels in the simulation: whether they are right, legal and frugal."""

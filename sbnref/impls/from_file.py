@@ -1,0 +1,42 @@
+"""The stage functions in somebody's file or module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from . import STAGES, Implementation
+from .user_module import error_in_words, import_target
+
+
+class NotAnImplementation(ValueError):
+    """The file or module cannot be used: it is not there, cannot be imported, or has none of the functions."""
+
+
+def load_functions(target: str) -> Implementation:
+    """The stage functions of a file, ``path/to/file.py``, or of a module, ``package.module``.
+
+    A function that it does not have raises :class:`NotImplementedError`.
+
+    Raises:
+        NotAnImplementation: see there.
+    """
+    try:
+        module = import_target(target)
+    except BaseException as error:  # SystemExit too
+        raise NotAnImplementation(f"{target} cannot be imported: {error_in_words(error)}") from error
+    found = {stage: getattr(module, stage) for stage in STAGES if callable(getattr(module, stage, None))}
+    if not found:
+        raise NotAnImplementation(
+            f"expected {target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of them; "
+            "`sbnref lab template functions` prints a file to start from"
+        )
+    return SimpleNamespace(**{stage: found.get(stage, _missing(stage)) for stage in STAGES})
+
+
+def _missing(stage: str) -> Callable[..., Any]:
+    def missing(*_: Any) -> None:
+        raise NotImplementedError(f"there is no function {stage}")
+
+    return missing

@@ -1,0 +1,109 @@
+"""The stages of a compiled library as Python functions: calls of its operators, and the shapes of their results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from ..running import RunningStats
+
+
+def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
+    """Return the four stages of :mod:`sbnref.impls.reference` and ``gradients``, from ``torch.ops.<namespace>``."""
+
+    def operators() -> Any:
+        return getattr(torch.ops, namespace)
+
+    def forward_stats(
+        x: Tensor,  # (N, C, *)
+        weight: int,
+    ) -> Tensor:  # (3C + 2,)
+        """Return the payload of this rank."""
+        return operators().forward_stats(x, weight)
+
+    def forward_apply(
+        x: Tensor,  # (N, C, *)
+        total: Tensor,  # (3C + 2,)
+        divisor: int | None,
+        gamma: Tensor | None,  # (C,)
+        beta: Tensor | None,  # (C,)
+        eps: float,
+        running: RunningStats | None,  # updated in place
+        momentum: float | None,
+    ) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C)
+        """Normalize by the statistics of all ranks, and update the running ones."""
+        mean, var, steps = running or (None, None, None)
+        return operators().forward_apply(x, total, divisor, gamma, beta, eps, mean, var, steps, momentum)
+
+    def backward_stats(
+        dy: Tensor,  # (N, C, *)
+        x: Tensor,  # (N, C, *)
+        saved: Tensor,  # (4, C)
+    ) -> Tensor:  # (2C,)
+        """Return the payload of this rank's upstream gradient."""
+        return operators().backward_stats(dy, x, saved)
+
+    def backward_apply(
+        dy: Tensor,  # (N, C, *)
+        x: Tensor,  # (N, C, *)
+        total: Tensor,  # (2C,)
+        saved: Tensor,  # (4, C)
+        gamma: Tensor | None,  # (C,)
+        k: float,
+    ) -> Tensor:  # dx (N, C, *)
+        """Return the derivative of the loss, summed over all ranks, by this rank's input."""
+        return operators().backward_apply(dy, x, total, saved, gamma, k)
+
+    def gradients(
+        dy: Tensor,  # (N, C, *)
+        x: Tensor,  # (N, C, *)
+        total: Tensor,  # (2C,)
+        saved: Tensor,  # (4, C)
+        gamma: Tensor,  # (C,)
+        beta: Tensor,  # (C,)
+        k: float,
+        ranks: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
+        """Like ``backward_apply``, with the gradients of gamma and beta, averaged over the ranks, in the same call."""
+        return operators().gradients(dy, x, total, saved, gamma, beta, k, ranks)
+
+    return forward_stats, forward_apply, backward_stats, backward_apply, gradients
+
+
+@functools.cache
+def register_shapes(namespace: str) -> None:
+    """Register the shapes that the operators return, for :func:`torch.compile`. Their library must be loaded."""
+
+    @torch.library.register_fake(f"{namespace}::forward_stats")
+    def _(x: Tensor, weight: int) -> Tensor:
+        return x.new_empty(3 * x.shape[1] + 2, dtype=torch.float64)
+
+    @torch.library.register_fake(f"{namespace}::forward_apply")
+    def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+        return _empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
+
+    @torch.library.register_fake(f"{namespace}::backward_stats")
+    def _(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
+        return x.new_empty(2 * x.shape[1], dtype=torch.float64)
+
+    @torch.library.register_fake(f"{namespace}::backward_apply")
+    def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
+        return _empty_like(x)
+
+    @torch.library.register_fake(f"{namespace}::gradients")
+    def _(
+        dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor, beta: Tensor, *args: object
+    ) -> tuple[Tensor, ...]:
+        return _empty_like(x), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""
+    if torch.ops.aten.is_non_overlapping_and_dense(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))

@@ -1,0 +1,195 @@
+"""What `run_autograder` runs on Gradescope: it grades what was handed in, and writes ``results.json``.
+
+The format is https://gradescope-autograders.readthedocs.io/en/latest/specs/. A stage or part is a test that students
+see, with the report that ``sbnref lab check`` prints, and another one on cases that they do not; its report names no
+seed, for code that is handed in later may read it. What is printed here is for teachers: only they are shown it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..grading.check import Grade, check
+from ..grading.kernels.check import check_kernels
+from ..grading.kernels.report import PARTS, KernelGrade
+from ..sandbox import process as apart
+from .settings import FILES, FUNCTIONS, Settings
+
+NOBODY = "nobody"
+_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # as reports tell them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage or part did on some cases.
+
+    Attributes:
+        share: of the points, 0 to 1.
+        report: for the student.
+    """
+
+    share: float
+    report: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether all points are deserved."""
+        return self.share == 1
+
+
+def main() -> None:
+    """Grade what lies in ``submission`` below the folder named on the command line, by ``source/settings.json``."""
+    place = Path(sys.argv[1]).resolve()
+    settings = Settings.load(place / "source" / "settings.json")
+    # The second has the results of earlier submissions.
+    hide = [place / "source", place / "submission_metadata.json"]
+    results = grade(place / "submission", settings, hide=hide, user=other_user())
+    unfinished = place / "results" / "results.json.part"
+    unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    unfinished.replace(place / "results" / "results.json")
+
+
+def other_user() -> str | None:
+    """As whom root runs what was handed in: somebody who writes to no results and reads no hidden seed."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    them = apart.user_of(NOBODY)
+    with suppress(OSError, subprocess.SubprocessError):  # where they cannot even run Python, it has to be root
+        subprocess.run([sys.executable, "-c", ""], check=True, **them)
+        return NOBODY
+    return None
+
+
+def grade(
+    submission: Path, settings: Settings, *, hide: Sequence[Path] = (), user: str | None = None
+) -> dict[str, Any]:
+    """What Gradescope is told of a submission.
+
+    Args:
+        submission: the folder with what was handed in.
+        settings: what is worth how much, and on which cases.
+        hide: folders and files that the code is not to see, where it can be confined.
+        user: as whom the code runs, if root grades; None for whoever grades.
+    """
+    start = time.monotonic()
+    tests: list[dict[str, Any]] = []
+    for file in FILES:
+        if names := settings.graded(file):
+            tests += _tests_of(submission / file, names, settings, {"hide": hide, "user": user})
+    visible = [test for test in tests if test["visibility"] == "visible"]
+    output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the cases that you see."
+    if hidden := [test for test in tests if test not in visible]:
+        output += f" {_sum(hidden, 'max_score'):g} more are for other cases, which you are shown later."
+    return {
+        "score": _sum(tests, "score"),
+        "execution_time": round(time.monotonic() - start),
+        "output": output,
+        "visibility": "visible",
+        "stdout_visibility": "hidden",
+        "tests": tests,
+    }
+
+
+def _tests_of(file: Path, names: list[str], settings: Settings, fence: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tests of one file: those that are seen first."""
+    needed = list(PARTS) if "efficient" in names else names
+    seen = _outcomes(file, needed, settings.seed, settings, fence)
+    if "efficient" in seen and not all(seen[name].passed for name in needed if name != "efficient"):
+        seen["efficient"] = Outcome(0, f"Not counted before everything else passes.\n\n{seen['efficient'].report}")
+    hidden_names = [name for name in names if name != "efficient" and settings.hidden_share > 0]
+    unseen = _outcomes(file, [n for n in hidden_names if seen[n].passed], settings.hidden_seed, settings, fence)
+    tests = []
+    for name in names:
+        points = settings.points[name]
+        hidden_points = round(points * settings.hidden_share, 2) if name in hidden_names else 0
+        again = f"To try it yourself: {settings.command(name)}\n\n"
+        outcome = Outcome(seen[name].share, again + seen[name].report)
+        tests.append(_test(name, round(points - hidden_points, 2), "visible", outcome))
+        if hidden_points:
+            outcome = unseen.get(name) or Outcome(0, f"Not tried: {name} fails on the cases that you see.")
+            tests.append(_test(f"{name}, other cases", hidden_points, settings.hidden_shown, outcome))
+    return tests
+
+
+def _test(name: str, points: float, visibility: str, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": name,
+        "score": round(points * outcome.share, 2),
+        "max_score": points,
+        "status": "passed" if outcome.passed else "failed",
+        "output": outcome.report,
+        "output_format": "text",
+        "visibility": visibility,
+    }
+
+
+def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
+    """Of each stage or part, on the cases of a seed. Whatever happens, there is one for each."""
+    if not names:
+        return {}
+    why = _not_there(file)
+    if why is None:
+        try:
+            return _graded(file, names, seed, settings, fence)
+        except ValueError as refused:  # there is nothing to grade
+            why = str(refused)
+        except Exception:
+            print(f"The grader failed on {file.name}:\n{traceback.format_exc()}")
+            why = "The grader itself failed, which need not be your fault. Tell your teacher."
+    return dict.fromkeys(names, Outcome(0, apart.plain(why).replace(str(file), file.name)))
+
+
+def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
+    options = {"examples": settings.examples, "timeout": settings.timeout, "seed": seed} | fence
+    report: Grade | KernelGrade
+    outcomes = {}
+    if file.name == FUNCTIONS:
+        # What is not installed here cannot be used, and need not be forbidden.
+        forbid = [name for name in settings.forbid if find_spec(name.partition(".")[0]) is not None]
+        report = check(file, names, forbid=forbid, **options)
+        for stage in report.stages:
+            alone = Grade(file.name, [stage], seed)
+            outcomes[stage.stage] = Outcome(alone.score, str(alone))
+    else:
+        report = check_kernels(file, [name for name in PARTS if name in names], **options)
+        for part in report.parts:
+            efficiency = report.efficiency if part.name == "efficient" else None
+            text = str(KernelGrade(file.name, [part], efficiency, seed, None))
+            outcomes[part.name] = Outcome(part.score, text)
+    if report.unconfined is not None:
+        print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
+    if seed == settings.hidden_seed:
+        return {name: replace(outcome, report=_SEEDS.sub("", outcome.report)) for name, outcome in outcomes.items()}
+    return outcomes
+
+
+def _not_there(file: Path) -> str | None:
+    """Why there is nothing to grade."""
+    if file.is_symlink():
+        return f"expected the file {file.name} itself, but a link was handed in"
+    if file.is_file():
+        return None
+    if file.exists():
+        return f"expected a file {file.name}, but a folder or something else of that name was handed in"
+    others = sorted(path.name for path in file.parent.iterdir()) if file.parent.is_dir() else []
+    return f"expected a file {file.name}, but handed in was: {', '.join(others[:10]) or 'nothing'}"
+
+
+def _sum(tests: list[dict[str, Any]], what: str) -> float:
+    return round(sum(test[what] for test in tests), 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The folder of a course: what is handed out, what graders take, and the teacher's settings that both follow from."""
+
+from __future__ import annotations
+
+import ast
+import io
+import pkgutil
+import re
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from ...debugging.report import in_words
+from ..grading.check import template
+from ..grading.kernels.check import template as template_of_kernels
+from .packing import add, pack, tutorials
+from .settings import FUNCTIONS, KERNELS, Settings
+
+FILES = Path(__file__).with_name("files")
+
+
+def make(folder: Path, settings: Settings | None = None) -> None:
+    """Write the folder of a course.
+
+    Args:
+        folder: a new or an empty one. It is given ``handout``, for students; ``gradescope``, for the grader;
+            and ``README.md`` and ``settings.json``, for the teacher.
+        settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
+
+    Raises:
+        ValueError: there is something in the folder, or it is none; or a name to forbid is nobody's.
+        RuntimeError: the package is not installed, or was installed before it changed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"expected a new or an empty folder, but there is something in {folder}")
+    files = _files(settings or Settings())
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"expected a folder to write to, got {folder}: {error.strerror}") from error
+
+
+def _files(settings: Settings) -> dict[str, bytes]:
+    """All that the folder has: made before anything is written, so that what is refused leaves nothing behind."""
+    if unknown := [name for name in settings.forbid if not _can_be_forbidden(name)]:
+        raise ValueError(f"settings: expected to forbid modules and functions, but there is no {in_words(unknown)}")
+    wheel, packed = pack()
+    kept = settings.text().encode()
+    files = {
+        f"handout/{wheel}": packed,
+        "handout/requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
+        f"handout/{FUNCTIONS}": template().encode(),
+        f"handout/{KERNELS}": template_of_kernels().encode(),
+        "handout/README.md": _readme(settings).encode(),
+        "settings.json": kept,
+        "README.md": (FILES / "teacher.md").read_bytes(),
+    }
+    files |= {f"handout/tutorials/{name}": path.read_bytes() for name, path in tutorials().items()}
+    grader = io.BytesIO()
+    with zipfile.ZipFile(grader, "w") as archive:
+        for name in ("setup.sh", "run_autograder"):
+            add(archive, name, (FILES / name).read_bytes(), mode=0o755)
+        add(archive, "settings.json", kept)
+        add(archive, "requirements.txt", _requirements(wheel, "check").encode())
+        add(archive, wheel, packed)
+    return files | {"gradescope/autograder.zip": grader.getvalue()}
+
+
+def _can_be_forbidden(name: str) -> bool:
+    """Whether it is a module or a function."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, ModuleType) or callable(found)
+
+
+def _requirements(wheel: str, extras: str) -> str:
+    """What pip is to install: this very version, and the PyTorch that is here, without CUDA's gigabytes."""
+    version = torch.__version__.partition("+")[0]
+    return f"--extra-index-url https://download.pytorch.org/whl/cpu\ntorch=={version}\n./{wheel}[{extras}]\n"
+
+
+def _readme(settings: Settings) -> str:
+    """The students' page: of the parts that are graded, and with the tutorials that are there."""
+    text = (FILES / "student.md").read_text(encoding="utf-8")
+    for file in (FUNCTIONS, KERNELS):
+        worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
+        text = text.replace(f"{{{file}}}", f"Points: {', '.join(worth)}." if worth else "It is not graded.")
+    return text.replace(
+        "{tutorials}", "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
+    )
+
+
+def _tutorial(file: Path) -> str:
+    """A row of the table: the file, its title, how many exercises it has."""
+    text = file.read_text(encoding="utf-8")
+    title = (ast.get_docstring(ast.parse(text)) or file.stem).splitlines()[0]
+    _, _, exercises = text.partition("# Exercises\n")
+    return f"| `tutorials/{file.name}` | {title} | {len(re.findall(r'^# [0-9]+[.] ', exercises, re.MULTILINE))} |"

@@ -1,0 +1,120 @@
+"""What a teacher decides: how many points each stage and part is worth, and on which cases. It stands in one file."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...impls import STAGES
+from ..grading.kernels.report import PARTS
+
+FUNCTIONS, KERNELS = "mine.py", "mine.cu"  # what students hand in
+FILES = {FUNCTIONS: STAGES, KERNELS: PARTS}
+SHOWN = ("after_published", "after_due_date")
+LAST_SEED = 2**31 - 1
+DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a course's graders go by.
+
+    Attributes:
+        points: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not
+            graded.
+        hidden_share: of the points, 0 to 1, that goes to cases which students do not see. ``efficient``, which is
+            counted on one tensor, has no such cases.
+        hidden_shown: when these are shown, ``'after_published'`` or ``'after_due_date'``.
+        seed: of the cases that students see.
+        hidden_seed: of those that they do not.
+        examples: cases to try on each stage or part.
+        timeout: seconds for a stage or part, a day at most.
+        forbid: modules and functions that the four functions may not use.
+    """
+
+    points: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*STAGES, *PARTS), 10))
+    hidden_share: float = 0.5
+    hidden_shown: str = SHOWN[0]
+    seed: int = 1
+    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))
+    examples: int = 100
+    timeout: float = 30
+    forbid: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        names = (*STAGES, *PARTS)
+        _expect(isinstance(self.points, dict) and {*self.points} <= {*names}, f"points for {names}", self.points)
+        _expect(all(type(p) is int and p >= 0 for p in self.points.values()), "whole points, 0 or more", self.points)
+        _expect(any(self.points.values()), "points for something", self.points)
+        _expect(
+            _is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share
+        )
+        _expect(self.hidden_shown in SHOWN, f"hidden_shown among {SHOWN}", self.hidden_shown)
+        seeds = {"seed": self.seed, "hidden_seed": self.hidden_seed}
+        known = all(type(s) is int and 0 <= s <= LAST_SEED for s in seeds.values())
+        _expect(known, f"whole numbers as seeds, 0 to {LAST_SEED}", seeds)
+        _expect(self.seed != self.hidden_seed, "a hidden_seed that is not the seed", seeds)
+        _expect(type(self.examples) is int and self.examples >= 1, "examples, 1 or more", self.examples)
+        _expect(_is_number(self.timeout) and 1 <= self.timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
+        forbid = self.forbid
+        listed = isinstance(forbid, (list, tuple)) and all(isinstance(name, str) for name in forbid)
+        _expect(listed and all(re.fullmatch(r"\w[\w.]*", name) for name in forbid), "forbid, a list of names", forbid)
+
+    @classmethod
+    def load(cls, file: Path) -> Settings:
+        """The settings that a file has; what it leaves out is as usual.
+
+        Raises:
+            ValueError: it has something else.
+        """
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"expected settings in {file}: {error}") from None
+        fields = tuple(cls.__dataclass_fields__)
+        if not isinstance(told, dict) or not {*told} <= {*fields}:
+            raise ValueError(f"expected in {file} settings among {fields}, got {sorted(told)}")
+        return cls(**told)
+
+    def save(self, file: Path) -> None:
+        """Write them where :meth:`load` finds them."""
+        file.write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """What stands in the file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def graded(self, file: str) -> list[str]:
+        """The stages of ``mine.py`` or the parts of ``mine.cu`` that are worth something."""
+        return [name for name in FILES[file] if self.points.get(name)]
+
+    def command(self, *names: str) -> str:
+        """What grades stages, or parts, on the cases that students see, as it is typed."""
+        file = next(file for file, graded in FILES.items() if names[0] in graded)
+        command, option = ("check", "--stage") if file == FUNCTIONS else ("check-kernels", "--part")
+        words = ["sbnref", "lab", command, file, *(word for name in names for word in (option, name))]
+        words += [
+            "--seed",
+            str(self.seed),
+            "--examples",
+            str(self.examples),
+            "--timeout",
+            str(self.timeout).removesuffix(".0"),
+        ]
+        if file == FUNCTIONS:
+            words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
+        return " ".join(words)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _expect(right: bool, what: str, given: Any) -> None:
+    if not right:
+        raise ValueError(f"settings: expected {what}, got {given!r}")

@@ -1,0 +1,78 @@
+"""Where to look: a hint, and a section of the derivations, from what the smallest failing step still has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SECTIONS = {
+    "forward_stats": "One all-reduce",
+    "forward_apply": "Combining means and variances",
+    "backward_stats": "The backward pass through a collective",
+    "backward_apply": "The backward pass through a collective",
+    "layer": "Batch norm, and what splitting the batch breaks",
+}
+LARGE_MEAN = "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels."
+
+
+def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str, str]:
+    """Where to look, from what the smallest failing step still has: each of its features matters."""
+    features, quantity, what = set(failure["features"]), failure.get("quantity"), failure["what"]
+    section = SECTIONS[stage]
+    if status == "not written":
+        template = "sbnref lab template functions, or of kernels, stages"
+        return f"Its arguments and result are described in the template: {template}.", section
+    if status in ("crashed", "timed out"):
+        return "Call the function yourself on the step above, from a debugger or with prints.", section
+    if "is not written everywhere" in what:
+        return "Every element of the result is to be written, whatever was there before, on an empty rank too.", section
+    if "raised RuntimeError: kernel" in what or "raised RuntimeError: p.tickets" in what:
+        return (
+            "CUDA leaves undefined what the line does: see Have your own implementation graded, CUDA kernels.",
+            section,
+        )
+    if "by code that is graded" in what:
+        return "Do without it: whoever grades has forbidden it.", section
+    if "two different results" in what:
+        return (
+            "Something is read before it was written, or sums are added up in an order that changes.",
+            "Floating point",
+        )
+    if "running" in (quantity or "") or quantity == "num_batches_tracked":
+        if "all empty" in features:
+            return "A step in which every rank is empty changes nothing.", "Running statistics that agree on all ranks"
+        return (
+            "Use the group's M, not this rank's m, and correct the variance by M / (M - 1).",
+            "Running statistics that agree on all ranks",
+        )
+    if quantity is not None and "half" in features:
+        return "Only half precision fails: sum in float32, and round to the input's dtype last.", "Floating point"
+    if quantity is not None and "float64" in features:
+        return "Only float64 fails: something on the way is float32.", "Floating point"
+    if quantity is not None and "large mean" in features:
+        return LARGE_MEAN, "Floating point"
+    if failure.get("relative") is not None and failure["relative"] < 1e-3:
+        return (
+            "Nearly right: precision is lost. Sum deviations from the mean, and carry statistics in float64.",
+            "Floating point",
+        )
+    if "layout" in features:
+        return (
+            "Only strided inputs fail: index by x.stride(), in a kernel by p.at, or make x contiguous first.",
+            section,
+        )
+    if "empty rank" in features or "all empty" in features:
+        if stage == "backward_apply" and "default" in features:
+            return "With an empty rank in 'default', W is not D: the last term in the bracket counts.", section
+        if stage == "forward_apply":
+            return (
+                "Only empty ranks fail: divide by the divisor, and where it is None by W, but by no less than 1.",
+                section,
+            )
+        return "Only empty ranks fail: m and w are 0 there, and nothing may be divided by them.", section
+    return {
+        "forward_stats": "The payload is [w mean, w var, w mean^2, w, m], with the biased variance.",
+        "forward_apply": "mean = S1 / D, var = (S2 + S3 - mean (2 S1 - mean W)) / D, y = gamma xhat + beta.",
+        "backward_stats": "The payload is [sum g, sum g xhat], in this order.",
+        "backward_apply": "dx = gamma / sigma { g - k / D [A + xhat B - (B / sigma) mean (1 - W/D)] }.",
+        "layer": "The stages are right one by one; look at what the cases named above have in common.",
+    }[stage], section

@@ -1,0 +1,119 @@
+"""A file of kernels, compiled against the simulation, as a job for a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ....impls import STAGES
+from ....impls.user_module import OURS
+from ... import Kernels
+from ...compiling import DoesNotCompile
+from ...kernels import simulate
+from ...sandbox.process import Job
+from .report import Fault
+from .source import refusal
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is brought into the process: a module that answers by functions, made of libraries.
+
+    Attributes:
+        module: its text, in which ``{file}``, ``{watched}`` and ``{fast}`` stand for paths.
+        functions: that it defines.
+        fast: whether it wants the kernels compiled for counting, too.
+    """
+
+    module: str
+    functions: Sequence[str]
+    fast: bool
+
+
+STAGES_SERVED = Served(
+    """from pathlib import Path
+
+from sbnref.lab.implementation import StageKernels
+
+stages = StageKernels(Path({file}), Path({watched}))
+forward_stats, forward_apply = stages.forward_stats, stages.forward_apply
+backward_stats, backward_apply = stages.backward_stats, stages.backward_apply
+""",
+    STAGES,
+    fast=False,
+)
+
+
+class Unfit(Exception):
+    """The file is not run, for a fault that is in its text."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.what)
+        self.fault = fault
+
+
+@contextmanager
+def job_of(
+    target: str,
+    kernels: Kernels,
+    served: Served,
+    memory: float,
+    seconds: float,
+    hide: Sequence[str | Path] = (),
+    user: str | None = None,
+) -> Iterator[tuple[Job, Kernels]]:
+    """The job, and the kernels as they are compiled to be watched; both are gone in the end.
+
+    Args:
+        target: the file, as whoever wrote it knows it.
+        kernels: of which file, and which functions of it.
+        served: what asks for them there.
+        memory: gigabytes that they may take, on Linux.
+        seconds: of computing that they may take on each core, on Linux.
+        hide: folders and files that they are not to see, where they can be confined.
+        user: as whom they run; None for whoever grades.
+
+    Raises:
+        Unfit: the file says what it may not, or does not compile.
+        RuntimeError: there is no compiler.
+    """
+    text = kernels.file.read_text(errors="replace")
+    if (refused := refusal(text)) is not None:
+        raise Unfit(Fault(refused[1], line=refused[0]))
+    with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
+        place = os.path.realpath(place)  # as the compiler writes it into what it makes
+        if user is not None:
+            os.chmod(place, 0o711)  # to come to the files in it
+        # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
+        alone = Path(place, "alone", "mine.cu")
+        alone.parent.mkdir()
+        alone.write_text(text)
+        kernels = replace(kernels, file=alone)
+        fast, watched, module = (Path(place, name) for name in ("fast.so", "watched.so", "served.py"))
+        try:
+            simulate(watched, replace(kernels, recording=True))
+            if served.fast:
+                simulate(fast, kernels)
+        except DoesNotCompile as error:
+            raise Unfit(_complaint(alone, str(error), target)) from None
+        paths = {name: repr(str(path)) for name, path in (("file", alone), ("watched", watched), ("fast", fast))}
+        module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")
+        seconds *= os.cpu_count() or 1
+        job = Job(
+            str(module), place, memory, seconds, (), place=place, functions=served.functions, hide=hide, user=user
+        )
+        yield job, replace(kernels, recording=True, built=watched)
+
+
+def _complaint(file: Path, said: str, target: str) -> Fault:
+    """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
+    errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
+    if not errors:
+        return Fault(said.replace(str(file), target)[:2000])
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))

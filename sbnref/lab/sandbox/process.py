@@ -1,0 +1,343 @@
+"""The grader's side: the process with somebody's code is started, asked, watched and, where it must be, ended."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import site
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+from torch import Tensor
+
+from ...conformance.stages import ContractError
+from ...debugging.report import in_words
+from ...impls import STAGES, Implementation
+from ...impls import user_module as target
+from ...impls.build import CSRC
+from . import channel, confine
+from . import worker as student
+
+START = 60  # seconds that a process may take until it can begin
+GRACE = 5  # seconds more than somebody else was to take, before it is done here
+KEPT = 8000  # characters of what the code printed
+PASSED_ON = (  # of the environment: what Python and PyTorch need to be found and to run
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
+)
+
+
+TENSORS = {  # that a stage may not change, by their places among its arguments
+    "forward_stats": {0: "x"},
+    "forward_apply": {0: "x", 1: "total", 3: "gamma", 4: "beta"},
+    "backward_stats": {0: "dy", 1: "x", 2: "saved"},
+    "backward_apply": {0: "dy", 1: "x", 2: "total", 3: "saved", 4: "gamma"},
+}
+
+
+class Refused(ValueError):
+    """There is nothing to grade, for the reason given."""
+
+
+class Died(Exception):
+    """The process ended, or had to be ended. Its ``printed`` is what the code printed last."""
+
+    def __init__(self, what: str, printed: str, hung: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.printed, self.hung = what, printed, hung
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to grade, and what it may take.
+
+    Attributes:
+        target: a file, or a module's name.
+        directory: where a module's name is looked for, and relative paths start.
+        memory: gigabytes that the code may take, on Linux.
+        seconds: of computing that it may take altogether, on Linux.
+        forbidden: modules and functions that it may not use.
+        confined: whether it is not to run where it cannot be confined.
+        place: where its folders are made; None for the system's place.
+        functions: that it may define, and is asked for.
+        hide: folders and files that it is not to see, where it can be confined.
+        user: as whom it runs; None for whoever grades. To name another takes root.
+    """
+
+    target: str
+    directory: str = field(default_factory=os.getcwd)
+    memory: float = 4
+    seconds: float = 600
+    forbidden: Sequence[str] = ("sbnref",)
+    confined: bool = False
+    place: str | None = None
+    functions: Sequence[str] = STAGES
+    hide: Sequence[str | Path] = ()
+    user: str | None = None
+
+
+class Student:
+    """Somebody's functions, as an implementation whose functions run in a process of their own.
+
+    Attributes:
+        unconfined: why the process could not be confined; None where it is.
+        apart: seconds for a call in a fork of that process, which is lost if the code dies; None to call without.
+        deadline: when a call has to have ended, by :func:`time.monotonic`.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.apart: float | None = None
+        self.deadline = time.monotonic() + 3600
+        self.unconfined: str | None = None
+        self._asked = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, seconds: float | None = None) -> None:
+        """Start the process, or another one, and have the code brought in.
+
+        Args:
+            seconds: that this may take, once the process is there; None for all that are left until the deadline.
+
+        Raises:
+            Refused: it cannot be imported, or has none of the functions; or this is Windows.
+            Died: the process did not come that far.
+        """
+        if os.name == "nt":
+            raise Refused(
+                "on Windows code is graded in WSL, the Windows Subsystem for Linux, with sbnref installed there"
+            )
+        self.close()
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="sbnref-check-", dir=self.job.place, ignore_cleanup_errors=True
+        )
+        folder = os.path.realpath(self._folder.name)
+        beside = Path(folder, "grader")
+        beside.mkdir()
+        for module in (channel, confine, student, target):
+            assert module.__file__ is not None
+            shutil.copy(module.__file__, beside)
+        hidden = [Path("/run"), *(Path(place).resolve() for place in self.job.hide)]  # other programs' sockets
+        if "sbnref" in self.job.forbidden:
+            hidden += [target.OURS, CSRC]
+        hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
+        # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
+        hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
+        job = {
+            "target": self.job.target,
+            "directory": self.job.directory,
+            "memory": self.job.memory,
+            "seconds": self.job.seconds,
+            "forbidden": list(self.job.forbidden),
+            "functions": list(self.job.functions),
+            "folder": folder,
+            "package": str(target.OURS),
+            "hidden": list(map(str, hidden)),
+            "confined": self.job.confined,
+        }
+        command = (sys.executable, "-X", "faulthandler", str(beside / "student.py"))
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), json.dumps(job)],
+                cwd=folder,
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                | {"HOME": folder, "TMPDIR": folder, "PYTHONUSERBASE": site.getuserbase()},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+                **self._user(folder),
+            )
+        assert self._process.stdout is not None
+        self._printed = _Tail(self._process.stdout)
+        unconfined = self._receive(START).get("unconfined")
+        self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
+        told = self._receive(self._left() if seconds is None else seconds)
+        if "refused" in told:
+            raise Refused(plain(told["refused"]))
+        functions = told.get("functions")
+        names = {name for name in functions if type(name) is str} if isinstance(functions, list) else set()
+        self._functions = [name for name in self.job.functions if name in names]
+        if not self._functions:
+            raise Refused(
+                f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
+                "them; `sbnref lab template functions` prints a file to start from"
+            )
+
+    def _user(self, folder: str) -> dict[str, Any]:
+        """As whom the process is started; the folder becomes theirs."""
+        if self.job.user is None:
+            return {}
+        them = user_of(self.job.user)
+        os.chown(folder, them["user"], them["group"])
+        if self.job.place is not None:
+            os.chmod(self.job.place, 0o711)  # to come to the folder through it
+        return them
+
+    def close(self) -> None:
+        """End the process and those it has started."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
+        self._channel.close()
+        self._folder.cleanup()
+        self._process = None
+
+    def implementation(self) -> Implementation:
+        """The functions, as an object that has them."""
+        return SimpleNamespace(**{name: functools.partial(self.call, name) for name in self.job.functions})
+
+    def _left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def call(self, stage: str, *arguments: Any) -> Any:
+        """What a function gives.
+
+        Raises:
+            NotImplementedError: it is still to be written.
+            ContractError: it raised an error, or changed its inputs.
+            Died: the process ended in it, was too slow, or said what nobody had asked for.
+        """
+        if self._process is None:
+            self.start()
+        if stage not in self._functions:
+            raise NotImplementedError(f"there is no function {stage}")
+        if channel.waiting(self._channel):
+            self._lost()
+        self._asked += 1
+        seconds = self._left() if self.apart is None else min(self.apart, self._left())
+        request = {
+            "id": self._asked,
+            "stage": stage,
+            "arguments": arguments,
+            "apart": None if self.apart is None else seconds,
+        }
+        with suppress(OSError):  # then nobody is there to answer
+            channel.send(self._channel, request, max(seconds, 0.1))
+        told = self._receive(seconds if self.apart is None else seconds + GRACE)
+        if type(told.get("id")) is not int or told["id"] != self._asked:
+            self._lost()
+        if "died" in told:
+            raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
+        if "not written" in told:
+            raise NotImplementedError(plain(told["not written"]))
+        if "raised" in told:
+            raise ContractError(f"raised {plain(told['raised'])}")
+        changed = told.get("changed")
+        for place, name in TENSORS.get(stage, {}).items():
+            if isinstance(changed, list) and any(type(one) is int and one == place for one in changed):
+                raise ContractError(f"{stage} changed its input {name}; work on a copy")
+        result = told.get("result")
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                kind = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}"
+                raise ContractError(
+                    f"{stage} must return CPU tensors of at most {channel.MOST_DATA >> 20} MiB, but returned {kind}"
+                )
+        self._move(stage, arguments, told.get("running"))
+        return result
+
+    def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
+        """Take over what the code made of the running statistics."""
+        if stage != "forward_apply" or arguments[6] is None:
+            return
+        for mine, theirs in zip(arguments[6], moved if isinstance(moved, (tuple, list)) else (), strict=False):
+            if mine is None:
+                continue
+            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
+            mine.copy_(theirs)
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """What the process tells next; :class:`Died` if that is nothing or no answer."""
+        try:
+            told = channel.receive(self._channel, seconds)
+        except TimeoutError:
+            self._end(f"was still running after {seconds:.3g} s and was ended", hung=True)
+        except channel.Closed:
+            self._end()
+        except channel.Garbage as error:
+            self._end(f"sent the grader {error}")
+        if not isinstance(told, dict):
+            self._end("sent the grader what is no answer")
+        return told
+
+    def _lost(self) -> None:
+        """Something is there that nobody has asked for, or nobody is."""
+        try:
+            channel.receive(self._channel, 0.1)
+        except (TimeoutError, channel.Garbage):
+            pass
+        except channel.Closed:
+            self._end()
+        self._end("sent the grader an answer that nobody had asked for")
+
+    def _end(self, what: str | None = None, hung: bool = False) -> None:
+        """Raise what became of the process; it is over."""
+        assert self._process is not None
+        if what is None:
+            try:
+                what = student.death_in_words(self._process.wait(GRACE))
+            except subprocess.TimeoutExpired:
+                what = "closed the connection to the grader"
+        process, printed = self._process, self._printed
+        self.close()
+        assert process.poll() is not None
+        raise Died(what, printed.text(), hung)
+
+
+def user_of(name: str) -> dict[str, Any]:
+    """What has :class:`subprocess.Popen` start a process as somebody else, which takes root."""
+    import pwd
+
+    them = pwd.getpwnam(name)
+    return {"user": them.pw_uid, "group": them.pw_gid, "extra_groups": ()}
+
+
+class _Tail:
+    """Reads all that a process prints, so that it never has to wait, and keeps the end."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._kept = b""
+        self._pipe = pipe
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                self._kept = (self._kept + chunk)[-KEPT:]
+
+    def text(self, wait: float = 1) -> str:
+        """What was printed last, or where the interpreter was when it crashed."""
+        self._thread.join(wait)  # no longer: a process that was left behind may hold the pipe
+        text = self._kept.decode(errors="replace").strip()
+        crash = text.find("Fatal Python error")
+        lines = text[crash:].splitlines()[:6] if crash >= 0 else text.splitlines()[-6:]
+        return plain("\n".join(line[-200:] for line in lines))
+
+
+def plain(told: object) -> str:
+    """What somebody else's process told, as a text that only says what it says: no control characters, not too long."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(told)[:20_000])

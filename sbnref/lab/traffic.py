@@ -1,0 +1,188 @@
+"""What the kernels do to memory, counted in their simulation, beside what they cannot do without.
+
+The floor is one read of every input and one write of every output: a normalization layer computes next to nothing, so
+its time is its traffic. The simulation counts the bytes that the threads ask for, and the 32-byte sectors that the
+accesses of each warp touch: memory moves whole sectors, so bytes that share one cost nothing extra.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..debugging.launch_plan import launch_plan, plan_in_words
+from ..debugging.report import Report
+from ..impls import build, cuda
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+SECTOR = 32  # bytes
+ACCESS, WARP = 16, 32  # bytes of the widest access of a thread; threads that share an instruction
+ISSUED = 4 * 1.755e9  # instructions that a multiprocessor of an H100 issues to its warps each second
+
+
+@dataclass(frozen=True)
+class StageTraffic:
+    """What one stage did.
+
+    Attributes:
+        stage: its name.
+        launches: of kernels.
+        bytes_read: that the threads asked for.
+        bytes_written: likewise.
+        floor_read: the sizes of the tensors it has to read.
+        floor_written: the sizes of those it has to write.
+        sector_efficiency: the bytes asked for over the bytes of the sectors that were touched. 1 wastes nothing; it is
+            more where the threads of a warp ask for the same bytes.
+        ceiling: terabytes a second that an H100 can issue this stage's instructions for, where every access is of 16
+            bytes; None where they are narrower. What memory gives, about 3.35 on an H100, should be less.
+        plan: how the work was shared out, see :func:`launch_plan`.
+    """
+
+    stage: str
+    launches: int
+    bytes_read: int
+    bytes_written: int
+    floor_read: int
+    floor_written: int
+    sector_efficiency: float
+    ceiling: float | None
+    plan: dict[str, Any]
+
+
+class Traffic(Report):
+    """The four stages on a tensor of zeros, simulated. Printing it shows a table, and the plans in words.
+
+    Args:
+        shape: of the input, (N, C, \\*).
+        dtype: of the input.
+        channels_last: whether the channels lie side by side in memory.
+        multiprocessors: of the GPU to plan for; 132 for an H100 or H200.
+
+    Attributes:
+        stages: a :class:`StageTraffic` for each.
+
+    Raises:
+        BuildError: the simulation cannot be built.
+        RuntimeError: this process uses the real kernels, or none; set ``SBNREF_CUDASIM=1``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        *,
+        channels_last: bool = False,
+        multiprocessors: int = 132,
+    ) -> None:
+        if (reason := cuda.why_not(torch.device("cpu"))) is not None:
+            raise RuntimeError(f"counting traffic takes the simulation: {reason}")
+        self.shape, self.dtype, self.channels_last = shape, dtype, channels_last
+        x = torch.zeros(shape, dtype=dtype)
+        if channels_last:
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        library = cuda.library()
+        library.simulate_multiprocessors(multiprocessors)
+        try:
+            self.stages = [_count(stage, x, call, multiprocessors) for stage, call in _calls(x).items()]
+        finally:
+            library.simulate_multiprocessors(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "channels_last": self.channels_last,
+            "stages": [vars(stage) for stage in self.stages],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("stage", style="bold", no_wrap=True)
+        for name in ("launches", "read", "of floor", "written", "of floor", "sectors", "TB/s"):
+            table.add_column(name, justify="right")
+        for s in self.stages:
+            table.add_row(
+                s.stage,
+                str(s.launches),
+                _mebibytes(s.bytes_read),
+                _ratio(s.bytes_read, s.floor_read),
+                _mebibytes(s.bytes_written),
+                _ratio(s.bytes_written, s.floor_written),
+                f"{s.sector_efficiency:.1%}",
+                "–" if s.ceiling is None else f"≤ {s.ceiling:.1f}",
+            )
+        layout = "channels-last" if self.channels_last else "channels-first"
+        title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"
+        return Group(title, "", table, "", *(f"{s.stage}: {plan_in_words(s.plan)}" for s in self.stages))
+
+
+def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
+    """The four stages on x, each with inputs of the right shape."""
+    channels = x.shape[1]
+    gamma, beta = x.new_ones(2, channels)
+    total = torch.ones(3 * channels + 2, dtype=torch.float64)
+    saved = torch.ones(4, channels, dtype=torch.float64)
+    return {
+        "forward_stats": lambda: cuda.forward_stats(x, 1),
+        "forward_apply": lambda: cuda.forward_apply(x, total, None, gamma, beta, 1e-5, None, None),
+        "backward_stats": lambda: cuda.backward_stats(x, x, saved),
+        "backward_apply": lambda: cuda.backward_apply(x, x, total[: 2 * channels].clone(), saved, gamma, 1.0),
+    }
+
+
+def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: int) -> StageTraffic:
+    library = cuda.library()
+    library.start_counting()
+    try:
+        call()
+    finally:
+        launches = library.stop_counting()
+    keys = ("bytes_read", "bytes_written", "sectors")
+    read, written, sectors = (sum(launch[key] for launch in launches) for key in keys)
+    backward = stage.startswith("backward")
+    plan = launch_plan(x, backward=backward, multiprocessors=multiprocessors)
+    size = x.numel() * x.element_size()
+    return StageTraffic(
+        stage=stage,
+        launches=len(launches),
+        bytes_read=read,
+        bytes_written=written,
+        floor_read=size * (2 if backward else 1),
+        floor_written=size if stage.endswith("apply") else 0,
+        sector_efficiency=(read + written) / (SECTOR * sectors) if sectors else 1.0,
+        ceiling=_ceiling(stage, x.element_size(), plan, multiprocessors),
+        plan=plan,
+    )
+
+
+def issue_ceiling(instructions: float, multiprocessors: int = 132) -> float:
+    """Terabytes a second that an H100 can issue so many warp instructions for each 16-byte access for."""
+    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
+
+
+def _ceiling(stage: str, element_size: int, plan: dict[str, Any], multiprocessors: int) -> float | None:
+    """From the instructions that the kernel may take, which a test compares with the compiler's output."""
+    if plan["vector"] * element_size < ACCESS:
+        return None
+    instructions = json.loads((build.CSRC / "budgets.json").read_text(encoding="utf-8"))[stage][str(element_size)]
+    return issue_ceiling(instructions, multiprocessors)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.3f} MiB"
+
+
+def _ratio(size: int, floor: int) -> str:
+    return f"{size / floor:.4f}" if floor else "–"
