@@ -24,18 +24,23 @@ STATS_MODES = ("default", "N", "exact")
 
 
 def rank_weight(stats_mode: str, batch_size: int, count: int) -> int:
-    """The weight :math:`w_r` of this rank.
+    """Return the weight :math:`w_r` of this rank.
 
     Args:
         stats_mode: one of :data:`STATS_MODES`.
         batch_size: samples on this rank, :math:`n_r`.
         count: elements per channel on this rank, :math:`m_r = n_r \\cdot H_r \\cdot W_r`; 0 on an empty rank.
+
+    Raises:
+        ValueError: ``stats_mode`` is not one of :data:`STATS_MODES`.
     """
     if stats_mode == "default":  # every rank that has data weighs the same
         return min(count, 1)
     if stats_mode == "N":  # a rank weighs as many samples as it has
         return batch_size * min(count, 1)
-    return count  # 'exact': a rank weighs as many elements as it has
+    if stats_mode == "exact":  # a rank weighs as many elements as it has
+        return count
+    raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
 
 
 def fixed_divisor(stats_mode: str, world_size: int) -> int | None:

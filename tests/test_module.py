@@ -14,6 +14,7 @@ from torch import nn
 
 import sbnref
 from sbnref import SyncBatchNorm
+from sbnref.modes import rank_weight
 
 
 def test_it_is_a_batch_norm_to_everybody_who_asks():
@@ -24,6 +25,11 @@ def test_it_is_a_batch_norm_to_everybody_who_asks():
         ")", ", stats_mode='N', impl='reference')"
     )
     assert SyncBatchNorm(4, 1e-3, 0.2, False, False, None, "exact").eps == 1e-3
+
+
+def test_the_weight_of_an_unknown_mode_is_an_error():
+    with pytest.raises(ValueError, match=r"expected stats_mode to be one of \('default', 'N', 'exact'\), got 'mean'"):
+        rank_weight("mean", 2, 8)
 
 
 def test_state_dicts_go_to_batch_norm_and_back():

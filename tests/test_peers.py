@@ -1,4 +1,4 @@
-"""Each row of the README's tables of differences, by running both sides; outside PyTorch, their formulas."""
+"""The rows of the README's table of differences, by running both sides; of docs/peers.md, by evaluating formulas."""
 
 import pytest
 import torch
