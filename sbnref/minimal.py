@@ -6,8 +6,8 @@ derives the backward pass, with one more all-reduce. A rank without data sends z
 
 What the layer does beyond this: precision far from zero and in half precision (``impls/reference.py``), a backward
 pass without a copy of the input (``autograd.py``), speed (``impls/cpu.py``, ``impls/cuda.py``), running statistics
-(``running.py``), gradients of ``weight`` and ``bias`` that are averaged over the ranks (here ``DistributedDataParallel``
-averages them), groups (``collectives.py``) and error messages (``validation.py``).
+(``running.py``), gradients of the parameters averaged over the ranks (here ``DistributedDataParallel`` averages them),
+groups (``collectives.py``) and error messages (``validation.py``).
 """
 
 import torch

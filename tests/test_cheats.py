@@ -371,7 +371,7 @@ from sbnref.lab.grading.check import check
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 
 def called(frame):
-    return frame.name == "call" and frame.filename.endswith("apart/process.py")
+    return frame.name == "call" and frame.filename.endswith("sandbox/process.py")
 
 def interrupt(thread):  # once their code is called: one that comes while a module is imported may be lost there
     while not any(map(called, traceback.extract_stack(sys._current_frames()[thread]))):

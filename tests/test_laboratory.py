@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sbnref.cli import app
 from sbnref.lab import Call, Kernels, Recording, count, record
 from sbnref.lab.kernels import library, numbers
-from sbnref.lab.recording import MOST_ELEMENTS, Act, Step, bank_conflicts, example
+from sbnref.lab.recording import MOST_ELEMENTS, Act, Event, bank_conflicts, example
 
 sys.path.append(str(Path(__file__).parents[1] / "tutorials"))
 from kernels import ladder
@@ -216,7 +216,7 @@ def test_a_step_accesses_one_array(student):
     ],
 )
 def test_bank_conflicts(size, offsets, conflicts):
-    assert bank_conflicts(Step(0, 0, 0, Act.READ_SHARED, 0, 0, size, dict(enumerate(offsets)))) == conflicts
+    assert bank_conflicts(Event(0, 0, 0, Act.READ_SHARED, 0, 0, size, dict(enumerate(offsets)))) == conflicts
 
 
 @pytest.mark.slow

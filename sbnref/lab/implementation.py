@@ -22,7 +22,7 @@ from ..running import RunningStats, update_running_stats
 from .kernels import SPLITS, Call, Kernels, channels_last, compiled, set_order
 from .recording import WARP
 from .source_text import defines
-from .watching import Refusal, forget, lines, unwritten, watch
+from .watching import Refusal, lines, mark_unwritten, unwritten, watch
 
 THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
 _SCRATCH = {"mean", "var", "partials"}  # that nobody has written
@@ -130,7 +130,7 @@ class StageKernels:
     def _watch(self, call: Call, stage: str, result: str) -> None:
         made = {result, "saved"} if stage == "forward_apply" else {result}
         for name in made:
-            forget(call.arrays[name])
+            mark_unwritten(call.arrays[name])
         set_order(next(self._orders), call.kernels)
         refusal = watch(call, stage, written=call.arrays.keys() - made - _SCRATCH)
         if refusal is not None:

@@ -243,8 +243,8 @@ def compiled(kernels: Kernels, cuda: bool = False) -> Path:
 
 def translation_unit(kernels: Kernels) -> str:
     """The source of a library with the kernels' functions: what a compiler of C++ or nvcc takes."""
-    doors = "\n".join(f"DOOR({function})" for function in kernels.functions)
-    return f'#include "{kernels.file.resolve()}"\n\n#include "doors.cuh"\n\n{doors}\n'
+    exports = "\n".join(f"EXPORT({function})" for function in kernels.functions)
+    return f'#include "{kernels.file.resolve()}"\n\n#include "exports.cuh"\n\n{exports}\n'
 
 
 def _included(file: Path) -> set[Path]:

@@ -33,7 +33,7 @@ from .lines import Frame, lines_of
 WARP = 32
 MOST_ELEMENTS = 4096  # of x: what a screen shows
 MOST_STEPS = 5000  # what stays below 300 kB
-_PRIMITIVES = ("device.cuh", "doors.cuh")  # load, store and the launch: what calls them is what they are for
+_PRIMITIVES = ("device.cuh", "exports.cuh")  # load, store and the launch: what calls them is what they are for
 
 
 class Act(enum.IntEnum):
@@ -53,7 +53,7 @@ class Act(enum.IntEnum):
 
 
 @dataclass
-class Step:
+class Event:
     """What a warp does in one instruction.
 
     Attributes:
@@ -128,7 +128,7 @@ class Recording:
     launches: list[Launch]
     arrays: list[Array]
     sites: list[list[Frame]]
-    steps: list[Step]
+    steps: list[Event]
     error: str | None = None
 
     def counts(self) -> dict[str, int]:
@@ -239,7 +239,7 @@ def refuse_large(x: Tensor) -> None:
         )
 
 
-def sectors(start: int, step: Step) -> set[int]:
+def sectors(start: int, step: Event) -> set[int]:
     """The 32-byte sectors that a step touches in an array that begins at ``start``."""
     return {
         sector
@@ -248,7 +248,7 @@ def sectors(start: int, step: Step) -> set[int]:
     }
 
 
-def bank_conflicts(step: Step) -> int:
+def bank_conflicts(step: Event) -> int:
     """Times that shared memory takes for a step beyond what it has to."""
     piece = 8 if step.bytes % 8 == 0 else min(step.bytes, 4)
     at_once = WARP * 4 // max(piece, 4)
@@ -267,7 +267,7 @@ def bank_conflicts(step: Step) -> int:
 # ---- from what threads do to what warps do ----
 
 
-def _steps(acts: list[list[int]], failed: bool) -> Iterator[Step]:
+def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
     """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/sim/recording.cpp``."""
     last = acts[-1] if failed and acts else None
     for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
@@ -289,7 +289,7 @@ class _Warp:
         self.known: dict[tuple[object, int], list[Any]] = {}
         self.executed: Counter[tuple[int, object]] = Counter()
 
-    def take(self, act: list[int]) -> Step:
+    def take(self, act: list[int]) -> Event:
         launch, block, thread, kind, site, array, offset, size = act
         lane = thread % WARP
         # All lanes are at a shuffle or a barrier together, wherever in the source each of them is. An access is to one
@@ -298,7 +298,7 @@ class _Warp:
         key = instruction, self.executed[lane, instruction]
         self.executed[lane, instruction] += 1
         if key not in self.known:
-            step = Step(launch, block, thread // WARP, Act(kind), site, array, size)
+            step = Event(launch, block, thread // WARP, Act(kind), site, array, size)
             here = self.at[lane]
             here[1] = self.known[key] = [step, here[1]]
         self.at[lane] = self.known[key]
@@ -306,14 +306,14 @@ class _Warp:
         step.lanes[lane] = offset
         return step
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Event]:
         node = self.first[1]
         while node is not None:
             yield node[0]
             node = node[1]
 
 
-def _in_turns(warps: list[_Warp], ends_with: Step | None = None) -> Iterator[Step]:
+def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Event]:
     """The steps of a block's warps: one of each in turn, none past a barrier that another has yet to reach."""
     left = [iter(warp) for warp in warps]
     while left:
@@ -382,7 +382,7 @@ def sites_of(lib: Path, frames: list[int]) -> list[list[Frame]]:
     return sites[:-1]
 
 
-def _short(step: Step) -> list[Any]:
+def _short(step: Event) -> list[Any]:
     """[act, site, block, warp, lanes as bits] and, of an access, [array, bytes, conflicts, offsets]: the offset of the
     first active lane and what each lane adds, or a list of all. Of a shuffle that reads from lanes further on, how far.
     """

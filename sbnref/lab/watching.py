@@ -14,7 +14,7 @@ from .kernels import Call, Kernels, library, numbers
 from .recording import sites_of
 
 # The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
-NOBODY = {4: (torch.int32, 0x7FC05EED), 8: (torch.int64, 0x7FF800005EED5EED)}
+UNWRITTEN = {4: (torch.int32, 0x7FC05EED), 8: (torch.int64, 0x7FF800005EED5EED)}
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def lines(kernels: Kernels, frames: list[int]) -> tuple[int | None, int | None]:
     return line, other
 
 
-def forget(tensor: Tensor) -> Tensor:
-    """Fill a tensor with what nobody writes; the tensor."""
-    bits, nobody = NOBODY[tensor.itemsize]
-    tensor.view(bits).fill_(nobody)
+def mark_unwritten(tensor: Tensor) -> Tensor:
+    """Fill a tensor with the bit pattern of unwritten memory, and return it."""
+    bits, pattern = UNWRITTEN[tensor.itemsize]
+    tensor.view(bits).fill_(pattern)
     return tensor
 
 
 def unwritten(tensor: Tensor) -> Tensor:
-    """Where a tensor is as :func:`forget` left it: bool, of its shape."""
-    bits, nobody = NOBODY[tensor.itemsize]
-    return tensor.view(bits) == nobody
+    """Where a tensor is as :func:`mark_unwritten` left it: bool, of its shape."""
+    bits, pattern = UNWRITTEN[tensor.itemsize]
+    return tensor.view(bits) == pattern

@@ -59,7 +59,7 @@ class InThisProcess:
 
 
 @pytest.fixture
-def _here(monkeypatch):
+def _in_this_process(monkeypatch):
     monkeypatch.setattr("sbnref.lab.grading.kernels.check.Student", InThisProcess)
 
 
@@ -69,7 +69,7 @@ def graded(tmp_path, text, parts=("legal", "right"), **options):
     return check_kernels(file, parts, **{**QUICK, **options})
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize("name", students.FAULTS)
 def test_a_fault_is_named_with_its_line(name, tmp_path):
     said, (text, line) = students.FAULTS[name]
@@ -81,7 +81,7 @@ def test_a_fault_is_named_with_its_line(name, tmp_path):
     assert not report.passed
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_a_wrong_number_has_the_line_that_wrote_it(tmp_path):
     """Of y, where the statistics are right, and where p.var holds something else than it is called."""
     was = "line(load(p.x, p.at(c, i)))"
@@ -92,7 +92,7 @@ def test_a_wrong_number_has_the_line_that_wrote_it(tmp_path):
         assert part.fault.line == line
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize("name", students.VARIANTS)
 def test_what_is_right_is_called_so(name, tmp_path):
     report = graded(tmp_path, students.VARIANTS[name])
@@ -100,7 +100,7 @@ def test_what_is_right_is_called_so(name, tmp_path):
     assert report.passed
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_grades_do_not_depend_on_line_numbers(tmp_path, monkeypatch):
     """Without addr2line a fault has no line, and nothing else is missing."""
     everything = ("legal", "right", "efficient")
@@ -134,7 +134,7 @@ def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
     assert (part.status, part.fault.what) == ("failed", "the process of the kernels gave no answer")
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_the_rungs_spend_what_the_package_says():
     """The figures that a file is compared with are those of the rungs, handed in as files."""
     assert students.spent() == RUNGS
@@ -269,7 +269,7 @@ __global__ void copy(Problem p) {
 )
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_what_is_counted_has_to_be_right(tmp_path):
     """Kernels that do less on the tensor on which they are counted, and are right on others."""
     kernel, head, less = CHEAPER
@@ -280,7 +280,7 @@ def test_what_is_counted_has_to_be_right(tmp_path):
     assert re.match(r"y is off by [\d.]+ where it is counted, on x of shape \(16, 32, 28, 28\)", efficient.fault.what)
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_who_is_stopped_on_some_inputs_is_not_right(tmp_path):
     part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i < p.count() + (p.C > 1)"), ["right"]).parts[0]
     assert (part.status, part.score) == ("not graded", 0)
@@ -364,7 +364,7 @@ class Here:
             raise RankError(0, f"Traceback\nRuntimeError: {error}") from None
 
 
-@pytest.mark.usefixtures("_here", "_gpu")
+@pytest.mark.usefixtures("_in_this_process", "_gpu")
 def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("sbnref.lab.grading.kernels.check.Ranks", Here)
     report = graded(tmp_path, students.SPLIT_FILE, gpu=True, examples=4)
@@ -388,7 +388,7 @@ def test_kernels_that_pass_are_timed_on_a_gpu(tmp_path, monkeypatch):
     assert "not timed: RuntimeError" in str(wrong)
 
 
-@pytest.mark.usefixtures("_here", "_gpu")
+@pytest.mark.usefixtures("_in_this_process", "_gpu")
 def test_kernels_that_are_not_legal_do_not_reach_the_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("sbnref.lab.grading.kernels.check.Ranks", None)
     report = graded(tmp_path, students.FAULTS["a tail"][1][0], gpu=True)
@@ -439,7 +439,7 @@ def test_an_autograder_takes_kernels(tmp_path):
     assert "as rung 7 channels-last, the last one, or above" in " ".join(results["tests"][-1]["output"].split())
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
     ("files", "legal", "right", "said"),
     [
@@ -461,14 +461,14 @@ def test_kernels_that_are_wrong_have_no_points_for_efficiency(files, legal, righ
     assert results["tests"][-1]["output"].partition("\n\n")[2].startswith("Not counted before everything else passes.")
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_kernels_that_are_stopped_are_not_counted(tmp_path):
     part = graded(tmp_path, students.PLAIN.replace("i < p.count()", "i <= p.count()"), ["efficient"]).parts[0]
     assert (part.status, part.score) == ("not graded", 0)
     assert part.fault.what == "the kernels are stopped by what is not legal"
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_this_process")
 def test_a_score_can_be_asked_for(tmp_path):
     file = tmp_path / "mine.cu"
     file.write_text(students.PLAIN)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from simulation import simulation  # noqa: F401
 
+from sbnref.debugging.launch_plan import launch_plan, plan_in_words
 from sbnref.impls import STAGES
-from sbnref.lab.traffic import Traffic, in_words, launch_plan
+from sbnref.lab.traffic import Traffic
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +75,9 @@ def check_report() -> dict[str, str]:
     assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
     x = torch.empty(4, 32, 192, 192, device="meta")
     plans = {
-        "split": in_words(launch_plan(x, multiprocessors=132)),
-        "edges": in_words(launch_plan(torch.empty(2, 3, 45, 45, device="meta"))),
-        "small": in_words(launch_plan(torch.empty(0, 3, device="meta"))),
+        "split": plan_in_words(launch_plan(x, multiprocessors=132)),
+        "edges": plan_in_words(launch_plan(torch.empty(2, 3, 45, 45, device="meta"))),
+        "small": plan_in_words(launch_plan(torch.empty(0, 3, device="meta"))),
     }
     return {"first": str(first), "last": str(last), **plans}
 

@@ -89,10 +89,10 @@ folder = Path(tempfile.mkdtemp()) / "cpu"
 shutil.copytree(cpu_ladder.KERNELS, folder)
 source = folder / "4_vectors.cpp"
 text = source.read_text()
-door = text.index("DOOR void ladder_vectors")
+door = text.index("EXPORT void ladder_vectors")
 source.write_text(
     text[:door]
-    + """DOOR void ladder_vectors(const Problem* problem) {
+    + """EXPORT void ladder_vectors(const Problem* problem) {
     const Problem& p = *problem;
     const Cut cut(p);
     std::vector<Line> lines(p.C);

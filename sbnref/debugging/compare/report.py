@@ -117,10 +117,10 @@ class Comparison(Report):
             return f"{place}: " + "; ".join(f"{impl} {problem}" for impl, problem in first.problems.items()) + "."
         at = f"channel {first.channel}, index {first.index}" if first.channel is not None else f"index {first.index}"
         values = ", ".join(f"{impl} gave {value:.9g}" for impl, value in first.values.items())
-        blame = f"Wrong by itself: {', '.join(first.wrong)}." if first.wrong else "Neither is far off by itself."
+        verdict = f"Wrong by itself: {', '.join(first.wrong)}." if first.wrong else "Neither is far off by itself."
         return (
             f"{place}, worst at {at}: {values}, float64 gives {first.exact:.9g}. "
-            f"They are {first.absolute:.3g} apart, {times_allowed(first.share)}. {blame}"
+            f"They are {first.absolute:.3g} apart, {times_allowed(first.share)}. {verdict}"
         )
 
     def __rich__(self) -> RenderableType:

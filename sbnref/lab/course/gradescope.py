@@ -24,7 +24,7 @@ from typing import Any
 from ..grading.check import Grade, check
 from ..grading.kernels.check import check_kernels
 from ..grading.kernels.report import PARTS, KernelGrade
-from ..sandbox import process as apart
+from ..sandbox import process
 from .settings import FILES, FUNCTIONS, Settings
 
 NOBODY = "nobody"
@@ -65,7 +65,7 @@ def other_user() -> str | None:
     """As whom root runs what was handed in: somebody who writes to no results and reads no hidden seed."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
-    them = apart.user_of(NOBODY)
+    them = process.user_of(NOBODY)
     with suppress(OSError, subprocess.SubprocessError):  # where they cannot even run Python, it has to be root
         subprocess.run([sys.executable, "-c", ""], check=True, **them)
         return NOBODY
@@ -148,7 +148,7 @@ def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence
         except Exception:
             print(f"The grader failed on {file.name}:\n{traceback.format_exc()}")
             why = "The grader itself failed, which need not be your fault. Tell your teacher."
-    return dict.fromkeys(names, Outcome(0, apart.plain(why).replace(str(file), file.name)))
+    return dict.fromkeys(names, Outcome(0, process.plain(why).replace(str(file), file.name)))
 
 
 def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:

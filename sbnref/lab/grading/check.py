@@ -88,7 +88,7 @@ def check(
 
     from ..sandbox.process import Job
     from .judge import Judge
-    from .kernels.job import STAGES_SERVED, Unfit, job_of
+    from .kernels.job import STAGE_FUNCTIONS, RefusedFile, job_of
     from .search import DTYPES
 
     forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
@@ -99,9 +99,9 @@ def check(
         if kernels:
             try:
                 theirs = stages_of(Path(target).resolve())
-                job, _ = stack.enter_context(job_of(target, theirs, STAGES_SERVED, memory, seconds, hide, user))
-            except Unfit as unfit:
-                return Grade(target, [_unfit(stage, unfit.fault) for stage in todo], seed)
+                job, _ = stack.enter_context(job_of(target, theirs, STAGE_FUNCTIONS, memory, seconds, hide, user))
+            except RefusedFile as refused:
+                return Grade(target, [_unfit(stage, refused.fault) for stage in todo], seed)
         else:
             seconds *= os.cpu_count() or 1
             job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)

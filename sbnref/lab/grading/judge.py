@@ -16,7 +16,7 @@ from ...conformance import cases
 from ...impls import Implementation, reference, register_impl
 from ...launch import RankError, Ranks
 from ..sandbox.process import GRACE, START, Died, Job, Refused, Student
-from .search import DTYPES, Failure, Step, examine, features_of, search
+from .search import DTYPES, Failure, TrainingStep, examine, features_of, search
 
 Result = dict[str, Any]  # status, failure, tried
 
@@ -123,7 +123,7 @@ class Judge:
             trial=self._try,
         )
 
-    def _try(self, stage: str, impl: Implementation, step: Step, saved_by: Implementation) -> Failure | None:
+    def _try(self, stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
         """Examine a step. Where the code's process dies, the rest is tried in forks of another one."""
         try:
             return examine(stage, impl, step, saved_by)

@@ -31,7 +31,7 @@ MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """A training step of a few ranks. The simplest choice of every field comes first: there shrinking ends."""
 
     batch_sizes: tuple[int, ...]  # of each rank
@@ -109,14 +109,14 @@ class Step:
 
 
 @strategies.composite
-def steps(draw: Callable[..., Any], seed: int, dtypes: Sequence[torch.dtype] = DTYPES) -> Step:
+def steps(draw: Callable[..., Any], seed: int, dtypes: Sequence[torch.dtype] = DTYPES) -> TrainingStep:
     """Training steps, the simplest first. Their numbers follow from ``seed``."""
     world_size = draw(strategies.integers(1, 4))
     dimensions = draw(strategies.integers(0, 3))
     sizes = tuple(draw(strategies.integers(0, 4)) for _ in range(world_size))
     spatial = tuple(tuple(draw(strategies.integers(1, 5)) for _ in range(dimensions)) for _ in range(world_size))
     assume(world_size > 1 or sizes[0] != 1 or any(s > 1 for s in spatial[0]))  # refused: one value per channel
-    return Step(
+    return TrainingStep(
         sizes,
         spatial,
         draw(strategies.integers(1, 4)),
@@ -168,7 +168,7 @@ class _Wrong(Exception):
         self.what, self.numbers = what, numbers
 
 
-def examine(stage: str, impl: Implementation, step: Step, saved_by: Implementation) -> Failure | None:
+def examine(stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
     """Run one stage on every rank of a step, twice, and hold what it gives to float64.
 
     Args:
@@ -244,7 +244,7 @@ def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:
     )
 
 
-def features_of(step: Step) -> tuple[str, ...]:
+def features_of(step: TrainingStep) -> tuple[str, ...]:
     """What the step has that the simplest one has not: after shrinking, each of these matters."""
     sizes = step.batch_sizes
     found = {
@@ -270,7 +270,7 @@ def search(
     late: Callable[[], bool] = lambda: False,
     seed: int = 0,
     dtypes: Sequence[torch.dtype] = DTYPES,
-    trial: Callable[[str, Implementation, Step, Implementation], Failure | None] = examine,
+    trial: Callable[[str, Implementation, TrainingStep, Implementation], Failure | None] = examine,
 ) -> tuple[Failure | None, int]:
     """Look for the smallest training step on which a stage is wrong.
 
@@ -294,7 +294,7 @@ def search(
     tried = 0
     cut_short = False
 
-    def fails(step: Step) -> None:
+    def fails(step: TrainingStep) -> None:
         nonlocal tried, cut_short
         if late():
             cut_short = True

@@ -25,11 +25,9 @@ from torch import Tensor
 
 from ...conformance.stages import ContractError
 from ...debugging.report import in_words
-from ...impls import STAGES, Implementation
-from ...impls import user_module as target
+from ...impls import STAGES, Implementation, user_module
 from ...impls.build import CSRC
-from . import channel, confine
-from . import worker as student
+from . import channel, confine, worker
 
 START = 60  # seconds that a process may take until it can begin
 GRACE = 5  # seconds more than somebody else was to take, before it is done here
@@ -127,12 +125,12 @@ class Student:
         folder = os.path.realpath(self._folder.name)
         beside = Path(folder, "grader")
         beside.mkdir()
-        for module in (channel, confine, student, target):
+        for module in (channel, confine, worker, user_module):
             assert module.__file__ is not None
             shutil.copy(module.__file__, beside)
         hidden = [Path("/run"), *(Path(place).resolve() for place in self.job.hide)]  # other programs' sockets
         if "sbnref" in self.job.forbidden:
-            hidden += [target.OURS, CSRC]
+            hidden += [user_module.OURS, CSRC]
         hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
         # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
@@ -144,11 +142,11 @@ class Student:
             "forbidden": list(self.job.forbidden),
             "functions": list(self.job.functions),
             "folder": folder,
-            "package": str(target.OURS),
+            "package": str(user_module.OURS),
             "hidden": list(map(str, hidden)),
             "confined": self.job.confined,
         }
-        command = (sys.executable, "-X", "faulthandler", str(beside / "student.py"))
+        command = (sys.executable, "-X", "faulthandler", str(beside / "worker.py"))
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -298,7 +296,7 @@ class Student:
         assert self._process is not None
         if what is None:
             try:
-                what = student.death_in_words(self._process.wait(GRACE))
+                what = worker.death_in_words(self._process.wait(GRACE))
             except subprocess.TimeoutExpired:
                 what = "closed the connection to the grader"
         process, printed = self._process, self._printed

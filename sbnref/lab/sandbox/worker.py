@@ -1,6 +1,6 @@
 """The process in which the code that is graded runs. It answers what it is asked, and knows nothing of the answers.
 
-    student.py SOCKET JOB
+    worker.py SOCKET JOB
 
 It stands by itself: what is graded finds neither the package nor the grader here.
 """
@@ -37,12 +37,12 @@ def main() -> None:
 
     import torch
     from channel import receive, send
-    from target import NOT_THEIRS, error_in_words, import_target
+    from user_module import NOT_THEIRS, error_in_words, import_target
 
     NOT_THEIRS.append(Path(job["package"]))  # whose lines are no use to whoever wrote the code
 
     sys.path.pop(0)  # where these files lie
-    for name in ("channel", "confine", "target"):  # somebody else's may be called so
+    for name in ("channel", "confine", "user_module"):  # somebody else's may be called so
         del sys.modules[name]
     torch.set_num_threads(1)
     grader = socket.socket(fileno=int(sys.argv[1]))

@@ -4,7 +4,7 @@
 
 namespace sbnref::cpu::ladder {
 
-DOOR void ladder_naive(const Problem* problem) {
+EXPORT void ladder_naive(const Problem* problem) {
     const Problem& p = *problem;
     const auto count = static_cast<float>(p.count());
     std::vector<float> mean(p.C);

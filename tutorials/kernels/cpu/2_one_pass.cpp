@@ -6,7 +6,7 @@
 
 namespace sbnref::cpu::ladder {
 
-DOOR void ladder_one_pass(const Problem* problem) {
+EXPORT void ladder_one_pass(const Problem* problem) {
     const Problem& p = *problem;
     const auto count = static_cast<float>(p.count());
     std::vector<Line> lines;

@@ -30,7 +30,7 @@ Moments moments(const Problem& p, const Block& b) {
 
 }  // namespace
 
-DOOR void ladder_blocks(const Problem* problem) {
+EXPORT void ladder_blocks(const Problem* problem) {
     const Problem& p = *problem;
     normalize(p, lines_by_blocks(p, moments));
 }

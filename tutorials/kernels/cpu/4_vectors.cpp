@@ -66,7 +66,7 @@ void vector_normalize(
     }
 }
 
-DOOR void ladder_vectors(const Problem* problem) {
+EXPORT void ladder_vectors(const Problem* problem) {
     const Problem& p = *problem;
     vector_normalize(p, lines_by_blocks(p, vector_moments), 0, p.size(), p.y, p.y_end());
 }

@@ -22,7 +22,7 @@ std::vector<Line> threaded_lines(const Problem& p) {
     return lines(p, of_channel);
 }
 
-DOOR void ladder_threads(const Problem* problem) {
+EXPORT void ladder_threads(const Problem* problem) {
     const Problem& p = *problem;
     const std::vector<Line> lines = threaded_lines(p);
 #pragma omp parallel for num_threads(p.threads)

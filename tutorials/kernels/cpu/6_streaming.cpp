@@ -9,7 +9,7 @@
 
 namespace sbnref::cpu::ladder {
 
-DOOR void ladder_threads(const Problem*);
+EXPORT void ladder_threads(const Problem*);
 
 namespace {
 
@@ -40,7 +40,7 @@ void finish_streaming() {
 
 }  // namespace
 
-DOOR void ladder_streaming(const Problem* problem) {
+EXPORT void ladder_streaming(const Problem* problem) {
     const Problem& p = *problem;
     if (reinterpret_cast<uintptr_t>(p.y) % kLineBytes != 0) return ladder_threads(&p);
     const std::vector<Line> lines = threaded_lines(p);

@@ -7,7 +7,7 @@
 #include <vector>
 
 // A function that Python opens.
-#define DOOR extern "C" __attribute__((visibility("default")))
+#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace sbnref::cpu::ladder {
 

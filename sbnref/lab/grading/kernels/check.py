@@ -30,7 +30,7 @@ from ...sandbox.process import GRACE, Died, Job, Student, plain
 from ...watching import lines, unwritten
 from ..hints import LARGE_MEAN
 from .efficiency import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
-from .job import Served, Unfit, job_of
+from .job import Functions, RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
 from .worker import COUNTED
 
@@ -40,11 +40,11 @@ ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
 NEAR = 1e-3  # what is called so holds what it is called
 TIMING = 300  # seconds that compiling for a GPU and timing may take
 WORDS = {"mean": "mean", "var": "variance"}
-_SERVED = Served(
-    """from sbnref.lab.grading.kernels.worker import Inside
+_FUNCTIONS = Functions(
+    """from sbnref.lab.grading.kernels.worker import Worker
 
-inside = Inside({file}, {fast}, {watched})
-run, writer, count, conflicts = inside.run, inside.writer, inside.count, inside.conflicts
+worker = Worker({file}, {fast}, {watched})
+run, writer, count, conflicts = worker.run, worker.writer, worker.count, worker.conflicts
 """,
     ("run", "writer", "count", "conflicts"),
     fast=True,
@@ -100,7 +100,7 @@ def check_kernels(
     if gpu:
         _expect_gpu(parts)
     seed = secrets.randbelow(2**20) if seed is None else seed
-    served = replace(_SERVED, fast="efficient" in parts)
+    served = replace(_FUNCTIONS, fast="efficient" in parts)
     try:
         with job_of(str(target), Kernels(file), served, memory, 5 * timeout, hide, user) as (job, compiled):
             judge = _Judge(compiled, job, examples, timeout, seed)
@@ -108,8 +108,8 @@ def check_kernels(
                 report = judge.grade(str(target), parts)
             finally:
                 judge.student.close()
-    except Unfit as unfit:
-        report = _none(str(target), parts, unfit.fault, seed)
+    except RefusedFile as refused:
+        report = _none(str(target), parts, refused.fault, seed)
     if gpu:
         _time(file, report)
     return report

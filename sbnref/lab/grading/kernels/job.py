@@ -21,7 +21,7 @@ from .source import refusal
 
 
 @dataclass(frozen=True)
-class Served:
+class Functions:
     """What is brought into the process: a module that answers by functions, made of libraries.
 
     Attributes:
@@ -35,7 +35,7 @@ class Served:
     fast: bool
 
 
-STAGES_SERVED = Served(
+STAGE_FUNCTIONS = Functions(
     """from pathlib import Path
 
 from sbnref.lab.implementation import StageKernels
@@ -49,7 +49,7 @@ backward_stats, backward_apply = stages.backward_stats, stages.backward_apply
 )
 
 
-class Unfit(Exception):
+class RefusedFile(Exception):
     """The file is not run, for a fault that is in its text."""
 
     def __init__(self, fault: Fault) -> None:
@@ -61,7 +61,7 @@ class Unfit(Exception):
 def job_of(
     target: str,
     kernels: Kernels,
-    served: Served,
+    served: Functions,
     memory: float,
     seconds: float,
     hide: Sequence[str | Path] = (),
@@ -79,12 +79,12 @@ def job_of(
         user: as whom they run; None for whoever grades.
 
     Raises:
-        Unfit: the file says what it may not, or does not compile.
+        RefusedFile: the file says what it may not, or does not compile.
         RuntimeError: there is no compiler.
     """
     text = kernels.file.read_text(errors="replace")
     if (refused := refusal(text)) is not None:
-        raise Unfit(Fault(refused[1], line=refused[0]))
+        raise RefusedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # as the compiler writes it into what it makes
         if user is not None:
@@ -100,7 +100,7 @@ def job_of(
             if served.fast:
                 simulate(fast, kernels)
         except DoesNotCompile as error:
-            raise Unfit(_complaint(alone, str(error), target)) from None
+            raise RefusedFile(_complaint(alone, str(error), target)) from None
         paths = {name: repr(str(path)) for name, path in (("file", alone), ("watched", watched), ("fast", fast))}
         module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")
         seconds *= os.cpu_count() or 1

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ... import Call, Kernels, count, record, set_order
 from ...kernels import SPLITS
-from ...watching import forget, last_write, watch
+from ...watching import last_write, mark_unwritten, watch
 
 WRITTEN = ("x", "payload", "tickets")  # before the first kernel
 COUNTED = ("launches", "blocks", "read", "written", "requests", "moved")
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-class Inside:
+class Worker:
     """Kernels that were compiled elsewhere.
 
     Args:
@@ -79,5 +79,5 @@ class Inside:
         call = Call(kernels, x, splits=splits, room=SPLITS)
         for array in (call.mean, call.var, call.partials):
             array.fill_(math.nan)
-        forget(call.y)
+        mark_unwritten(call.y)
         return call

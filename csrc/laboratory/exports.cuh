@@ -1,4 +1,4 @@
-// Included after a file of kernels: DOOR(name) lets Python call its function of that name. A door returns what went
+// Included after a file of kernels: EXPORT(name) lets Python call its function of that name. A door returns what went
 // wrong, or null.
 #pragma once
 
@@ -22,7 +22,7 @@ const char* said(const F& run) {
 }  // namespace
 
 // The function is in the laboratory's namespace, or in none.
-#define DOOR(name)                                                                         \
+#define EXPORT(name)                                                                         \
     extern "C" const char* laboratory_##name(const sbnref::laboratory::Problem* problem) { \
         using namespace sbnref::laboratory;                                                \
         return said([&] { name(*problem); });                                              \
