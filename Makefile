@@ -39,8 +39,8 @@ faults: .venv/.dev build-cpu  ## lose ranks, links and hosts under every impleme
 	$(PYTEST) --every-impl --record docs/howto/faults.json tests/test_faults.py tests/hosts
 
 SOAK_MINUTES ?= 10
-soak: .venv/.dev build-cpu  ## train random models on random ranks, and let some fail, for ten minutes (or SOAK_MINUTES)
-	cd tests && ../$(BIN)/python -m soak --minutes $(SOAK_MINUTES)
+soak: .venv/.dev build-cpu  ## train random models on random ranks for ten minutes (or SOAK_MINUTES)
+	$(PYTEST) --random-minutes $(SOAK_MINUTES) tests/test_random_training.py
 
 test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
 	$(PYTEST) tests/cuda

@@ -24,6 +24,7 @@ _recorded: list[dict[str, Any]] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-impl", action="store_true", help="faults under every implementation, not the reference's")
     parser.addoption("--record", help="a JSON file for what the tests of faults saw, and on what machine")
+    parser.addoption("--random-minutes", type=float, default=0, help="how long test_random_training.py draws programs")
     parser.addoption("--ways", type=int, default=2, help="how many choices at a time are combined in every way")
 
 
