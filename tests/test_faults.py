@@ -47,7 +47,10 @@ def run(launcher, job, timeout):
 def test_an_error_in_time_names_the_rank(launcher, what, impl, message, tmp_path, monkeypatch, record):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     job = {"folder": str(tmp_path), "impl": impl, "steps": 3, "faults": {"2": ["backward", what]}, "timeout": 4}
-    output = run(launcher, job, timeout=8 if what == "hangs" else 300)
+    for timeout in (5, 20, 80) if what == "hangs" else (300,):  # a busy machine may be slow to reach the fault
+        output = run(launcher, job, timeout)
+        if (tmp_path / "reached-1").exists():
+            break
     seconds = round(time.time() - float((tmp_path / "reached-1").read_text()), 2)
     assert seconds < 60
     pids = [(tmp_path / f"pid-{rank}").read_text() for rank in (0, 1)]

@@ -33,10 +33,11 @@ def train(job: dict) -> torch.Tensor:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["done"]
+    faults = job["faults"] if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else {}
     for step in range(done, job["steps"]):
         torch.manual_seed(100 * step + rank)
         x = torch.randn((step + rank) % 3, 4, 3, 3, dtype=torch.float64)  # rank 1 has no data in step 2
-        where, what = job["faults"].get(str(step), ("", "")) if done == 0 else ("", "")
+        where, what = faults.get(str(step), ("", ""))
         if what:
             dist.barrier()
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=job["timeout"]))
