@@ -22,8 +22,7 @@ _recorded: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-impl", action="store_true", help="faults under every implementation, not the reference's")
-    parser.addoption("--record", help="a JSON file for what the tests of faults saw, and on what machine")
+    parser.addoption("--record", help="a JSON file for the rows that tests record, and for the machine")
     parser.addoption("--random-minutes", type=float, default=0, help="how long test_random_training.py draws programs")
     parser.addoption("--ways", type=int, default=2, help="how many choices at a time are combined in every way")
 
@@ -73,12 +72,6 @@ def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
             return pools[world_size]
 
         yield of_size
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "some_impl" in metafunc.fixturenames:
-        impls = ["reference", "cpu", "cuda"] if metafunc.config.getoption("every_impl") else ["reference"]
-        metafunc.parametrize("some_impl", impls)
 
 
 @pytest.fixture
