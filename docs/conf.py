@@ -6,7 +6,6 @@ import sys
 import sbnref
 
 sys.path.insert(0, os.path.dirname(__file__))  # for the modules beside this
-import worth
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -31,8 +30,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
 ]
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
-myst_substitutions = {"worth": worth.numbers()}  # figures that a page's sentences give
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
@@ -79,7 +77,7 @@ def setup(app: object) -> None:
     import reach
     import recordings
 
-    for page in (benchmark_results, channels_last, inside, faults, reach, recordings, worth):
+    for page in (benchmark_results, channels_last, inside, faults, reach, recordings):
         app.connect("builder-inited", page.write)
     app.add_directive("player", recordings.Player)
     app.connect("html-page-context", recordings.add_player)
