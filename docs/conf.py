@@ -7,7 +7,6 @@ import sbnref
 
 DOCS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [DOCS, os.path.dirname(DOCS)]  # the modules beside this, and benchmarks
-import worth  # noqa: E402
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -32,8 +31,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
 ]
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
-myst_substitutions = {"worth": worth.numbers()}  # figures that a page's sentences give
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
@@ -80,7 +78,7 @@ def setup(app: object) -> None:
     import reach
     import recordings
 
-    for page in (benchmark_results, channels_last, inside, faults, reach, recordings, worth):
+    for page in (benchmark_results, channels_last, inside, faults, reach, recordings):
         app.connect("builder-inited", page.write)
     app.add_directive("player", recordings.Player)
     app.connect("html-page-context", recordings.add_player)

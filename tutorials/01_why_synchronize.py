@@ -45,7 +45,7 @@ plt.show()
 # The noise in the statistics falls with the square root of the batch: 4 samples are 4
 # times noisier than 64. (The prediction for the standard deviation,
 # :math:`\sigma/\sqrt{2n}`, is for large :math:`n`.) Small batches per process are not
-# the same training as one large batch.
+# the same training as one large batch; :doc:`13_is_it_worth_it` measures the difference.
 #
 # The ranks may also hold *different* data
 # ----------------------------------------
