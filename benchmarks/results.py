@@ -62,11 +62,13 @@ def load(path: Path) -> Results:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"expected results that sbnref bench wrote, but {path} is not JSON: {error}") from error
+        raise ValueError(
+            f"expected results that python -m benchmarks wrote, but {path} is not JSON: {error}"
+        ) from error
     keys = {field.name for field in fields(Results)}  # what is missing would be filled in from this machine
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(
-            f"expected results that sbnref bench wrote, with {', '.join(sorted(keys))}, but {path} has others"
+            f"expected results that python -m benchmarks wrote, with {', '.join(sorted(keys))}, but {path} has others"
         )
     return Results(**content)
 

@@ -70,15 +70,14 @@ sphinx_gallery_conf = {
 
 
 def setup(app: object) -> None:
-    """Write what is drawn from result files, from the imports and from recordings, before pages are read."""
+    """Write what is drawn from result files and from recordings, before pages are read."""
     import benchmark_results
     import channels_last
     import faults
-    import inside
     import reach
     import recordings
 
-    for page in (benchmark_results, channels_last, inside, faults, reach, recordings):
+    for page in (benchmark_results, channels_last, faults, reach, recordings):
         app.connect("builder-inited", page.write)
     app.add_directive("player", recordings.Player)
     app.connect("html-page-context", recordings.add_player)

@@ -32,7 +32,7 @@ def test_as_a_table(monkeypatch):
     ):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
-    assert "the implementation where none is asked for" in " ".join(run.stdout.split())
+    assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
 
 
 def test_an_implementation_that_does_not_exist_is_told(monkeypatch):

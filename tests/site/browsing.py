@@ -12,6 +12,23 @@ from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
 HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  # another site can be named
+PHONE = 390  # CSS pixels, the width of a common phone
+
+# The middle of an element, once it is in the window.
+INTO_VIEW = """(element) => {
+  element.scrollIntoView({ block: 'center', behavior: 'instant' });
+  const box = element.getBoundingClientRect();
+  return { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+}"""
+
+CUT_OFF = """
+  const fits = (e) => e.getBoundingClientRect().right <= innerWidth + 1;
+  const scrolls = (e) => e !== document.body && e !== null &&
+    (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
+  const page = document.documentElement;
+  return [...(page.scrollWidth > innerWidth ? [page] : []), ...document.querySelectorAll(arguments[0])]
+    .filter((e) => e === page || (!fits(e) && !scrolls(e))).slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
+"""
 
 HARNESS = """<!doctype html>
 <html lang="en">
@@ -74,6 +91,25 @@ class Browser:
         self.wait(f"location.pathname === {json.dumps('/' + file)} && document.readyState === 'complete'", 30)
         if path.startswith(("harness.html", "explorer.html")):  # its modules may come after the page
             self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
+
+    def find(self, selector: str) -> object:
+        """The first element that a CSS selector matches."""
+        return self.driver.find_element("css selector", selector)
+
+    def click(self, selector: str) -> None:
+        """Click an element that may be below the window or under the page's header."""
+        self.run(f"({INTO_VIEW})(...arguments)", self.find(selector))
+        self.find(selector).click()
+
+    def tap(self, selector: str) -> None:
+        """Touch the middle of an element."""
+        points = [self.run(f"return ({INTO_VIEW})(...arguments)", self.find(selector))]
+        for kind, touching in (("touchStart", points), ("touchEnd", [])):
+            self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touching})
+
+    def cut_off(self, selector: str) -> list[str]:
+        """Elements that reach beyond the window's right edge, unless they are in something that scrolls."""
+        return self.run(CUT_OFF, selector)
 
     def show(self, case: str) -> None:
         """Another case on the page that is open, by its fragment."""
