@@ -4,14 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from sbnref.cli import app
+from sbnref.debugging.launch_plan import launch_plan
 from sbnref.impls import build
-from sbnref.lab.traffic import launch_plan
+from sbnref.impls.environment import VARIABLES
+
+
+def test_every_variable_stands_on_its_page():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    for name, effect in VARIABLES.items():
+        assert f"| `{name}` | {effect} |" in page
 
 
 def test_as_a_table(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-#: Each variable, and what it does. ``sbnref info`` shows those that are set.
+#: Each variable and its effect, as ``docs/api.md`` lists them. ``sbnref info`` shows those that are set.
 VARIABLES = {
     "SBNREF_IMPL": "the implementation where `impl` is not given",
     "SBNREF_CPU_FLAGS": "more compiler flags for the kernels for CPU tensors",
