@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from sbnref.cli import app
 from sbnref.conformance.stages import ContractError
 from sbnref.impls import STAGES
-from sbnref.lab import LABORATORY, Kernels, timing
+from sbnref.lab import LABORATORY, Kernels
+from sbnref.lab import gpu_timing as timing
 from sbnref.lab.course.gradescope import grade
 from sbnref.lab.course.make import make
 from sbnref.lab.course.settings import Settings

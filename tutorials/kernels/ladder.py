@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sbnref import laboratory
+from sbnref import lab
 from sbnref.lab import SECTOR, THREADS, Counts, Kernels, channels_last, count
 
 __all__ = [
@@ -66,7 +66,7 @@ def all_rungs(folder: Path = KERNELS, threads: int = THREADS) -> Kernels:
     return Kernels(folder / "7_channels_last.cu", tuple(functions), threads)
 
 
-class Call(laboratory.Call):
+class Call(lab.Call):
     """A rung and everything it needs for a tensor. :meth:`run` launches its kernels.
 
     Args:
@@ -143,4 +143,4 @@ def fetched(call: Call, counts: Counts, capacity: int) -> float:
 
 def set_order(order: str, kernels: Path = KERNELS) -> None:
     """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
-    laboratory.set_order(order, all_rungs(kernels))
+    lab.set_order(order, all_rungs(kernels))
