@@ -30,7 +30,7 @@ EPS = 0.01  # gradients of three layers fit into float16
 
 
 def programs(*impls):
-    """Return a strategy. A tuple has an entry for each of four ranks; a smaller world ignores the last ones."""
+    """Return a strategy for programs. Tuples of four hold a number per rank; a smaller world ignores the last ones."""
     one_of, some = (lambda *choices: strategies.sampled_from(choices)), strategies.fixed_dictionaries
     switches = dict(affine=one_of(True, False), track_running_stats=one_of(True, False))
     norm = some(dict(stats_mode=one_of(*STATS_MODES), momentum=one_of(0.1, None, 1.0), **switches))
@@ -139,12 +139,14 @@ def expect_training(norm, ranks):
         "running_var": (old["running_var"] + factor * want.unbiased_var, 2 * factor * unit * (want.var + EPS)),
         "num_batches_tracked": (steps, 0 * steps),
     }
+    names = ["y", "dx"] + ["weight.grad", "bias.grad"] * norm["affine"]
+    names += ["running_mean", "running_var", "num_batches_tracked"] * norm["track_running_stats"]
     for rank, (x, dy, xhat) in enumerate(zip(xs, dys, xhats, strict=True)):
         size = over(x, gamma.abs()) * (xhat + 1) + over(x, beta.abs())
         sums = over(x, sum_g) + over(x, sum_g_xhat) * (xhat + over(x, 1 + tilt))
         dx_size = over(x, gamma.abs() * invstd) * (dy.abs() + sums / max(elements_per_channel(x), 1))
         own = {"y": (want.y[rank], over(x, unit) * size), "dx": (want.dx[rank], over(x, unit) * dx_size)}
-        yield from ((rank, name, *pair) for name, pair in (own | same).items() if name in ranks[rank])
+        yield from ((rank, name, *(own | same)[name]) for name in names)
 
 
 @pytest.mark.timeout(0)  # a program that hangs ends by the timeout of the ranks
