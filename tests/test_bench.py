@@ -74,7 +74,7 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
     assert {r["suite"] for r in rows} == set(suites.SUITES)
     of = {(r["suite"], r["layer"]): r for r in rows}
     assert of["processes", "reference"]["collectives"] == 2
-    assert of["processes", "reference"]["bytes_sent"] == 8 * (4 * 4 + 2)
+    assert of["processes", "reference"]["bytes_sent"] == 8 * (5 * 4 + 2)
     assert of["processes", "fairscale"]["collectives"] == 3
     assert of["overhead", "reference"]["host_reads"] == 0
 
