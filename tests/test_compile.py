@@ -126,7 +126,7 @@ def compiled_collectives(options: dict, batch_sizes: tuple[int, int]) -> list[li
 )
 def test_an_empty_rank_has_the_collectives_of_a_full_one_in_its_graphs(world, options):
     full, empty = world(2).run(compiled_collectives, options, (4, 0))
-    assert full == empty == [[2 * 3 + 2] * 5, [2 * 3] * 5]  # forward, backward
+    assert full == empty == [[3 * 3 + 2] * 5, [2 * 3] * 5]  # forward, backward
 
 
 def made_collectives(impl: str, backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:

@@ -142,7 +142,7 @@ SAID = {
     "a tail": ("reads elements [3, 4) of a global array of 3 (line {line})", "const double deviation = load"),
     "what is not there": ("reads elements [0, 1) of a global array of 0 (line {line})", "load(p.dy, p.at(c, 0))"),
     "tickets": ("p.tickets[0] is 1 in the end; expected zero, as before (line {line})", "take_ticket"),
-    "part of the payload": ("payload is not written everywhere; payload[2] is not", None),
+    "part of the payload": ("payload is not written everywhere; payload[3] is not", None),
 }
 
 
@@ -226,6 +226,6 @@ def test_the_template_compiles_and_says_what_is_to_be_written(tmp_path):
     kernels, x = StageKernels(file), torch.zeros(2, 3)
     with pytest.raises(RuntimeError, match=r"^payload is not written everywhere; payload\[0\] is not$"):
         kernels.forward_stats(x, 1)
-    saved = reference.forward_apply(x, torch.ones(8).double(), 1, None, None, 1e-5, None, 0.1)[1]
+    saved = reference.forward_apply(x, torch.ones(11).double(), 1, None, None, 1e-5, None, 0.1)[1]
     with pytest.raises(RuntimeError, match=r"^dx is not written everywhere; dx\[0, 0\] is not$"):
         kernels.backward_apply(x, x, torch.zeros(6).double(), saved, None, 0.5)
