@@ -1,5 +1,6 @@
 """Writes the table of faults from the file that `make faults` records, before the site is built."""
 
+import re
 from pathlib import Path
 
 from benchmarks import load
@@ -13,7 +14,8 @@ def write(app: object) -> None:
     lines = ["| Launcher | Fault | `impl` | Result | Seconds |", "| --- | --- | --- | --- | ---: |"]
     for row in results.rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
-        lines.append(f"| {row['launcher']} | {row['fault']} | `{row['impl']}` | {row['seen']} | {seconds} |")
+        seen = re.sub(r"\[/\S+\] ", "", row["seen"])  # gloo's source files
+        lines.append(f"| {row['launcher']} | {row['fault']} | `{row['impl']}` | {seen} | {seconds} |")
     lines.append(f"\n{results.origin()}")
     (DOCS / "_generated").mkdir(exist_ok=True)
     (DOCS / "_generated" / "faults.md").write_text("\n".join(lines) + "\n")
