@@ -438,7 +438,7 @@ def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("apt-get", "python3", "python"):
             (folder / name).write_text("#!/bin/sh\n")
-        (folder / "sbnref").write_text("#!/bin/sh\necho legal: failed, no compiler\n[ $2 = --template ]\n")
+        (folder / "sbnref").write_text("#!/bin/sh\necho legal: failed, no compiler\n[ $2 = template ]\n")
         for command in folder.iterdir():
             command.chmod(0o755)
     run = subprocess.run(
