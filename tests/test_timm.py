@@ -135,7 +135,9 @@ class Doubled(BatchNormAct2d):
 
 def test_a_subclass_is_converted_unless_it_has_a_forward_of_its_own():
     assert type(convert_sync_batchnorm(Named(4))) is SyncBatchNormAct
-    with pytest.raises(TypeError, match=r"a Doubled with a forward pass of its own: sbnref\.interop\.register_conversion"):
+    with pytest.raises(
+        TypeError, match=r"a Doubled with a forward pass of its own: sbnref\.interop\.register_conversion"
+    ):
         convert_sync_batchnorm(Doubled(4))
 
 

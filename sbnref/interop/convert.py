@@ -59,10 +59,10 @@ def convert_sync_batchnorm(
 
     Replaced are ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``, ``torch.nn.SyncBatchNorm``, the synchronized layers of
     mmcv, detectron2, apex and fairscale, timm's ``BatchNormAct2d`` and ``SyncBatchNormAct``,
-    :class:`sbnref.SyncBatchNorm` itself, and what :func:`sbnref.interop.register_conversion` adds. The new layer has the old one's
-    parameters and buffers (the same tensors), children, hooks, training flag, attributes, ``eps`` and ``momentum``;
-    the old one should not be used any more. A layer that occurs in several places is replaced by one layer in all of
-    them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
+    :class:`sbnref.SyncBatchNorm` itself, and what :func:`sbnref.interop.register_conversion` adds. The new layer has
+    the old one's parameters and buffers (the same tensors), children, hooks, training flag, attributes, ``eps`` and
+    ``momentum``; the old one should not be used any more. A layer that occurs in several places is replaced by
+    one layer in all of them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
     :func:`sbnref.interop.convert.conversions` lists what would happen to each layer, and changes nothing.
 
     Args:
@@ -154,8 +154,8 @@ def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Replace every synchronized batch norm in ``module`` by one of ``torch.nn``, for a single process.
 
-    It is the inverse of :func:`sbnref.convert_sync_batchnorm`, with the same layers recognized and the same things kept. A
-    layer that was converted becomes again the ``BatchNorm1d``, ``2d`` or ``3d`` that it was, or timm's
+    It is the inverse of :func:`sbnref.convert_sync_batchnorm`, with the same layers recognized and the same things
+    kept. A layer that was converted becomes again the ``BatchNorm1d``, ``2d`` or ``3d`` that it was, or timm's
     ``BatchNormAct2d``; one that was frozen does not become frozen again. One that was built synchronized accepts any
     input, until its first input tells which of the three it becomes.
 
@@ -166,7 +166,7 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
         ``module``, or the new layer if ``module`` is a synchronized batch norm.
 
     Raises:
-        TypeError: as :func:`sbnref.convert_sync_batchnorm`; but a layer of a class that is not recognized stays as it is.
+        TypeError: as :func:`sbnref.convert_sync_batchnorm`; a layer of a class that is not recognized stays as it is.
     """
 
     return _replace(module, lambda layer: _registry.get(_kind(layer), _Conversion(None, None)).revert)
@@ -183,11 +183,11 @@ def register_conversion(
     Args:
         name: the full name, ``"package.module.Class"``, of the class that defines the layer's forward pass. It counts
             for its subclasses that have no forward pass of their own, and need not be imported.
-        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what :func:`sbnref.convert_sync_batchnorm`
-            puts in the place of a layer of this class; ``stats_mode`` is ``'exact'`` where neither the caller nor the
-            layer has one. None leaves the layer as it is.
-        revert: ``revert(layer)`` returns what :func:`sbnref.revert_sync_batchnorm` puts in the place of a layer of this class.
-            None leaves the layer as it is.
+        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what
+            :func:`sbnref.convert_sync_batchnorm` puts in the place of a layer of this class; ``stats_mode`` is
+            ``'exact'`` where neither the caller nor the layer has one. None leaves the layer as it is.
+        revert: ``revert(layer)`` returns what :func:`sbnref.revert_sync_batchnorm` puts in the place of a layer of this
+            class. None leaves the layer as it is.
 
     Raises:
         ValueError: ``name`` is taken, or is not a full name.
