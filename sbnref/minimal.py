@@ -16,23 +16,30 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 
-def sync_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, stats_mode: str = "exact", eps: float = 1e-5) -> Tensor:
-    """Normalize x, (N, C, *), by the statistics of all ranks. ``weight`` and ``bias`` are (C,)."""
+def sync_batch_norm(
+    x: Tensor,  # (N, C, *)
+    weight: Tensor,  # (C,)
+    bias: Tensor,  # (C,)
+    stats_mode: str = "exact",
+    eps: float = 1e-5,
+) -> Tensor:  # (N, C, *)
+    """Normalize x by the statistics of all ranks."""
     n, channels, *spatial = x.shape
     m = x.numel() // channels  # elements per channel on this rank
 
     # Weigh: how much does this rank count?
     w = {"default": min(m, 1), "N": n * min(m, 1), "exact": m}[stats_mode]
     rows = x.transpose(0, 1).reshape(channels, m)
-    means = torch.cat([rows.sum(1), rows.square().sum(1)]) / max(m, 1)  # of x and of x²; zeros without data
+    means = torch.cat([rows.sum(1), rows.square().sum(1)]) / max(m, 1)  # of x, x²
 
-    # Sum over the ranks.
+    # Sum over the ranks. One without data adds zeros.
     total = all_reduce(torch.cat([w * means, means.new_tensor([w])]))
     s1, s2, weights = total[:channels], total[channels:-1], total[-1]
 
-    # Normalize.
+    # Normalize. The variance is the sum of w (var_r + (mean_r - mean)²), divided.
     divisor = dist.get_world_size() if stats_mode == "default" else weights.clamp(min=1)
     mean = s1 / divisor
-    var = (s2 - 2 * mean * s1 + mean * mean * weights) / divisor  # sum of w (var_r + (mean_r - mean)²), over divisor
-    mean, scale, bias = (t.view(-1, *[1] * len(spatial)) for t in (mean, weight / (var + eps).sqrt(), bias))
+    var = (s2 - 2 * mean * s1 + mean * mean * weights) / divisor
+    scale = weight / (var + eps).sqrt()
+    mean, scale, bias = (t.view(-1, *[1] * len(spatial)) for t in (mean, scale, bias))
     return (x - mean) * scale + bias
