@@ -6,7 +6,7 @@ r"""
 are right, and see what they do?
 
 Tutorial 5 shows a ladder of kernels. Here you climb it yourself, from an empty file to
-the fourth rung. After each step ``sbnref lab check`` says whether the kernels are *legal*,
+the fourth rung. After each step ``sbnref lab check-kernels`` says whether they are *legal*,
 *right* and *efficient*, and ``sbnref lab trace`` plays what every warp did. Both run them in
 the simulation of CUDA. The four steps are in ``tutorials/kernels/own/``; this page runs
 from a checkout, and compiles each of them for the CPU.
