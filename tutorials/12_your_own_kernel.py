@@ -6,10 +6,11 @@ r"""
 are right, and see what they do?
 
 Tutorial 5 shows a ladder of kernels. Here you climb it yourself, from an empty file to
-the fourth rung. After each step ``sbnref lab check-kernels`` says whether they are *legal*,
-*right* and *efficient*, and ``sbnref lab trace`` plays what every warp did. Both run them in
-the simulation of CUDA. The four steps are in ``tutorials/kernels/own/``; this page runs
-from a checkout, and compiles each of them for the CPU.
+the fourth rung. After each step ``sbnref lab check-kernels`` says whether they are
+*legal*, *right* and *efficient*, and ``sbnref lab trace`` plays what every warp did.
+Both run them in the simulation of CUDA. The four steps are in
+``tutorials/kernels/own/``; this page runs from a checkout, and compiles each of them
+for the CPU.
 """
 
 # %%
@@ -23,8 +24,8 @@ from a checkout, and compiles each of them for the CPU.
 # .. literalinclude:: ../../sbnref/lab/grading/kernels/template.cu
 #    :language: cuda
 #
-# ``sbnref lab check-kernels mine.cu`` grades it. This page does so from Python, on fewer inputs and
-# always the same ones.
+# ``sbnref lab check-kernels mine.cu`` grades it. This page does so from Python, on fewer
+# inputs and always the same ones.
 
 import tempfile
 from math import prod
