@@ -34,7 +34,7 @@ def update_running_stats(running: RunningStats, stats: Statistics, momentum: flo
     if running.num_batches_tracked is not None:
         running.num_batches_tracked.add_(seen)
     if momentum is None:
-        assert running.num_batches_tracked is not None  # refusals.check_call refuses it otherwise
+        assert running.num_batches_tracked is not None  # validation.check_call refuses it otherwise
         factor = 1 / running.num_batches_tracked.to(stats.mean.dtype)
     else:
         factor = torch.full_like(stats.elements, momentum)

@@ -1,1 +1,1 @@
-"""Finding what is wrong: comparing implementations, watching layers, agreeing between ranks, counting traffic."""
+"""Find out what is wrong: compare implementations, monitor layers, check agreement between ranks."""

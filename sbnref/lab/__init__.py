@@ -1,4 +1,4 @@
-"""The laboratory: kernels of one's own, run and watched on a CPU in the simulation of CUDA."""
+"""CUDA kernels without a GPU: run them in a simulation, watch every access, replay and grade them."""
 
 from .kernels import LABORATORY, SECTOR, THREADS, Call, Counts, Kernels, channels_last, count, set_order
 from .recording import Recording, record

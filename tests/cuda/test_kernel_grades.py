@@ -478,7 +478,7 @@ def test_a_score_can_be_asked_for(tmp_path):
     assert codes == [0, 1]
 
 
-def test_the_workflows_command_ends_with_0_for_kernels_that_are_frugal(tmp_path):
+def test_the_command_of_a_test_ends_with_0_for_efficient_kernels(tmp_path):
     command = COURSE.command("legal", "right") + " && " + COURSE.command("efficient")
     assert command.count("sbnref lab check-kernels mine.cu --part") == 2
     hand_in(tmp_path, {"mine.cu": students.rung("7 channels-last")})

@@ -4,7 +4,7 @@ A check runs on every rank of its world and raises where a promise is broken. Ev
 from the same seed, so each knows by itself what the whole group should get.
 """
 
-from . import derivatives, extremes, groups, inputs, padding, refusals, running, training
+from . import derivatives, extremes, groups, inputs, padding, running, training, validation
 from .parts import Case
 
 __all__ = ["Case", "cases"]
@@ -12,5 +12,5 @@ __all__ = ["Case", "cases"]
 
 def cases() -> list[Case]:
     """All of them."""
-    families = (inputs, extremes, derivatives, running, padding, groups, training, refusals)
+    families = (inputs, extremes, derivatives, running, padding, groups, training, validation)
     return [case for family in families for case in family.cases()]

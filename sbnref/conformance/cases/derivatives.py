@@ -15,7 +15,7 @@ from ...functional import sync_batch_norm
 from ...modes import STATS_MODES, fixed_divisor, rank_weight
 from ..oracle import elements_per_channel, train_step
 from .parts import CHANNELS, Case, affine_of, close, random_inputs, random_layer
-from .refusals import refusal
+from .validation import refusal
 
 
 def cases() -> Iterator[Case]:

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ...collectives import groups_of, timeout_of
 from .parts import Case, compare_step, random_inputs, random_layer
-from .refusals import refusal
+from .validation import refusal
 
 
 def cases() -> Iterator[Case]:

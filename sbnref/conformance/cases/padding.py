@@ -14,7 +14,7 @@ from ...functional import masked
 from ...modes import STATS_MODES
 from ..oracle import train_step
 from .parts import CHANNELS, Case, affine_of, close, random_inputs, random_layer
-from .refusals import refusal
+from .validation import refusal
 
 # The valid positions of each rank's samples: ragged; of no sample; none; ragged.
 LENGTHS: tuple[list[int], ...] = ([5, 2, 0], [], [0, 0], [1, 4])

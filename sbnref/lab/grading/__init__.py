@@ -1,1 +1,1 @@
-"""Grading somebody's own code: running it apart, searching for the smallest failure, hints, the file to start from."""
+"""Grade four stage functions or CUDA kernels, and find the smallest input on which they fail."""

@@ -1,1 +1,1 @@
-"""Grading somebody's own CUDA kernels in the simulation: whether they are right, legal and efficient."""
+"""Grade CUDA kernels in the simulation: are they legal, right and efficient?"""

@@ -18,9 +18,9 @@ from .parts import CHANNELS, Case, random_layer
 
 
 def cases() -> Iterator[Case]:
-    """Family ``refusals``."""
-    yield Case("refusals: before anything is communicated or changed", 2, check_refusals)
-    yield Case("refusals: one value per channel in a group of one", 1, check_single_value)
+    """Family ``validation``."""
+    yield Case("validation: before anything is communicated or changed", 2, check_validation)
+    yield Case("validation: one value per channel in a group of one", 1, check_single_value)
 
 
 class refusal:
@@ -41,7 +41,7 @@ class refusal:
         return True
 
 
-def check_refusals(impl: str, device: str) -> None:
+def check_validation(impl: str, device: str) -> None:
     """Bad input is refused by name before anything is communicated or changed."""
     layer = random_layer(impl=impl, device=device)
     before = copy.deepcopy(layer.state_dict())
