@@ -8,7 +8,6 @@ crash, an exit, is a result here.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...impls import STAGES
 from ..implementation import StageKernels, stages_of
+from . import require_hypothesis
 from .hints import SECTIONS, where_to_look
 from .report import Grade, StageGrade
 
@@ -66,10 +66,7 @@ def check(
         ValueError: no such file, no such stage, or nothing to grade in the file.
         RuntimeError: hypothesis, which does the search, is not installed.
     """
-    if importlib.util.find_spec("hypothesis") is None:
-        raise RuntimeError(
-            "sbnref lab check needs hypothesis, which searches for the smallest failure: pip install 'sbnref[check]'"
-        )
+    require_hypothesis()
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
         raise ValueError(f"expected stages among {STAGES}, got {unknown or 'none'}")

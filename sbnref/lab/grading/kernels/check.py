@@ -7,7 +7,6 @@ they run: a file that could get at that, by a pointer or in assembly, is refused
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import secrets
 import time
@@ -28,6 +27,7 @@ from ... import Kernels
 from ...gpu_timing import time_file
 from ...sandbox.process import GRACE, Died, Job, Student, plain
 from ...watching import lines, unwritten
+from .. import require_hypothesis
 from ..hints import LARGE_MEAN
 from .efficiency import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
 from .job import Functions, RefusedFile, job_of
@@ -86,10 +86,7 @@ def check_kernels(
         RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing; or the GPU that
             is asked for, or what compiles for it.
     """
-    if importlib.util.find_spec("hypothesis") is None:
-        raise RuntimeError(
-            "sbnref lab check needs hypothesis, which searches for the smallest failure: pip install 'sbnref[check]'"
-        )
+    require_hypothesis()
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ValueError(f"expected parts among {PARTS}, got {unknown or 'none'}")
