@@ -29,7 +29,7 @@ from ...sandbox.process import GRACE, Died, Job, Student, plain
 from ...watching import lines, unwritten
 from .. import require_hypothesis
 from ..hints import LARGE_MEAN
-from .efficiency import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Frugality, Spent
+from .efficiency import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Efficiency, Spent
 from .job import Functions, RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
 from .worker import COUNTED
@@ -311,7 +311,7 @@ class _Judge:
             return Part(name, "timed out", 0.0, tried, slow)
         return Part(name, "passed", 1.0, tried)
 
-    def _count(self) -> tuple[Frugality | None, Part]:
+    def _count(self) -> tuple[Efficiency | None, Part]:
         self.student.apart, self.student.deadline = None, time.monotonic() + self.timeout
         splits = -(-MULTIPROCESSORS // SHAPE[1])
         try:
@@ -322,7 +322,7 @@ class _Judge:
                 if (why := spent[-1].impossible()) is not None:
                     raise ContractError(f"{why}; counted on {shape}")
             small = Input(SMALL[0], SMALL[1], SMALL[2:], "contiguous", "normal", 1, "ascending", 0)
-            found = Frugality(spent, **self._counts(small, "conflicts", "shared", "conflicts"))
+            found = Efficiency(spent, **self._counts(small, "conflicts", "shared", "conflicts"))
         except ContractError as error:
             if "simulated kernel" in str(error):
                 return None, Part("efficient", "not graded", 0.0, 0, STOPPED)

@@ -66,7 +66,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Frugality:
+class Efficiency:
     """What the kernels spend.
 
     Attributes:

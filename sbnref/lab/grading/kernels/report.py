@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....debugging.report import Report, jsonable
 from ...gpu_timing import Timed
-from .efficiency import Frugality, stands
+from .efficiency import Efficiency, stands
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,7 +76,7 @@ class KernelGrade(Report):
     """
 
     def __init__(
-        self, target: str, parts: list[Part], efficiency: Frugality | None, seed: int, unconfined: str | None
+        self, target: str, parts: list[Part], efficiency: Efficiency | None, seed: int, unconfined: str | None
     ) -> None:
         self.target, self.parts, self.efficiency = target, parts, efficiency
         self.seed, self.unconfined = seed, unconfined
@@ -154,7 +154,7 @@ def _rows(fault: Fault) -> list[tuple[str, str]]:
     return rows
 
 
-def _spending(efficiency: Frugality) -> list[tuple[str, str]]:
+def _spending(efficiency: Efficiency) -> list[tuple[str, str]]:
     rows = []
     for spent in efficiency.spent:
         rows.append((spent.layout.replace("_", "-"), spent.sizes()))
