@@ -27,7 +27,7 @@ from ..grading.kernels.report import PARTS, KernelGrade
 from ..sandbox import process
 from .settings import FILES, FUNCTIONS, Settings
 
-NOBODY = "nobody"
+STUDENT_USER = "nobody"
 _SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # as reports tell them
 
 
@@ -62,13 +62,13 @@ def main() -> None:
 
 
 def other_user() -> str | None:
-    """As whom root runs what was handed in: somebody who writes to no results and reads no hidden seed."""
+    """Return the user that runs submissions if root grades: one who cannot write results or read the hidden seed."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
-    them = process.user_of(NOBODY)
-    with suppress(OSError, subprocess.SubprocessError):  # where they cannot even run Python, it has to be root
-        subprocess.run([sys.executable, "-c", ""], check=True, **them)
-        return NOBODY
+    student = process.user_of(STUDENT_USER)
+    with suppress(OSError, subprocess.SubprocessError):  # if that user cannot even run Python, root has to
+        subprocess.run([sys.executable, "-c", ""], check=True, **student)
+        return STUDENT_USER
     return None
 
 

@@ -4,7 +4,7 @@
 //
 //   forward_stats -> all-reduce -> forward_apply         backward_stats -> all-reduce -> backward_apply
 //
-// What kernels are written in is told by: sbnref lab template kernels. Beyond that there is in p:
+// `sbnref lab template kernels` explains how kernels are written. In addition p has:
 //
 //   p.weight, p.divisor     w, what this rank weighs, 0 where it is empty; D, or 0 where D is max(W, 1)
 //   p.k                     w / m with m = p.count(), 0 where this rank is empty
