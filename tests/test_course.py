@@ -74,6 +74,14 @@ def test_a_course_is_made_in_a_checkout(monkeypatch, tmp_path):
         packing.pack()
 
 
+def test_a_solution_among_the_tutorials_is_not_packed(monkeypatch):
+    handed_out = packing.tutorials()
+    handed_out.pop("01_why_synchronize.py")  # as if it were a file of the teacher's own
+    monkeypatch.setattr(packing, "tutorials", lambda: handed_out)
+    with pytest.raises(RuntimeError, match=r"pip packs \['sbnref/tutorials/01_why_synchronize.py'\]: move them away"):
+        packing.pack()
+
+
 def test_every_exercise_and_template_is_handed_out(course):
     handout = course / "handout"
     assert (handout / "mine.py").read_text() == CliRunner().invoke(app, ["lab", "template", "functions"]).stdout

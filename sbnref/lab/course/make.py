@@ -31,7 +31,7 @@ def make(folder: Path, settings: Settings | None = None) -> None:
 
     Raises:
         ValueError: there is something in the folder, or it is none; or a name to forbid is nobody's.
-        RuntimeError: the package is not installed, or was installed before it changed.
+        RuntimeError: this is an installation and not a checkout, or no wheel of it can be handed out.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"expected a new or an empty folder, but there is something in {folder}")

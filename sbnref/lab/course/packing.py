@@ -21,7 +21,8 @@ def pack() -> tuple[str, bytes]:
     """Build the wheel of this checkout, and return its file name and its content.
 
     Raises:
-        RuntimeError: this is an installation, not a checkout; or pip cannot build the wheel.
+        RuntimeError: this is an installation, not a checkout; pip cannot build the wheel; or files of somebody's own
+            lie among the tutorials, which may be solutions.
     """
     if not (ROOT / "pyproject.toml").is_file():
         raise RuntimeError(f"expected a checkout of sbnref, from which pip builds the course's wheel, got {OURS}")
@@ -34,6 +35,10 @@ def pack() -> tuple[str, bytes]:
         if done.returncode:
             raise RuntimeError(f"pip cannot build a wheel of {ROOT}:\n{done.stderr.strip()}")
         (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            packed = {name for name in archive.namelist() if name.startswith("sbnref/tutorials/")}
+        if unknown := sorted(packed - {f"sbnref/tutorials/{name}" for name in tutorials()}):
+            raise RuntimeError(f"expected only the tutorials in {TUTORIALS}, but pip packs {unknown}: move them away")
         return wheel.name, wheel.read_bytes()
 
 
