@@ -118,6 +118,42 @@ AtLeast = Annotated[float | None, typer.Option(min=0, max=1, help="Exit with 0 f
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")]
 
 
+@lab.command(
+    "run", epilog="Example: sbnref lab run reduce.cu -- 1024", context_settings={"allow_interspersed_args": False}
+)
+def run_program(
+    file: Annotated[Path, typer.Argument(metavar="PROGRAM.cu", help="CUDA source with main().")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of the program.")] = None,
+    include: Annotated[list[str] | None, typer.Option("-I", help="A folder with headers; may be repeated.")] = None,
+    define: Annotated[list[str] | None, typer.Option("-D", help="A macro, such as N=64; may be repeated.")] = None,
+    launches: Annotated[int | None, typer.Option(min=1, help="End the program after so many launches.")] = None,
+    order: Annotated[
+        str | None, typer.Option(help="In which threads take turns: ascending, descending or random:SEED.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds after which the program is ended.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Run a CUDA program without a GPU, and watch every access to memory.
+
+    An access out of bounds, a race, a missing barrier or memory that was never written ends the program. The report
+    names kernel, block, thread and line. Otherwise it shows what each launch read and wrote. Exits with 0 if all is
+    well, with 1 if not, or with 2 and the reason on stderr if the program does not compile.
+    """
+    from .lab.lines import finder
+    from .lab.run import run
+
+    flags = [f"-D{macro}" for macro in define or ()]
+    report = or_exit(
+        lambda: run(
+            file, arguments or (), search=include or (), flags=flags, launches=launches, order=order, timeout=timeout
+        )
+    )
+    _show(report, json)
+    if finder() is None:
+        typer.echo("sbnref: lines are missing because addr2line is not on the PATH; install binutils", err=True)
+    raise typer.Exit(not report.passed)
+
+
 @lab.command(epilog="Example: sbnref lab template functions > mine.py, then sbnref lab check mine.py")
 def template(
     what: Annotated[str, typer.Argument(help="functions, in Python; kernels or stages, in CUDA.")] = "functions",

@@ -44,7 +44,7 @@ def cached(
 
 
 def compile_for_host(built: Path, *arguments: str) -> None:
-    """Make a library of C++17, or with ``-c`` an object, with one call of the host's compiler.
+    """Make a library of C++17 with PyTorch's headers, or with ``-c`` an object, with one call of the host's compiler.
 
     Raises:
         DoesNotCompile: the compiler refuses it, or was not done in time.
@@ -52,9 +52,19 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     """
     from torch.utils.cpp_extension import include_paths
 
-    unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be building it too
     includes = [word for folder in include_paths() for word in ("-isystem", folder)]
-    command = [compiler(), "-std=c++17", "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments, "-o", str(unfinished)]
+    call_compiler(built, "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments)
+
+
+def call_compiler(built: Path, *arguments: str) -> None:
+    """Make a file of C++17 with one call of the host's compiler.
+
+    Raises:
+        DoesNotCompile: the compiler refuses it, or was not done in time.
+        RuntimeError: there is no compiler.
+    """
+    unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be building it too
+    command = [compiler(), "-std=c++17", *arguments, "-o", str(unfinished)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,0 +1,310 @@
+// The arrays that kernels may access, and the checks of every access that the compiler reports.
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "host.h"
+#include "state.h"
+
+namespace cudasim {
+namespace {
+
+constexpr size_t kChunk = 4096;     // elements
+constexpr size_t kAlignment = 256;  // of an allocation
+constexpr size_t kGap = 256;        // between allocations
+constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024;
+
+// Allocations follow each other in one region and are never reused, so that every address tells what it was.
+struct Region {
+    uintptr_t begin = 0, used = 0, end = 0;
+
+    Region() {
+        size_t bytes = size_t{1} << 38;
+        void* memory = MAP_FAILED;
+        for (bool limited = false; memory == MAP_FAILED; limited = true) {
+            if (limited) bytes /= 4;  // leaves most to others where memory is limited
+            memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+        }
+        begin = used = reinterpret_cast<uintptr_t>(memory);
+        end = begin + bytes;
+    }
+    bool holds(uintptr_t address) const { return address - begin < end - begin; }
+};
+
+Region& region() {
+    static Region region;
+    return region;
+}
+
+std::vector<std::unique_ptr<Array>>& allocated() {                   // in the order of their addresses
+    static auto& arrays = *new std::vector<std::unique_ptr<Array>>;  // outlives the report at the exit
+    return arrays;
+}
+
+std::vector<std::unique_ptr<Array>>& others() {                      // variables, and what is lent
+    static auto& arrays = *new std::vector<std::unique_ptr<Array>>;  // outlives the report at the exit
+    return arrays;
+}
+
+Array* last = nullptr;  // that was found
+
+// The allocation that begins at or before an address.
+Array* allocation_before(uintptr_t address) {
+    const auto& all = allocated();
+    auto after = std::upper_bound(
+        all.begin(), all.end(), address, [](uintptr_t a, const auto& array) { return a < array->begin; });
+    return after == all.begin() ? nullptr : std::prev(after)->get();
+}
+
+Array* find_shared(uintptr_t address) {
+    Arena& here = arena();
+    if (address - reinterpret_cast<uintptr_t>(here.memory.get()) >= 2 * kSharedBytes) return nullptr;
+    for (auto& [id, array] : here.arrays)
+        if (array->holds(address)) return array.get();
+    return nullptr;
+}
+
+const char* verb(Access access) { return access == Access::Read ? "reads" : "writes"; }
+
+std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes"); }
+
+// What an address is that a kernel may not access.
+[[noreturn]] void fail_outside(uintptr_t address, size_t bytes, Access access, const void* from) {
+    const std::string what = std::string(verb(access)) + " " + bytes_in_words(bytes);
+    if (address < 4096) fault(what + " at a null pointer", from);
+    if (is_any_stack(address)) fault(what + " among the local variables of another thread", from);
+    const Array* near = nullptr;
+    if (region().holds(address)) near = allocation_before(address);
+    for (auto& [id, array] : arena().arrays)
+        if (address - array->begin < array->size() + kSharedGap) near = array.get();
+    if (near != nullptr && near->holds(address))  // begins inside
+        fault(what + ", of which the last are behind the end of " + near->name, from);
+    if (near != nullptr) {
+        const size_t behind = address - near->end;
+        fault(
+            std::string(verb(access)) + " " + near->in_words(address, bytes) + ", " + bytes_in_words(behind) +
+                " behind the end of " + (near->space == Space::Shared ? "the shared array " : "") + near->name + " (" +
+                (near->element > 1 ? std::to_string(near->size() / near->element) + " elements"
+                                   : bytes_in_words(near->size())) +
+                ")",
+            from);
+    }
+    fault(what + " outside of every array of the GPU: memory of the host, or an address that is none", from);
+}
+
+// The host's code must not reach into the GPU's memory.
+void check_host(uintptr_t address, Access access, const void* from) {
+    if (!region().holds(address)) return;
+    const Array* const array = find(address);
+    if (array != nullptr && array->host && !array->freed) return;
+    const Array* const near = allocation_before(address);
+    const std::string name = near == nullptr ? "an array" : near->name;
+    note_fault(
+        "the host " + std::string(verb(access)) + " " + name + ", which is memory of the GPU; copy it with cudaMemcpy",
+        site(from), {});
+    end_launch();
+}
+
+}  // namespace
+
+// ---- arrays ----
+
+std::string Array::in_words(uintptr_t address, size_t bytes) const {
+    const size_t unit = element > 1 ? element : std::max<size_t>(bytes, 1);
+    const auto offset = static_cast<int64_t>(address - begin);
+    return name + "[" + std::to_string(offset / static_cast<int64_t>(unit)) + "]";
+}
+
+// Elements become as small as an access is.
+void Array::refine(size_t bytes) {
+    while (granule > bytes || granule > 4) {
+        std::vector<bool> finer(2 * written.size());
+        for (size_t i = 0; i < written.size(); ++i) finer[2 * i] = finer[2 * i + 1] = written[i];
+        written = std::move(finer);
+        std::vector<std::unique_ptr<Element[]>> split(2 * chunks.size());
+        for (size_t i = 0; i < chunks.size(); ++i) {
+            if (chunks[i] == nullptr) continue;
+            for (size_t half = 0; half < 2; ++half) {
+                auto& part = split[2 * i + half] = std::make_unique<Element[]>(kChunk);
+                for (size_t k = 0; k < kChunk; ++k) part[k] = chunks[i][(half * kChunk + k) / 2];
+            }
+        }
+        chunks = std::move(split);
+        granule /= 2;
+    }
+}
+
+Element& Array::at(uintptr_t address) {
+    const size_t i = (address - begin) / granule;
+    if (chunks.empty()) chunks.resize((size() / granule + kChunk) / kChunk);
+    if (i / kChunk >= chunks.size()) chunks.resize(i / kChunk + 1);
+    auto& chunk = chunks[i / kChunk];
+    if (chunk == nullptr) chunk = std::make_unique<Element[]>(kChunk);
+    return chunk[i % kChunk];
+}
+
+void Array::set_written(uintptr_t address, size_t bytes) {
+    if (known) return;
+    if (address == begin && bytes == size()) {
+        known = true;
+        return;
+    }
+    if (written.empty()) written.resize((size() + granule - 1) / granule);
+    if ((address - begin) % granule || bytes % granule) refine(1);
+    const auto first = written.begin() + (address - begin) / granule;
+    std::fill(first, first + bytes / granule, true);
+}
+
+void* allocate(size_t bytes, const std::string& name, size_t element, bool host, Site made) {
+    Region& r = region();
+    if (bytes > r.end - r.used || bytes + 2 * kGap > r.end - r.used) return nullptr;
+    auto array = std::make_unique<Array>();
+    array->begin = r.used = (r.used + kGap + kAlignment - 1) / kAlignment * kAlignment;
+    array->end = r.used += bytes;
+    array->name = name;
+    array->element = element;
+    array->host = host;
+    array->made = std::move(made);
+    allocated().push_back(std::move(array));
+    return reinterpret_cast<void*>(allocated().back()->begin);
+}
+
+bool release(void* begin) {
+    Array* const array = allocation_before(reinterpret_cast<uintptr_t>(begin));
+    if (array == nullptr || array->freed || array->begin != reinterpret_cast<uintptr_t>(begin)) return false;
+    array->freed = true;
+    array->chunks.clear();
+    array->written.clear();
+    const uintptr_t page = 16 * 1024, first = (array->begin + page - 1) / page * page, end = array->end / page * page;
+    if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+    return true;
+}
+
+const std::vector<std::unique_ptr<Array>>& allocations() { return allocated(); }
+
+Array* find(uintptr_t address) {
+    if (last != nullptr && last->holds(address)) return last;
+    if (region().holds(address)) {
+        Array* const array = allocation_before(address);
+        return array != nullptr && array->holds(address) ? last = array : nullptr;
+    }
+    for (const auto& array : others())
+        if (array->holds(address)) return last = array.get();
+    return nullptr;
+}
+
+void lend(const char* name, const void* begin, size_t bytes, size_t element) {
+    auto array = std::make_unique<Array>();
+    array->begin = reinterpret_cast<uintptr_t>(begin);
+    array->end = array->begin + bytes;
+    array->name = name;
+    array->element = element;
+    array->known = array->host = true;
+    others().push_back(std::move(array));
+}
+
+void take_back() {
+    last = nullptr;
+    auto& all = others();
+    all.erase(
+        std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->space == Space::Global && a->host; }),
+        all.end());
+}
+
+Variable::Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant) {
+    auto array = std::make_unique<Array>();
+    array->begin = reinterpret_cast<uintptr_t>(address);
+    array->end = array->begin + bytes;
+    array->name = name;
+    array->element = element;
+    array->space = constant ? Space::Constant : Space::Global;
+    array->known = true;
+    others().push_back(std::move(array));
+}
+
+// ---- shared memory ----
+
+void* shared_array(const char* id, const char* name, size_t bytes, size_t element) {
+    if (!running) return nullptr;
+    Arena& here = arena();
+    for (auto& [known, array] : here.arrays)
+        if (known == id) return reinterpret_cast<void*>(array->begin);
+    if (here.bytes + bytes > kSharedBytes)
+        fault("needs more than the 227 KiB of shared memory that a block has", __builtin_return_address(0));
+    auto array = std::make_unique<Array>();
+    here.used = (here.used + kSharedGap + kSharedGap - 1) / kSharedGap * kSharedGap;
+    array->begin = reinterpret_cast<uintptr_t>(here.memory.get()) + here.used;
+    array->begin = (array->begin + kSharedGap - 1) / kSharedGap * kSharedGap;
+    array->end = array->begin + bytes;
+    here.used = array->end - reinterpret_cast<uintptr_t>(here.memory.get());
+    here.bytes += bytes;
+    array->name = name;
+    array->element = element;
+    array->space = Space::Shared;
+    std::memset(reinterpret_cast<void*>(array->begin), 0xff, bytes);  // garbage
+    here.arrays.emplace_back(id, std::move(array));
+    return reinterpret_cast<void*>(here.arrays.back().second->begin);
+}
+
+void* dynamic_shared(const char* name, size_t element) {
+    static const char id = 0;
+    return shared_array(&id, name, dynamic_bytes, element);
+}
+
+// ---- an access ----
+
+namespace {
+
+void check(uintptr_t address, size_t bytes, Access access, const void* from) {
+    if (!running) return check_host(address, access, from);
+    if (is_own_stack(address) || address - reinterpret_cast<uintptr_t>(&built_in) < sizeof built_in ||
+        is_argument(address))
+        return;
+    pass_time();
+    Array* array = find_shared(address);
+    if (array == nullptr) array = find(address);
+    if (array == nullptr) {
+        Dl_info of;  // a constant of the program, a table or a string
+        if (address >= 4096 && !region().holds(address) && dladdr(reinterpret_cast<void*>(address), &of) != 0) return;
+        fail_outside(address, bytes, access, from);
+    }
+    if (address + bytes > array->end) fail_outside(address, bytes, access, from);
+    if (array->freed)
+        fault(std::string(verb(access)) + " " + array->in_words(address, bytes) + " after it was freed", from);
+    if (array->space == Space::Constant && access != Access::Read)
+        fault("writes " + array->in_words(address, bytes) + ", which is constant", from);
+    if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes != 0)
+        fault(
+            std::string(verb(access)) + " " + bytes_in_words(bytes) + " of " + array->name +
+                " at an address that is no multiple of " + std::to_string(bytes),
+            from);
+    const bool shared = array->space == Space::Shared;
+    const Act act = access == Access::Atomic ? Act::Atomic
+                    : access == Access::Read ? (shared ? Act::ReadShared : Act::Read)
+                                             : (shared ? Act::WriteShared : Act::Write);
+    record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
+    watch(*array, address, bytes, access, from);
+    count(*array, address, bytes, access, from);
+}
+
+}  // namespace
+
+void access(const void* address, size_t bytes, Access access, const void* from) {
+    check(reinterpret_cast<uintptr_t>(address), bytes, access, from);
+}
+
+void* copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) {
+        check(reinterpret_cast<uintptr_t>(from), bytes, Access::Read, __builtin_return_address(0));
+        check(reinterpret_cast<uintptr_t>(to), bytes, Access::Write, __builtin_return_address(0));
+    }
+    return std::memmove(to, from, bytes);
+}
+
+void* fill(void* to, int value, size_t bytes) {
+    if (bytes > 0) check(reinterpret_cast<uintptr_t>(to), bytes, Access::Write, __builtin_return_address(0));
+    return std::memset(to, value, bytes);
+}
+
+}  // namespace cudasim

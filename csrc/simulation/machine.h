@@ -1,0 +1,143 @@
+// The simulated GPU, as code that it runs sees it: what the header that stands in for cuda_runtime.h is written in.
+//
+// A launch runs the blocks of a grid one after another, and the threads of a block as fibers: a thread runs until it
+// waits for others, at a barrier or a warp's exchange, then the next one runs. The compiler reports every access to
+// memory (-fsanitize=thread, linked against hooks.cpp instead of the sanitizer's runtime). What CUDA leaves undefined
+// is a fault here: the first one stops its launch, and every later launch returns its error, as on a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+    constexpr operator uint3() const { return {x, y, z}; }
+};
+
+namespace cudasim {
+
+// ---- where a thread is ----
+
+struct BuiltIn {
+    uint3 thread, block;
+    dim3 block_size, grid_size;
+    unsigned lane;  // of the thread in its warp
+};
+extern BuiltIn built_in;
+
+// ---- launching ----
+
+struct Config {
+    dim3 grid, block;
+    size_t shared;  // bytes of dynamic shared memory
+    bool cooperative = false;
+    Config(dim3 grid, dim3 block, size_t shared = 0, const void* = nullptr)
+        : grid(grid), block(block), shared(shared) {}
+};
+
+// Runs thread(arguments) in every thread of the grid. `line` is that of the launch in its file.
+void launch(const char* kernel, const Config& config, int line, void (*thread)(void*), void* arguments, size_t bytes);
+
+// What `kernel<<<config>>>` becomes: called with the arguments, it launches.
+template <typename Kernel>
+struct Launcher {
+    const char* name;
+    int line;
+    Config config;
+    Kernel kernel;
+
+    template <typename... Arguments>
+    void operator()(Arguments&&... arguments) const {
+        struct Closure {
+            Kernel kernel;
+            std::tuple<std::decay_t<Arguments>...> arguments;
+        } closure{kernel, {arguments...}};
+        launch(
+            name, config, line,
+            [](void* p) {
+                auto* const closure = static_cast<Closure*>(p);
+                std::apply(closure->kernel, closure->arguments);
+            },
+            &closure, sizeof closure);
+    }
+};
+
+template <typename Kernel>
+Launcher<Kernel> launcher(const char* name, int line, Config config, Kernel kernel) {
+    return {name, line, config, kernel};
+}
+
+// A literal 0 or NULL among a kernel's arguments.
+struct Null {
+    template <typename T>
+    operator T() const {
+        return T{};
+    }
+};
+
+// ---- memory ----
+
+// The running block's array of this identity, made at the first call. Arrays of one block lie apart.
+void* shared_array(const char* id, const char* name, size_t bytes, size_t element);
+template <typename T>
+T& shared(const char* id, const char* name) {
+    return *static_cast<T*>(shared_array(id, name, sizeof(T), sizeof(std::remove_all_extents_t<T>)));
+}
+void* dynamic_shared(const char* name, size_t element);
+
+// A variable of the GPU: __device__, __constant__ or __managed__.
+struct Variable {
+    Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant);
+};
+template <typename T>
+size_t element_size(const T&) {
+    return sizeof(std::remove_all_extents_t<T>);
+}
+
+enum class Access { Read, Write, Atomic };
+
+// Checks and notes an access that the compiler does not report; `from` is the address to which its caller returns.
+void access(const void* address, size_t bytes, Access access, const void* from);
+
+// One atomic operation: returns the old value and stores f(old).
+template <typename T, typename F>
+__attribute__((noinline, no_sanitize("thread"))) T atomically(T* address, F f) {
+    access(address, sizeof(T), Access::Atomic, __builtin_return_address(0));
+    const T before = *address;
+    *address = f(before);
+    return before;
+}
+
+void* copy(void* to, const void* from, size_t bytes);  // memcpy and memmove
+void* fill(void* to, int value, size_t bytes);         // memset
+
+// ---- waiting for others ----
+
+void fence(bool whole_grid);
+
+enum class Vote { Or, And, Count };
+int wait_for_block(Vote how, bool vote);
+void wait_for_grid();
+
+// The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take
+// part in the same one. `receive` then copies what a lane gave; what lanes that take no part give is undefined.
+void exchange(const char* kind, unsigned mask, const void* value, size_t bytes);
+void receive(unsigned lane, void* value, size_t bytes);
+void wait_for_warp(unsigned mask);
+unsigned active_lanes();  // those that wait here with this one, where nothing else of the warp can run
+
+// Ends the thread's launch with a fault.
+[[noreturn]] void fail(const char* what);
+bool in_kernel();
+
+}  // namespace cudasim

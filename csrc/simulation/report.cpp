@@ -1,0 +1,129 @@
+// The report: the first fault, launches that were refused, what each launch moved, memory that was not freed.
+//
+// A program writes it to the file that SBNREF_LAB_REPORT names, where it ends or at its first fault, which ends it. In
+// a library, a fault ends its launch, and Python asks for the report.
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "host.h"
+#include "state.h"
+
+namespace cudasim {
+namespace {
+
+constexpr int kFaulty = 99;  // the exit status of a program that was ended by a fault
+
+std::string first, first_json, invalid_json, text;
+
+std::string leaks_as_json() {
+    std::vector<std::string> leaks;
+    for (const auto& array : allocations())
+        if (!array->freed && !array->made.empty())
+            leaks.push_back(
+                "{\"name\": " + quoted(array->name) + ", \"bytes\": " + std::to_string(array->size()) +
+                ", \"at\": " + as_json(array->made) + "}");
+    return joined(leaks);
+}
+
+std::string in_json(const Launch& l) {
+    const auto number = [](const char* name, int64_t value) {
+        return std::string(", \"") + name + "\": " + std::to_string(value);
+    };
+    return "{\"kernel\": " + quoted(l.kernel) + ", \"grid\": " + as_json(l.grid) + ", \"block\": " + as_json(l.block) +
+           number("line", l.line) + number("blocks", l.blocks) + number("shared_bytes", l.shared_bytes) +
+           number("bytes_read", l.bytes_read) + number("bytes_written", l.bytes_written) +
+           number("accesses", l.accesses) + number("sectors", l.sectors) +
+           number("shared_accesses", l.shared_accesses) + number("conflicts", l.conflicts) + "}";
+}
+
+const char* report() {
+    std::vector<std::string> launches;
+    for (const Launch& l : counted_launches()) launches.push_back(in_json(l));
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"invalid\": [" + invalid_json +
+           "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
+    return text.c_str();
+}
+
+const char* file() { return std::getenv("SBNREF_LAB_REPORT"); }
+
+void write_report() {
+    if (file() == nullptr) return;
+    if (std::FILE* const out = std::fopen(file(), "w")) {
+        std::fputs(report(), out);
+        std::fclose(out);
+    }
+}
+
+const bool written_at_exit = file() != nullptr && std::atexit(write_report) == 0;
+
+}  // namespace
+
+std::string quoted(const std::string& text) {
+    std::string result = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') result += '\\';
+        result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+    }
+    return result + "\"";
+}
+
+std::string joined(const std::vector<std::string>& parts) {
+    std::string result;
+    for (const std::string& part : parts) result += (result.empty() ? "" : ", ") + part;
+    return result;
+}
+
+std::string as_json(dim3 d) {
+    return "[" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + "]";
+}
+
+// As addresses in the file that holds the program or the library.
+std::string as_json(const Site& site) {
+    std::string result;
+    for (const void* address : site) {
+        Dl_info of;
+        if (dladdr(address, &of) == 0) continue;
+        const auto offset = static_cast<const char*>(address) - static_cast<const char*>(of.dli_fbase);
+        result += (result.empty() ? "" : ", ") + std::to_string(offset);
+    }
+    return "[" + result + "]";
+}
+
+void note_fault(const std::string& what, const Site& at, const Site& other) {
+    if (has_failed()) return;
+    first = what;
+    first_json = "{\"what\": " + quoted(what) + ", \"at\": " + as_json(at) + ", \"other\": " + as_json(other) + "}";
+}
+
+void note_invalid_launch(const std::string& what, const Site& at) {
+    invalid_json +=
+        (invalid_json.empty() ? "" : ", ") + ("{\"what\": " + quoted(what)) + ", \"at\": " + as_json(at) + "}";
+    set_invalid_configuration();
+}
+
+bool has_failed() { return !first.empty(); }
+const std::string& failure() { return first; }
+
+void end_launch() {
+    if (!has_failed() || file() == nullptr) return;
+    std::fflush(nullptr);
+    write_report();
+    _exit(kFaulty);
+}
+
+}  // namespace cudasim
+
+extern "C" const char* cudasim_report() { return cudasim::report(); }
+extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasim::failure().c_str() : nullptr; }
+
+// Forgets the first fault and what was counted.
+extern "C" void cudasim_reset() {
+    using namespace cudasim;
+    first.clear();
+    first_json.clear();
+    invalid_json.clear();
+    counted_launches().clear();
+}

@@ -1,0 +1,166 @@
+// Races, and reads of memory that was not written.
+//
+// Two accesses to the same bytes race if they are of different threads, one of them writes, not both are atomic, and
+// nothing orders them. What orders them: within a block a barrier, within a warp a __syncwarp of both lanes, between
+// blocks the end of a launch, a barrier of the grid, and fences: what a thread's block wrote before its __threadfence
+// and an atomic operation is seen by a block that has a later atomic operation on that address and then its own
+// __threadfence.
+#include <map>
+#include <unordered_map>
+
+#include "host.h"
+#include "state.h"
+
+namespace cudasim {
+
+bool watching = true;
+
+namespace {
+
+// What a block had written when a thread of it published that by an atomic operation: all before the thread's last
+// fence, which was here.
+using Release = Position;
+
+std::unordered_map<uintptr_t, std::vector<Release>> published;     // in this launch, by the address of the operation
+std::unordered_map<uint64_t, Release> fences;                      // of the threads, the last
+std::unordered_map<uint32_t, std::vector<Release>> pending, seen;  // by blocks: found, and found before a fence
+std::map<Site, uint32_t> numbers;
+std::vector<const Site*> sites;
+
+struct Cached {
+    const void *from = nullptr, *caller = nullptr;
+    uint32_t number = 0;
+};
+Cached cache[1024];
+
+constexpr uint32_t kAtomicSite = 1u << 31;  // in the number of a visit's site
+
+uint64_t key(const Position& p) { return uint64_t{p.block} << 16 | p.thread; }
+
+// Whether the running thread comes after a visit of this launch.
+bool follows(const Visit& visit, const Position& me) {
+    if (visit.block == me.block) {
+        if (visit.epoch < me.epoch) return true;
+        if (visit.thread == me.thread && (visit.lanes & (visit.lanes - 1)) == 0) return true;
+        if (visit.thread != Visit::kSeveral && visit.thread / kWarp == me.thread / kWarp) {
+            bool all = true;
+            for (unsigned lane = 0; lane < kWarp; ++lane)
+                all &= !(visit.lanes >> lane & 1) || lane == me.thread % kWarp || met(lane, visit.tick);
+            if (all) return true;
+        }
+    }
+    const auto mine = seen.find(me.block);
+    if (mine == seen.end()) return false;
+    for (const Release& r : mine->second)
+        if (r.block == visit.block && (visit.epoch < r.epoch || visit.thread == r.thread)) return true;
+    return false;
+}
+
+[[noreturn]] void race(
+    const char* verb, const Array& array, uintptr_t address, size_t bytes, const char* did, const Visit& other,
+    const Position& me, const void* from) {
+    const bool same_block = other.block == me.block;
+    std::string who = same_block ? "" : "block " + block_in_words(other.block) + ", ";
+    who += other.thread == Visit::kSeveral ? "several threads" : "thread " + thread_in_words(other.thread);
+    fault(
+        std::string(verb) + " " + (array.space == Space::Shared ? "shared " : "") + array.in_words(address, bytes) +
+            ", which " + who + " " + did + ", without " +
+            (same_block ? "a barrier in between" : "an order between the two blocks"),
+        from, site_of(other.site & ~kAtomicSite));
+}
+
+}  // namespace
+
+uint32_t number_of(const void* from) {
+    const void* const caller = caller_of_function();
+    Cached& cached = cache[(reinterpret_cast<uintptr_t>(from) * 31 ^ reinterpret_cast<uintptr_t>(caller)) / 4 % 1024];
+    if (cached.from == from && cached.caller == caller) return cached.number;
+    const auto [at, is_new] = numbers.try_emplace(site(from), static_cast<uint32_t>(sites.size()));
+    if (is_new) sites.push_back(&at->first);
+    cached = {from, caller, at->second};
+    return at->second;
+}
+
+const Site& site_of(uint32_t number) { return *sites[number]; }
+uint32_t number_of_sites() { return static_cast<uint32_t>(sites.size()); }
+
+void forget_order() {
+    published.clear();
+    fences.clear();
+    pending.clear();
+    seen.clear();
+}
+
+void watch_fence() {
+    const Position me = position();
+    fences[key(me)] = me;
+    if (const auto read = pending.find(me.block); read != pending.end()) {
+        auto& mine = seen[me.block];
+        mine.insert(mine.end(), read->second.begin(), read->second.end());
+        pending.erase(read);
+    }
+}
+
+void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from) {
+    if (!watching && array.space == Space::Global) return;
+    if (array.space == Space::Constant) return;
+    const Position here = position();
+    const bool read = access == Access::Read, atomic = access == Access::Atomic;
+    if (atomic) {
+        std::vector<Release>& all = published[address];
+        if (!all.empty()) {
+            auto& mine = pending[here.block];
+            mine.insert(mine.end(), all.begin(), all.end());
+        }
+        if (const auto fence = fences.find(key(here)); fence != fences.end()) all.push_back(fence->second);
+    }
+    if (array.granule > bytes) array.refine(bytes);
+    while (array.granule > 1 && ((address - array.begin) % array.granule || bytes % array.granule))
+        array.refine(array.granule / 2);
+    if (!array.known && array.written.empty()) array.written.resize((array.size() + array.granule - 1) / array.granule);
+    Visit me;
+    static_cast<Position&>(me) = here;
+    me.lanes = 1u << here.thread % kWarp;
+    me.site = number_of(from);
+    const bool whole_block = array.space == Space::Shared;
+    for (uintptr_t a = address; a < address + bytes; a += array.granule) {
+        const size_t i = (a - array.begin) / array.granule;
+        if (!array.known) {
+            if (!read && !atomic) {
+                array.written[i] = true;
+            } else if (!array.written[i]) {
+                fault(
+                    std::string(read ? "reads " : "updates ") + (whole_block ? "shared " : "") +
+                        array.in_words(address, bytes) + ", which was never written",
+                    from);
+            }
+        }
+        Element& e = array.at(a);
+        const auto concurrent = [&](const Visit& v) { return v.launch == here.launch && !follows(v, here); };
+        const bool both_atomic = atomic && e.write.site & kAtomicSite;
+        if (!both_atomic && concurrent(e.write))
+            race(
+                read     ? "reads"
+                : atomic ? "updates"
+                         : "writes",
+                array, address, bytes, e.write.site & kAtomicSite ? "updated" : "wrote", e.write, here, from);
+        if (!read && concurrent(e.read))
+            race(atomic ? "updates" : "writes", array, address, bytes, "read", e.read, here, from);
+        if (!read) {
+            e.write = me;
+            if (atomic) e.write.site |= kAtomicSite;
+        } else if (!concurrent(e.read)) {
+            e.read = me;
+        } else if (e.read.block == here.block && e.read.thread != Visit::kSeveral) {
+            if (e.read.thread / kWarp != here.thread / kWarp) {
+                e.read.thread = Visit::kSeveral;
+                e.read.epoch = here.epoch;
+            } else {
+                e.read.lanes |= me.lanes;
+                e.read.tick = here.tick;
+            }
+        }
+    }
+}
+
+}  // namespace cudasim

@@ -1,0 +1,368 @@
+"""Turn ordinary CUDA into C++ that the host's compiler takes: launches, shared memory and device variables.
+
+Everything else is left to the header that stands in for ``cuda_runtime.h``. Lines stay where they are, so the compiler
+reports the lines of the original files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+SUFFIXES = (".cu", ".cuh", ".h", ".hpp", ".hxx", ".inl", ".inc", ".c", ".cpp")
+_SILENT = re.compile(
+    r'R"(?P<d>[^()\s\\]{0,16})\((?:.|\n)*?\)(?P=d)"|//(?:\\\n|[^\n])*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'',
+    re.DOTALL,
+)
+_INCLUDE = re.compile(r'^([ \t]*#[ \t]*include[ \t]*)(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE)
+_OPEN, _CLOSE = "([{", ")]}"
+_CONFIG = "cudasim::Config"
+
+_BY_POINTERS = re.compile(r"\bcudaLaunch(Kernel|CooperativeKernel)\s*\(\s*(?:\(\s*(?:const\s+)?void\s*\*\s*\))?")
+
+# What has no counterpart in the simulation, by what it is called in the message.
+UNSUPPORTED = (
+    (r"\basm\s*(?:volatile\b|__volatile__\b)?\s*\(", "inline assembly"),
+    (
+        r"\b(?:tex1D|tex2D|tex3D|tex1Dfetch|surf2Dread|surf2Dwrite|cudaTextureObject_t|cudaSurfaceObject_t)\b",
+        "texture memory",
+    ),
+    (r"\b(?:wmma\s*::|nvcuda\b)", "tensor cores"),
+    (r"\bcudaGraph\w+", "CUDA graphs"),
+    (r"#[ \t]*include[ \t]*<(?:cub|thrust|cuda/std|cute|cutlass)/?[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
+)
+
+
+class NotSupported(ValueError):
+    """The source uses something that the simulation does not have."""
+
+
+def rewrite(file: Path, folder: Path, search: Iterable[Path] = ()) -> Path:
+    """Write a file, and the files beside it that it includes, as C++ into a folder.
+
+    Args:
+        file: CUDA source.
+        folder: where the copies go.
+        search: folders in which included files may lie besides.
+
+    Returns:
+        The copy of ``file``.
+
+    Raises:
+        NotSupported: a feature has no counterpart in the simulation; the message names its line.
+    """
+    done: dict[Path, Path] = {}
+    _copy(file.resolve(), folder, [path.resolve() for path in search], done)
+    return done[file.resolve()]
+
+
+def included(file: Path, search: Iterable[Path] = ()) -> list[Path]:
+    """Return a file and all files that it includes, as far as they are found beside it or in ``search``."""
+    found: dict[Path, None] = {}
+    todo = [file.resolve()]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found[path] = None
+            text = blank(path.read_text(errors="replace"), quotes=False)
+            todo += [p for m in _INCLUDE.finditer(text) if (p := _find(m[2] or m[3], path, search)) is not None]
+    return list(found)
+
+
+def _copy(file: Path, folder: Path, search: list[Path], done: dict[Path, Path]) -> None:
+    name = f"{hashlib.sha256(str(file).encode()).hexdigest()[:8]}-{file.name}"
+    done[file] = folder / (name + ".cpp" if file.suffix == ".cu" else name)
+    text = file.read_text(errors="replace")
+    silent = blank(text, quotes=False)
+    for match in _INCLUDE.finditer(silent):
+        path = _find(match[2] or match[3], file, search)
+        if path is not None and path not in done:
+            _copy(path, folder, search, done)
+
+    def copied(match: re.Match[str]) -> str:
+        path = _find(match[2] or match[3], file, search)
+        return match[0] if path is None else f'{match[1]}"{done[path]}"'
+
+    source = source_of(text, str(file))
+    # Comments may hold what looks like an include; a match must be one in the blanked text too.
+    starts = {match.start() for match in _INCLUDE.finditer(blank(source, quotes=False))}
+    source = _INCLUDE.sub(lambda m: copied(m) if m.start() in starts else m[0], source)
+    escaped = str(file).replace("\\", "\\\\").replace('"', '\\"')
+    head = "#pragma once\n" if re.search(r"^\s*#\s*pragma\s+once", silent, re.MULTILINE) else ""
+    done[file].write_text(f'{head}#include "cuda_runtime.h"\n#line 1 "{escaped}"\n{source}', encoding="utf-8")
+
+
+def _find(name: str, includer: Path, search: Iterable[Path]) -> Path | None:
+    for base in (includer.parent, *search):
+        path = (base / name).resolve()
+        if path.is_file() and path.suffix in SUFFIXES:
+            return path
+    return None
+
+
+def blank(text: str, *, quotes: bool = True) -> str:
+    """Return the text with blanks for comments and, if wanted, for quoted text; every character is where it was."""
+
+    def silence(match: re.Match[str]) -> str:
+        silent = match.group()
+        return silent if silent[0] in "\"'R" and not quotes else re.sub(r"[^\n]", " ", silent)
+
+    return _SILENT.sub(silence, text)
+
+
+def source_of(text: str, file: str = "the file") -> str:
+    """Return CUDA source as C++.
+
+    Raises:
+        NotSupported: see :func:`rewrite`.
+    """
+    code = blank(text)
+    for pattern, what in UNSUPPORTED:
+        if (match := re.search(pattern, code)) is not None:
+            line = code.count("\n", 0, match.start()) + 1
+            raise NotSupported(f"{file}, line {line}: {what}: not supported by the simulation")
+    changes = [*_shared(text, code), *_launches(text, code), *_variables(text, code)]
+    changes += [
+        (m.start(), m.end(), "__attribute__((noinline))") for m in re.finditer(r"(?<!\()\b__noinline__\b", code)
+    ]
+    for match in _BY_POINTERS.finditer(code):
+        line, kernel = code.count("\n", 0, match.start()) + 1, _split(code[match.end() :])[0]
+        name = re.sub(r"\s+", " ", kernel.strip()).replace('"', "'")
+        changes.append((match.start(), match.end(), f'cudasim::launch_{match[1]}("{name}", {line}, '))
+    for begin, end, new in sorted(changes, reverse=True):
+        lines = text.count("\n", begin, end) - new.count("\n")
+        text = text[:begin] + new + "\n" * max(lines, 0) + text[end:]
+    return text
+
+
+def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
+    """Shared arrays: references to memory of the running block."""
+    changes = []
+    for match in re.finditer(r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*__shared__\b", code):
+        end = _end_of_statement(code, match.end())
+        if end is None:
+            continue
+        declaration = _without_attributes(code[match.end() : end])
+        volatile = "volatile " if "volatile" in match[0] else ""
+        first, *others = _split(declaration)
+        parsed = _declarator(first)
+        if parsed is None:
+            continue
+        of, pointer, name, dims = parsed
+        of = volatile + of
+        declarators = [(of + pointer, name, dims)]
+        for other in others:
+            stars, other_name, other_dims = _declarator("x " + other)[1:]  # type: ignore[index]
+            declarators.append((of + stars, other_name, other_dims))
+        if match[0].startswith("extern"):
+            get = f'static_cast<{of}*>(cudasim::dynamic_shared("{name}", sizeof({of})))'
+            if _in_function(code, match.start()):
+                new = f"{of}* const {name} = {get};"
+            else:  # of the whole file
+                line = code.count("\n", 0, end) + 1
+                new = f"\n#define {name} ({get})\n#line {line}\n"
+        else:
+            new = " ".join(
+                f'static char cudasim_id_{n}; {kind} (&{n}){d} = cudasim::shared<{kind}{d}>(&cudasim_id_{n}, "{n}");'
+                for kind, n, d in declarators
+            )
+        changes.append((match.start(), end + 1, new))
+    return changes
+
+
+def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
+    """Launches: calls of a launcher that is given the kernel as a lambda."""
+    changes = []
+    for match in re.finditer("<<<", code):
+        begin = _begin_of_name(code, match.start())
+        close = _matching_chevrons(code, match.end())
+        if begin is None or close is None:
+            continue
+        kernel = text[begin : match.start()].strip()
+        config = text[match.end() : close]
+        opening = code.index("(", close + 3)
+        closing = _matching(code, opening)
+        line = code.count("\n", 0, begin) + 1
+        name = re.sub(r"\s+", " ", kernel).replace('"', "'")
+        head = (
+            f'cudasim::launcher("{name}", {line}, {_CONFIG}({config}), '
+            f"[=](auto&... cudasim_given) {{ {kernel}(cudasim_given...); }})("
+        )
+        changes.append((begin, opening + 1, head))
+        at = opening + 1
+        for argument in _split(code[at:closing]):
+            if argument.strip() in ("0", "NULL", "nullptr"):
+                changes.append((at, at + len(argument), "cudasim::Null{}"))
+            at += len(argument) + 1
+    return changes
+
+
+def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
+    """Variables of the GPU: registered behind their declarations."""
+    changes = []
+    for match in re.finditer(r"\b(?:__device__|__constant__|__managed__)\b", code):
+        end = _end_of_statement(code, match.end(), "({;=")
+        if end is None or code[end] in "({" or _in_function(code, match.start()) or _in_class(code, match.start()):
+            continue
+        before = code[code.rfind(";", 0, match.start()) + 1 : match.start()]
+        if "extern" in before.split("}")[-1] or "template" in before.split("}")[-1]:
+            continue
+        semicolon = _end_of_statement(code, match.end())
+        if semicolon is None:
+            continue
+        declaration = _without_attributes(code[match.end() : semicolon])
+        first, *others = _split(declaration)
+        names = [
+            p[2] for part in (first, *("x " + o for o in others)) if (p := _declarator(part.split("=")[0])) is not None
+        ]
+        constant = "true" if match[0] == "__constant__" else "false"
+        new = " ".join(
+            f"static const cudasim::Variable cudasim_variable_{n}"
+            f'(&{n}, sizeof({n}), cudasim::element_size({n}), "{n}", {constant});'
+            for n in names
+        )
+        changes.append((semicolon + 1, semicolon + 1, " " + new))
+    return list(dict.fromkeys(changes))
+
+
+# ---- as much of the grammar as that takes ----
+
+
+def _end_of_statement(code: str, at: int, stop: str = ";") -> int | None:
+    """Where the statement ends, or the first character of ``stop`` outside of brackets and attributes."""
+    depth = 0
+    while at < len(code):
+        if depth == 0:
+            attribute = re.match(
+                r"__align__\s*\(|alignas\s*\(|__attribute__\s*\(|__launch_bounds__\s*\(", code[at : at + 40]
+            )
+            if attribute is not None and not (code[at - 1].isalnum() or code[at - 1] == "_"):
+                closing = _matching(code, at + attribute.end() - 1)
+                at = closing + 1
+                continue
+            if code[at] in stop:
+                return at
+        if code[at] in _OPEN:
+            depth += 1
+        elif code[at] in _CLOSE:
+            if depth == 0:
+                return None
+            depth -= 1
+        at += 1
+    return None
+
+
+def _matching(code: str, opening: int) -> int:
+    """Where the bracket that opens there closes."""
+    depth = 0
+    for at in range(opening, len(code)):
+        if code[at] in _OPEN:
+            depth += 1
+        elif code[at] in _CLOSE:
+            depth -= 1
+            if depth == 0:
+                return at
+    return len(code)
+
+
+def _matching_chevrons(code: str, at: int) -> int | None:
+    depth = 0
+    while at < len(code):
+        if code[at] in _OPEN:
+            depth += 1
+        elif code[at] in _CLOSE:
+            depth -= 1
+        elif depth == 0 and code.startswith(">>>", at):
+            return at
+        at += 1
+    return None
+
+
+def _begin_of_name(code: str, at: int) -> int | None:
+    """Where the name of a kernel begins that ends there: ``a::kernel<T, 256>``, or an expression in brackets."""
+    while at > 0 and code[at - 1].isspace():
+        at -= 1
+    if at == 0:
+        return None
+    if code[at - 1] == ">":
+        depth = 0
+        while at > 0:
+            at -= 1
+            if code[at] == ">" and code[at - 1] != "-":
+                depth += 1
+            elif code[at] == "<":
+                depth -= 1
+                if depth == 0:
+                    break
+        return _begin_of_name(code, at)
+    while at > 0 and code[at - 1] in ")]":
+        depth = 0
+        while at > 0:
+            at -= 1
+            if code[at] in _CLOSE:
+                depth += 1
+            elif code[at] in _OPEN:
+                depth -= 1
+                if depth == 0:
+                    break
+    match = re.search(r"(?:(?:::\s*)?(?:\b\w+\s*(?:::|\.|->)\s*)*\w+)?$", code[:at])
+    return match.start() if match else at
+
+
+def _without_attributes(declaration: str) -> str:
+    declaration = re.sub(r"\b(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)+", " ", declaration)
+    return re.sub(r"\b(?:static|__device__|__constant__|__managed__|extern)\b", " ", declaration)
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets and of template arguments."""
+    parts, depth, angles, begin = [], 0, 0, 0
+    for at, character in enumerate(text):
+        if character in _OPEN:
+            depth += 1
+        elif character in _CLOSE:
+            depth -= 1
+        elif character == "<" and depth == 0:
+            angles += 1
+        elif character == ">" and depth == 0 and angles and text[at - 1] != "-":
+            angles -= 1
+        elif character == "," and depth == 0 and angles == 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    parts.append(text[begin:])
+    return parts
+
+
+def _declarator(text: str) -> tuple[str, str, str, str] | None:
+    """The type, the stars, the name and the dimensions of a declaration of one variable."""
+    match = re.fullmatch(
+        r"\s*(.+?)(\s*\**\s*)\b([\w#]+)\s*((?:\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)*)(?:\{.*\})?\s*",
+        text,
+        re.DOTALL,
+    )
+    return None if match is None else (match[1].strip(), match[2].strip(), match[3], match[4].strip())
+
+
+def _opened(code: str, at: int) -> list[str]:
+    """What stands before each brace that is open there."""
+    heads: list[str] = []
+    for match in re.finditer(r"[{}]", code[:at]):
+        if match[0] == "}":
+            if heads:
+                heads.pop()
+        else:
+            begin = max(code.rfind(c, 0, match.start()) for c in ";{}")
+            heads.append(code[begin + 1 : match.start()].strip())
+    return heads
+
+
+def _in_function(code: str, at: int) -> bool:
+    return any(
+        head.endswith(")") or re.search(r"\)\s*(?:const|noexcept|->.*)?\s*$", head) for head in _opened(code, at)
+    )
+
+
+def _in_class(code: str, at: int) -> bool:
+    return any(re.search(r"\b(?:struct|class|union)\b", head) and not head.endswith(")") for head in _opened(code, at))

@@ -1,0 +1,248 @@
+"""What ``sbnref lab run`` does: run a CUDA program in the simulation, and report what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..debugging.report import Report
+from .lines import lines_of
+from .simulation import compile_program
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SECTOR = 32  # bytes
+_FAULTY = 99  # the exit status of a program that a fault ended
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a source file."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that CUDA does not allow.
+
+    Attributes:
+        what: in a sentence; of kernels it names the kernel, the block and the thread.
+        at: where it happened: the line, and the lines of the calls that led there. Empty if no line is known.
+        other: likewise for the access that it collides with.
+    """
+
+    what: str
+    at: tuple[Place, ...] = ()
+    other: tuple[Place, ...] = ()
+
+
+class Run(Report):
+    """What a program did. Printing it shows the first fault, or a table of the launches.
+
+    Attributes:
+        fault: the first, which ended the program; None if there is none.
+        invalid: launches that were refused because of their configuration.
+        leaks: arrays that were never freed.
+        launches: a dict for each: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block,
+            ``bytes_read`` and ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the
+            32-byte ``sectors`` that these touched, ``shared_accesses`` of warps and ``conflicts``, the turns that these
+            took besides because of bank conflicts.
+        status: the program's exit status, negative for a signal.
+    """
+
+    def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
+        found = _Lines(program, report)
+        self.fault = None if report["fault"] is None else found.fault(report["fault"])
+        self.invalid = [found.fault(fault) for fault in report["invalid"]]
+        self.leaks = [
+            Fault(f"{leak['name']}, {leak['bytes']} bytes", found.places(leak["at"])) for leak in report["leaks"]
+        ]
+        self.launches: list[dict[str, Any]] = report["launches"]
+        self.status = status
+
+    @property
+    def passed(self) -> bool:
+        """Whether the program ended well and did nothing that CUDA does not allow."""
+        return self.fault is None and not self.invalid and self.status == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+
+        def plain(fault: Fault | None) -> Any:
+            return fault and {"what": fault.what, "at": [*map(str, fault.at)], "other": [*map(str, fault.other)]}
+
+        return {
+            "fault": plain(self.fault),
+            "invalid": [*map(plain, self.invalid)],
+            "leaks": [*map(plain, self.leaks)],
+            "launches": self.launches,
+            "status": self.status,
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        for fault in [*([] if self.fault is None else [self.fault]), *self.invalid]:
+            parts.append(Text.assemble(("✗ ", "bold red"), (fault.what, "bold")))
+            parts += [
+                Text(f"    {word} {place}")
+                for word, places in (("at", fault.at), ("other access at", fault.other))
+                for place in places[:1]
+            ]
+            parts += [Text(f"    called at {place}", "dim") for place in fault.at[1:]]
+        if self.fault is None:
+            parts.append(_table(self.launches))
+        for leak in self.leaks if self.fault is None else ():
+            where = f", allocated at {leak.at[0]}" if leak.at else ""
+            parts.append(Text(f"warning: never freed: {leak.what}{where}", "yellow"))
+        if self.status < 0:
+            parts.append(Text(f"✗ the program was ended by {_signal(-self.status)}", "bold red"))
+        elif self.status not in (0, _FAULTY):
+            parts.append(Text(f"✗ the program exited with {self.status}", "bold red"))
+        return Group(*parts)
+
+
+def run(
+    file: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    search: Iterable[str | Path] = (),
+    flags: Iterable[str] = (),
+    launches: int | None = None,
+    order: str | None = None,
+    timeout: float | None = None,
+) -> Run:
+    """Compile a CUDA program and run it in the simulation. Its output goes where this process's goes.
+
+    Args:
+        file: CUDA source with ``main()``.
+        arguments: of the program.
+        search: folders in which headers may lie besides the file's.
+        flags: more of the compiler's, such as ``-DN=64``.
+        launches: after so many the program ends, as if all was well.
+        order: in which blocks and threads take their turns: ``'ascending'``, ``'descending'`` or ``'random:SEED'``.
+        timeout: seconds that the program may take.
+
+    Returns:
+        What it did.
+
+    Raises:
+        ValueError: no such file, or it uses something that the simulation does not have.
+        RuntimeError: it does not compile, there is no compiler, or it takes too long.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"expected a CUDA source file, got {file}, which is no file")
+    program = compile_program(path, [Path(folder) for folder in search], flags)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        environment = {**os.environ, "SBNREF_LAB_REPORT": str(report)}
+        if launches is not None:
+            environment["SBNREF_LAB_LAUNCHES"] = str(launches)
+        if order is not None:
+            environment["SBNREF_CUDASIM_ORDER"] = order
+        try:
+            status = subprocess.run([program, *arguments], env=environment, timeout=timeout).returncode
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{file} was not done after {timeout:g} s and was ended") from None
+        if report.exists():
+            found = json.loads(report.read_text(encoding="utf-8"))
+        else:
+            found = {"fault": None, "invalid": [], "launches": [], "leaks": []}
+    return Run(program, found, status)
+
+
+class _Lines:
+    """The lines of all addresses in a report, looked up at once."""
+
+    def __init__(self, program: Path, report: dict[str, Any]) -> None:
+        faults = [*report["invalid"], *([] if report["fault"] is None else [report["fault"]])]
+        sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
+        sites += [leak["at"] for leak in report["leaks"]]
+        self._found = lines_of(program, {address for site in sites for address in site})
+
+    def places(self, site: list[int]) -> tuple[Place, ...]:
+        """The lines of user code at which a thread was, innermost first."""
+        frames = [frame for address in site for frame in self._found[address]]
+        frames = [frame for frame in frames if _is_of_the_user(frame[0])]
+        return tuple(Place(*frame) for frame in dict.fromkeys(frames))
+
+    def fault(self, fault: dict[str, Any]) -> Fault:
+        return Fault(fault["what"], self.places(fault["at"]), self.places(fault.get("other", [])))
+
+
+def _is_of_the_user(file: str) -> bool:
+    from .simulation import SIMULATION
+
+    return not file.startswith(("/usr/include", "/usr/lib", str(SIMULATION.resolve()), "??"))
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _table(launches: list[dict[str, Any]]) -> RenderableType:
+    """The launches; those of one line and configuration are in one row, with their sums."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not launches:
+        return Text("The program launched no kernel.")
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for launch in launches:
+        rows.setdefault((launch["kernel"], launch["line"], *launch["grid"], *launch["block"]), []).append(launch)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("kernel", style="bold", overflow="fold")
+    for name in ("launches", "grid", "block", "read", "written", "sectors", "of bytes", "shared", "conflicts"):
+        table.add_column(name, justify="right")
+    for same in rows.values():
+        first = same[0]
+        total = {
+            key: sum(launch[key] for launch in same) for key in ("bytes_read", "bytes_written", "sectors", "conflicts")
+        }
+        moved = SECTOR * total["sectors"]
+        table.add_row(
+            first["kernel"],
+            str(len(same)),
+            _size(first["grid"]),
+            _size(first["block"]),
+            _bytes(total["bytes_read"]),
+            _bytes(total["bytes_written"]),
+            f"{total['sectors']:,}",
+            f"{(total['bytes_read'] + total['bytes_written']) / moved:.0%}" if moved else "–",
+            _bytes(first["shared_bytes"]),
+            f"{total['conflicts']:,}",
+        )
+    return table
+
+
+def _size(size: list[int]) -> str:
+    while len(size) > 1 and size[-1] == 1:
+        size = size[:-1]
+    return " × ".join(map(str, size))
+
+
+def _bytes(size: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024 * 10:
+            return f"{size:,} {unit}"
+        size //= 1024
+    return f"{size:,} GiB"
