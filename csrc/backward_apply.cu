@@ -15,18 +15,18 @@ struct BackwardCoefficients {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel(Plan plan, BackwardApply b) {
     using A = Accumulator<T>;
-    SHARED_ARRAY(BackwardCoefficients<A>, coefficients, kMaxTileChannels);
+    __shared__ BackwardCoefficients<A> coefficients[kMaxTileChannels];
 
-    const Array<const double> total = as<const double>(b.total), saved = as<const double>(b.saved);
+    const double *const total = as<const double>(b.total), *const saved = as<const double>(b.saved);
     const Place place(plan, Direction::Backwards);
-    const Array<const T> inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
+    const T* const inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
     SecondPass<layout, V, unroll<T, layout, V>(kBackwardUnroll), 2, T> pass(plan, place, inputs);
     if (const int64_t C = plan.channels, channel = place.own; channel >= 0) {
         const ChannelValue gamma(b.gamma, channel);
-        const double sum_g = load(total, channel), sum_gx = load(total, C + channel);
-        const Split<A> mean(load(saved, channel));
-        const double invstd = load(saved, C + channel), skew = load(saved, 2 * C + channel);
-        const double k = b.k * load(saved, 3 * C + channel);  // what one element weighs in the mean
+        const double sum_g = total[channel], sum_gx = total[C + channel];
+        const Split<A> mean(saved[channel]);
+        const double invstd = saved[C + channel], skew = saved[2 * C + channel];
+        const double k = b.k * saved[3 * C + channel];  // what one element weighs in the mean
         const double scale = b.gamma.data ? gamma.get(b.gamma.dtype) * invstd : invstd;
         const double slope = scale * k * sum_gx * invstd;
         const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
     __syncthreads();
     // While the first round is on its way; the sums are read again rather than kept over the barrier.
     if (place.own >= 0 && place.split == 0) {
-        if (b.dgamma.data) store_channel(b.dgamma, place.own, load(total, plan.channels + place.own) / b.ranks);
-        if (b.dbeta.data) store_channel(b.dbeta, place.own, load(total, place.own) / b.ranks);
+        if (b.dgamma.data) store_channel(b.dgamma, place.own, total[plan.channels + place.own] / b.ranks);
+        if (b.dbeta.data) store_channel(b.dbeta, place.own, total[place.own] / b.ranks);
     }
 
     pass.map(plan, place, coefficients, as<T>(b.dx), [](const BackwardCoefficients<A>& c, const auto& at) {
@@ -49,12 +49,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
 }  // namespace
 
 void backward_apply(const Plan& plan, const BackwardApply& stage, Stream stream) {
+    const Lent lent(stage);
     dispatch(stage.x.dtype, plan, [&](auto c) {
         using Case = decltype(c);
-        launch(
-            "backward_apply", backward_apply_kernel<typename Case::T, Case::layout, Case::V>, plan, 0, stream, plan,
-            stage);
+        using T = typename Case::T;
+        backward_apply_kernel<T, Case::layout, Case::V>
+            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(
+                plan, stage);
     });
+    check_launch("backward_apply");
 }
 
 }  // namespace sbnref

@@ -9,23 +9,23 @@ namespace {
 
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel(
-    Plan plan, Array<const T> dy, Array<const T> x,  // (outer, channels, inner)
-    Array<const double> saved,                       // (4, C)
-    Array<double> partials,                          // (tiles, splits, tile_channels, 2)
-    Array<unsigned> tickets,                         // (kTickets,)
-    Array<double> payload)                           // (2C,)
+    Plan plan, const T* dy, const T* x,  // (outer, channels, inner)
+    const double* saved,  // (4, C)
+    double* partials,     // (tiles, splits, tile_channels, 2)
+    unsigned* tickets,    // (kTickets,)
+    double* payload)      // (2C,)
 {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
     constexpr int U = unroll<T, layout, V>(kBackwardUnroll);
-    SHARED_ARRAY(A, means, kMaxTileChannels);
-    DYNAMIC_SHARED_ARRAY(Pair, scratch);
+    __shared__ A means[kMaxTileChannels];
+    extern __shared__ Pair scratch[];
 
     const Place place(plan, Direction::Forwards);
     const int64_t C = plan.channels, channel = place.own;
-    const Array<const T> arrays[] = {dy, x};
+    const T* const arrays[] = {dy, x};
     FirstPass<layout, V, U, 2, T> pass(plan, place, arrays);
-    if (channel >= 0) means[threadIdx.x] = Split<A>(load(saved, channel)).hi;
+    if (channel >= 0) means[threadIdx.x] = Split<A>(saved[channel]).hi;
     __syncthreads();
 
     A hi[Own::kCount] = {}, sum_g[Own::kCount] = {}, sum_gd[Own::kCount] = {};
@@ -51,23 +51,24 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel
     const auto mine = [&](int k) { return Pair{static_cast<double>(sum_g[k]), static_cast<double>(sum_gd[k])}; };
     Pair sum;
     if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets) || channel < 0) return;
-    const Split<A> mean(load(saved, channel));
-    store(payload, channel, sum.first);
-    store(payload, C + channel, (sum.second - mean.lo * sum.first) * load(saved, C + channel));
+    const Split<A> mean(saved[channel]);
+    payload[channel] = sum.first;
+    payload[C + channel] = (sum.second - mean.lo * sum.first) * saved[C + channel];
 }
 
 }  // namespace
 
 void backward_stats(const Plan& plan, const BackwardStats& stage, const Workspace& workspace, Stream stream) {
+    const Lent lent(stage, workspace);
     dispatch(stage.x.dtype, plan, [&](auto c) {
         using Case = decltype(c);
         using T = typename Case::T;
-        launch(
-            "backward_stats", backward_stats_kernel<T, Case::layout, Case::V>, plan, scratch_bytes(plan), stream, plan,
-            as<const T>(stage.dy), as<const T>(stage.x), as<const double>(stage.saved),
-            Array<double>{workspace.partials, workspace.partials_size}, Array<unsigned>{workspace.tickets, kTickets},
-            as<double>(stage.payload));
+        backward_stats_kernel<T, Case::layout, Case::V>
+            <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
+                plan, as<const T>(stage.dy), as<const T>(stage.x), as<const double>(stage.saved), workspace.partials,
+                workspace.tickets, as<double>(stage.payload));
     });
+    check_launch("backward_stats");
 }
 
 }  // namespace sbnref

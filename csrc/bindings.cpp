@@ -6,7 +6,10 @@
 #include "runtime.h"
 
 #ifdef SBNREF_CUDASIM
-#include "sim/cudasim.h"
+#include "simulation/host.h"
+
+extern "C" const char* cudasim_set_order(const char* order);
+extern "C" void cudasim_reset();
 #else
 #include <cuda_runtime_api.h>
 #endif
@@ -64,7 +67,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("backward") = false, py::arg("multiprocessors") = 0);
 #ifdef SBNREF_CUDASIM
     m.def(
-        "set_order", &cudasim::set_order,
+        "set_order",
+        [](const std::string& order) {
+            if (const char* const error = cudasim_set_order(order.c_str())) throw py::value_error(error);
+        },
         "The order in which blocks and threads take their turns: 'ascending', 'descending' or 'random:SEED'.");
     m.def(
         "simulate_multiprocessors",
@@ -74,17 +80,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 multiprocessors > 0 ? Device{multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads} : small;
         },
         "Plan as for a GPU of so many multiprocessors; 0 goes back to the small one that is simulated by default.");
-    m.def("start_counting", &cudasim::start_counting, "Count what the launches from here on do to global memory.");
+    m.def("start_counting", &cudasim_reset, "Count what the launches from here on do to global memory.");
     m.def(
         "stop_counting",
         [] {
             py::list launches;
-            for (const cudasim::Traffic& t : cudasim::stop_counting()) {
+            for (const cudasim::Launch& l : cudasim::counted_launches()) {
                 py::dict launch;
-                launch["kernel"] = t.kernel;
-                launch["bytes_read"] = t.bytes_read;
-                launch["bytes_written"] = t.bytes_written;
-                launch["sectors"] = t.sectors;
+                launch["kernel"] = l.kernel;
+                launch["bytes_read"] = l.bytes_read;
+                launch["bytes_written"] = l.bytes_written;
+                launch["sectors"] = l.sectors;
                 launches.append(launch);
             }
             return launches;

@@ -1,70 +1,56 @@
-// What the kernels are written in: global memory behind checked arrays, vectors, arithmetic, the launch. The same
-// source is compiled by nvcc for the GPU and, with SBNREF_CUDASIM, by the host's compiler for the simulation.
+// What the kernels are written in: vectors, values per channel, arithmetic, one instance per dtype and layout. The same
+// source is compiled by nvcc for the GPU and, with SBNREF_CUDASIM, by the host's compiler for the simulation, which
+// knows no assembly.
 #pragma once
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "stages.h"
 
-#ifdef SBNREF_CUDASIM
-#include "sim/cudasim.h"
-#else
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-#endif
-
 namespace sbnref {
 
-// ---- shared memory and the launch: the two things that are spelled differently on the GPU and in the simulation ----
+// ---- launches ----
 
-#ifdef SBNREF_CUDASIM
-
-#define SHARED_ARRAY(T, name, size) auto& name = cudasim::shared_array<T>(#name, size)
-#define DYNAMIC_SHARED_ARRAY(T, name) auto& name = cudasim::dynamic_shared_array<T>(#name)
-template <typename T>
-using SharedArray = cudasim::Shared<T>&;
-
-template <typename... Parameters, typename... Arguments>
-void launch(
-    const char* name, void (*kernel)(Parameters...), const Plan& plan, int64_t shared_bytes, Stream,
-    const Arguments&... arguments) {
-    cudasim::launch(name, plan.blocks(), plan.threads, shared_bytes, [&] { kernel(arguments...); });
-}
-
-#else
-
-#define SHARED_ARRAY(T, name, size) __shared__ T name[size]
-#define DYNAMIC_SHARED_ARRAY(T, name)         \
-    extern __shared__ __align__(kAccessBytes) \
-    char name##_raw[];                        \
-    T* const name = reinterpret_cast<T*>(name##_raw)
-template <typename T>
-using SharedArray = T*;
-
-template <typename... Parameters, typename... Arguments>
-void launch(
-    const char* name, void (*kernel)(Parameters...), const Plan& plan, int64_t shared_bytes, Stream stream,
-    const Arguments&... arguments) {
-    kernel<<<static_cast<unsigned>(plan.blocks()), plan.threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-        arguments...);
+// Throws if the launch failed. The simulation reports what a kernel did that CUDA does not allow.
+inline void check_launch(const char* kernel) {
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
-        throw std::runtime_error(std::string("launching the kernel ") + name + ": " + cudaGetErrorString(error));
+        throw std::runtime_error(std::string("launching the kernel ") + kernel + ": " + cudaGetErrorString(error));
 }
 
+// The arrays that a launch may access: in the simulation, no others.
+class Lent {
+   public:
+#ifdef SBNREF_CUDASIM
+    template <typename... Parts>
+    explicit Lent(const Parts&... parts) {
+        cudasim::forget_failure();
+        const auto lend = [](const char* name, const Buffer& b) {
+            constexpr size_t kBytes[] = {2, 2, 4, 8};
+            const size_t element = kBytes[static_cast<int>(b.dtype)];
+            if (b.data != nullptr) cudasim::lend(name, b.data, b.size * element, element);
+        };
+        (each_array(parts, lend), ...);
+    }
+    ~Lent() { cudasim::take_back(); }
+#else
+    template <typename... Parts>
+    explicit Lent(const Parts&...) {}
 #endif
+};
 
 // threadIdx.x and blockIdx.x, read afresh every time: what is derived from them is then computed again where it is
 // needed rather than kept in registers over the loops.
 #ifdef SBNREF_CUDASIM
-inline unsigned thread_index() { return threadIdx.x; }
-inline unsigned block_index() { return blockIdx.x; }
+__device__ __forceinline__ unsigned thread_index() { return threadIdx.x; }
+__device__ __forceinline__ unsigned block_index() { return blockIdx.x; }
 #else
 __device__ __forceinline__ unsigned thread_index() {
     unsigned index;
@@ -78,17 +64,11 @@ __device__ __forceinline__ unsigned block_index() {
 }
 #endif
 
-// ---- global memory: every access of a kernel goes through these, so that the simulation can check and count it ----
+// ---- global memory ----
 
 template <typename T>
-struct Array {
-    T* data;
-    int64_t size;
-};
-
-template <typename T>
-__host__ __device__ Array<T> as(const Buffer& buffer) {
-    return {static_cast<T*>(buffer.data), buffer.size};
+__host__ __device__ T* as(const Buffer& buffer) {
+    return static_cast<T*>(buffer.data);
 }
 
 template <typename T, int V>
@@ -103,7 +83,7 @@ using Bits = std::conditional_t<
     bytes == 16, uint4,
     std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
 
-// Said in assembly: of an assignment nvcc may make a store for every element.
+// Inline assembly: nvcc may split a plain assignment into one store per element.
 __device__ __forceinline__ void store_word(uint4* to, uint4 v) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
@@ -123,11 +103,8 @@ __device__ __forceinline__ void store_word(unsigned short* to, unsigned short v)
 enum class Use { Again, Last };
 
 template <int V, Use use = Use::Again, typename T>
-__device__ __forceinline__ Vector<T, V> load_vector(Array<const T> array, int64_t i) {
-    const Vector<T, V>* const from = reinterpret_cast<const Vector<T, V>*>(array.data + i);
-#ifdef SBNREF_CUDASIM
-    cudasim::check_access(array.data, array.size, i, V, sizeof(T), cudasim::Access::Read);
-#else
+__device__ __forceinline__ Vector<T, V> load_vector(const T* from) {
+#ifndef SBNREF_CUDASIM
     if constexpr (use == Use::Last) {
         using Word = Bits<sizeof(Vector<T, V>)>;
         Vector<T, V> value;
@@ -135,44 +112,24 @@ __device__ __forceinline__ Vector<T, V> load_vector(Array<const T> array, int64_
         return value;
     }
 #endif
-    return *from;
+    return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
-// Has what lies around array[i] brought to the cache.
-template <typename T>
-__device__ __forceinline__ void prefetch(Array<const T> array, int64_t i) {
+// Has what lies around an address brought to the cache.
+__device__ __forceinline__ void prefetch(const void* address) {
 #ifndef SBNREF_CUDASIM
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(array.data + i));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 #endif
 }
 
 template <int V, typename T>
-__device__ __forceinline__ void store_vector(Array<T> array, int64_t i, const Vector<T, V>& value) {
+__device__ __forceinline__ void store_vector(T* to, const Vector<T, V>& value) {
 #ifdef SBNREF_CUDASIM
-    cudasim::check_access(array.data, array.size, i, V, sizeof(T), cudasim::Access::Write);
-    *reinterpret_cast<Vector<T, V>*>(array.data + i) = value;
+    *reinterpret_cast<Vector<T, V>*>(to) = value;
 #else
     using Word = Bits<sizeof(Vector<T, V>)>;
-    store_word(reinterpret_cast<Word*>(array.data + i), *reinterpret_cast<const Word*>(&value));
+    store_word(reinterpret_cast<Word*>(to), *reinterpret_cast<const Word*>(&value));
 #endif
-}
-
-template <typename T>
-__device__ __forceinline__ T load(Array<const T> array, int64_t i) {
-    return load_vector<1>(array, i).at[0];
-}
-
-template <typename T>
-__device__ __forceinline__ void store(Array<T> array, int64_t i, T value) {
-    store_vector<1>(array, i, Vector<T, 1>{{value}});
-}
-
-// Counts array[i] from 0 to last and back to 0; returns the count before.
-__device__ __forceinline__ unsigned take_ticket(Array<unsigned> array, int64_t i, unsigned last) {
-#ifdef SBNREF_CUDASIM
-    cudasim::check_access(array.data, array.size, i, 1, sizeof(unsigned), cudasim::Access::Ticket);
-#endif
-    return atomicInc(array.data + i, last);
 }
 
 // What is per channel, of whatever dtype, as float64: read where it is made, converted only where it is used, so that
@@ -185,9 +142,9 @@ class ChannelValue {
         const int64_t i = channel * buffer.stride;
         switch (buffer.dtype) {
             case Dtype::Half:
-            case Dtype::BFloat16: bits_ = load(as<const uint16_t>(buffer), i); break;
-            case Dtype::Float: bits_ = load(as<const uint32_t>(buffer), i); break;
-            default: bits_ = load(as<const uint64_t>(buffer), i);
+            case Dtype::BFloat16: bits_ = as<const uint16_t>(buffer)[i]; break;
+            case Dtype::Float: bits_ = as<const uint32_t>(buffer)[i]; break;
+            default: bits_ = as<const uint64_t>(buffer)[i];
         }
     }
 
@@ -215,10 +172,10 @@ class ChannelValue {
 __device__ inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
     const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {
-        case Dtype::Half: return store(as<c10::Half>(buffer), i, c10::Half(static_cast<float>(value)));
-        case Dtype::BFloat16: return store(as<c10::BFloat16>(buffer), i, c10::BFloat16(static_cast<float>(value)));
-        case Dtype::Float: return store(as<float>(buffer), i, static_cast<float>(value));
-        default: return store(as<double>(buffer), i, value);
+        case Dtype::Half: as<c10::Half>(buffer)[i] = static_cast<float>(value); break;
+        case Dtype::BFloat16: as<c10::BFloat16>(buffer)[i] = static_cast<float>(value); break;
+        case Dtype::Float: as<float>(buffer)[i] = static_cast<float>(value); break;
+        default: as<double>(buffer)[i] = value;
     }
 }
 

@@ -12,8 +12,8 @@ struct Statistics {
     Rounded mean, var, divisor, weight, count;
 };
 
-__device__ Statistics combine(Array<const double> total, int64_t divisor, int64_t channels, int64_t channel) {
-    const auto read = [&](int64_t i) { return Rounded{load(total, i)}; };
+__device__ Statistics combine(const double* total, int64_t divisor, int64_t channels, int64_t channel) {
+    const auto read = [&](int64_t i) { return Rounded{total[i]}; };
     const Rounded s1 = read(channel), s2 = read(channels + channel), s3 = read(2 * channels + channel);
     const Rounded weight = read(3 * channels), count = read(3 * channels + 1);
     const Rounded d{divisor > 0 ? static_cast<double>(divisor) : weight.value < 1 ? 1 : weight.value};
@@ -46,9 +46,9 @@ struct ForwardCoefficients {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(Plan plan, ForwardApply f) {
     using A = Accumulator<T>;
-    SHARED_ARRAY(ForwardCoefficients<A>, coefficients, kMaxTileChannels);
+    __shared__ ForwardCoefficients<A> coefficients[kMaxTileChannels];
 
-    const Array<const double> total = as<const double>(f.total);
+    const double* const total = as<const double>(f.total);
     const Place place(plan, Direction::Backwards);
     const int64_t C = plan.channels, channel = place.own;
     const bool keeps = place.split == 0, updates = keeps && f.running_mean.data != nullptr;
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
     const bool counts = updates && f.num_batches_tracked != nullptr && (f.cumulative || place.tile == 0);
 
     // Everything that has to be read is asked for before the first of it is used.
-    const Array<const T> inputs[] = {as<const T>(f.x)};
+    const T* const inputs[] = {as<const T>(f.x)};
     SecondPass<layout, V, unroll<T, layout, V>(kForwardUnroll), 1, T> pass(plan, place, inputs);
-    const int64_t steps = counts ? load(Array<const int64_t>{f.num_batches_tracked, 1}, 0) : 0;
+    const int64_t steps = counts ? *f.num_batches_tracked : 0;
     Statistics stats{};
     double invstd = 0;
     if (channel >= 0) {
@@ -73,19 +73,21 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
     __syncthreads();
     // While the first round is on its way.
     if (channel >= 0 && keeps) {
-        const Array<double> saved = as<double>(f.saved);
-        store(saved, channel, stats.mean.value);
-        store(saved, C + channel, invstd);
+        double* const saved = as<double>(f.saved);
+        saved[channel] = stats.mean.value;
+        saved[C + channel] = invstd;
         // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
-        store(saved, 2 * C + channel, stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value));
-        store(saved, 3 * C + channel, 1 / stats.divisor.value);
+        saved[2 * C + channel] = stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value);
+        saved[3 * C + channel] = 1 / stats.divisor.value;
         if (updates && stats.count.value > 0) update_running_stats(f, stats, steps, channel);
     }
     if (counts && threadIdx.x == 0 && stats.count.value > 0) {
         const unsigned last = static_cast<unsigned>(plan.tiles) - 1;
-        if (f.cumulative) __threadfence();
-        if (!f.cumulative || take_ticket(Array<unsigned>{f.tickets, kTickets}, 0, last) == last)
-            store(Array<int64_t>{f.num_batches_tracked, 1}, 0, steps + 1);
+        if (f.cumulative) __threadfence();  // all others have read the count before it is changed
+        if (!f.cumulative || atomicInc(f.tickets, last) == last) {
+            if (f.cumulative) __threadfence();
+            *f.num_batches_tracked = steps + 1;
+        }
     }
 
     pass.map(plan, place, coefficients, as<T>(f.y), [](const ForwardCoefficients<A>& c, const auto& at) {
@@ -96,12 +98,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
 }  // namespace
 
 void forward_apply(const Plan& plan, const ForwardApply& stage, Stream stream) {
+    const Lent lent(stage);
     dispatch(stage.x.dtype, plan, [&](auto c) {
         using Case = decltype(c);
-        launch(
-            "forward_apply", forward_apply_kernel<typename Case::T, Case::layout, Case::V>, plan, 0, stream, plan,
-            stage);
+        using T = typename Case::T;
+        forward_apply_kernel<T, Case::layout, Case::V>
+            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(
+                plan, stage);
     });
+    check_launch("forward_apply");
 }
 
 }  // namespace sbnref

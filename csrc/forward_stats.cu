@@ -46,23 +46,23 @@ struct Moments {
 template <typename T, Layout layout, int V>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     Plan plan,
-    Array<const T> x,  // (outer, channels, inner)
+    const T* x,  // (outer, channels, inner)
     double weight,
-    double per_count,         // 1 / m, or 0 where there are no elements
-    Array<double> partials,   // (tiles, splits, tile_channels, 2)
-    Array<unsigned> tickets,  // (kTickets,)
-    Array<double> payload)    // (3C + 2,)
+    double per_count,   // 1 / m, or 0 where there are no elements
+    double* partials,   // (tiles, splits, tile_channels, 2)
+    unsigned* tickets,  // (kTickets,)
+    double* payload)    // (3C + 2,)
 {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
     constexpr int U = unroll<T, layout, V>(kForwardUnroll);
-    SHARED_ARRAY(double, pivots, kMaxTileChannels);  // the first element of each channel
-    DYNAMIC_SHARED_ARRAY(Pair, scratch);
+    __shared__ double pivots[kMaxTileChannels];  // the first element of each channel
+    extern __shared__ Pair scratch[];
 
-    const Array<const T> arrays[] = {x};
+    const T* const arrays[] = {x};
     FirstPass<layout, V, U, 1, T> pass(plan, Place(plan, Direction::Forwards), arrays);
     if (const int channel = Place(plan, Direction::Forwards).own; channel >= 0 && plan.count() > 0)
-        pivots[threadIdx.x] = static_cast<double>(load(x, channel * plan.inner));
+        pivots[threadIdx.x] = static_cast<double>(x[channel * plan.inner]);
 
     Moments<A> moments[Own::kCount];
     int count = 0;
@@ -82,16 +82,16 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
     if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets)) return;
     const int64_t C = plan.channels;
     if (place.own >= 0) {
-        const double pivot = plan.count() > 0 ? static_cast<double>(pivots[threadIdx.x]) : 0;
+        const double pivot = plan.count() > 0 ? pivots[threadIdx.x] : 0;
         const double offset = sum.first * per_count, mean = pivot + offset;
         const double var = not_negative(sum.second * per_count - offset * offset);
-        store(payload, place.own, weight * mean);
-        store(payload, C + place.own, weight * var);
-        store(payload, 2 * C + place.own, weight * mean * mean);
+        payload[place.own] = weight * mean;
+        payload[C + place.own] = weight * var;
+        payload[2 * C + place.own] = weight * mean * mean;
     }
     if (place.tile == 0 && threadIdx.x == 0) {
-        store(payload, 3 * C, weight);
-        store(payload, 3 * C + 1, static_cast<double>(plan.count()));
+        payload[3 * C] = weight;
+        payload[3 * C + 1] = static_cast<double>(plan.count());
     }
 }
 
@@ -99,14 +99,16 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
 
 void forward_stats(const Plan& plan, const ForwardStats& stage, const Workspace& workspace, Stream stream) {
     const double per_count = plan.count() > 0 ? 1.0 / static_cast<double>(plan.count()) : 0;
+    const Lent lent(stage, workspace);
     dispatch(stage.x.dtype, plan, [&](auto c) {
         using Case = decltype(c);
         using T = typename Case::T;
-        launch(
-            "forward_stats", forward_stats_kernel<T, Case::layout, Case::V>, plan, scratch_bytes(plan), stream, plan,
-            as<const T>(stage.x), stage.weight, per_count, Array<double>{workspace.partials, workspace.partials_size},
-            Array<unsigned>{workspace.tickets, kTickets}, as<double>(stage.payload));
+        forward_stats_kernel<T, Case::layout, Case::V>
+            <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
+                plan, as<const T>(stage.x), stage.weight, per_count, workspace.partials, workspace.tickets,
+                as<double>(stage.payload));
     });
+    check_launch("forward_stats");
 }
 
 }  // namespace sbnref

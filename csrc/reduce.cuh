@@ -27,7 +27,7 @@ inline int64_t scratch_bytes(const Plan& plan) {
 // which `lanes` threads side by side, a power of two, have others. The result for channel t of the tile is returned to
 // thread t.
 template <int K, typename Mine>
-__device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& mine, SharedArray<Pair> scratch) {
+__device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& mine, Pair* scratch) {
     const int tile_channels = plan.tile_channels;
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
 #pragma unroll
@@ -41,7 +41,7 @@ __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& m
     __syncthreads();
     Pair sum{0, 0};
     if (static_cast<int>(threadIdx.x) < tile_channels)
-        for (int w = 0; w < warps; ++w) sum = sum + Pair(scratch[w * tile_channels + threadIdx.x]);
+        for (int w = 0; w < warps; ++w) sum = sum + scratch[w * tile_channels + threadIdx.x];
     __syncthreads();  // scratch may be written again
     return sum;
 }
@@ -50,7 +50,7 @@ __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& m
 // result is returned to thread t.
 template <typename Entries, typename Entry>
 __device__ Pair
-sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, SharedArray<Pair> scratch, int results) {
+sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, Pair* scratch, int results) {
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp;
     for (int t = warp; t < tile_channels; t += warps) {
         Pair sum{0, 0};
@@ -59,13 +59,13 @@ sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, Shar
         if (lane == 0) scratch[results + t] = sum;
     }
     __syncthreads();
-    return static_cast<int>(threadIdx.x) < tile_channels ? Pair(scratch[results + threadIdx.x]) : Pair{0, 0};
+    return static_cast<int>(threadIdx.x) < tile_channels ? scratch[results + threadIdx.x] : Pair{0, 0};
 }
 
 // Over the threads of a block. In short runs the elements of a thread belong to at most two channels, the same in every
 // row: each thread leaves a sum for either, and what the lanes of a channel left is added up.
 template <Layout layout, int V, typename Mine>
-__device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine& mine, SharedArray<Pair> scratch) {
+__device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine& mine, Pair* scratch) {
     if constexpr (layout != Layout::ShortRuns) {
         return sum_by_lanes<Channels<layout, V>::kCount>(plan, place, mine, scratch);
     } else {
@@ -91,7 +91,7 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
             [&](int t, int i) {
                 const int lane = begin(t) + i % lanes(t), row = i / lanes(t);
                 const bool second = lane * V / inner != t;
-                return Pair(scratch[2 * (row * plan.lanes + lane) + second]);
+                return scratch[2 * (row * plan.lanes + lane) + second];
             },
             scratch, 2 * blockDim.x);
     }
@@ -101,9 +101,9 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
 // last finds all of them there. Returns whether this is that block; only then thread t has the sum of channel t.
 template <Layout layout, int V, typename Mine>
 __device__ bool sum_over_tile(
-    const Plan& plan, const Place& place, const Mine& mine, Pair& sum, SharedArray<Pair> scratch,
-    Array<double> partials,   // (tiles, splits, tile_channels, 2)
-    Array<unsigned> tickets)  // (kTickets,)
+    const Plan& plan, const Place& place, const Mine& mine, Pair& sum, Pair* scratch,
+    double* partials,   // (tiles, splits, tile_channels, 2)
+    unsigned* tickets)  // (kTickets,)
 {
     sum = sum_over_block<layout, V>(plan, place, mine, scratch);
     if (plan.splits == 1) return true;
@@ -113,16 +113,15 @@ __device__ bool sum_over_tile(
         return ((place.tile * plan.splits + split) * tile_channels + channel) * 2;
     };
     if (static_cast<int>(threadIdx.x) < tile_channels)
-        store_vector<2>(partials, partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
+        store_vector<2>(partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
     __threadfence();  // the partial sums are seen before the ticket is
     __syncthreads();
     const unsigned last = static_cast<unsigned>(plan.splits) - 1;
-    if (!__syncthreads_or(threadIdx.x == 0 && take_ticket(tickets, place.tile, last) == last)) return false;
+    if (!__syncthreads_or(threadIdx.x == 0 && atomicInc(&tickets[place.tile], last) == last)) return false;
     __threadfence();
 
     const auto of_split = [&](int64_t split, int channel) {
-        const Array<const double> all{partials.data, partials.size};
-        const Vector<double, 2> other = load_vector<2>(all, partial(split, channel));
+        const Vector<double, 2> other = load_vector<2>(partials + partial(split, channel));
         return Pair{other.at[0], other.at[1]};
     };
     if constexpr (layout == Layout::ShortRuns) {

@@ -69,6 +69,32 @@ struct BackwardApply {
 };
 void backward_apply(const Plan&, const BackwardApply&, Stream);
 
+// Calls f(name, buffer) for each array of a stage.
+template <typename F>
+void each_array(const ForwardStats& s, const F& f) {
+    f("x", s.x), f("payload", s.payload);
+}
+template <typename F>
+void each_array(const ForwardApply& s, const F& f) {
+    f("x", s.x), f("total", s.total), f("gamma", s.gamma), f("beta", s.beta), f("y", s.y), f("saved", s.saved);
+    f("running_mean", s.running_mean), f("running_var", s.running_var);
+    f("num_batches_tracked", Buffer{s.num_batches_tracked, 1, Dtype::Double});
+    f("tickets", Buffer{s.tickets, kTickets});
+}
+template <typename F>
+void each_array(const BackwardStats& s, const F& f) {
+    f("dy", s.dy), f("x", s.x), f("saved", s.saved), f("payload", s.payload);
+}
+template <typename F>
+void each_array(const BackwardApply& s, const F& f) {
+    f("dy", s.dy), f("x", s.x), f("total", s.total), f("saved", s.saved), f("gamma", s.gamma), f("dx", s.dx);
+    f("dgamma", s.dgamma), f("dbeta", s.dbeta);
+}
+template <typename F>
+void each_array(const Workspace& w, const F& f) {
+    f("partials", Buffer{w.partials, w.partials_size, Dtype::Double}), f("tickets", Buffer{w.tickets, kTickets});
+}
+
 // Of a sum of w mean^2: a variance between the ranks below this share is a rounding error. See sbnref/modes.py: combine.
 constexpr double kNoise = 0x1p-50;
 

@@ -147,11 +147,11 @@ class Rounds {
 
    public:
     // The first round is on its way from memory to the cache when this returns: it takes no registers there.
-    __device__ __forceinline__ Rounds(const Plan& plan, const Place& place, const Array<const T> (&arrays)[N])
+    __device__ __forceinline__ Rounds(const Plan& plan, const Place& place, const T* const (&arrays)[N])
         : arrays_(arrays), walk_(plan, place), round_(walk_) {
         round_.template visit<U>([&](int, int64_t at) {
 #pragma unroll
-            for (int n = 0; n < N; ++n) prefetch(arrays_[n], at);
+            for (int n = 0; n < N; ++n) prefetch(arrays_[n] + at);
         });
     }
 
@@ -184,7 +184,7 @@ class Rounds {
     // Writes map(c, at) to the output: the new value from its channel's coefficients and from at(n), its value in the
     // n-th tensor.
     template <typename Coefficients, int K, typename Map>
-    __device__ __forceinline__ void map(const Coefficients (&of_channel)[K], const Array<T>& output, const Map& map) {
+    __device__ __forceinline__ void map(const Coefficients (&of_channel)[K], T* output, const Map& map) {
         while (more()) {
             load();
             round_.template visit<U>([&](int u, int64_t at) {
@@ -193,13 +193,13 @@ class Rounds {
                 for (int i = 0; i < V; ++i)
                     value.at[i] = static_cast<T>(
                         map(of_channel[kFirst ? 0 : i], [&](int n) { return element(values_[n][u], i); }));
-                store_vector<V>(output, at, value);
+                store_vector<V>(output + at, value);
             });
         }
     }
 
    protected:
-    const Array<const T> (&arrays_)[N];
+    const T* const (&arrays_)[N];
 
    private:
     // All loads are issued before the first value is used.
@@ -208,7 +208,7 @@ class Rounds {
         walk_.template visit<U>([&](int u, int64_t at) {
             constexpr Use kUse = direction == Direction::Forwards ? Use::Again : Use::Last;
 #pragma unroll
-            for (int n = 0; n < N; ++n) values_[n][u] = load_vector<V, kUse>(arrays_[n], at);
+            for (int n = 0; n < N; ++n) values_[n][u] = load_vector<V, kUse>(arrays_[n] + at);
         });
     }
 
@@ -247,7 +247,7 @@ class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body,
 
     template <typename Coefficients, typename Map>
     __device__ __forceinline__ void map(
-        const Plan& plan, const Place& place, SharedArray<Coefficients> coefficients, const Array<T>& output,
+        const Plan& plan, const Place& place, const Coefficients* coefficients, T* output,
         const Map& map) {
         using Own = Channels<layout, V>;
         if (layout != Layout::ChannelsFirst && !Body::more()) return;

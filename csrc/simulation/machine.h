@@ -104,6 +104,11 @@ size_t element_size(const T&) {
     return sizeof(std::remove_all_extents_t<T>);
 }
 
+// Kernels of a library may access memory of the host that is lent to them; it counts as written.
+void lend(const char* name, const void* begin, size_t bytes, size_t element);
+void take_back();       // all that is lent
+void forget_failure();  // so that the next launch runs again
+
 enum class Access { Read, Write, Atomic };
 
 // Checks and notes an access that the compiler does not report; `from` is the address to which its caller returns.

@@ -104,6 +104,11 @@ void note_invalid_launch(const std::string& what, const Site& at) {
     set_invalid_configuration();
 }
 
+void forget_failure() {
+    first.clear();
+    first_json.clear();
+}
+
 bool has_failed() { return !first.empty(); }
 const std::string& failure() { return first; }
 
@@ -122,8 +127,7 @@ extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasi
 // Forgets the first fault and what was counted.
 extern "C" void cudasim_reset() {
     using namespace cudasim;
-    first.clear();
-    first_json.clear();
+    forget_failure();
     invalid_json.clear();
     counted_launches().clear();
 }

@@ -58,6 +58,7 @@ enum class Space { Global, Shared, Constant };
 // are of several warps.
 struct Visit : Position {
     static constexpr uint16_t kSeveral = 0xffff;
+    uint16_t fences = 0;  // of the thread so far, in this launch
     uint32_t lanes = 0, site = 0;
 };
 struct Element {
@@ -98,8 +99,6 @@ void* allocate(size_t bytes, const std::string& name, size_t element, bool host,
 bool release(void* begin);  // whether it was an array
 Array* find(uintptr_t address);
 const std::vector<std::unique_ptr<Array>>& allocations();
-void lend(const char* name, const void* begin, size_t bytes, size_t element);  // memory of the host, until taken back
-void take_back();
 
 // ---- watch.cpp: races, and reads of what was not written ----
 

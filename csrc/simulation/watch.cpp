@@ -2,9 +2,9 @@
 //
 // Two accesses to the same bytes race if they are of different threads, one of them writes, not both are atomic, and
 // nothing orders them. What orders them: within a block a barrier, within a warp a __syncwarp of both lanes, between
-// blocks the end of a launch, a barrier of the grid, and fences: what a thread's block wrote before its __threadfence
-// and an atomic operation is seen by a block that has a later atomic operation on that address and then its own
-// __threadfence.
+// blocks the end of a launch, a barrier of the grid, and fences around atomic operations on one address: a block that
+// finds what another block's operation left there, and has a __threadfence after it, comes after what that block's
+// threads did before a __threadfence of theirs, if that was before the operation.
 #include <map>
 #include <unordered_map>
 
@@ -17,12 +17,15 @@ bool watching = true;
 
 namespace {
 
-// What a block had written when a thread of it published that by an atomic operation: all before the thread's last
-// fence, which was here.
-using Release = Position;
+// An atomic operation: the epoch in which it was, and that of the thread's last fence before it.
+struct Release {
+    uint32_t block, epoch;
+    uint16_t thread;
+    int64_t fence;  // -1 without one
+};
 
 std::unordered_map<uintptr_t, std::vector<Release>> published;     // in this launch, by the address of the operation
-std::unordered_map<uint64_t, Release> fences;                      // of the threads, the last
+std::unordered_map<uint64_t, std::vector<uint32_t>> fences;     // of the threads: their epochs
 std::unordered_map<uint32_t, std::vector<Release>> pending, seen;  // by blocks: found, and found before a fence
 std::map<Site, uint32_t> numbers;
 std::vector<const Site*> sites;
@@ -51,8 +54,13 @@ bool follows(const Visit& visit, const Position& me) {
     }
     const auto mine = seen.find(me.block);
     if (mine == seen.end()) return false;
-    for (const Release& r : mine->second)
-        if (r.block == visit.block && (visit.epoch < r.epoch || visit.thread == r.thread)) return true;
+    const auto own = fences.find(key(visit));  // of the thread that was there: its fences after the visit count
+    const bool fenced = own != fences.end() && own->second.size() > visit.fences;
+    for (const Release& r : mine->second) {
+        if (r.block != visit.block) continue;
+        if (r.fence >= 0 && (visit.epoch < r.fence || visit.thread == r.thread)) return true;
+        if (fenced && (own->second[visit.fences] < r.epoch || visit.thread == r.thread)) return true;
+    }
     return false;
 }
 
@@ -93,7 +101,7 @@ void forget_order() {
 
 void watch_fence() {
     const Position me = position();
-    fences[key(me)] = me;
+    fences[key(me)].push_back(me.epoch);
     if (const auto read = pending.find(me.block); read != pending.end()) {
         auto& mine = seen[me.block];
         mine.insert(mine.end(), read->second.begin(), read->second.end());
@@ -112,7 +120,10 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
             auto& mine = pending[here.block];
             mine.insert(mine.end(), all.begin(), all.end());
         }
-        if (const auto fence = fences.find(key(here)); fence != fences.end()) all.push_back(fence->second);
+        if (!fences.empty()) {
+            const auto own = fences.find(key(here));
+            all.push_back({here.block, here.epoch, here.thread, own == fences.end() ? -1 : int64_t{own->second.back()}});
+        }
     }
     if (array.granule > bytes) array.refine(bytes);
     while (array.granule > 1 && ((address - array.begin) % array.granule || bytes % array.granule))
@@ -122,6 +133,7 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
     static_cast<Position&>(me) = here;
     me.lanes = 1u << here.thread % kWarp;
     me.site = number_of(from);
+    if (const auto own = fences.find(key(here)); own != fences.end()) me.fences = static_cast<uint16_t>(own->second.size());
     const bool whole_block = array.space == Space::Shared;
     for (uintptr_t a = address; a < address + bytes; a += array.granule) {
         const size_t i = (a - array.begin) / array.granule;

@@ -43,11 +43,9 @@ CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / 
 
 HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
-SIMULATION_SOURCES = ("sim/kernels.cpp", "sim/cudasim.cpp", "sim/recording.cpp", "sim/watch.cpp")
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
-# The host must round every operation by itself, as the kernels ask of the GPU where it matters.
-SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM", "-ffp-contract=off", "-Wno-unknown-pragmas")
+SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM")
 
 
 @dataclass(frozen=True, eq=False)  # one object each: compared, and hashed at every call of a layer, by identity
@@ -64,6 +62,7 @@ class Library:
         ahead: the environment variable that has an installation do so.
         module: whether it is a Python module besides registering operators.
         more_flags: the environment variable with more flags for compiling and linking; None if there is none.
+        simulated: files of kernels that are compiled for the simulation, and linked with it.
     """
 
     name: str
@@ -75,6 +74,7 @@ class Library:
     ahead: str | None = None
     module: bool = True
     more_flags: str | None = None
+    simulated: tuple[str, ...] = ()
 
 
 KERNELS = Library(
@@ -88,9 +88,10 @@ KERNELS = Library(
 SIMULATION = Library(
     "sbnref_simulation",
     "the simulation of its kernels",
-    HOST_SOURCES + SIMULATION_SOURCES,
+    HOST_SOURCES,
     SIMULATION_FLAGS,
     more_flags="SBNREF_CUDASIM_FLAGS",
+    simulated=CUDA_SOURCES,
 )
 _CAPABILITY = torch.backends.cpu.get_cpu_capability()  # what this machine has, by PyTorch's name
 _INSTRUCTIONS = {
@@ -266,6 +267,12 @@ def _compile(library: Library, folder: Path) -> None:
     link_folder = use_toolkit(folder) if library.cuda else None
     start = time.monotonic()
     try:
+        objects: list[Path] = []
+        if library.simulated:
+            from .simulation import compile_kernels
+
+            sources = [CSRC / source for source in library.simulated]
+            objects = compile_kernels(sources, folder, [*library.flags, *more])
         with _tools_of_the_builder():
             cpp_extension.load(
                 library.name,
@@ -273,7 +280,7 @@ def _compile(library: Library, folder: Path) -> None:
                 extra_include_paths=[str(CSRC)],
                 extra_cflags=[*library.flags, *more],
                 extra_cuda_cflags=list(NVCC_FLAGS),
-                extra_ldflags=more if link_folder is None else [f"-L{link_folder}", *more],
+                extra_ldflags=[*([f"-L{link_folder}"] if link_folder else []), *more, *map(str, objects)],
                 build_directory=str(folder),
                 with_cuda=library.cuda,
                 is_python_module=False,
@@ -328,7 +335,10 @@ def _cache_folder(library: Library) -> Path:
         parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())
     folders = {(CSRC / source).parent for source in library.sources} | {CSRC}  # all share the headers at the top
-    for file in sorted(file for folder in folders for file in folder.glob("*") if file.is_file()):
+    files = {file for folder in folders for file in folder.glob("*")}
+    if library.simulated:
+        files.update((CSRC / "simulation").rglob("*"))
+    for file in sorted(filter(Path.is_file, files)):
         digest.update(file.relative_to(CSRC).as_posix().encode() + file.read_bytes())
     digest.update(Path(__file__).read_bytes())
     return cache() / f"{library.name}-{digest.hexdigest()[:16]}"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS, use_toolkit
-from .compiling import DoesNotCompile, cached, compile_for_host
+from ..impls.simulation.compiling import DoesNotCompile, cached, compile_for_host
 
 SECTOR = 32  # bytes
 THREADS = 256  # of a block, as laboratory.cuh has it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
 from .lines import lines_of
-from .simulation import compile_program
+from ..impls.simulation import SIMULATION, compile_program
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -187,8 +187,6 @@ class _Lines:
 
 
 def _is_of_the_user(file: str) -> bool:
-    from .simulation import SIMULATION
-
     return not file.startswith(("/usr/include", "/usr/lib", str(SIMULATION.resolve()), "??"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ....impls import STAGES
 from ....impls.user_module import OURS
 from ... import Kernels
-from ...compiling import DoesNotCompile
+from ....impls.simulation.compiling import DoesNotCompile
 from ...kernels import simulate
 from ...sandbox.process import Job
 from .report import Fault

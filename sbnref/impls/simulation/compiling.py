@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..impls.build import CSRC, cache, compiler
+from ..build import CSRC, cache, compiler
 
 MOST_SECONDS = 120  # that compiling may take
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..impls.build import CSRC
+from ..build import CSRC
 from .compiling import DoesNotCompile, cached, call_compiler
 from .rewrite import included, rewrite
 
@@ -40,6 +40,36 @@ def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str
     return _compile(file, ("-fPIE",), ("-pie",), search, flags, "")
 
 
+def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] = ()) -> list[Path]:
+    """Compile files of kernels that use PyTorch's headers.
+
+    Args:
+        sources: CUDA files.
+        folder: where the objects go.
+        flags: more of the compiler's.
+
+    Returns:
+        The objects, and those of the simulation.
+
+    Raises:
+        DoesNotCompile: the compiler refuses a file.
+        RuntimeError: there is no compiler.
+    """
+    from torch.utils.cpp_extension import include_paths
+
+    system = [word for path in include_paths() for word in ("-isystem", path)]
+    arguments = [*FLAGS, *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *system]
+
+    def compile(source: Path) -> Path:
+        built = folder / f"{source.stem}.simulated.o"
+        call_compiler(built, *arguments, "-c", str(rewrite(source, folder / "rewritten")))
+        return built
+
+    (folder / "rewritten").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        return [*pool.map(compile, sources), *runtime()]
+
+
 def compile_library(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
     """Compile a CUDA file into a library, see :func:`compile_program`."""
     return _compile(file, ("-fPIC",), ("-shared",), search, flags, ".so")
@@ -49,7 +79,7 @@ def _compile(
     file: Path, code: tuple[str, ...], link: tuple[str, ...], search: Iterable[Path], flags: Iterable[str], suffix: str
 ) -> Path:
     search, more = list(search), list(flags)
-    sources = [*included(file, search), *SIMULATION.rglob("*.h")]
+    sources = [*included(file, search), *SIMULATION.rglob("*.h"), *Path(__file__).parent.glob("*.py")]
     objects = runtime()
 
     def compile(built: Path) -> None:

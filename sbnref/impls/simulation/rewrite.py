@@ -24,7 +24,6 @@ _BY_POINTERS = re.compile(r"\bcudaLaunch(Kernel|CooperativeKernel)\s*\(\s*(?:\(\
 
 # What has no counterpart in the simulation, by what it is called in the message.
 UNSUPPORTED = (
-    (r"\basm\s*(?:volatile\b|__volatile__\b)?\s*\(", "inline assembly"),
     (
         r"\b(?:tex1D|tex2D|tex3D|tex1Dfetch|surf2Dread|surf2Dwrite|cudaTextureObject_t|cudaSurfaceObject_t)\b",
         "texture memory",
@@ -127,6 +126,10 @@ def source_of(text: str, file: str = "the file") -> str:
     changes += [
         (m.start(), m.end(), "__attribute__((noinline))") for m in re.finditer(r"(?<!\()\b__noinline__\b", code)
     ]
+    for match in re.finditer(r"\b(?:asm|__asm__)\s*(?:volatile\b|__volatile__\b)?\s*\(", code):
+        end = _matching(code, match.end() - 1)
+        what = "executes inline assembly: not supported by the simulation"
+        changes.append((match.start(), end + 1, f'cudasim::fail("{what}")'))
     for match in _BY_POINTERS.finditer(code):
         line, kernel = code.count("\n", 0, match.start()) + 1, _split(code[match.end() :])[0]
         name = re.sub(r"\s+", " ", kernel.strip()).replace('"', "'")
