@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "host.h"
 #include "state.h"
@@ -47,7 +48,13 @@ std::vector<std::unique_ptr<Array>>& others() {                      // variable
     return arrays;
 }
 
+std::vector<std::tuple<void*, void*, size_t>>& uploads() {  // on the GPU, on the host, bytes
+    static std::vector<std::tuple<void*, void*, size_t>> all;
+    return all;
+}
+
 Array* last = nullptr;  // that was found
+bool any_lent = false;
 
 // The allocation that begins at or before an address.
 Array* allocation_before(uintptr_t address) {
@@ -76,6 +83,8 @@ std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes
     if (is_any_stack(address)) fault(what + " among the local variables of another thread", from);
     const Array* near = nullptr;
     if (region().holds(address)) near = allocation_before(address);
+    for (const auto& array : others())
+        if (address - array->begin < array->size() + kGap) near = array.get();
     for (auto& [id, array] : arena().arrays)
         if (address - array->begin < array->size() + kSharedGap) near = array.get();
     if (near != nullptr && near->holds(address))  // begins inside
@@ -95,10 +104,11 @@ std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes
 
 // The host's code must not reach into the GPU's memory.
 void check_host(uintptr_t address, Access access, const void* from) {
-    if (!region().holds(address)) return;
+    if (!region().holds(address) && !any_lent) return;
     const Array* const array = find(address);
-    if (array != nullptr && array->host && !array->freed) return;
-    const Array* const near = allocation_before(address);
+    if (array == nullptr ? !region().holds(address) : !array->lent && (!region().holds(address) || (array->host && !array->freed)))
+        return;
+    const Array* const near = array != nullptr ? array : allocation_before(address);
     const std::string name = near == nullptr ? "an array" : near->name;
     note_fault(
         "the host " + std::string(verb(access)) + " " + name + ", which is memory of the GPU; copy it with cudaMemcpy",
@@ -171,6 +181,7 @@ void* allocate(size_t bytes, const std::string& name, size_t element, bool host,
 }
 
 bool release(void* begin) {
+    last = nullptr;
     Array* const array = allocation_before(reinterpret_cast<uintptr_t>(begin));
     if (array == nullptr || array->freed || array->begin != reinterpret_cast<uintptr_t>(begin)) return false;
     array->freed = true;
@@ -194,21 +205,23 @@ Array* find(uintptr_t address) {
     return nullptr;
 }
 
-void lend(const char* name, const void* begin, size_t bytes, size_t element) {
+void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written) {
     auto array = std::make_unique<Array>();
     array->begin = reinterpret_cast<uintptr_t>(begin);
     array->end = array->begin + bytes;
     array->name = name;
     array->element = element;
-    array->known = array->host = true;
+    array->known = written;
+    array->lent = any_lent = true;
     others().push_back(std::move(array));
 }
 
 void take_back() {
     last = nullptr;
+    any_lent = false;
     auto& all = others();
     all.erase(
-        std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->space == Space::Global && a->host; }),
+        std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->lent; }),
         all.end());
 }
 
@@ -280,7 +293,7 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from) {
                 " at an address that is no multiple of " + std::to_string(bytes),
             from);
     const bool shared = array->space == Space::Shared;
-    const Act act = access == Access::Atomic ? Act::Atomic
+    const Act act = access == Access::Atomic && !shared ? Act::Atomic
                     : access == Access::Read ? (shared ? Act::ReadShared : Act::Read)
                                              : (shared ? Act::WriteShared : Act::Write);
     record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
@@ -308,3 +321,39 @@ void* fill(void* to, int value, size_t bytes) {
 }
 
 }  // namespace cudasim
+
+// Copies an array of the host to the GPU's memory, until the next call of cudasim_free_all; returns where it is.
+extern "C" void* cudasim_upload(const char* name, void* from, int64_t bytes, int64_t element, int written) {
+    using namespace cudasim;
+    void* const to = allocate(bytes, name, element, false, {});
+    if (to == nullptr) return nullptr;
+    allocated().back()->known = written != 0;
+    std::memcpy(to, from, bytes);
+    uploads().emplace_back(to, from, bytes);
+    return to;
+}
+
+// Copies all that was uploaded back to where it came from.
+extern "C" void cudasim_download() {
+    for (const auto& [from, to, bytes] : cudasim::uploads()) std::memcpy(to, from, bytes);
+}
+
+// Frees everything. Addresses are given out anew from here on.
+extern "C" void cudasim_free_all() {
+    using namespace cudasim;
+    uploads().clear();
+    for (const auto& array : allocated())
+        if (!array->freed) release(reinterpret_cast<void*>(array->begin));
+    allocated().clear();
+    last = nullptr;
+    region().used = region().begin;
+}
+
+// The site of the last write to an address, as JSON.
+extern "C" const char* cudasim_last_write(const void* address) {
+    using namespace cudasim;
+    static std::string text;
+    Array* const array = find(reinterpret_cast<uintptr_t>(address));
+    text = array == nullptr ? "[]" : as_json(last_write(*array, reinterpret_cast<uintptr_t>(address)));
+    return text.c_str();
+}

@@ -46,7 +46,7 @@ struct Thread {
     State state;
     bool vote;
     Vote how;
-    const char* kind;  // of warp operation that it waits for
+    const char* kind;  // of warp operation, or the place of the barrier, that it waits at
     unsigned mask;
     int accesses;  // since it last waited
     const void* from;
@@ -163,6 +163,8 @@ void start(Block& b, unsigned index, const Config& config) {
         thread.fiber.start(b.stacks + t * kStackBytes, kStackBytes, thread_main);
         thread.state = State::Ready;
         thread.accesses = 0;
+        thread.kind = "";
+        thread.mask = 0;
         thread.calls.clear();
     }
 }
@@ -206,7 +208,7 @@ bool release_warps(Block& b) {
             for (unsigned other = 0; other < kWarp; ++other) {
                 if (!(group >> other & 1)) continue;
                 const Thread& t = b.threads[w * kWarp + other];
-                complete &= t.state == State::AtWarp && t.mask == first.mask && t.kind == first.kind;
+                complete &= t.state == State::AtWarp && t.mask == first.mask && std::strcmp(t.kind, first.kind) == 0;
             }
             if (!complete) continue;
             seen |= group;
@@ -248,9 +250,12 @@ bool release_active(Block& b) {
 
 bool release_barrier(Block& b) {
     int yes = 0, all = 0;
+    const char* place = nullptr;
     for (const Thread& t : b.threads) {
         if (t.state == State::Done) continue;
         if (t.state != State::AtBarrier) return false;
+        if (place == nullptr) place = t.kind;
+        if (std::strcmp(place, t.kind) != 0) return false;  // they are at different ones
         yes += t.vote;
         ++all;
     }
@@ -270,7 +275,7 @@ bool release_barrier(Block& b) {
     // One that waits elsewhere, or for others; the first of all is reported with it.
     const auto elsewhere = [&](const Thread& t) {
         return t.state != State::Done &&
-               (t.state != waiting->state || t.mask != waiting->mask || t.kind != waiting->kind);
+               (t.state != waiting->state || t.mask != waiting->mask || std::strcmp(t.kind, waiting->kind) != 0);
     };
     auto other = std::find_if(b.threads.begin(), b.threads.end(), elsewhere);
     if (waiting->state == State::AtWarp) {  // rather one that it waits for
@@ -287,7 +292,9 @@ bool release_barrier(Block& b) {
         const std::string what = t->state == State::AtWarp
                                      ? std::string("waits at ") + t->kind + " for other lanes of its warp"
                                      : in_words(t->state);
-        return "thread " + thread_in_words(t - b.threads.begin()) + " " + what;
+        const bool barrier = t->state == State::AtBarrier;
+        const std::string line = barrier ? " in line " + std::string(std::strrchr(t->kind, ':') + 1) : "";
+        return "thread " + thread_in_words(t - b.threads.begin()) + " " + what + line;
     };
     std::string what = describe(waiting);
     Site where{waiting->from}, elsewhere_at;
@@ -487,6 +494,18 @@ void fail(const char* what) { fault(what, __builtin_return_address(0)); }
 
 // ---- what kernels call ----
 
+namespace {
+
+// Whether a kernel runs; it is a fault if the host calls what only kernels have.
+bool need_kernel(const char* what, const void* from) {
+    if (running) return true;
+    note_fault(std::string(what) + " outside of a kernel", site(from), {});
+    end_launch();
+    return false;
+}
+
+}  // namespace
+
 void launch(const char* kernel, const Config& config, int line, void (*thread)(void*), void* arguments, size_t bytes) {
     const void* const from = __builtin_return_address(0);
     if (running) fail("launches a kernel from a kernel, which is not supported by the simulation");
@@ -508,7 +527,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     ++launches;
     forget_order();
     count_launch(kernel, config, line);
-    record_launch(kernel, config);
+    record_launch(kernel, config, line);
     try {
         run_grid(config, config.grid.x * config.grid.y * config.grid.z);
     } catch (const Faulty&) {
@@ -518,14 +537,14 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (most != nullptr && counted_launches().size() >= std::stoul(most)) std::exit(0);
 }
 
-int wait_for_block(Vote how, bool vote) {
+int wait_for_block(Vote how, bool vote, const char* place) {
     const void* const from = __builtin_return_address(0);
-    if (!running) return 0;
+    if (!need_kernel("__syncthreads", from)) return 0;
     record(Act::Barrier, nullptr, 0, 0, from);
     Thread& me = self();
     me.how = how;
     me.vote = vote;
-    me.kind = "__syncthreads";
+    me.kind = place;
     me.mask = 0;
     wait(State::AtBarrier, from);
     return block->vote;
@@ -539,12 +558,13 @@ void wait_for_grid() {
     wait(State::AtGrid, from);
 }
 
-void exchange(const char* kind, unsigned mask, const void* value, size_t bytes) {
+void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, unsigned source) {
     const void* const from = __builtin_return_address(0);
+    if (!need_kernel(kind, from)) return;
     const unsigned lane = built_in.lane, warp = current / kWarp;
     if (!(mask >> lane & 1)) fault(std::string(kind) + " with a mask that leaves out its own lane", from);
     if (bytes > kExchanged) fault(std::string(kind) + " of a value of " + std::to_string(bytes) + " bytes", from);
-    if (bytes > 0) record(Act::Shuffle, nullptr, 0, bytes, from);
+    if (bytes > 0) record(Act::Shuffle, nullptr, source, bytes, from);
     std::memcpy(block->warps[warp].pending[lane].data(), value, bytes);
     Thread& me = self();
     me.kind = kind;
@@ -553,12 +573,14 @@ void exchange(const char* kind, unsigned mask, const void* value, size_t bytes) 
 }
 
 void receive(unsigned lane, void* value, size_t bytes) {
+    if (!running) return;
     std::memcpy(value, block->warps[current / kWarp].given[lane].data(), bytes);
 }
 
 void wait_for_warp(unsigned mask) { exchange("__syncwarp", mask, nullptr, 0); }
 
 unsigned active_lanes() {
+    if (!need_kernel("__activemask", __builtin_return_address(0))) return 0;
     wait(State::AtActive, __builtin_return_address(0));
     return self().mask;
 }

@@ -104,8 +104,8 @@ size_t element_size(const T&) {
     return sizeof(std::remove_all_extents_t<T>);
 }
 
-// Kernels of a library may access memory of the host that is lent to them; it counts as written.
-void lend(const char* name, const void* begin, size_t bytes, size_t element);
+// Kernels of a library may access memory of the host that is lent to them.
+void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written = true);
 void take_back();       // all that is lent
 void forget_failure();  // so that the next launch runs again
 
@@ -131,12 +131,12 @@ void* fill(void* to, int value, size_t bytes);         // memset
 void fence(bool whole_grid);
 
 enum class Vote { Or, And, Count };
-int wait_for_block(Vote how, bool vote);
+int wait_for_block(Vote how, bool vote, const char* place);  // of the call in its source, the same for all threads
 void wait_for_grid();
 
 // The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take
-// part in the same one. `receive` then copies what a lane gave; what lanes that take no part give is undefined.
-void exchange(const char* kind, unsigned mask, const void* value, size_t bytes);
+// part in the same one. `source` is the lane whose value this one takes. `receive` then copies what a lane gave; what lanes that take no part give is undefined.
+void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, unsigned source = built_in.lane);
 void receive(unsigned lane, void* value, size_t bytes);
 void wait_for_warp(unsigned mask);
 unsigned active_lanes();  // those that wait here with this one, where nothing else of the warp can run

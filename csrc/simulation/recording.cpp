@@ -20,8 +20,7 @@ std::string text;
 int64_t number_of_array(const Array& array) {
     const std::string json = "{\"name\": " + quoted(array.name) +
                              ", \"address\": " + (array.space == Space::Shared ? "0" : std::to_string(array.begin)) +
-                             ", \"bytes\": " + std::to_string(array.size()) +
-                             ", \"element\": " + std::to_string(array.element) + "}";
+                             ", \"bytes\": " + std::to_string(array.size()) + "}";
     const auto [at, is_new] = array_numbers.try_emplace(json, static_cast<int64_t>(arrays.size()));
     if (is_new) arrays.push_back(json);
     return at->second;
@@ -29,11 +28,11 @@ int64_t number_of_array(const Array& array) {
 
 }  // namespace
 
-void record_launch(const char* kernel, const Config& config) {
+void record_launch(const char* kernel, const Config& config, int line) {
     if (!recording) return;
     launches.push_back(
         "{\"kernel\": " + quoted(kernel) + ", \"grid\": " + as_json(config.grid) +
-        ", \"block\": " + as_json(config.block) + "}");
+        ", \"block\": " + as_json(config.block) + ", \"line\": " + std::to_string(line) + "}");
 }
 
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from) {

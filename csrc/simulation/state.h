@@ -71,7 +71,7 @@ struct Array {
     Space space = Space::Global;
     size_t element = 1;  // bytes, as far as the type is known
     bool known = false;  // whether all of it has been written
-    bool freed = false, host = false;
+    bool freed = false, host = false, lent = false;  // host: the host may access it too
     Site made;
 
     // By granules, the smallest accesses so far: what has been written, and the last visits.
@@ -106,6 +106,7 @@ extern bool watching;                  // global memory too; shared memory alway
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
 void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from);
+Site last_write(Array& array, uintptr_t address);
 void watch_fence();
 void forget_order();  // where all blocks have met
 
@@ -116,7 +117,7 @@ void count_launch(const char* kernel, const Config& config, int line);
 void count_block(unsigned block, size_t shared_bytes);
 
 enum class Act { Read, Write, Atomic, ReadShared, WriteShared, Shuffle, Barrier };
-void record_launch(const char* kernel, const Config& config);
+void record_launch(const char* kernel, const Config& config, int line);
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from);
 
 // ---- report.cpp: the first fault, and what else there is to report ----

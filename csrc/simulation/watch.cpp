@@ -92,6 +92,11 @@ uint32_t number_of(const void* from) {
 const Site& site_of(uint32_t number) { return *sites[number]; }
 uint32_t number_of_sites() { return static_cast<uint32_t>(sites.size()); }
 
+Site last_write(Array& array, uintptr_t address) {
+    const Visit& write = array.at(address).write;
+    return write.launch == 0 ? Site{} : site_of(write.site & ~kAtomicSite);
+}
+
 void forget_order() {
     published.clear();
     fences.clear();

@@ -7,6 +7,7 @@ rule that all implementations share.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch import Tensor
 from ..impls import STAGES
 from ..impls.build import BuildError, find_cuda
 from ..impls.from_file import NotAnImplementation
+from ..impls.simulation.rewrite import blank
 from ..modes import combine
 from ..running import RunningStats, update_running_stats
 from .kernels import SPLITS, Call, Kernels, channels_last, compiled, set_order
 from .recording import WARP
-from .source_text import defines
 from .watching import Refusal, lines, mark_unwritten, unwritten, watch
 
 THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
@@ -48,7 +49,7 @@ class StageKernels:
     dtypes = (torch.float32,)
 
     def __init__(self, file: Path, built: Path | None = None) -> None:
-        self._kernels = replace(stages_of(file), recording=True, built=built)
+        self._kernels = replace(stages_of(file), built=built)
         self._orders = itertools.cycle(("ascending", "descending", "random:1"))
         if built is None:
             try:
@@ -168,6 +169,11 @@ def only_stages(file: Path) -> bool:
 
 def _defines(file: Path, function: str) -> bool:
     return defines(file.read_text(errors="replace"), function)
+
+
+def defines(text: str, function: str) -> bool:
+    """Whether a text defines a function of a ``Problem``."""
+    return re.search(rf"\bvoid\s+{function}\s*\(\s*const\s+Problem\b[^();{{]*\)[^;{{]*{{", blank(text)) is not None
 
 
 def _dense(tensor: Tensor, last: bool) -> Tensor:

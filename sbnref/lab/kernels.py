@@ -1,17 +1,16 @@
-"""A file of kernels: compiled once, called on a tensor, and what it does to memory counted.
+"""A file of kernels: compile it, call it on a tensor, and count what it does to memory.
 
-The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``; ``forward`` where no other is named.
-The host's compiler compiles it against the simulation of CUDA, for CPU tensors, and nvcc for CUDA tensors.
+The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``: ``forward`` if no other is named.
+The host's compiler compiles it for the simulation, on CPU tensors, and nvcc for CUDA tensors.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
+import json
 import os
 import re
-import shlex
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC, NVCC_FLAGS, SIMULATION_FLAGS, use_toolkit
-from ..impls.simulation.compiling import DoesNotCompile, cached, compile_for_host
+from ..impls.build import CSRC, NVCC_FLAGS, use_toolkit
+from ..impls.simulation import compile_library
+from ..impls.simulation.compiling import DoesNotCompile, cached
+from ..impls.simulation.rewrite import included
 
 SECTOR = 32  # bytes
 THREADS = 256  # of a block, as laboratory.cuh has it
 SPLITS = 132  # for which p.partials has room, where files of kernels are graded or compared
 LABORATORY = CSRC / "laboratory"
-
-# Calls are found on the stack where every function keeps a frame, and lines where nothing was optimized away.
-RECORDING_FLAGS = ("-O0", "-g1", "-fno-omit-frame-pointer", "-DSBNREF_RECORDING")
 
 
 @dataclass(frozen=True)
@@ -39,23 +37,13 @@ class Kernels:
         file: its path.
         functions: of it, that take a ``Problem``, in the order in which they are called.
         threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
-        recording: whether it is compiled for recordings, which makes it slow.
         built: the library, where it has been compiled already.
     """
 
     file: Path
     functions: tuple[str, ...] = ("forward",)
     threads: int = THREADS
-    recording: bool = False
     built: Path | None = None
-
-
-class _Array(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64))
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> _Array:
-        return cls(None, 0) if tensor is None else cls(tensor.data_ptr(), tensor.numel())
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
@@ -67,9 +55,9 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_double) for name in ("weight", "eps")),
-        *((name, _Array) for name in ARRAYS),
+        *((name, ctypes.c_void_p) for name in ARRAYS),
         *((name, ctypes.c_double) for name in ("divisor", "k")),
-        *((name, _Array) for name in STAGE_ARRAYS),
+        *((name, ctypes.c_void_p) for name in STAGE_ARRAYS),
         ("stream", ctypes.c_void_p),
     )
 
@@ -132,7 +120,7 @@ class Call:
         self.arrays = {name: t for name, t in {"x": x, **own, **others}.items() if t is not None}
         vars(self).update(self.arrays)
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
-        first, more = ([_Array.of(self.arrays.get(name)) for name in names] for names in (ARRAYS, STAGE_ARRAYS))
+        first, more = ([self._pointer(name) for name in names] for names in (ARRAYS, STAGE_ARRAYS))
         self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *first, divisor, k, *more, None)
         self._loaded: tuple[Kernels, Any] | None = None
 
@@ -141,8 +129,16 @@ class Call:
         self.launch(*functions)
         return self.y
 
-    def launch(self, *functions: str) -> None:
-        """Launch the kernels, those of some of the functions only where these are named.
+    def _pointer(self, name: str) -> int | None:
+        return self.arrays[name].data_ptr() if name in self.arrays else None
+
+    def launch(self, *functions: str, written: Collection[str] | None = None) -> None:
+        """Launch the kernels, or those of some of the functions.
+
+        Args:
+            functions: of the file; all if none is named.
+            written: the arrays that were written before; kernels must not read an element of another one before they
+                write it. None for all. This is for the simulation.
 
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
@@ -152,8 +148,35 @@ class Call:
         lib = self._loaded[1]
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
-        for function in functions or self.kernels.functions:
-            check(getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem)))
+        else:
+            self._upload(lib, written)
+        try:
+            for function in functions or self.kernels.functions:
+                error = getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))
+                if error is not None:
+                    raise RuntimeError(error.decode())
+        finally:
+            if not self.x.is_cuda:
+                lib.cudasim_download()
+
+    def _upload(self, lib: Any, written: Collection[str] | None) -> None:
+        lib.cudasim_reset()
+        lib.cudasim_free_all()
+        self._uploaded: dict[str, int] = {}
+        for name, array in self.arrays.items():
+            known = written is None or name in written
+            pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
+            element = ctypes.c_int64(array.itemsize)
+            self._uploaded[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, int(known))
+            setattr(self._problem, name, self._uploaded[name])
+
+    def last_write(self, name: str, element: int) -> list[int]:
+        """The site, in the library, at which the kernels that ran last wrote an element of an array, by its number."""
+        lib, itemsize = library(self.kernels), self.arrays[name].itemsize
+        found: list[int] = json.loads(
+            lib.cudasim_last_write(ctypes.c_void_p(self._uploaded[name] + element * itemsize))
+        )
+        return found
 
 
 def channels_last(x: Tensor) -> bool:
@@ -190,25 +213,33 @@ class Counts:
 def count(call: Call) -> Counts:
     """Run a call on CPU tensors and count."""
     lib = library(call.kernels)
-    lib.laboratory_start_counting()
+    lib.cudasim_trace(1)
     try:
         call.run()
     finally:
-        lib.laboratory_stop_counting()
-    trace, counts = numbers(lib.laboratory_trace).view(-1, 5), numbers(lib.laboratory_counts).view(-1, 2)
+        lib.cudasim_trace(0)
+    trace, launches = numbers(lib.cudasim_traced).view(-1, 5), report(lib)["launches"]
     return Counts(
-        launches=len(counts),
-        blocks=len(trace[trace[:, 0] == 0, 1].unique()),
-        read=int(counts[:, 0].sum()),
-        written=int(counts[:, 1].sum()),
+        launches=len(launches),
+        blocks=launches[0]["blocks"] if launches else 0,
+        read=sum(launch["bytes_read"] for launch in launches),
+        written=sum(launch["bytes_written"] for launch in launches),
         requests=len(trace[:, 3].unique()),
         trace=trace,
     )
 
 
+def report(lib: Any) -> dict[str, Any]:
+    """What the simulation reports since the last launch began: the fault, and a dict for each launch."""
+    found: dict[str, Any] = json.loads(lib.cudasim_report())
+    return found
+
+
 def set_order(order: str, kernels: Kernels) -> None:
     """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
-    check(library(kernels).laboratory_set_order(order.encode()))
+    error = library(kernels).cudasim_set_order(order.encode())
+    if error is not None:
+        raise RuntimeError(error.decode())
 
 
 def library(kernels: Kernels, cuda: bool = False) -> Any:
@@ -217,92 +248,48 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     Raises:
         RuntimeError: they do not compile.
     """
-    built = kernels.built or compiled(kernels, cuda)
-    lib = ctypes.CDLL(str(built))
+    lib = ctypes.CDLL(str(kernels.built or compiled(kernels, cuda)))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
     if not cuda:
-        lib.laboratory_set_order.restype = ctypes.c_char_p
-        lib.laboratory_trace.restype = lib.laboratory_counts.restype = ctypes.c_int64
+        declare(lib)
     return lib
+
+
+def declare(lib: Any) -> None:
+    """Declare what the simulation's functions return."""
+    for name in ("set_order", "report", "recorded", "last_write"):
+        getattr(lib, f"cudasim_{name}").restype = ctypes.c_char_p
+    lib.cudasim_upload.restype = ctypes.c_void_p
+    lib.cudasim_acts.restype = lib.cudasim_traced.restype = ctypes.c_int64
 
 
 def compiled(kernels: Kernels, cuda: bool = False) -> Path:
     """The library's file, compiled unless it is there.
 
     Raises:
-        RuntimeError: the kernels do not compile.
+        DoesNotCompile: the file is why; it has no such function, for example.
+        RuntimeError: there is no compiler, or the simulation does not compile.
     """
-    sources = [*CSRC.rglob("*"), *_included(kernels.file)]
-    sources = [s for s in sources if s.suffix in (".h", ".cpp", ".cu", ".cuh")]
-    flags = shlex.split(os.environ.get("SBNREF_CUDASIM_FLAGS", ""))
-    unit, compile = translation_unit(kernels), _nvcc if cuda else simulate
-    about = [unit, str(kernels), compile.__name__, os.environ.get("TORCH_CUDA_ARCH_LIST", ""), *flags]
-    return cached("sbnref_laboratory", sources, about, lambda built: compile(built, kernels, flags))
-
-
-def translation_unit(kernels: Kernels) -> str:
-    """The source of a library with the kernels' functions: what a compiler of C++ or nvcc takes."""
-    exports = "\n".join(f"EXPORT({function})" for function in kernels.functions)
-    return f'#include "{kernels.file.resolve()}"\n\n#include "exports.cuh"\n\n{exports}\n'
-
-
-def _included(file: Path) -> set[Path]:
-    """The file and those beside it that it includes, and so on; what is not there is left to the compiler."""
-    found: set[Path] = set()
-    todo = [file]
-    while todo:
-        path = todo.pop()
-        if path not in found and path.is_file():
-            found.add(path)
-            names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(errors="replace"), re.MULTILINE)
-            todo += [path.parent / name for name in names]
-    return found
-
-
-def simulate(built: Path, kernels: Kernels, more: Iterable[str] = ()) -> None:
-    """Compile kernels against the simulation.
-
-    Args:
-        built: the library to make.
-        kernels: what it is made of.
-        more: flags of the compiler.
-
-    Raises:
-        DoesNotCompile: their file is why; it has no such function, for example.
-        RuntimeError: what they are compiled with is why, or there is no compiler.
-    """
-    unit = built.with_name("kernels.cu")
-    unit.write_text(translation_unit(kernels))
-    flags = [*SIMULATION_FLAGS, *(RECORDING_FLAGS if kernels.recording else ()), *more]
-    # After one error the compiler has much to say, and little that helps.
-    about = ["-Wfatal-errors", f"-DSBNREF_THREADS={kernels.threads}", f"-I{LABORATORY}"]
+    unit = translation_unit(kernels)
+    if cuda:
+        sources = [*included(kernels.file, [LABORATORY])]
+        about = [unit, str(kernels), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
+        return cached("sbnref_laboratory", sources, about, lambda built: _nvcc(built, kernels))
     try:
-        sources = [*map(str, _simulation(flags)), "-x", "c++", str(unit)]
-    except DoesNotCompile as error:
-        raise RuntimeError(f"the simulation does not compile: {error}") from None
-    try:
-        compile_for_host(built, *flags, *about, *sources)
+        return compile_library(kernels.file, [LABORATORY], [f"-DSBNREF_THREADS={kernels.threads}"], unit)
     except DoesNotCompile as error:
         raise DoesNotCompile(_about(kernels, str(error))) from None
 
 
-def _simulation(flags: list[str]) -> list[Path]:
-    """The simulation, compiled once for all kernels."""
-    folder = CSRC / "sim"
-    sources = {name: folder / f"{name}.cpp" for name in ("cudasim", "recording", "watch")}
-    return [
-        cached(name, [*folder.glob("*.h"), source], flags, functools.partial(_compile_object, source, flags), ".o")
-        for name, source in sources.items()
-    ]
-
-
-def _compile_object(source: Path, flags: list[str], built: Path) -> None:
-    compile_for_host(built, *flags, "-c", str(source))
+def translation_unit(kernels: Kernels) -> str:
+    """The source of a library with the kernels' functions."""
+    exports = "\n".join(f"EXPORT({function})" for function in kernels.functions)
+    return f'#include "{kernels.file.resolve()}"\n\n#include "exports.cuh"\n\n{exports}\n'
 
 
 def _about(kernels: Kernels, said: str) -> str:
-    """A compiler's complaint, for the one whose file it is about."""
+    """A compiler's complaint, in words about the user's file."""
     first = re.search(r"^(.+?):\d+:\d+: (?:fatal )?error: (.*)", said, re.MULTILINE)
     for function in kernels.functions:
         if first and Path(first[1]) != kernels.file and re.search(rf"\b{function}\b", first[2]):
@@ -310,7 +297,7 @@ def _about(kernels: Kernels, said: str) -> str:
     return said
 
 
-def _nvcc(built: Path, kernels: Kernels, _: list[str]) -> None:
+def _nvcc(built: Path, kernels: Kernels) -> None:
     from torch.utils import cpp_extension
 
     unit = built.with_name("kernels.cu")
@@ -325,12 +312,6 @@ def _nvcc(built: Path, kernels: Kernels, _: list[str]) -> None:
         build_directory=str(built.parent),
         is_python_module=False,
     )
-
-
-def check(error: bytes | None) -> None:
-    """Raise what a library's function said went wrong."""
-    if error is not None:
-        raise RuntimeError(error.decode())
 
 
 def numbers(get: Any) -> Tensor:

@@ -12,14 +12,14 @@ time, any other in pieces of 4, the whole warp at once. What a piece takes beyon
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import enum
 import itertools
+import json
+import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,25 @@ import torch
 from torch import Tensor
 
 from ..impls.build import CSRC
+from ..impls.simulation import SIMULATION
 from .kernels import SECTOR, Call, channels_last, library, numbers
 from .lines import Frame, lines_of
 
 WARP = 32
 MOST_ELEMENTS = 4096  # of x: what a screen shows
 MOST_STEPS = 5000  # what stays below 300 kB
-_PRIMITIVES = ("device.cuh", "exports.cuh")  # load, store and the launch: what calls them is what they are for
+_PRIMITIVES = ("device.cuh", "exports.cuh")  # what calls their functions is of interest
 
 
 class Act(enum.IntEnum):
-    """What an instruction does, in the order of ``csrc/sim/recording.h``."""
+    """What an instruction does, in the order of ``csrc/simulation/state.h``."""
 
-    READ, WRITE, TICKET, READ_SHARED, WRITE_SHARED, SHUFFLE, BARRIER = range(7)
+    READ, WRITE, ATOMIC, READ_SHARED, WRITE_SHARED, SHUFFLE, BARRIER = range(7)
 
     @property
     def is_global(self) -> bool:
         """Whether it accesses global memory."""
-        return self <= Act.TICKET
+        return self <= Act.ATOMIC
 
     @property
     def is_shared(self) -> bool:
@@ -184,41 +185,29 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
             but the recording's end.
     """
     refuse_large(call.x)
-    call = copy.copy(call)
-    call.kernels = replace(call.kernels, recording=True)
-
-    def run() -> dict[str, Tensor]:
-        call.run(*functions)
-        return {}
-
-    return take(library(call.kernels), run, call.x, call.arrays, title or call.kernels.file.name)
+    return take(library(call.kernels), lambda: call.launch(*functions), call.x, title or call.kernels.file.name)
 
 
-def take(lib: Any, run: Callable[[], dict[str, Tensor]], x: Tensor, named: dict[str, Tensor], title: str) -> Recording:
+def take(lib: Any, run: Callable[[], object], x: Tensor, title: str) -> Recording:
     """Record what a library's kernels do while something runs.
 
     Args:
-        lib: loaded, compiled for recordings.
-        run: launches the kernels; returns more of what they access.
+        lib: the library, loaded; see :func:`~sbnref.lab.kernels.declare`.
+        run: launches the kernels.
         x: the input.
-        named: the tensors that they access, by the names to show.
         title: of the recording.
 
     Raises:
         ValueError: the kernels do too much for a recording.
     """
-    for get in (lib.cudasim_acts, lib.cudasim_frames):
-        get.restype = ctypes.c_int64
-    lib.cudasim_tables.restype = ctypes.c_char_p
     error = None
-    lib.cudasim_start_recording()
+    lib.cudasim_record(1)
     try:
-        named = named | run()
+        run()
     except RuntimeError as refused:
         error = str(refused)
     finally:
-        lib.cudasim_stop_recording()
-    launches, arrays = _tables(lib.cudasim_tables().decode(), named)
+        lib.cudasim_record(0)
     acts = numbers(lib.cudasim_acts).view(-1, 8).tolist()
     steps = [] if len(acts) > WARP * MOST_STEPS else list(_steps(acts, failed=error is not None))
     if len(steps) > MOST_STEPS or len(acts) > WARP * MOST_STEPS:
@@ -226,7 +215,10 @@ def take(lib: Any, run: Callable[[], dict[str, Tensor]], x: Tensor, named: dict[
             f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
             "take a smaller tensor"
         )
-    sites = sites_of(Path(lib._name), numbers(lib.cudasim_frames).tolist())
+    recorded = json.loads(lib.cudasim_recorded())
+    launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
+    sites = sites_of(Path(lib._name), recorded["sites"], {one["line"] for one in recorded["launches"]})
+    arrays = _arrays(recorded["arrays"], acts)
     return Recording(title, tuple(x.shape), channels_last(x), launches, arrays, sites, steps, error)
 
 
@@ -268,7 +260,7 @@ def bank_conflicts(step: Event) -> int:
 
 
 def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
-    """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/sim/recording.cpp``."""
+    """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/simulation/recording.cpp``."""
     last = acts[-1] if failed and acts else None
     for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
         warps: dict[int, _Warp] = defaultdict(_Warp)
@@ -340,18 +332,19 @@ def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Ev
 # ---- what the simulation calls things ----
 
 
-def _tables(text: str, named: dict[str, Tensor]) -> tuple[list[Launch], list[Array]]:
-    rows = [line.split("\t") for line in text.splitlines()]
-    launches = [Launch(name, int(blocks), int(threads)) for kind, name, blocks, threads, _ in rows if kind == "launch"]
-    found = [(name, int(at), int(size), int(element)) for kind, name, at, size, element in rows if kind == "array"]
-    names = {tensor.data_ptr(): name for name, tensor in named.items() if tensor.numel()}
-    starts = _without_gaps({at: size for _, at, size, _ in found if at})
-    unknown = (f"workspace {number}" for number in itertools.count(1))
-    arrays = [
-        Array(name or names.get(at) or next(unknown), at == 0, starts.get(at, 0), size, element)
-        for name, at, size, element in found
+def _arrays(found: list[dict[str, Any]], acts: list[list[int]]) -> list[Array]:
+    starts = _without_gaps({one["address"]: one["bytes"] for one in found if one["address"]})
+    narrowest = {array: min(act[7] for act in acts if act[5] == array) for array in {act[5] for act in acts}}
+    return [
+        Array(
+            one["name"].removeprefix("p."),
+            not one["address"],
+            starts.get(one["address"], 0),
+            one["bytes"],
+            narrowest[i],
+        )
+        for i, one in enumerate(found)
     ]
-    return launches, arrays
 
 
 def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
@@ -365,21 +358,28 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
     return starts
 
 
-def sites_of(lib: Path, frames: list[int]) -> list[list[Frame]]:
-    """The lines of each site in the kernels' own sources, innermost first."""
-    lines = lines_of(lib, (address for address in frames if address))
-    here, simulation = os.path.realpath(CSRC), os.path.realpath(CSRC / "sim")
-    sites: list[list[Frame]] = [[]]
-    for address in frames:
-        if not address:
-            sites.append([])
-            continue
-        for file, line in lines[address]:
+def sites_of(lib: Path, sites: list[list[int]], launched: Collection[int] = ()) -> list[list[Frame]]:
+    """The lines of each site in the kernels' own sources, innermost first.
+
+    Args:
+        lib: the library.
+        sites: addresses in it, of the calls that lead there.
+        launched: the lines of launches, which are left out.
+    """
+    lines = lines_of(lib, {address for site in sites for address in site})
+    here, simulation = os.path.realpath(CSRC), os.path.realpath(SIMULATION)
+    found: list[list[Frame]] = []
+    for site in sites:
+        frames: list[Frame] = []
+        for file, line in itertools.chain.from_iterable(lines[address] for address in site):
             folder, name = os.path.split(file)
-            system = "/include/c++/" in folder or "/torch/include" in folder
-            if not (system or folder == simulation or (folder.startswith(here) and name in _PRIMITIVES)):
-                sites[-1].append((file, line))
-    return sites[:-1]
+            system = folder.startswith("/usr/") or "/include/c++/" in folder or "/torch/include" in folder
+            if not (system or folder.startswith(simulation) or (folder.startswith(here) and name in _PRIMITIVES)):
+                frames.append((file, line))
+        while len(frames) > 1 and frames[-1][1] in launched:
+            frames.pop()
+        found.append(list(dict.fromkeys(frames)))
+    return found
 
 
 def _short(step: Event) -> list[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -69,7 +69,7 @@ def _in(ranks: Ranks, work: Callable[..., T], *args: object) -> T:
         ((result, refused),) = ranks.run(_refusing, work, *args)
     except RankError as died:
         how = str(died).rpartition("\n\n")[2].strip()
-        raise RuntimeError(f"{how}. Memory that is reached without load and store is not checked") from None
+        raise RuntimeError(how) from None
     except TimeoutError:
         raise RuntimeError(f"the kernels were not done in {ranks.timeout:g} s") from None
     if refused is not None:
@@ -86,11 +86,11 @@ def _refusing(work: Callable[..., T], *args: object) -> tuple[T | None, str | No
 
 def _compile(kernels: Kernels | None) -> None:
     if kernels is not None:
-        library(replace(kernels, recording=True))
+        library(kernels)
         return
-    from .own_stages import ask_for_recordings, cuda
+    from .own_stages import cuda
 
-    ask_for_recordings()
+    os.environ["SBNREF_CUDASIM"] = "1"
     cuda.library()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .kernels import Call, Kernels, library, numbers
+from .kernels import Call, Kernels, library, report
 from .recording import sites_of
 
 # The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
@@ -31,7 +30,7 @@ class Refusal:
 
 
 def watch(call: Call, *functions: str, written: Collection[str]) -> Refusal | None:
-    """Run a call's kernels, which were compiled for recordings, on CPU tensors, and watch what they do.
+    """Run a call's kernels on CPU tensors, and watch what they do.
 
     Args:
         call: of what.
@@ -41,18 +40,11 @@ def watch(call: Call, *functions: str, written: Collection[str]) -> Refusal | No
     Returns:
         What was refused, where the kernels ended; None where all is legal.
     """
-    lib = library(call.kernels)
-    lib.cudasim_refused.restype = ctypes.c_int64
-    lib.cudasim_start_watching()
-    for name, array in call.arrays.items():
-        address, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel())
-        lib.cudasim_name(f"p.{name}".encode(), address, size, array.itemsize, int(name in written))
     try:
-        call.launch(*functions)
+        call.launch(*functions, written=written)
     except RuntimeError as error:
-        return Refusal(str(error).removeprefix("simulated "), numbers(lib.cudasim_refused))
-    finally:
-        lib.cudasim_stop_watching()
+        fault = report(library(call.kernels))["fault"] or {"at": [], "other": []}
+        return Refusal(str(error), _flat(fault["at"], fault["other"]))
     if (left := call.tickets.nonzero()).numel():
         first = int(left[0])
         what = f"p.tickets[{first}] is {int(call.tickets[first])} in the end; expected zero, as before"
@@ -68,21 +60,31 @@ def last_write(call: Call, name: str, element: int) -> Tensor:
         name: of the array.
         element: of it, in the order of memory.
     """
-    lib, array = library(call.kernels), call.arrays[name]
-    lib.cudasim_blame(ctypes.c_void_p(array.data_ptr() + element * array.itemsize))
-    return numbers(lib.cudasim_refused)
+    return _flat(call.last_write(name, element))
+
+
+def _flat(*sites: list[int]) -> Tensor:
+    return torch.tensor([address for site in sites for address in (*site, 0)], dtype=torch.int64)
 
 
 def lines(kernels: Kernels, frames: list[int]) -> tuple[int | None, int | None]:
     """The line of a file in which something happened, and the one in which what it collides with did.
 
     Args:
-        kernels: of the file, compiled for recordings; ``built`` is given.
-        frames: as they are told.
+        kernels: of the file; ``built`` is given.
+        frames: the addresses of two sites, a 0 behind each.
     """
     assert kernels.built is not None
-    sites = sites_of(kernels.built, frames)
-    found = [next((line for path, line in site if Path(path) == kernels.file), None) for site in sites]
+    sites: list[list[int]] = [[]]
+    for address in frames:
+        if address:
+            sites[-1].append(address)
+        else:
+            sites.append([])
+    found = [
+        next((line for path, line in site if Path(path) == kernels.file), None)
+        for site in sites_of(kernels.built, sites)
+    ]
     line, other, *_ = [*found, None, None]
     return line, other
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tutorials"))
 from kernels import ladder  # noqa: E402
 
-HEAD, TAIL = '#include "laboratory.cuh"\n\nnamespace sbnref::laboratory {\n', "\n}  // namespace sbnref::laboratory\n"
+HEAD, TAIL = '#include "laboratory.cuh"\n', "\n"
 
 
 def rung(name: str) -> str:
@@ -40,31 +40,31 @@ void forward(const Problem& given) {{
 }}"""
     else:
         body = f"void forward(const Problem& p) {{ {calls} }}"
-    return f"{text}\nnamespace sbnref::laboratory {{\n{body}{TAIL}"
+    return f"{text}\n{body}{TAIL}"
 
 
 NORMALIZE = """
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
     const Line line = once_per_block([&] {
-        return Line{read(p.mean, c), 1 / sqrtf(read(p.var, c) + static_cast<float>(p.eps)), 0};
+        return Line{p.mean[c], 1 / sqrtf(p.var[c] + static_cast<float>(p.eps)), 0};
     });
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, p.C, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }"""
 # Of a channel, in one block: its mean, and what each thread finds of its squared deviations.
 SUMS = """    const int64_t c = blockIdx.x;
     double sum = 0;
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += load(p.x, p.at(c, i));
+    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum += p.x[p.at(c, i)];
     const double mean = sum_over_block(sum) / p.count();
-    SHARED_ARRAY(double, squares, kThreads);
+    __shared__ double squares[kThreads];
     double square = 0;
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const double deviation = load(p.x, p.at(c, i)) - mean;
+        const double deviation = p.x[p.at(c, i)] - mean;
         square += deviation * deviation;
     }
     squares[threadIdx.x] = square;
@@ -74,11 +74,11 @@ STATISTICS = (
     + SUMS
     + """    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) squares[threadIdx.x] = double(squares[threadIdx.x]) + double(squares[threadIdx.x + half]);
+        if (threadIdx.x < half) squares[threadIdx.x] = squares[threadIdx.x] + squares[threadIdx.x + half];
     }
     if (threadIdx.x == 0) {
-        store(p.mean, c, static_cast<float>(mean));
-        store(p.var, c, static_cast<float>(double(squares[0]) / p.count()));
+        p.mean[c] = static_cast<float>(mean);
+        p.var[c] = static_cast<float>(squares[0] / p.count());
     }
 }
 """
@@ -91,14 +91,14 @@ __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
     const int64_t share = (p.count() + p.splits - 1) / p.splits, begin = split * share;
     const int64_t end = begin + share < p.count() ? begin + share : p.count();
-    const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;
+    const double first = p.count() > 0 ? p.x[p.at(c, 0)] : 0;
     double sum = 0;
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) sum += load(p.x, p.at(c, i)) - first;
-    SHARED_ARRAY(double, sums, kThreads);
-    SHARED_ARRAY(double, squares, kThreads);
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) sum += p.x[p.at(c, i)] - first;
+    __shared__ double sums[kThreads];
+    __shared__ double squares[kThreads];
     double square = 0;
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-        const double deviation = load(p.x, p.at(c, i)) - first;
+        const double deviation = p.x[p.at(c, i)] - first;
         square += deviation * deviation;
     }
     sums[threadIdx.x] = sum;
@@ -106,29 +106,27 @@ __global__ void statistics(Problem p) {
     for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x >= half) continue;
-        sums[threadIdx.x] = double(sums[threadIdx.x]) + double(sums[threadIdx.x + half]);
-        squares[threadIdx.x] = double(squares[threadIdx.x]) + double(squares[threadIdx.x + half]);
+        sums[threadIdx.x] = sums[threadIdx.x] + sums[threadIdx.x + half];
+        squares[threadIdx.x] = squares[threadIdx.x] + squares[threadIdx.x + half];
     }
     if (threadIdx.x != 0) return;
-    store(p.partials, 2 * blockIdx.x, double(sums[0]));
-    store(p.partials, 2 * blockIdx.x + 1, double(squares[0]));
+    p.partials[2 * blockIdx.x] = sums[0];
+    p.partials[2 * blockIdx.x + 1] = squares[0];
     __threadfence();
     const unsigned last = static_cast<unsigned>(p.splits) - 1;
-    if (take_ticket(p.tickets, c, last) != last) return;
+    if (atomicInc(&p.tickets[c], last) != last) return;
     __threadfence();
     double all = 0, all_squares = 0;
     for (int64_t s = 0; s < p.splits; ++s) {
-        all += read(p.partials, 2 * (c * p.splits + s));
-        all_squares += read(p.partials, 2 * (c * p.splits + s) + 1);
+        all += p.partials[2 * (c * p.splits + s)];
+        all_squares += p.partials[2 * (c * p.splits + s) + 1];
     }
     const double about = all / p.count();
-    store(p.mean, c, static_cast<float>(first + about));
-    store(p.var, c, static_cast<float>(all_squares / p.count() - about * about));
+    p.mean[c] = static_cast<float>(first + about);
+    p.var[c] = static_cast<float>(all_squares / p.count() - about * about);
 }
 """
-SPLIT_FILE = (HEAD + SPLIT + NORMALIZE + TAIL).replace(
-    '"statistics", statistics, p.C', '"statistics", statistics, p.C * p.splits'
-)
+SPLIT_FILE = (HEAD + SPLIT + NORMALIZE + TAIL).replace("statistics<<<p.C,", "statistics<<<p.C * p.splits,")
 
 
 def changed(text: str, was: str, now: str, marked: str | None = None) -> tuple[str, int]:
@@ -154,34 +152,32 @@ SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 
 # What is said of it, the file, and the line.
 FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     "a missing barrier": (
-        "which another thread read, without a barrier in between",
-        handed_out("a.cu", "sums[t] = double(sums[t])"),
+        "read, without a barrier in between",
+        handed_out("a.cu", "sums[t] = sums[t]"),
     ),
     "a tail": (
-        "reads elements",
-        handed_out("b.cu", "sum += load"),
+        "reads p.x[",
+        handed_out("b.cu", "sum += p.x"),
     ),
     "a stride": (
         "writes p.y[1], which thread 0 wrote, without a barrier in between",
-        changed(PLAIN, "i += kThreads) store(p.y", "i += 1) store(p.y"),
+        changed(PLAIN, "i += kThreads) p.y", "i += 1) p.y"),
     ),
     "a race on the last block": (
         "without an order between the two blocks",
-        handed_out("d.cu", "sums += read(p.partials"),
+        handed_out("d.cu", "sums += p.partials"),
     ),
     "sums in float32": (
         ": p.var[0] is ",
         changed(
-            SPLIT_FILE.replace(
-                "const double first = p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;", "const double first = 0;"
-            ),
+            SPLIT_FILE.replace("const double first = p.count() > 0 ? p.x[p.at(c, 0)] : 0;", "const double first = 0;"),
             "    double square = 0;",
             "    float square = 0;",
-            "store(p.var, c",
+            "p.var[c] =",
         ),
     ),
     "a shared array that is too small": (
-        "accesses shared of_warp[8], which has 8 elements",
+        "writes of_warp[8], 0 bytes behind the end of the shared array of_warp (8 elements)",
         handed_out("f.cu", "of_warp[threadIdx.x / kWarp + kWarps] = square"),
     ),
     "a barrier that not all reach": (
@@ -189,33 +185,26 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
         changed(
             PLAIN,
             "        __syncthreads();\n        if (threadIdx.x < half) squares",
-            "        if (threadIdx.x >= half) return;\n        __syncthreads();\n        if (threadIdx.x < half) squares",
-            "        __syncthreads();",
+            "        if (threadIdx.x < half) __syncthreads();\n        else __syncthreads();\n"
+            "        if (threadIdx.x < half) squares",
+            "        if (threadIdx.x < half) __syncthreads();",
         ),
     ),
     "a shuffle that not all take part in": (
-        "waits at a warp shuffle",
+        "waits at __shfl_down_sync for other lanes of its warp",
         changed(PLAIN, "    squares[threadIdx.x] = square;", SHUFFLED),
     ),
     "statistics that nobody wrote": (
-        "reads p.mean[0], which nobody wrote",
-        changed(PLAIN, "store(p.mean, c,", "if (p.eps < 0) store(p.mean, c,", "return Line{read(p.mean"),
-    ),
-    "vectors between boundaries": (
-        "at an address that is no multiple of it",
-        changed(
-            PLAIN,
-            "sum += load(p.x, p.at(c, i));",
-            "sum += i + 4 <= p.count() ? load_vector<4>(p.x, p.at(c, i)).at[0] : load(p.x, p.at(c, i));",
-        ),
+        "reads p.mean[0], which was never written",
+        changed(PLAIN, "p.mean[c] = ", "if (p.eps < 0) p.mean[c] = ", "return Line{p.mean"),
     ),
     "two blocks that write the same": (
         "without an order between the two blocks",
-        changed(PLAIN, "store(p.mean, c,", "store(p.mean, 0,"),
+        changed(PLAIN, "p.mean[c] = ", "p.mean[0] = "),
     ),
     "tickets that are not given back": (
         "p.tickets[0] is 1 in the end",
-        changed(SPLIT_FILE, "take_ticket(p.tickets, c, last)", "take_ticket(p.tickets, c, last + 1)"),
+        changed(SPLIT_FILE, "atomicInc(&p.tickets[c], last)", "atomicInc(&p.tickets[c], last + 1)"),
     ),
 }
 
@@ -223,9 +212,9 @@ WIDE = """
 template <int V>
 __device__ void normalize_by(const Problem& p, int64_t c, const Line& line) {
     for (int64_t i = threadIdx.x * V; i < p.count(); i += kThreads * V) {
-        Vector<float, V> values = load_vector<V>(p.x, p.at(c, i));
+        Floats<V> values = floats<V>(p.x + p.at(c, i));
         for (int k = 0; k < V; ++k) values.at[k] = line(values.at[k]);
-        store_vector<V>(p.y, p.at(c, i), values);
+        floats<V>(p.y + p.at(c, i)) = values;
     }
 }
 """
@@ -234,13 +223,13 @@ __global__ void normalize(Problem p) {
     const int64_t all = p.C * p.count(), threads = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < all; k += threads) {
         const int64_t c = k / p.count(), at = p.at(c, k % p.count());
-        store(p.y, at, (load(p.x, at) - read(p.mean, c)) / sqrtf(read(p.var, c) + static_cast<float>(p.eps)));
+        p.y[at] = (p.x[at] - p.mean[c]) / sqrtf(p.var[c] + static_cast<float>(p.eps));
     }
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, 7, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<7, kThreads, 0, p.stream>>>(p);
 }"""
 ONE_KERNEL = (
     "\n__global__ void all_in_one(Problem p) {\n"
@@ -250,10 +239,10 @@ ONE_KERNEL = (
     for (int t = 0; t < kThreads; ++t) all += squares[t];
     const double scale = 1 / sqrt(all / p.count() + p.eps);
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        store(p.y, p.at(c, i), static_cast<float>((load(p.x, p.at(c, i)) - mean) * scale));
+        p.y[p.at(c, i)] = static_cast<float>((p.x[p.at(c, i)] - mean) * scale);
 }
 
-void forward(const Problem& p) { launch("all in one", all_in_one, p.C, p); }"""
+void forward(const Problem& p) { all_in_one<<<p.C, kThreads, 0, p.stream>>>(p); }"""
 )
 SHUFFLES = """    for (int distance = kWarp / 2; distance > 0; distance /= 2) square += __shfl_down_sync(~0u, square, distance);
     if (threadIdx.x % kWarp == 0) squares[threadIdx.x / kWarp] = square;
@@ -286,19 +275,28 @@ VARIANTS = {
     + STATISTICS
     + WIDE
     + NORMALIZE.replace(
-        "    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));",
+        "    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);",
         "    if (p.stride_s == 1 && p.S % 4 == 0)\n        normalize_by<4>(p, c, line);\n    else\n        normalize_by<1>(p, c, line);",
     )
     + TAIL,
     "from the end to the beginning": PLAIN.replace(
-        "store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));",
-        "{\n        const int64_t at = p.at(c, p.count() - 1 - i);\n        store(p.y, at, line(load(p.x, at)));\n    }",
+        "p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);",
+        "{\n        const int64_t at = p.at(c, p.count() - 1 - i);\n        p.y[at] = line(p.x[at]);\n    }",
     ),
     "half of the threads": PLAIN.replace(
         "for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) sum +=",
         "if (threadIdx.x < kThreads / 2)\n        for (int64_t i = threadIdx.x; i < p.count(); i += kThreads / 2) sum +=",
     ),
 }
+FAULTS["vectors between boundaries"] = (
+    "at an address that is no multiple of 16",
+    changed(
+        VARIANTS["vectors where they fit"],
+        "if (p.stride_s == 1 && p.S % 4 == 0)",
+        "if (p.count() % 4 == 0)",
+        "Floats<V> values = floats<V>(p.x",
+    ),
+)
 
 
 def spent() -> dict[str, dict[str, dict[str, int]]]:

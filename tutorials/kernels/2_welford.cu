@@ -4,8 +4,6 @@
 
 #include "1_naive.cu"
 
-namespace sbnref::laboratory {
-
 template <typename A>
 struct Moments {
     A count, mean, m2;  // m2 = sum of (x - mean)^2
@@ -31,14 +29,14 @@ __device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
 
 // Merged over the threads of a block, for thread 0, always in the same order.
 __device__ inline Moments<double> merge_over_block(const Moments<float>& mine) {
-    SHARED_ARRAY(Moments<double>, of_thread, kThreads);
+    __shared__ Moments<double> of_thread[kThreads];
     of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};
     for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half)
             of_thread[threadIdx.x] = merge(
-                Moments<double>(of_thread[threadIdx.x]),
-                Moments<double>(of_thread[threadIdx.x + half]));
+                of_thread[threadIdx.x],
+                of_thread[threadIdx.x + half]);
     }
     return of_thread[threadIdx.x];
 }
@@ -47,16 +45,14 @@ __global__ void welford_statistics(Problem p) {
     const int64_t c = blockIdx.x;
     Moments<float> mine{};
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        add(mine, load(p.x, p.at(c, i)));
+        add(mine, p.x[p.at(c, i)]);
     const Moments<double> all = merge_over_block(mine);
     if (threadIdx.x != 0) return;
-    store(p.mean, c, static_cast<float>(all.mean));
-    store(p.var, c, static_cast<float>(all.m2 / all.count));
+    p.mean[c] = static_cast<float>(all.mean);
+    p.var[c] = static_cast<float>(all.m2 / all.count);
 }
 
 inline void welford(const Problem& p) {
-    launch("statistics", welford_statistics, p.C, p);
-    launch("normalize", naive_normalize, p.C, p);
+    welford_statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    naive_normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -4,8 +4,6 @@
 
 #include "2_welford.cu"
 
-namespace sbnref::laboratory {
-
 // This thread's part of x: every step-th position of a channel, from `first` on.
 struct Share {
     int64_t channel, split, first, step;
@@ -24,15 +22,15 @@ __device__ inline int64_t partial(const Problem& p, int k, int64_t split, int64_
 
 __device__ inline void store_partial(
     const Problem& p, int64_t split, int64_t c, const Moments<double>& found) {
-    store(p.partials, partial(p, 0, split, c), found.count);
-    store(p.partials, partial(p, 1, split, c), found.mean);
-    store(p.partials, partial(p, 2, split, c), found.m2);
+    p.partials[partial(p, 0, split, c)] = found.count;
+    p.partials[partial(p, 1, split, c)] = found.mean;
+    p.partials[partial(p, 2, split, c)] = found.m2;
 }
 
 __device__ inline Moments<double> merge_partials(const Problem& p, int64_t c) {
     Moments<double> all{};
     for (int64_t s = 0; s < p.splits; ++s) {
-        const auto at = [&](int k) { return read(p.partials, partial(p, k, s, c)); };
+        const auto at = [&](int k) { return p.partials[partial(p, k, s, c)]; };
         all = merge<double>(all, {at(0), at(1), at(2)});
     }
     return all;
@@ -42,7 +40,7 @@ __global__ void split_statistics(Problem p) {
     const Share share(p, blockIdx.x);
     Moments<float> mine{};
     for (int64_t i = share.first; i < p.count(); i += share.step)
-        add(mine, load(p.x, p.at(share.channel, i)));
+        add(mine, p.x[p.at(share.channel, i)]);
     const Moments<double> found = merge_over_block(mine);
     if (threadIdx.x == 0) store_partial(p, share.split, share.channel, found);
 }
@@ -51,21 +49,19 @@ __global__ void split_merge(Problem p) {
     const int64_t c = blockIdx.x * kThreads + threadIdx.x;  // a thread for each channel
     if (c >= p.C) return;
     const Moments<double> all = merge_partials(p, c);
-    store(p.mean, c, static_cast<float>(all.mean));
-    store(p.var, c, static_cast<float>(all.m2 / all.count));
+    p.mean[c] = static_cast<float>(all.mean);
+    p.var[c] = static_cast<float>(all.m2 / all.count);
 }
 
 __global__ void split_normalize(Problem p) {
     const Share share(p, blockIdx.x);
     const Line line = once_per_block([&] { return normalizing(p, share.channel); });
     for (int64_t i = share.first; i < p.count(); i += share.step)
-        store(p.y, p.at(share.channel, i), line(load(p.x, p.at(share.channel, i))));
+        p.y[p.at(share.channel, i)] = line(p.x[p.at(share.channel, i)]);
 }
 
 inline void split(const Problem& p) {
-    launch("statistics", split_statistics, p.C * p.splits, p);
-    launch("merge", split_merge, (p.C + kThreads - 1) / kThreads, p);
-    launch("normalize", split_normalize, p.C * p.splits, p);
+    split_statistics<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    split_merge<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);
+    split_normalize<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -4,11 +4,9 @@
 
 #include "3_split.cu"
 
-namespace sbnref::laboratory {
-
 // The moments of V values: two passes over registers cost no memory traffic.
 template <int V>
-__device__ Moments<float> moments(const Vector<float, V>& x) {
+__device__ Moments<float> moments(Floats<V> x) {
     float sum = 0, m2 = 0;
     for (int k = 0; k < V; ++k) sum += x.at[k] - x.at[0];
     const float mean = sum / V;  // from the first value on
@@ -24,7 +22,7 @@ template <int V>
 __device__ Moments<double> wide_moments(const Problem& p, const Share& share) {
     Moments<float> mine{};
     for (int64_t i = share.first; i < p.count() / V; i += share.step)
-        mine = merge(mine, moments(load_vector<V>(p.x, p.at(share.channel, i * V))));
+        mine = merge(mine, moments(floats<V>(p.x + p.at(share.channel, i * V))));
     return merge_over_block(mine);
 }
 
@@ -38,9 +36,9 @@ __global__ void wide_statistics(Problem p) {
 // Normalizes the V elements at position i of a channel.
 template <int V>
 __device__ void normalize(const Problem& p, const Line& line, int64_t c, int64_t i) {
-    Vector<float, V> values = load_vector<V>(p.x, p.at(c, i * V));
+    Floats<V> values = floats<V>(p.x + p.at(c, i * V));
     for (int k = 0; k < V; ++k) values.at[k] = line(values.at[k]);
-    store_vector<V>(p.y, p.at(c, i * V), values);
+    floats<V>(p.y + p.at(c, i * V)) = values;
 }
 
 template <int V>
@@ -54,10 +52,10 @@ __global__ void wide_normalize(Problem p) {
 inline bool fits(const Problem& p) { return p.S % 4 == 0 && p.stride_s == 1; }
 
 inline void wide(const Problem& p) {
+    const auto statistics = fits(p) ? wide_statistics<4> : wide_statistics<1>;
+    const auto normalize = fits(p) ? wide_normalize<4> : wide_normalize<1>;
     const int64_t blocks = p.C * p.splits;
-    launch("statistics", fits(p) ? wide_statistics<4> : wide_statistics<1>, blocks, p);
-    launch("merge", split_merge, (p.C + kThreads - 1) / kThreads, p);
-    launch("normalize", fits(p) ? wide_normalize<4> : wide_normalize<1>, blocks, p);
+    statistics<<<blocks, kThreads, 0, p.stream>>>(p);
+    split_merge<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);
+    normalize<<<blocks, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

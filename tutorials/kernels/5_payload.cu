@@ -5,24 +5,22 @@
 
 #include "4_wide.cu"
 
-namespace sbnref::laboratory {
-
 // Called by one thread for every channel that the block worked on.
 __device__ inline void finish(
     const Problem& p, int64_t split, int64_t c, const Moments<double>& found) {
     store_partial(p, split, c, found);
     __threadfence();  // the partial results are seen before the ticket is
     const unsigned last = static_cast<unsigned>(p.splits) - 1;
-    if (take_ticket(p.tickets, c, last) != last) return;
+    if (atomicInc(&p.tickets[c], last) != last) return;
     __threadfence();
     const Moments<double> all = merge_partials(p, c);
     const double var = all.count > 0 ? all.m2 / all.count : 0;
-    store(p.payload, c, p.weight * all.mean);
-    store(p.payload, p.C + c, p.weight * var);
-    store(p.payload, 2 * p.C + c, p.weight * all.mean * all.mean);
+    p.payload[c] = p.weight * all.mean;
+    p.payload[p.C + c] = p.weight * var;
+    p.payload[2 * p.C + c] = p.weight * all.mean * all.mean;
     if (c != 0) return;
-    store(p.payload, 3 * p.C, p.weight);
-    store(p.payload, 3 * p.C + 1, all.count);
+    p.payload[3 * p.C] = p.weight;
+    p.payload[3 * p.C + 1] = all.count;
 }
 
 template <int V>
@@ -35,12 +33,12 @@ __global__ void payload_statistics(Problem p) {
 // The line that normalizes a channel, from the group's payload. The mean is kept in two
 // parts: x - hi is exact where x is near the mean.
 __device__ inline Line from_payload(const Problem& p, int64_t c) {
-    const double w = read(p.payload, 3 * p.C), mean = read(p.payload, c) / w;
-    const double within = read(p.payload, p.C + c) / w;
-    const double between = read(p.payload, 2 * p.C + c) / w - mean * mean;
-    const double scale = 1 / sqrt(within + not_negative(between) + p.eps);
-    const Split<float> parts(mean);
-    return {parts.hi, static_cast<float>(scale), static_cast<float>(-parts.lo * scale)};
+    const double w = p.payload[3 * p.C], mean = p.payload[c] / w;
+    const double within = p.payload[p.C + c] / w;
+    const double between = p.payload[2 * p.C + c] / w - mean * mean;
+    const double scale = 1 / sqrt(within + fmax(between, 0.0) + p.eps);
+    const float hi = static_cast<float>(mean);
+    return {hi, static_cast<float>(scale), static_cast<float>((hi - mean) * scale)};
 }
 
 template <int V>
@@ -53,12 +51,10 @@ __global__ void payload_normalize(Problem p) {
 
 inline void payload_stats(const Problem& p) {
     const auto kernel = fits(p) ? payload_statistics<4> : payload_statistics<1>;
-    launch("statistics", kernel, p.C * p.splits, p);
+    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
 
 inline void payload_apply(const Problem& p) {
     const auto kernel = fits(p) ? payload_normalize<4> : payload_normalize<1>;
-    launch("normalize", kernel, p.C * p.splits, p);
+    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -5,8 +5,6 @@
 
 #include "5_payload.cu"
 
-namespace sbnref::laboratory {
-
 // The last of first, first + step, ... below n; negative where there is none.
 __device__ inline int64_t last_position(int64_t first, int64_t step, int64_t n) {
     return first < n ? first + (n - 1 - first) / step * step : -1;
@@ -23,7 +21,5 @@ __global__ void backwards_normalize(Problem p) {
 
 inline void backwards_apply(const Problem& p) {
     const auto kernel = fits(p) ? backwards_normalize<4> : backwards_normalize<1>;
-    launch("normalize", kernel, p.C * p.splits, p);
+    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

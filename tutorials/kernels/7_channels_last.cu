@@ -5,8 +5,6 @@
 
 #include "6_backwards.cu"
 
-namespace sbnref::laboratory {
-
 constexpr int kRows = kThreads / kWarp;  // that a block reads at once
 
 // This thread's part of x: every step-th row of a channel, from `first` on.
@@ -24,21 +22,21 @@ __global__ void channels_last_statistics(Problem p) {
     const Column column(p, blockIdx.x);
     Moments<float> mine{};
     for (int64_t row = column.first; row < p.count(); row += column.step)
-        add(mine, load(p.x, row * p.C + column.channel));
+        add(mine, p.x[row * p.C + column.channel]);
 
-    SHARED_ARRAY(Moments<double>, of_thread, kThreads);
+    __shared__ Moments<double> of_thread[kThreads];
     of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};
     __syncthreads();
     if (threadIdx.x >= kWarp || column.channel >= p.C) return;
     Moments<double> found{};
     for (int row = 0; row < kRows; ++row)
-        found = merge(found, Moments<double>(of_thread[row * kWarp + threadIdx.x]));
+        found = merge(found, of_thread[row * kWarp + threadIdx.x]);
     finish(p, column.split, column.channel, found);
 }
 
 __global__ void channels_last_normalize(Problem p) {
     const Column column(p, gridDim.x - 1 - blockIdx.x);
-    SHARED_ARRAY(Line, lines, kWarp);
+    __shared__ Line lines[kWarp];
     if (threadIdx.x < kWarp && column.channel < p.C)
         lines[threadIdx.x] = from_payload(p, column.channel);
     __syncthreads();
@@ -47,18 +45,16 @@ __global__ void channels_last_normalize(Problem p) {
     const int64_t last = last_position(column.first, column.step, p.count());
     for (int64_t row = last; row >= 0; row -= column.step) {
         const int64_t at = row * p.C + column.channel;
-        store(p.y, at, line(load(p.x, at)));
+        p.y[at] = line(p.x[at]);
     }
 }
 
 inline void channels_last_stats(const Problem& p) {
     const int64_t tiles = (p.C + kWarp - 1) / kWarp;
-    launch("statistics", channels_last_statistics, tiles * p.splits, p);
+    channels_last_statistics<<<tiles * p.splits, kThreads, 0, p.stream>>>(p);
 }
 
 inline void channels_last_apply(const Problem& p) {
     const int64_t tiles = (p.C + kWarp - 1) / kWarp;
-    launch("normalize", channels_last_normalize, tiles * p.splits, p);
+    channels_last_normalize<<<tiles * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -96,10 +96,14 @@ CUDASIM_BUILTIN uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 
 // ---- barriers, fences, warps ----
 
-CUDASIM_BUILTIN void __syncthreads() { cudasim::wait_for_block(cudasim::Vote::Or, false); }
-CUDASIM_BUILTIN int __syncthreads_or(int vote) { return cudasim::wait_for_block(cudasim::Vote::Or, vote != 0); }
-CUDASIM_BUILTIN int __syncthreads_and(int vote) { return cudasim::wait_for_block(cudasim::Vote::And, vote != 0); }
-CUDASIM_BUILTIN int __syncthreads_count(int vote) { return cudasim::wait_for_block(cudasim::Vote::Count, vote != 0); }
+#define CUDASIM_TEXT(line) #line
+#define CUDASIM_PLACE(file, line) file ":" CUDASIM_TEXT(line)
+#define CUDASIM_BARRIER(how, vote) \
+    cudasim::wait_for_block(cudasim::Vote::how, (vote) != 0, CUDASIM_PLACE(__FILE__, __LINE__))
+#define __syncthreads() ((void)CUDASIM_BARRIER(Or, 0))
+#define __syncthreads_or(vote) CUDASIM_BARRIER(Or, vote)
+#define __syncthreads_and(vote) CUDASIM_BARRIER(And, vote)
+#define __syncthreads_count(vote) CUDASIM_BARRIER(Count, vote)
 CUDASIM_BUILTIN void __threadfence() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_system() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_block() { cudasim::fence(false); }
@@ -112,7 +116,7 @@ namespace cudasim {
 template <typename T>
 __attribute__((always_inline)) inline T from_lane(const char* kind, unsigned mask, T value, unsigned lane) {
     static_assert(sizeof(T) <= 16, "a shuffle exchanges at most 16 bytes");
-    exchange(kind, mask, &value, sizeof value);
+    exchange(kind, mask, &value, sizeof value, lane);
     receive(lane, &value, sizeof value);
     return value;
 }

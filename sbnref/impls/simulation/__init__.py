@@ -17,8 +17,8 @@ SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
 # The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
-# rounded by itself, as the kernels ask of the GPU where it matters.
-FLAGS = ("-O1", "-fno-tree-sra", "-g", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
+# rounded by itself, as the kernels ask of the GPU where it matters. addr2line confuses files of DWARF 5.
+FLAGS = ("-O1", "-fno-tree-sra", "-gdwarf-4", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
 
 
 def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
@@ -70,28 +70,39 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
         return [*pool.map(compile, sources), *runtime()]
 
 
-def compile_library(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
-    """Compile a CUDA file into a library, see :func:`compile_program`."""
-    return _compile(file, ("-fPIC",), ("-shared",), search, flags, ".so")
+def compile_library(
+    file: Path, search: Iterable[Path] = (), flags: Iterable[str] = (), unit: str | None = None
+) -> Path:
+    """Compile a CUDA file, or a ``unit`` that includes it, into a library; see :func:`compile_program`."""
+    return _compile(file, ("-fPIC",), ("-shared",), search, flags, ".so", unit)
 
 
 def _compile(
-    file: Path, code: tuple[str, ...], link: tuple[str, ...], search: Iterable[Path], flags: Iterable[str], suffix: str
+    file: Path,
+    code: tuple[str, ...],
+    link: tuple[str, ...],
+    search: Iterable[Path],
+    flags: Iterable[str],
+    suffix: str,
+    unit: str | None = None,
 ) -> Path:
-    search, more = list(search), list(flags)
+    search, more, objects = list(search), list(flags), runtime()
     sources = [*included(file, search), *SIMULATION.rglob("*.h"), *Path(__file__).parent.glob("*.py")]
-    objects = runtime()
 
     def compile(built: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            source = rewrite(file, Path(folder), search)
+            source = file
+            if unit is not None:
+                source = Path(folder) / "unit.cu"
+                source.write_text(unit)
             includes = [f"-I{SIMULATION / 'include'}", *(f"-I{path}" for path in search)]
-            built_object = Path(folder) / "program.o"
-            call_compiler(built_object, *FLAGS, *code, *includes, *more, "-c", str(source))
+            made = Path(folder) / "program.o"
+            call_compiler(made, *FLAGS, *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search)))
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
-            call_compiler(built, *link, str(built_object), *map(str, objects), *libraries)
+            call_compiler(built, *link, str(made), *map(str, objects), *libraries)
 
-    return cached(file.stem, sources, [*FLAGS, *link, *more, *map(str, search), *map(str, objects)], compile, suffix)
+    about = [*FLAGS, *link, *more, *map(str, search), *map(str, objects), unit or ""]
+    return cached(file.stem, sources, about, compile, suffix)
 
 
 @functools.cache

@@ -2,14 +2,12 @@
 // the last ticket adds them up.
 #include "laboratory.cuh"
 
-namespace sbnref::laboratory {
-
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
     const int64_t step = p.splits * kThreads;
     double sum = 0, square = 0;
     for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step) {
-        const double x = load(p.x, p.at(c, i));
+        const double x = p.x[p.at(c, i)];
         sum += x;
         square += x * x;
     }
@@ -17,35 +15,33 @@ __global__ void statistics(Problem p) {
     __syncthreads();
     square = sum_over_block(square);
     if (threadIdx.x != 0) return;
-    store(p.partials, 2 * blockIdx.x, sum);
-    store(p.partials, 2 * blockIdx.x + 1, square);
+    p.partials[2 * blockIdx.x] = sum;
+    p.partials[2 * blockIdx.x + 1] = square;
     const unsigned last = static_cast<unsigned>(p.splits) - 1;
-    if (take_ticket(p.tickets, c, last) != last) return;
+    if (atomicInc(&p.tickets[c], last) != last) return;
     __threadfence();
     double sums = 0, squares = 0;
     for (int64_t s = 0; s < p.splits; ++s) {
-        sums += read(p.partials, 2 * (c * p.splits + s));
-        squares += read(p.partials, 2 * (c * p.splits + s) + 1);
+        sums += p.partials[2 * (c * p.splits + s)];
+        squares += p.partials[2 * (c * p.splits + s) + 1];
     }
     const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
-    store(p.mean, c, static_cast<float>(mean));
-    store(p.var, c, static_cast<float>(not_negative(var)));
+    p.mean[c] = static_cast<float>(mean);
+    p.var[c] = static_cast<float>(fmax(var, 0.0));
 }
 
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
     const int64_t step = p.splits * kThreads;
     const Line line = once_per_block([&] {
-        const float var = read(p.var, c) + static_cast<float>(p.eps);
-        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+        const float var = p.var[c] + static_cast<float>(p.eps);
+        return Line{p.mean[c], 1 / sqrtf(var), 0};
     });
     for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step)
-        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C * p.splits, p);
-    launch("normalize", normalize, p.C * p.splits, p);
+    statistics<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -2,15 +2,13 @@
 // mean.
 #include "laboratory.cuh"
 
-namespace sbnref::laboratory {
-
 using Number = float;
 
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x;
     Number sum = 0, square = 0;
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const Number x = load(p.x, p.at(c, i));
+        const Number x = p.x[p.at(c, i)];
         sum += x;
         square += x * x;
     }
@@ -19,23 +17,21 @@ __global__ void statistics(Problem p) {
     const double squares = sum_over_block(square);
     if (threadIdx.x != 0) return;
     const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
-    store(p.mean, c, static_cast<float>(mean));
-    store(p.var, c, static_cast<float>(not_negative(var)));
+    p.mean[c] = static_cast<float>(mean);
+    p.var[c] = static_cast<float>(fmax(var, 0.0));
 }
 
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
     const Line line = once_per_block([&] {
-        const float var = read(p.var, c) + static_cast<float>(p.eps);
-        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+        const float var = p.var[c] + static_cast<float>(p.eps);
+        return Line{p.mean[c], 1 / sqrtf(var), 0};
     });
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, p.C, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

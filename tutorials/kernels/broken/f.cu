@@ -2,15 +2,13 @@
 // memory, the sums first and behind them those of the squares.
 #include "laboratory.cuh"
 
-namespace sbnref::laboratory {
-
 constexpr int kWarps = kThreads / kWarp;
 
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x;
     double sum = 0, square = 0;
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const double x = load(p.x, p.at(c, i));
+        const double x = p.x[p.at(c, i)];
         sum += x;
         square += x * x;
     }
@@ -18,7 +16,7 @@ __global__ void statistics(Problem p) {
         sum += __shfl_down_sync(~0u, sum, distance);
         square += __shfl_down_sync(~0u, square, distance);
     }
-    SHARED_ARRAY(double, of_warp, kWarps);
+    __shared__ double of_warp[kWarps];
     if (threadIdx.x % kWarp == 0) {
         of_warp[threadIdx.x / kWarp] = sum;
         of_warp[threadIdx.x / kWarp + kWarps] = square;
@@ -31,23 +29,21 @@ __global__ void statistics(Problem p) {
         squares += of_warp[w + kWarps];
     }
     const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
-    store(p.mean, c, static_cast<float>(mean));
-    store(p.var, c, static_cast<float>(not_negative(var)));
+    p.mean[c] = static_cast<float>(mean);
+    p.var[c] = static_cast<float>(fmax(var, 0.0));
 }
 
 __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
     const Line line = once_per_block([&] {
-        const float var = read(p.var, c) + static_cast<float>(p.eps);
-        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+        const float var = p.var[c] + static_cast<float>(p.eps);
+        return Line{p.mean[c], 1 / sqrtf(var), 0};
     });
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, p.C, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -2,10 +2,8 @@
 // element, which is near the mean wherever that is.
 #include "laboratory.cuh"
 
-namespace sbnref::laboratory {
-
 __device__ float first(const Problem& p, int64_t c) {
-    return p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;
+    return p.count() > 0 ? p.x[p.at(c, 0)] : 0;
 }
 
 // Of a channel, from the sums of all deviations from its first element and of their
@@ -13,8 +11,8 @@ __device__ float first(const Problem& p, int64_t c) {
 __device__ void store_statistics(
     const Problem& p, int64_t c, double sum, double squares) {
     const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
-    store(p.mean, c, static_cast<float>(first(p, c) + mean));
-    store(p.var, c, static_cast<float>(not_negative(var)));
+    p.mean[c] = static_cast<float>(first(p, c) + mean);
+    p.var[c] = static_cast<float>(fmax(var, 0.0));
 }
 
 __global__ void statistics(Problem p) {
@@ -22,7 +20,7 @@ __global__ void statistics(Problem p) {
     const Line centered = once_per_block([&] { return Line{first(p, c), 1, 0}; });
     float sum = 0, squares = 0;
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const float deviation = centered(load(p.x, p.at(c, i)));
+        const float deviation = centered(p.x[p.at(c, i)]);
         sum += deviation;
         squares += deviation * deviation;
     }
@@ -34,8 +32,8 @@ __global__ void statistics(Problem p) {
 
 __device__ Line normalizing(const Problem& p, int64_t c) {
     return once_per_block([&] {
-        const float var = read(p.var, c) + static_cast<float>(p.eps);
-        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+        const float var = p.var[c] + static_cast<float>(p.eps);
+        return Line{p.mean[c], 1 / sqrtf(var), 0};
     });
 }
 
@@ -43,12 +41,10 @@ __global__ void normalize(Problem p) {
     const int64_t c = blockIdx.x;
     const Line line = normalizing(p, c);
     for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, p.C, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -2,17 +2,15 @@
 // third kernel adds them up, always in the same order.
 #include "laboratory.cuh"
 
-namespace sbnref::laboratory {
-
 __device__ float first(const Problem& p, int64_t c) {
-    return p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;
+    return p.count() > 0 ? p.x[p.at(c, 0)] : 0;
 }
 
 __device__ void store_statistics(
     const Problem& p, int64_t c, double sum, double squares) {
     const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
-    store(p.mean, c, static_cast<float>(first(p, c) + mean));
-    store(p.var, c, static_cast<float>(not_negative(var)));
+    p.mean[c] = static_cast<float>(first(p, c) + mean);
+    p.var[c] = static_cast<float>(fmax(var, 0.0));
 }
 
 // Where a block leaves its first or second sum; the channels are neighbours.
@@ -26,7 +24,7 @@ __global__ void statistics(Problem p) {
     const int64_t step = p.splits * kThreads;
     float sum = 0, squares = 0;
     for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step) {
-        const float deviation = centered(load(p.x, p.at(c, i)));
+        const float deviation = centered(p.x[p.at(c, i)]);
         sum += deviation;
         squares += deviation * deviation;
     }
@@ -34,8 +32,8 @@ __global__ void statistics(Problem p) {
     __syncthreads();
     const double all_squares = sum_over_block(squares);
     if (threadIdx.x != 0) return;
-    store(p.partials, partial(p, 0, split, c), all);
-    store(p.partials, partial(p, 1, split, c), all_squares);
+    p.partials[partial(p, 0, split, c)] = all;
+    p.partials[partial(p, 1, split, c)] = all_squares;
 }
 
 __global__ void add_up(Problem p) {
@@ -43,16 +41,16 @@ __global__ void add_up(Problem p) {
     if (c >= p.C) return;
     double sum = 0, squares = 0;
     for (int64_t s = 0; s < p.splits; ++s) {
-        sum += read(p.partials, partial(p, 0, s, c));
-        squares += read(p.partials, partial(p, 1, s, c));
+        sum += p.partials[partial(p, 0, s, c)];
+        squares += p.partials[partial(p, 1, s, c)];
     }
     store_statistics(p, c, sum, squares);
 }
 
 __device__ Line normalizing(const Problem& p, int64_t c) {
     return once_per_block([&] {
-        const float var = read(p.var, c) + static_cast<float>(p.eps);
-        return Line{read(p.mean, c), 1 / sqrtf(var), 0};
+        const float var = p.var[c] + static_cast<float>(p.eps);
+        return Line{p.mean[c], 1 / sqrtf(var), 0};
     });
 }
 
@@ -61,13 +59,11 @@ __global__ void normalize(Problem p) {
     const Line line = normalizing(p, c);
     const int64_t step = p.splits * kThreads;
     for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step)
-        store(p.y, p.at(c, i), line(load(p.x, p.at(c, i))));
+        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C * p.splits, p);
-    launch("add up", add_up, (p.C + kThreads - 1) / kThreads, p);
-    launch("normalize", normalize, p.C * p.splits, p);
+    statistics<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    add_up<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -43,11 +43,10 @@ WORDS = {"mean": "mean", "var": "variance"}
 _FUNCTIONS = Functions(
     """from sbnref.lab.grading.kernels.worker import Worker
 
-worker = Worker({file}, {fast}, {watched})
+worker = Worker({file}, {built})
 run, writer, count, conflicts = worker.run, worker.writer, worker.count, worker.conflicts
 """,
     ("run", "writer", "count", "conflicts"),
-    fast=True,
 )
 
 
@@ -97,9 +96,8 @@ def check_kernels(
     if gpu:
         _expect_gpu(parts)
     seed = secrets.randbelow(2**20) if seed is None else seed
-    served = replace(_FUNCTIONS, fast="efficient" in parts)
     try:
-        with job_of(str(target), Kernels(file), served, memory, 5 * timeout, hide, user) as (job, compiled):
+        with job_of(str(target), Kernels(file), _FUNCTIONS, memory, 5 * timeout, hide, user) as (job, compiled):
             judge = _Judge(compiled, job, examples, timeout, seed)
             try:
                 report = judge.grade(str(target), parts)
@@ -324,7 +322,7 @@ class _Judge:
             small = Input(SMALL[0], SMALL[1], SMALL[2:], "contiguous", "normal", 1, "ascending", 0)
             found = Efficiency(spent, **self._counts(small, "conflicts", "shared", "conflicts"))
         except ContractError as error:
-            if "simulated kernel" in str(error):
+            if "kernel " in str(error):
                 return None, Part("efficient", "not graded", 0.0, 0, STOPPED)
             return None, Part("efficient", "failed", 0.0, 0, Fault(str(error).removeprefix("raised ")))
         except Died as death:

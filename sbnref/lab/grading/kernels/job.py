@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ....impls import STAGES
+from ....impls.simulation.compiling import DoesNotCompile
 from ....impls.user_module import OURS
 from ... import Kernels
-from ....impls.simulation.compiling import DoesNotCompile
-from ...kernels import simulate
+from ...kernels import compiled
 from ...sandbox.process import Job
 from .report import Fault
 from .source import refusal
@@ -25,14 +26,12 @@ class Functions:
     """What is brought into the process: a module that answers by functions, made of libraries.
 
     Attributes:
-        module: its text, in which ``{file}``, ``{watched}`` and ``{fast}`` stand for paths.
+        module: its text, in which ``{file}`` and ``{built}`` stand for paths.
         functions: that it defines.
-        fast: whether it wants the kernels compiled for counting, too.
     """
 
     module: str
     functions: Sequence[str]
-    fast: bool
 
 
 STAGE_FUNCTIONS = Functions(
@@ -40,12 +39,11 @@ STAGE_FUNCTIONS = Functions(
 
 from sbnref.lab.implementation import StageKernels
 
-stages = StageKernels(Path({file}), Path({watched}))
+stages = StageKernels(Path({file}), Path({built}))
 forward_stats, forward_apply = stages.forward_stats, stages.forward_apply
 backward_stats, backward_apply = stages.backward_stats, stages.backward_apply
 """,
     STAGES,
-    fast=False,
 )
 
 
@@ -94,20 +92,18 @@ def job_of(
         alone.parent.mkdir()
         alone.write_text(text)
         kernels = replace(kernels, file=alone)
-        fast, watched, module = (Path(place, name) for name in ("fast.so", "watched.so", "served.py"))
+        built, module = Path(place, "mine.so"), Path(place, "served.py")
         try:
-            simulate(watched, replace(kernels, recording=True))
-            if served.fast:
-                simulate(fast, kernels)
+            shutil.copyfile(compiled(kernels), built)
         except DoesNotCompile as error:
             raise RefusedFile(_complaint(alone, str(error), target)) from None
-        paths = {name: repr(str(path)) for name, path in (("file", alone), ("watched", watched), ("fast", fast))}
+        paths = {name: repr(str(path)) for name, path in (("file", alone), ("built", built))}
         module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")
         seconds *= os.cpu_count() or 1
         job = Job(
             str(module), place, memory, seconds, (), place=place, functions=served.functions, hide=hide, user=user
         )
-        yield job, replace(kernels, recording=True, built=watched)
+        yield job, replace(kernels, built=built)
 
 
 def _complaint(file: Path, said: str, target: str) -> Fault:

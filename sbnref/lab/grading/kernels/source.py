@@ -1,24 +1,27 @@
-"""What a file of kernels may say: nothing by which an access could go past the simulation."""
+"""What a graded file of kernels may contain: nothing by which an access could escape the simulation."""
 
 from __future__ import annotations
 
 import re
 
-from ...source_text import without_comments
+from ....impls.simulation.rewrite import blank
 
 MOST_CHARACTERS = 200_000
-HEADERS = ("laboratory.cuh", "cmath", "cstdint", "limits", "type_traits")
+HEADERS = (
+    *("laboratory.cuh", "cuda_runtime.h", "cuda_fp16.h", "cooperative_groups.h"),
+    *("cmath", "cstdint", "limits", "type_traits"),
+)
 _DIRECTIVES = ("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "pragma once", "pragma unroll")
-_PAST = "is refused: an access by it would go past the simulation"
+_NOT = "is not allowed in a graded file"
+_OF_STD = r"is_|numeric_limits|conditional|enable_if|min|max|abs|sqrt|pow|exp|log|u?int|size_t"
+_COPIES = r"w?mem(?:cpy|move|set|ccpy|pcpy)|bcopy|bzero|str\w*cpy|cudaMemcpy\w*|cudaMallocManaged|cudaHost\w+"
 _WORDS = {
-    r"(?:\.|->|::)\s*data\b": f"an array's pointer {_PAST}; use load, store, load_vector and store_vector",
-    r"\breinterpret_cast\b": f"reinterpret_cast {_PAST}",
-    r"\b(?:asm|__asm|__asm__)\b": f"assembly {_PAST}",
-    r"\bcudasim\w*": "the simulation's own names are refused",
-    r"\b(?:extern|__attribute__|_Pragma|__builtin_\w+)": "{word} is refused",
-    r"\batomic(?!Inc)\w+|\batomicInc\b": "{word} is refused: of atomics there is take_ticket",
-    r"\bauto\b[\s&]*\[": f"taking an array apart {_PAST}",
-    r"##|%:|\?\?=": "{word} is refused: it hides what a line says",
+    r"\b(?:asm|__asm|__asm__)\b": f"inline assembly {_NOT}: the simulation cannot watch it",
+    r"\bcudasim\w*|\b__tsan\w*": f"the simulation's own names: {{word}} {_NOT}",
+    r"\b(?:extern(?!\s+__shared__)|__attribute__|_Pragma|__builtin_\w+)": f"{{word}} {_NOT}",
+    rf"\bstd\s*::\s*(?!(?:{_OF_STD})\w*)\w+": f"{{word}} {_NOT}",
+    rf"\b(?:{_COPIES})\b": f"{{word}} {_NOT}: the kernels do the work",
+    r"##|%:|\?\?=": f"{{word}} {_NOT}: it hides what a line does",
 }
 
 
@@ -36,10 +39,15 @@ def refusal(text: str) -> tuple[int, str] | None:
     text = text.removeprefix("\ufeff")  # which some editors put first
     found: list[tuple[int, str]] = []
     if spliced := re.search(r"\\[^\S\n]*\n", text):
-        found.append((spliced.start(), "a line that goes on after a backslash is refused: it hides what a line says"))
-    quoting = without_comments(text, quotes=False)  # the names of included files are in quotes
+        found.append(
+            (
+                spliced.start(),
+                f"a line that continues after a backslash {_NOT}: it hides what a line does",
+            )
+        )
+    quoting = blank(text, quotes=False)  # the names of included files are in quotes
     if raw := re.search(r'\b(?:u8|[uUL])?R"', quoting):
-        found.append((raw.start(), "raw strings are refused"))
+        found.append((raw.start(), "raw strings are not allowed in a graded file"))
     for directive in re.finditer(r"^[^\S\n]*#[^\S\n]*(\w*)[^\S\n]*(.*)$", quoting, re.MULTILINE):
         name, rest = directive.groups()
         if name == "include":
@@ -47,8 +55,8 @@ def refusal(text: str) -> tuple[int, str] | None:
                 what = f"includes {header!r}; a file that is graded includes {', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
                 found.append((directive.start(), what))
         elif name not in _DIRECTIVES and f"{name} {rest.split(' ')[0].strip()}" not in _DIRECTIVES:
-            found.append((directive.start(), f"#{name} is refused"))
-    plain = without_comments(text)
+            found.append((directive.start(), f"#{name} {_NOT}"))
+    plain = blank(text)
     for pattern, why in _WORDS.items():
         if word := re.search(pattern, plain):
             found.append((word.start(), why.replace("{word}", word.group())))

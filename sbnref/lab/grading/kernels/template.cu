@@ -15,18 +15,16 @@
 //
 // Memory is accessed through these, which is how the simulation sees it:
 //
-//   load(p.x, i)            one element; read(p.mean, i) where a kernel has written it
-//   store(p.y, i, value)
-//   load_vector<4>(p.x, i), store_vector<4>(p.y, i, v)    16 bytes at once, at a multiple of 16; v.at[0] ... v.at[3]
-//   take_ticket(p.tickets, i, last)   counts from 0 to last and back to 0; the count before
-//   SHARED_ARRAY(float, name, size);  shared memory of the block
+//   p.x[i]            one element; p.mean[i] where a kernel has written it
+//   p.y[i] = value
+//   load_vector<4>(p.x + i), store_vector<4>(p.y + i, v)    16 bytes at once, at a multiple of 16; v.at[0] ... v.at[3]
+//   atomicInc(&p.tickets[i], last)   counts from 0 to last and back to 0; the count before
+//   __shared__ float name[size];  shared memory of the block
 //
 // and threads of a block meet by __syncthreads(), __shfl_down_sync(~0u, value, distance) and, ready to use,
 // sum_over_block(value): the sum in float64, for every thread, and __syncthreads() before the next such sum. A block
 // has kThreads threads. launch(name, kernel, blocks, p) launches.
 #include "laboratory.cuh"
-
-namespace sbnref::laboratory {
 
 __global__ void statistics(Problem p) {
     const int64_t c = blockIdx.x;  // a block for every channel
@@ -39,8 +37,6 @@ __global__ void normalize(Problem p) {
 }
 
 void forward(const Problem& p) {
-    launch("statistics", statistics, p.C, p);
-    launch("normalize", normalize, p.C, p);
+    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
+    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
 }
-
-}  // namespace sbnref::laboratory

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import Call, Kernels, count, record, set_order
-from ...kernels import SPLITS
+from ... import Call, Kernels, count, set_order
+from ...kernels import SPLITS, library, report
 from ...watching import last_write, mark_unwritten, watch
 
 WRITTEN = ("x", "payload", "tickets")  # before the first kernel
@@ -23,12 +23,11 @@ class Worker:
 
     Args:
         file: their source.
-        fast: the library in which accesses are counted.
-        watched: the one in which they are watched.
+        built: the library.
     """
 
-    def __init__(self, file: str, fast: str, watched: str) -> None:
-        self._file, self._fast, self._watched = Path(file), Path(fast), Path(watched)
+    def __init__(self, file: str, built: str) -> None:
+        self._kernels = Kernels(Path(file), built=Path(built))
 
     def run(self, x: Tensor, splits: int, order: str) -> dict[str, Any]:
         """Launch the kernels once, watched.
@@ -37,7 +36,7 @@ class Worker:
             ``y``, ``mean`` and ``var``; ``refused``, what the simulation refused, or None; and ``frames``, int64, how
             the kernels came there.
         """
-        call = self._call(x, splits, watched=True)
+        call = self._call(x, splits)
         set_order(order, call.kernels)
         refusal = watch(call, written=WRITTEN)
         what, frames = (None, NOTHING) if refusal is None else (refusal.what, refusal.frames)
@@ -51,7 +50,7 @@ class Worker:
             name: of the array, such as ``'y'``.
             element: of it, in the order of memory.
         """
-        call = self._call(x, splits, watched=True)
+        call = self._call(x, splits)
         set_order("ascending", call.kernels)
         watch(call, written=WRITTEN)
         return last_write(call, name, element)
@@ -59,24 +58,21 @@ class Worker:
     def count(self, x: Tensor, splits: int) -> dict[str, Any]:
         """Launch the kernels once and count what they do to global memory: see :class:`sbnref.lab.Counts`; and
         ``y``, which they wrote."""
-        call = self._call(x, splits, watched=False)
+        call = self._call(x, splits)
         counts = count(call)
         return {"y": call.y} | {name: getattr(counts, name) for name in COUNTED}
 
     def conflicts(self, x: Tensor, splits: int) -> dict[str, Any]:
-        """Launch the kernels once and count accesses of warps to shared memory, -1 where they are too many, and its
-        banks' conflicts; and ``y``, which they wrote."""
-        call = self._call(x, splits, watched=True)
-        try:
-            recording = record(call)
-        except ValueError:  # too much for a recording
-            return {"y": call.y, "shared": -1, "conflicts": 0}
-        shared = sum(step.act.is_shared for step in recording.steps)
-        return {"y": call.y, "shared": shared, "conflicts": recording.counts()["conflicts"]}
+        """Launch the kernels once and count accesses of warps to shared memory, and the conflicts of its banks; and
+        ``y``, which they wrote."""
+        call = self._call(x, splits)
+        call.run()
+        launches = report(library(self._kernels))["launches"]
+        shared, conflicts = (sum(launch[key] for launch in launches) for key in ("shared_accesses", "conflicts"))
+        return {"y": call.y, "shared": shared, "conflicts": conflicts}
 
-    def _call(self, x: Tensor, splits: int, watched: bool) -> Call:
-        kernels = Kernels(self._file, recording=watched, built=self._watched if watched else self._fast)
-        call = Call(kernels, x, splits=splits, room=SPLITS)
+    def _call(self, x: Tensor, splits: int) -> Call:
+        call = Call(self._kernels, x, splits=splits, room=SPLITS)
         for array in (call.mean, call.var, call.partials):
             array.fill_(math.nan)
         mark_unwritten(call.y)
