@@ -82,8 +82,7 @@ void count(const Array& array, uintptr_t address, size_t bytes, Access access, c
     Launch& l = launched.back();
     const bool shared = array.space == Space::Shared;
     if (!shared) {
-        if (access != Access::Write) l.bytes_read += static_cast<int64_t>(bytes);
-        if (access != Access::Read) l.bytes_written += static_cast<int64_t>(bytes);
+        (access == Access::Read ? l.bytes_read : l.bytes_written) += static_cast<int64_t>(bytes);
     }
     if (of_warp.size() <= here.thread / kWarp) of_warp.resize(here.thread / kWarp + 1);
     Instruction& i = of_warp[here.thread / kWarp][from];

@@ -21,7 +21,8 @@ import sbnref
 from benchmarks import load
 from sbnref.conformance import cases
 from sbnref.impls import build
-from sbnref.impls.build import CSRC, SIMULATION_FLAGS
+from sbnref.impls.build import CSRC
+from sbnref.impls.simulation import compile_library
 
 pytestmark = pytest.mark.slow
 
@@ -51,15 +52,12 @@ def check():
 
 
 @pytest.fixture
-def simulated_peer(tmp_path, monkeypatch):
+def simulated_peer(monkeypatch):
     """``MMCV`` on CPU tensors, alone."""
     layers = benchmark("gpu_layers")
-    library = tmp_path / "mmcv.so"
-    flags = ["-std=c++17", "-shared", "-fPIC", *SIMULATION_FLAGS, f"-I{CSRC}"]
-    includes = [argument for folder in include_paths() for argument in ("-isystem", folder)]
-    sources = [str(CSRC / "sim" / "cudasim.cpp"), "-x", "c++", str(BENCHMARKS / "mmcv_passes.cu")]
-    subprocess.run(["c++", *flags, *includes, *sources, "-o", str(library)], check=True)
-    monkeypatch.setattr(layers.MMCV, "library", ctypes.CDLL(str(library)))
+    flags = ["-DSBNREF_CUDASIM", *(f"-isystem{folder}" for folder in include_paths())]
+    library = ctypes.CDLL(str(compile_library(BENCHMARKS / "mmcv_passes.cu", [CSRC], flags)))
+    monkeypatch.setattr(layers.MMCV, "library", library)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor)
     return layers.MMCV.apply

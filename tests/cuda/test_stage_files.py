@@ -17,8 +17,7 @@ from sbnref.impls.from_file import NotAnImplementation
 from sbnref.lab.grading.check import check
 from sbnref.lab.grading.kernels.check import template
 from sbnref.lab.grading.kernels.source import refusal
-from sbnref.lab.implementation import StageKernels, only_stages
-from sbnref.lab.source_text import defines
+from sbnref.lab.implementation import StageKernels, defines, only_stages
 from sbnref.modes import STATS_MODES
 
 pytestmark = pytest.mark.slow
