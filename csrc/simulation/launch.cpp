@@ -55,6 +55,7 @@ struct Thread {
 
 struct Warp {
     alignas(kExchanged) std::array<std::array<char, kExchanged>, kWarp> pending, given;
+    unsigned givers;  // lanes that took part in the last exchange
     uint32_t tick;
     std::array<std::array<uint32_t, kWarp>, kWarp> met;  // when two lanes have last waited for each other
 };
@@ -212,6 +213,7 @@ bool release_warps(Block& b) {
             seen |= group;
             Warp& warp = b.warps[w];
             std::memset(&warp.given, 0xff, sizeof warp.given);
+            warp.givers = group;
             for (unsigned other = 0; other < kWarp; ++other)
                 if (group >> other & 1) warp.given[other] = warp.pending[other];
             if (std::strcmp(first.kind, "__syncwarp") == 0) meet(warp, group);
@@ -552,8 +554,10 @@ void exchange(const char* kind, unsigned mask, const void* value, size_t bytes) 
     wait(State::AtWarp, from);
 }
 
-void receive(unsigned lane, void* value, size_t bytes) {
-    std::memcpy(value, block->warps[current / kWarp].given[lane].data(), bytes);
+bool receive(unsigned lane, void* value, size_t bytes) {
+    const Warp& warp = block->warps[current / kWarp];
+    std::memcpy(value, warp.given[lane].data(), bytes);
+    return warp.givers >> lane & 1;
 }
 
 void wait_for_warp(unsigned mask) { exchange("__syncwarp", mask, nullptr, 0); }

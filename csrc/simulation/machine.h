@@ -135,9 +135,10 @@ int wait_for_block(Vote how, bool vote);
 void wait_for_grid();
 
 // The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take
-// part in the same one. `receive` then copies what a lane gave; what lanes that take no part give is undefined.
+// part in the same one. `receive` then copies what a lane gave, and returns whether it took part: a lane that has
+// returned does not, and what it would have given is undefined.
 void exchange(const char* kind, unsigned mask, const void* value, size_t bytes);
-void receive(unsigned lane, void* value, size_t bytes);
+bool receive(unsigned lane, void* value, size_t bytes);
 void wait_for_warp(unsigned mask);
 unsigned active_lanes();  // those that wait here with this one, where nothing else of the warp can run
 

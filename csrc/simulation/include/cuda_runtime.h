@@ -124,9 +124,8 @@ __attribute__((always_inline)) inline T over_lanes(const char* kind, unsigned ma
     T result{};
     bool first = true;
     for (unsigned lane = 0; lane < 32; ++lane) {
-        if (!(mask >> lane & 1)) continue;
         T other;
-        receive(lane, &other, sizeof other);
+        if (!(mask >> lane & 1) || !receive(lane, &other, sizeof other)) continue;
         result = first ? other : f(result, other);
         first = false;
     }
@@ -169,8 +168,7 @@ CUDASIM_BUILTIN unsigned __match_any_sync(unsigned mask, T value) {
     unsigned same = 0;
     for (unsigned lane = 0; lane < 32; ++lane) {
         T other = value;
-        if (mask >> lane & 1) cudasim::receive(lane, &other, sizeof other);
-        if (mask >> lane & 1 && other == value) same |= 1u << lane;
+        if (mask >> lane & 1 && cudasim::receive(lane, &other, sizeof other) && other == value) same |= 1u << lane;
     }
     return same;
 }
