@@ -439,6 +439,8 @@ struct cudaDeviceProp {
 
 using cudaStream_t = struct cudasim_stream*;
 using cudaEvent_t = struct cudasim_event*;
+#define cudaStreamLegacy ((cudaStream_t)1)
+#define cudaStreamPerThread ((cudaStream_t)2)
 
 namespace cudasim {
 cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t element, bool host);
