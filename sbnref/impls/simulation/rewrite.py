@@ -290,9 +290,12 @@ def _begin_of_name(code: str, at: int) -> int | None:
     if at == 0:
         return None
     if code[at - 1] == ">":
-        depth = 0
+        depth = brackets = 0
         while at > 0:
             at -= 1
+            brackets += (code[at] in _CLOSE) - (code[at] in _OPEN)
+            if brackets:
+                continue
             if code[at] == ">" and code[at - 1] != "-":
                 depth += 1
             elif code[at] == "<":
