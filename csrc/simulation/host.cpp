@@ -51,6 +51,8 @@ bool check_range(const char* what, const void* p, size_t bytes, const Site& at) 
 
 }  // namespace
 
+cudaError_t error_of_launch() { return has_failed() ? cudaErrorLaunchFailure : last_error; }
+
 void set_invalid_configuration() { set(cudaErrorInvalidConfiguration); }
 
 cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t element, bool host) {
@@ -101,7 +103,10 @@ cudaError_t cudaGetLastError() {
     last_error = cudaSuccess;
     return error;
 }
-cudaError_t cudaPeekAtLastError() { return has_failed() ? cudaErrorLaunchFailure : last_error; }
+cudaError_t cudaPeekAtLastError() {
+    handle_invalid_launches();
+    return cudasim::error_of_launch();
+}
 cudaError_t cudaDeviceSynchronize() { return has_failed() ? cudaErrorLaunchFailure : cudaSuccess; }
 
 const char* cudaGetErrorString(cudaError_t error) {

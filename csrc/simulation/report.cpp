@@ -16,7 +16,14 @@ namespace {
 
 constexpr int kFaulty = 99;  // the exit status of a program that was ended by a fault
 
-std::string first, first_json, invalid_json, text;
+std::string first, first_json, text;
+
+// A launch that was refused, as JSON but for its end: whether the program has asked for the error.
+struct Invalid {
+    std::string json;
+    bool handled;
+};
+std::vector<Invalid> invalid;
 
 std::string leaks_as_json() {
     std::vector<std::string> leaks;
@@ -42,7 +49,9 @@ std::string in_json(const Launch& l) {
 const char* report() {
     std::vector<std::string> launches;
     for (const Launch& l : counted_launches()) launches.push_back(in_json(l));
-    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"invalid\": [" + invalid_json +
+    std::vector<std::string> refused;
+    for (const Invalid& i : invalid) refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"invalid\": [" + joined(refused) +
            "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
     return text.c_str();
 }
@@ -99,9 +108,12 @@ void note_fault(const std::string& what, const Site& at, const Site& other) {
 }
 
 void note_invalid_launch(const std::string& what, const Site& at) {
-    invalid_json +=
-        (invalid_json.empty() ? "" : ", ") + ("{\"what\": " + quoted(what)) + ", \"at\": " + as_json(at) + "}";
+    invalid.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
     set_invalid_configuration();
+}
+
+void handle_invalid_launches() {
+    for (Invalid& i : invalid) i.handled = true;
 }
 
 void forget_failure() {
@@ -128,6 +140,6 @@ extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasi
 extern "C" void cudasim_reset() {
     using namespace cudasim;
     forget_failure();
-    invalid_json.clear();
+    invalid.clear();
     counted_launches().clear();
 }

@@ -444,6 +444,7 @@ using cudaEvent_t = struct cudasim_event*;
 
 namespace cudasim {
 cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t element, bool host);
+cudaError_t error_of_launch();
 cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
 
 template <typename T>
@@ -594,7 +595,7 @@ template <typename... P, size_t... I>
 cudaError_t launch_pointers(
     const char* name, int line, Config config, void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
     launcher(name, line, config, kernel)(*static_cast<std::remove_reference_t<P>*>(arguments[I])...);
-    return cudaPeekAtLastError();
+    return error_of_launch();
 }
 template <typename... P>
 cudaError_t launch_Kernel(
