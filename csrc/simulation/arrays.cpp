@@ -256,7 +256,7 @@ void* dynamic_shared(const char* name, size_t element) {
 
 namespace {
 
-void check(uintptr_t address, size_t bytes, Access access, const void* from) {
+void check(uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile = false) {
     if (!running) return check_host(address, access, from);
     if (is_own_stack(address) || address - reinterpret_cast<uintptr_t>(&built_in) < sizeof built_in ||
         is_argument(address))
@@ -284,14 +284,14 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from) {
                     : access == Access::Read ? (shared ? Act::ReadShared : Act::Read)
                                              : (shared ? Act::WriteShared : Act::Write);
     record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
-    watch(*array, address, bytes, access, from);
+    watch(*array, address, bytes, access, from, is_volatile);
     count(*array, address, bytes, access, from);
 }
 
 }  // namespace
 
-void access(const void* address, size_t bytes, Access access, const void* from) {
-    check(reinterpret_cast<uintptr_t>(address), bytes, access, from);
+void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile) {
+    check(reinterpret_cast<uintptr_t>(address), bytes, access, from, is_volatile);
 }
 
 void* copy(void* to, const void* from, size_t bytes) {

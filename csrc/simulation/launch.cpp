@@ -90,6 +90,7 @@ unsigned current;  // the running thread, by its number in the block
 Thread& self() { return block->threads[current]; }
 
 void wait(State state, const void* from) {
+    watch_wait();
     Thread& me = self();
     me.state = state;
     me.from = from;
@@ -263,6 +264,7 @@ bool release_barrier(Block& b) {
         t.state = State::Ready;
     }
     ++b.epoch;
+    watch_barrier(b.index);
     return true;
 }
 
@@ -476,10 +478,11 @@ Site site(const void* from) {
     return found;
 }
 
-void fault(const std::string& what, const void* from, const Site& other) {
-    const Site where = site(from);
+void fault(const std::string& what, const void* from, const Site& other) { fault(what, site(from), other); }
+
+void fault(const std::string& what, const Site& at, const Site& other) {
     running = false;
-    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, where, other);
+    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, at, other);
     faulty = true;
     self().fiber.switch_to(scheduler);  // for good
     std::abort();

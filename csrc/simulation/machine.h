@@ -111,8 +111,11 @@ void forget_failure();  // so that the next launch runs again
 
 enum class Access { Read, Write, Atomic };
 
-// Checks and notes an access that the compiler does not report; `from` is the address to which its caller returns.
-void access(const void* address, size_t bytes, Access access, const void* from);
+// Checks and notes an access; `from` is the address to which its caller returns.
+void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile = false);
+
+// The running thread's next operation, an atomicCAS, detects whether another thread has written there since it read.
+void verify(const void* address);
 
 // One atomic operation: returns the old value and stores f(old).
 template <typename T, typename F>

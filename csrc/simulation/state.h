@@ -48,6 +48,7 @@ const void* caller_of_function();  // where the running function returns to
 using Site = std::vector<const void*>;
 Site site(const void* from);
 
+[[noreturn]] void fault(const std::string& what, const Site& at, const Site& other = {});
 [[noreturn]] void fault(const std::string& what, const void* from, const Site& other = {});
 
 // ---- arrays.cpp: what kernels may access ----
@@ -105,8 +106,10 @@ const std::vector<std::unique_ptr<Array>>& allocations();
 extern bool watching;                  // global memory too; shared memory always is
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
-void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from);
+void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile);
 void watch_fence();
+void watch_barrier(uint32_t block);
+void watch_wait();    // of the running thread, or its end
 void forget_order();  // where all blocks have met
 
 // ---- counting.cpp, recording.cpp ----

@@ -220,6 +220,7 @@ CUDASIM_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 #undef CUDASIM_ATOMIC
 template <typename T>
 CUDASIM_BUILTIN T atomicCAS(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    cudasim::verify(address);
     return cudasim::atomically(address, [=](T old) -> T { return old == expected ? v : old; });
 }
 

@@ -18,7 +18,16 @@ PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks"
 
 # The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
 # rounded by itself, as the kernels ask of the GPU where it matters.
-FLAGS = ("-O1", "-fno-tree-sra", "-g", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
+FLAGS = (
+    "--param=tsan-distinguish-volatile=1",
+    "-O1",
+    "-fno-tree-sra",
+    "-g",
+    "-w",
+    "-ffp-contract=off",
+    "-fsanitize=thread",
+    "-Wfatal-errors",
+)
 
 
 def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
