@@ -189,9 +189,12 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
         closing = _matching(code, opening)
         line = code.count("\n", 0, begin) + 1
         name = re.sub(r"\s+", " ", kernel).replace('"', "'")
+        # A name may be of a template or of overloaded functions; other expressions the host evaluates, once.
+        is_name = re.fullmatch(r"[\w:\s]+(?:<.*>)?", kernel, re.DOTALL) is not None
+        capture, call = ("[=]", kernel) if is_name else (f"[cudasim_kernel = {kernel}]", "cudasim_kernel")
         head = (
             f'cudasim::launcher("{name}", {line}, {_CONFIG}({config}), '
-            f"[=](auto&... cudasim_given) {{ {kernel}(cudasim_given...); }})("
+            f"{capture}(auto&... cudasim_given) {{ {call}(cudasim_given...); }})("
         )
         changes.append((begin, opening + 1, head))
         at = opening + 1
