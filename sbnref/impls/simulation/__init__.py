@@ -17,12 +17,12 @@ SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
 # The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
-# rounded by itself, as the kernels ask of the GPU where it matters.
+# rounded by itself, as the kernels ask of the GPU where it matters. addr2line 2.40 takes wrong files from DWARF 5.
 FLAGS = (
     "--param=tsan-distinguish-volatile=1",
     "-O1",
     "-fno-tree-sra",
-    "-g",
+    "-gdwarf-4",
     "-w",
     "-ffp-contract=off",
     "-fsanitize=thread",
@@ -98,7 +98,8 @@ def _compile(
             built_object = Path(folder) / "program.o"
             call_compiler(built_object, *FLAGS, *code, *includes, *more, "-c", str(source))
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
-            call_compiler(built, *link, str(built_object), *map(str, objects), *libraries)
+            # The linker keeps the first of equal templates: the simulation must not run those that are watched.
+            call_compiler(built, *link, *map(str, objects), str(built_object), *libraries)
 
     return cached(file.stem, sources, [*FLAGS, *link, *more, *map(str, search), *map(str, objects)], compile, suffix)
 
