@@ -34,7 +34,9 @@ void* __tsan_memset(void* to, int value, size_t bytes) { return fill(to, value, 
     }
 HOOKS(1)
 HOOKS(2)
-HOOKS(4) HOOKS(8) HOOKS(16)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
 #undef HOOKS
 
     void __tsan_atomic_thread_fence(int) {
@@ -53,8 +55,9 @@ void __tsan_atomic_signal_fence(int) {}
     T __tsan_atomic##bits##_exchange(volatile T* a, T v, int) { return __atomic_exchange_n(a, v, __ATOMIC_SEQ_CST); } \
     FETCH(bits, T, add)                                                                                               \
     FETCH(bits, T, sub)                                                                                               \
-    FETCH(bits, T, and) FETCH(bits, T, or) FETCH(bits, T, xor) int __tsan_atomic##bits##_compare_exchange_strong(     \
-        volatile T* a, T* c, T v, int, int) {                                                                         \
+    FETCH(bits, T, and)                                                                                               \
+    FETCH(bits, T, or)                                                                                                \
+    FETCH(bits, T, xor) int __tsan_atomic##bits##_compare_exchange_strong(volatile T* a, T* c, T v, int, int) {       \
         return __atomic_compare_exchange_n(a, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                       \
     }                                                                                                                 \
     int __tsan_atomic##bits##_compare_exchange_weak(volatile T* a, T* c, T v, int, int) {                             \

@@ -46,6 +46,7 @@ struct Thread {
     State state;
     bool vote;
     Vote how;
+    int barrier;       // the line of the barrier that it waits at
     const char* kind;  // of warp operation that it waits for
     unsigned mask;
     int accesses;  // since it last waited
@@ -174,6 +175,13 @@ unsigned lanes_of(const Block& b, unsigned warp) {
     return left < kWarp ? left : kWarp;
 }
 
+// Where a thread waits.
+Site site_of(const Thread& thread) {
+    Site found{thread.from};
+    found.insert(found.end(), thread.calls.rbegin(), thread.calls.rend());
+    return found;
+}
+
 // The lanes of a warp that have not returned.
 unsigned alive(const Block& b, unsigned warp) {
     unsigned mask = 0;
@@ -249,6 +257,24 @@ bool release_active(Block& b) {
     return false;
 }
 
+// Lanes of a warp have to come to the same barrier: the hardware runs it for all at once.
+void check_barrier(const Block& b) {
+    for (size_t first = 0; first < b.threads.size(); ++first) {
+        const Thread& one = b.threads[first];
+        if (one.state == State::Done) continue;
+        for (size_t t = first + 1; t < b.threads.size() && t / kWarp == first / kWarp; ++t) {
+            const Thread& other = b.threads[t];
+            if (other.state == State::Done || other.barrier == one.barrier) continue;
+            note_fault(
+                in_kernel_words() + "thread " + thread_in_words(first) + " waits at __syncthreads, thread " +
+                    thread_in_words(t) + " of the same warp waits at another one",
+                site_of(one), site_of(other));
+            throw Faulty();
+        }
+        first |= kWarp - 1;
+    }
+}
+
 bool release_barrier(Block& b) {
     int yes = 0, all = 0;
     for (const Thread& t : b.threads) {
@@ -258,6 +284,7 @@ bool release_barrier(Block& b) {
         ++all;
     }
     if (all == 0) return false;
+    check_barrier(b);
     for (Thread& t : b.threads) {
         if (t.state == State::Done) continue;
         b.vote = t.how == Vote::Count ? yes : t.how == Vote::Or ? yes > 0 : yes == all;
@@ -294,16 +321,14 @@ bool release_barrier(Block& b) {
         return "thread " + thread_in_words(t - b.threads.begin()) + " " + what;
     };
     std::string what = describe(waiting);
-    Site where{waiting->from}, elsewhere_at;
-    where.insert(where.end(), waiting->calls.rbegin(), waiting->calls.rend());
+    Site elsewhere_at;
     if (other != b.threads.end()) {
         what += ", " + describe(other) + ": they wait for each other forever";
-        elsewhere_at = {other->from};
-        elsewhere_at.insert(elsewhere_at.end(), other->calls.rbegin(), other->calls.rend());
+        elsewhere_at = site_of(*other);
     } else {
         what += " forever";
     }
-    note_fault(in_kernel_words() + what, where, elsewhere_at);
+    note_fault(in_kernel_words() + what, site_of(*waiting), elsewhere_at);
     throw Faulty();
 }
 
@@ -498,7 +523,8 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (has_failed()) return;
     const std::unique_lock<std::mutex> lock(one_launch);
     if (const std::string why = why_invalid(config); !why.empty()) {
-        note_invalid_launch("kernel " + std::string(kernel) + ": " + why, site(from));
+        note_refused("kernel " + std::string(kernel) + ": " + why, site(from));
+        set_invalid_configuration();
         return;
     }
     kernel_name = kernel;
@@ -523,13 +549,14 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (most != nullptr && counted_launches().size() >= std::stoul(most)) std::exit(0);
 }
 
-int wait_for_block(Vote how, bool vote) {
+int wait_for_block(Vote how, bool vote, int line) {
     const void* const from = __builtin_return_address(0);
     if (!running) return 0;
     record(Act::Barrier, nullptr, 0, 0, from);
     Thread& me = self();
     me.how = how;
     me.vote = vote;
+    me.barrier = line;
     me.kind = "__syncthreads";
     me.mask = 0;
     wait(State::AtBarrier, from);

@@ -134,7 +134,7 @@ void* fill(void* to, int value, size_t bytes);         // memset
 void fence(bool whole_grid);
 
 enum class Vote { Or, And, Count };
-int wait_for_block(Vote how, bool vote);
+int wait_for_block(Vote how, bool vote, int line);  // of the call
 void wait_for_grid();
 
 // The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take

@@ -18,12 +18,12 @@ constexpr int kFaulty = 99;  // the exit status of a program that was ended by a
 
 std::string first, first_json, text;
 
-// A launch that was refused, as JSON but for its end: whether the program has asked for the error.
-struct Invalid {
+// A call that was refused, as JSON but for its end: whether the program has asked for the error.
+struct Refused {
     std::string json;
     bool handled;
 };
-std::vector<Invalid> invalid;
+std::vector<Refused> all_refused;
 
 std::string leaks_as_json() {
     std::vector<std::string> leaks;
@@ -50,8 +50,9 @@ const char* report() {
     std::vector<std::string> launches;
     for (const Launch& l : counted_launches()) launches.push_back(in_json(l));
     std::vector<std::string> refused;
-    for (const Invalid& i : invalid) refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
-    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"invalid\": [" + joined(refused) +
+    for (const Refused& i : all_refused)
+        refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"refused\": [" + joined(refused) +
            "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
     return text.c_str();
 }
@@ -107,13 +108,12 @@ void note_fault(const std::string& what, const Site& at, const Site& other) {
     first_json = "{\"what\": " + quoted(what) + ", \"at\": " + as_json(at) + ", \"other\": " + as_json(other) + "}";
 }
 
-void note_invalid_launch(const std::string& what, const Site& at) {
-    invalid.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
-    set_invalid_configuration();
+void note_refused(const std::string& what, const Site& at) {
+    all_refused.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
 }
 
-void handle_invalid_launches() {
-    for (Invalid& i : invalid) i.handled = true;
+void handle_refused() {
+    for (Refused& i : all_refused) i.handled = true;
 }
 
 void forget_failure() {
@@ -140,6 +140,6 @@ extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasi
 extern "C" void cudasim_reset() {
     using namespace cudasim;
     forget_failure();
-    invalid.clear();
+    all_refused.clear();
     counted_launches().clear();
 }

@@ -96,10 +96,18 @@ CUDASIM_BUILTIN uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 
 // ---- barriers, fences, warps ----
 
-CUDASIM_BUILTIN void __syncthreads() { cudasim::wait_for_block(cudasim::Vote::Or, false); }
-CUDASIM_BUILTIN int __syncthreads_or(int vote) { return cudasim::wait_for_block(cudasim::Vote::Or, vote != 0); }
-CUDASIM_BUILTIN int __syncthreads_and(int vote) { return cudasim::wait_for_block(cudasim::Vote::And, vote != 0); }
-CUDASIM_BUILTIN int __syncthreads_count(int vote) { return cudasim::wait_for_block(cudasim::Vote::Count, vote != 0); }
+CUDASIM_BUILTIN void __syncthreads(int line = __builtin_LINE()) {
+    cudasim::wait_for_block(cudasim::Vote::Or, false, line);
+}
+CUDASIM_BUILTIN int __syncthreads_or(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::Or, vote != 0, line);
+}
+CUDASIM_BUILTIN int __syncthreads_and(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::And, vote != 0, line);
+}
+CUDASIM_BUILTIN int __syncthreads_count(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::Count, vote != 0, line);
+}
 CUDASIM_BUILTIN void __threadfence() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_system() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_block() { cudasim::fence(false); }
