@@ -287,37 +287,38 @@ def _matching_chevrons(code: str, at: int) -> int | None:
 
 
 def _begin_of_name(code: str, at: int) -> int | None:
-    """Where the name of a kernel begins that ends there: ``a::kernel<T, 256>``, or an expression in brackets."""
-    while at > 0 and code[at - 1].isspace():
+    """Where a kernel begins that ends there: ``a::kernel<T, 256>``, ``table[i].kernel``, or something in brackets."""
+    begin = None
+    while True:
+        at = len(code[:at].rstrip())
+        name = re.search(r"\b\w+$", code[:at])
+        if name is not None and name[0] not in ("return", "else", "do"):
+            begin = at = name.start()
+        elif begin is None and code[at - 1 : at] == ">":
+            at = _opening(code, at, angles=True)
+            continue
+        elif code[at - 1 : at] in (")", "]"):
+            begin = at = _opening(code, at)
+            continue
+        joint = re.search(r"(?:::|\.|->)\s*$", code[:at])
+        if joint is None or begin is None:
+            return begin
+        at = joint.start()
+        if joint[0].startswith("::"):
+            begin = at
+
+
+def _opening(code: str, at: int, angles: bool = False) -> int:
+    """Where the bracket opens that closes before ``at``."""
+    depth = angle = 0
+    while at > 0:
         at -= 1
-    if at == 0:
-        return None
-    if code[at - 1] == ">":
-        depth = brackets = 0
-        while at > 0:
-            at -= 1
-            brackets += (code[at] in _CLOSE) - (code[at] in _OPEN)
-            if brackets:
-                continue
-            if code[at] == ">" and code[at - 1] != "-":
-                depth += 1
-            elif code[at] == "<":
-                depth -= 1
-                if depth == 0:
-                    break
-        return _begin_of_name(code, at)
-    while at > 0 and code[at - 1] in ")]":
-        depth = 0
-        while at > 0:
-            at -= 1
-            if code[at] in _CLOSE:
-                depth += 1
-            elif code[at] in _OPEN:
-                depth -= 1
-                if depth == 0:
-                    break
-    match = re.search(r"(?:(?:::\s*)?(?:\b\w+\s*(?:::|\.|->)\s*)*\w+)?$", code[:at])
-    return match.start() if match else at
+        depth += (code[at] in _CLOSE) - (code[at] in _OPEN)
+        if angles and depth == 0 and code[at - 1 : at + 1] != "->":
+            angle += (code[at] == ">") - (code[at] == "<")
+        if depth == angle == 0:
+            break
+    return at
 
 
 def _without_attributes(declaration: str) -> str:
