@@ -2,7 +2,7 @@
 
 __device__ unsigned finished = 0;
 
-__global__ void sum(const float* x, float* partial, float* total, int n) {
+__global__ void reduce(const float* x, float* partial, float* total, int n) {
     __shared__ float s[64];
     __shared__ bool is_last;
     float v = 0;
@@ -31,7 +31,7 @@ int main() {
     constexpr int n = 1000;
     const auto h = numbers(n);
     float *x = on_gpu(h), *partial = on_gpu<float>(5), *total = on_gpu<float>(1);
-    for (int again = 0; again < 2; ++again) sum<<<5, 64>>>(x, partial, total, n);  // the counter is back at zero
+    for (int again = 0; again < 2; ++again) reduce<<<5, 64>>>(x, partial, total, n);  // the counter is back at zero
     EXPECT(take(total, 1)[0] == sum(h));
     CUDA(cudaFree(x));
     CUDA(cudaFree(partial));
