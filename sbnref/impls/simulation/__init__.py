@@ -58,7 +58,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
         flags: more of the compiler's.
 
     Returns:
-        The objects, and those of the simulation.
+        The objects of the simulation, which have to be linked first, and those of the files.
 
     Raises:
         DoesNotCompile: the compiler refuses a file.
@@ -76,7 +76,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
 
     (folder / "rewritten").mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        return [*pool.map(compile, sources), *runtime()]
+        return [*runtime(), *pool.map(compile, sources)]
 
 
 def compile_library(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
