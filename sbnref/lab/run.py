@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
-from .lines import lines_of
 from ..impls.simulation import SIMULATION, compile_program
+from .lines import lines_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

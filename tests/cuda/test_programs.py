@@ -9,10 +9,10 @@ from nvcc import compiled, needs_nvcc
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.lab.compiling import DoesNotCompile
-from sbnref.lab.rewrite import NotSupported, blank, source_of
+from sbnref.impls.simulation import compile_program
+from sbnref.impls.simulation.compiling import DoesNotCompile
+from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
 from sbnref.lab.run import run
-from sbnref.lab.simulation import compile_program
 
 pytestmark = pytest.mark.slow
 
@@ -129,14 +129,13 @@ def test_what_does_not_compile(lab_run, program):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ('asm volatile("mov.u32 %0, %laneid;" : "=r"(x));', "inline assembly"),
         ("cudaTextureObject_t t;", "texture memory"),
         ("#include <thrust/sort.h>", "the libraries CUB, Thrust and CUTLASS"),
         ("nvcuda::wmma::fill_fragment(f, 0);", "tensor cores"),
     ],
 )
 def test_what_is_not_supported_is_named_with_its_line(lab_run, program, line, what):
-    source = program(f"// asm() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
+    source = program(f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
     status, _, err = lab_run(source)
     assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
 
@@ -199,5 +198,5 @@ def test_text_that_is_no_code():
     assert len(blank(text)) == len(text)
     assert "__noinline__" not in source_of("__noinline__ __device__ int f();")
     assert source_of("__attribute__((__noinline__)) int f();") == "__attribute__((__noinline__)) int f();"
-    with pytest.raises(NotSupported, match="line 2: inline assembly"):
-        source_of('\nasm("bar.sync 0;");')
+    with pytest.raises(NotSupported, match="line 2: texture memory"):
+        source_of("\ntex2D(t, x, y);")

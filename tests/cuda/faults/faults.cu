@@ -128,6 +128,11 @@ __global__ void asserts(float* x) {
 __global__ void traps(float* x) {
     if (x[threadIdx.x] == 0) __trap();  // fault trap: executes __trap()
 }
+__global__ void assembly(float* x) {
+    unsigned lane = 0;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly: not supported by
+    x[lane] = 0;
+}
 __global__ void ones(float* x) { x[threadIdx.x] = 1; }
 
 int main(int argc, char** argv) {
@@ -150,7 +155,8 @@ int main(int argc, char** argv) {
         {"missing_syncwarp", missing_syncwarp},
         {"host_variable", write_host},
         {"assertion", asserts},
-        {"trap", traps}};
+        {"trap", traps},
+        {"assembly", assembly}};
     if (simple.count(name)) simple.at(name)<<<1, kSize>>>(x);
     if (name == "lost_update") lost_update<<<3, kSize>>>(x);
     if (name == "no_fence") unfinished<<<3, 1>>>(x);

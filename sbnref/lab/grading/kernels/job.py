@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ....impls import STAGES
+from ....impls.simulation.compiling import DoesNotCompile
 from ....impls.user_module import OURS
 from ... import Kernels
-from ....impls.simulation.compiling import DoesNotCompile
 from ...kernels import simulate
 from ...sandbox.process import Job
 from .report import Fault
