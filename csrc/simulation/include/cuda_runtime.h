@@ -472,7 +472,7 @@ __attribute__((always_inline)) inline cudaError_t allocate_named(
 }  // namespace cudasim
 
 // An array is called what the program calls the pointer to it.
-#define cudaMalloc(p, bytes) cudasim::allocate_named(p, bytes, #p)
+#define cudaMalloc(p, ...) cudasim::allocate_named(p, (__VA_ARGS__), #p)
 #define cudaMallocAsync(p, bytes, stream) cudasim::allocate_named(p, bytes, #p)
 #define cudaMallocManaged(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
 #define CUDASIM_FIRST(first, ...) first
