@@ -172,10 +172,17 @@ def test_shared_memory():
     source = source_of(
         "__global__ void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n"
     )
-    assert 'float (&a)[32][N + 1] = cudasim::shared<float[32][N + 1]>(&cudasim_id_a, "a");' in source
-    assert 'float (&b) = cudasim::shared<float>(&cudasim_id_b, "b");' in source
-    assert 'A<int, 2> (&c)[2] = cudasim::shared<A<int, 2>[2]>(&cudasim_id_c, "c");' in source
+    own = "([] { static char id; return &id; }(), "
+    assert f'float (&a)[32][N + 1] = cudasim::shared<float[32][N + 1]>{own}"a"); float (&b) = cuda' in source
+    assert f'A<int, 2> (&c)[2] = cudasim::shared<A<int, 2>[2]>{own}"c");' in source
     assert source.count("\n") == 4
+    source = source_of("#define SHARED(name) __shared__ int name[4]\nvoid k() { SHARED(a); }\n")
+    assert (
+        source
+        == f"#define SHARED(name) int (&name)[4] = cudasim::shared<int[4]>{own}#name)\nvoid k() {{ SHARED(a); }}\n"
+    )
+    source = source_of("void k() {\n    __shared__ struct { int a, b; } s, *p;\n}\n")
+    assert "struct cudasim_type_of_s { int a, b; }; cudasim_type_of_s (&s) = " in source
     source = source_of("void k() {\n    extern __shared__ __align__(16) volatile float4 s[];\n}\n")
     assert 'volatile float4* const s = static_cast<volatile float4*>(cudasim::dynamic_shared("s",' in source
     source = source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n")
@@ -184,7 +191,7 @@ def test_shared_memory():
 
 def test_variables():
     source = source_of(
-        "__constant__ float c[2] = {1, 2}, d;\nstatic __device__ int n;\n__device__ int f() { return 1; }\n"
+        "__device__ __constant__ float c[2] = {1, 2}, d;\nstatic __device__ int n;\n__device__ int f() { return 1; }\n"
     )
     names = re.findall(r'"(\w+)", (true|false)\)', source)
     assert names == [("c", "true"), ("d", "true"), ("n", "false")]

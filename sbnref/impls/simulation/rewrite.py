@@ -145,15 +145,22 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
     changes = []
     for match in re.finditer(r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*__shared__\b", code):
         end = _end_of_statement(code, match.end())
+        macro = _macro(code, match.start())
+        if macro is not None and (end is None or end > macro.end()):
+            end = macro.end()  # the semicolon follows where the macro is used
         if end is None:
             continue
-        declaration = _without_attributes(code[match.end() : end])
+        declaration = _without_attributes(code[match.end() : end].replace("\\\n", " "))
         volatile = "volatile " if "volatile" in match[0] else ""
         first, *others = _split(declaration)
         parsed = _declarator(first)
         if parsed is None:
             continue
         of, pointer, name, dims = parsed
+        definition = ""
+        if (structure := re.match(r"((?:struct|union|class)\s+)(\w*)\s*(?=\{)", of)) is not None:
+            tag = structure[2] or f"cudasim_type_of_{name}"
+            definition, of = f"{structure[1]}{tag} {of[structure.end() :]}; ", tag
         of = volatile + of
         declarators = [(of + pointer, name, dims)]
         for other in others:
@@ -162,16 +169,18 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
         if match[0].startswith("extern"):
             get = f'static_cast<{of}*>(cudasim::dynamic_shared("{name}", sizeof({of})))'
             if _in_function(code, match.start()):
-                new = f"{of}* const {name} = {get};"
+                new = f"{of}* const {name} = {get}"
             else:  # of the whole file
                 line = code.count("\n", 0, end) + 1
                 new = f"\n#define {name} ({get})\n#line {line}\n"
         else:
-            new = " ".join(
-                f'static char cudasim_id_{n}; {kind} (&{n}){d} = cudasim::shared<{kind}{d}>(&cudasim_id_{n}, "{n}");'
+            parameters = re.findall(r"\w+", macro["parameters"] or "") if macro else ()
+            new = definition + "; ".join(
+                f"{kind} (&{n}){d} = cudasim::shared<{kind}{d}>([] {{ static char id; return &id; }}(), "
+                + (f"#{n})" if n in parameters else f'"{n}")')
                 for kind, n, d in declarators
             )
-        changes.append((match.start(), end + 1, new))
+        changes.append((match.start(), end, new))
     return changes
 
 
@@ -208,7 +217,8 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
 def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
     """Variables of the GPU: registered behind their declarations."""
     changes = []
-    for match in re.finditer(r"\b(?:__device__|__constant__|__managed__)\b", code):
+    qualifier = r"\b(?:__device__|__constant__|__managed__)\b"
+    for match in re.finditer(rf"{qualifier}(?:\s+(?:static\s+)?{qualifier})*", code):
         end = _end_of_statement(code, match.end(), "({;=")
         if end is None or code[end] in "({" or _in_function(code, match.start()) or _in_class(code, match.start()):
             continue
@@ -223,7 +233,7 @@ def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
         names = [
             p[2] for part in (first, *("x " + o for o in others)) if (p := _declarator(part.split("=")[0])) is not None
         ]
-        constant = "true" if match[0] == "__constant__" else "false"
+        constant = "true" if "__constant__" in match[0] else "false"
         new = " ".join(
             f"static const cudasim::Variable cudasim_variable_{n}"
             f'(&{n}, sizeof({n}), cudasim::element_size({n}), "{n}", {constant});'
@@ -234,6 +244,14 @@ def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
 
 
 # ---- as much of the grammar as that takes ----
+
+
+def _macro(code: str, at: int) -> re.Match[str] | None:
+    """The definition of a macro that holds a position."""
+    macros = re.finditer(
+        r"^[ \t]*#[ \t]*define[ \t]+\w+(?:\((?P<parameters>[^)]*)\))?(?:\\\n|[^\n])*", code, re.MULTILINE
+    )
+    return next((macro for macro in macros if macro.start() <= at < macro.end()), None)
 
 
 def _end_of_statement(code: str, at: int, stop: str = ";") -> int | None:
