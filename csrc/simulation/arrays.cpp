@@ -11,9 +11,10 @@
 namespace cudasim {
 namespace {
 
-constexpr size_t kChunk = 4096;     // elements
-constexpr size_t kAlignment = 256;  // of an allocation
-constexpr size_t kGap = 256;        // between allocations
+constexpr size_t kChunk = 4096;         // elements
+constexpr size_t kAlignment = 256;      // of an allocation
+constexpr size_t kGap = 256;            // between allocations
+constexpr uintptr_t kPage = 16 * 1024;  // or a part of it
 constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024;
 
 // Allocations follow each other in one region and are never reused, so that every address tells what it was.
@@ -76,40 +77,62 @@ const char* verb(Access access) { return access == Access::Read ? "reads" : "wri
 
 std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes"); }
 
+// The array next to an address that is in none, or that in which an access begins.
+const Array* nearest(uintptr_t address) {
+    const Array* found = nullptr;
+    size_t least = kSharedGap;
+    const auto consider = [&](const Array& array, size_t most) {
+        const size_t gap = array.holds(address)    ? 0
+                           : address < array.begin ? array.begin - address
+                                                   : address - array.end;
+        if (gap <= std::min(least, most)) found = &array, least = gap;
+    };
+    for (auto& [id, array] : arena().arrays) consider(*array, kSharedGap);
+    for (const auto& array : others()) consider(*array, kSharedGap);
+    if (found != nullptr || !region().holds(address)) return found;
+    least = SIZE_MAX;
+    for (const Array* array : {allocation_before(address), allocation_before(address + kGap + kAlignment)})
+        if (array != nullptr) consider(*array, SIZE_MAX);
+    return found;
+}
+
 // What an address is that a kernel may not access.
 [[noreturn]] void fail_outside(uintptr_t address, size_t bytes, Access access, const void* from) {
     const std::string what = std::string(verb(access)) + " " + bytes_in_words(bytes);
     if (address < 4096) fault(what + " at a null pointer", from);
     if (is_any_stack(address)) fault(what + " among the local variables of another thread", from);
-    const Array* near = nullptr;
-    if (region().holds(address)) near = allocation_before(address);
-    for (const auto& array : others())
-        if (address - array->begin < array->size() + kGap) near = array.get();
-    for (auto& [id, array] : arena().arrays)
-        if (address - array->begin < array->size() + kSharedGap) near = array.get();
+    const Array* near = nearest(address);
     if (near != nullptr && near->holds(address))  // begins inside
         fault(what + ", of which the last are behind the end of " + near->name, from);
     if (near != nullptr) {
-        const size_t behind = address - near->end;
+        const bool before = address < near->begin;
+        const size_t gap = before ? near->begin - address : address - near->end;
         fault(
-            std::string(verb(access)) + " " + near->in_words(address, bytes) + ", " + bytes_in_words(behind) +
-                " behind the end of " + (near->space == Space::Shared ? "the shared array " : "") + near->name + " (" +
+            std::string(verb(access)) + " " + near->in_words(address, bytes) + ", " +
+                (gap == 0 ? "right" : bytes_in_words(gap)) +
+                (before ? " before the beginning of " : " behind the end of ") +
+                (near->space == Space::Shared ? "the shared array " : "") + near->name + " (" +
                 (near->element > 1 ? std::to_string(near->size() / near->element) + " elements"
                                    : bytes_in_words(near->size())) +
                 ")",
             from);
     }
-    fault(what + " outside of every array of the GPU: memory of the host, or an address that is none", from);
+    const bool is_memory = msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) == 0;
+    fault(
+        what + (is_memory ? " of the host's memory; a kernel accesses what cudaMalloc returns, and __device__ variables"
+                          : " at an address that is no memory"),
+        from);
 }
 
 // The host's code must not reach into the GPU's memory.
-void check_host(uintptr_t address, Access access, const void* from) {
+void check_host(uintptr_t address, size_t bytes, Access access, const void* from) {
     if (!region().holds(address) && !any_lent) return;
     const Array* const array = find(address);
-    if (array == nullptr ? !region().holds(address) : !array->lent && (!region().holds(address) || (array->host && !array->freed)))
-        return;
+    if (array == nullptr ? !region().holds(address) : array->host && !array->freed) return;
     const Array* const near = array != nullptr ? array : allocation_before(address);
-    const std::string name = near == nullptr ? "an array" : near->name;
+    const std::string name = near == nullptr        ? "an array"
+                             : near->holds(address) ? near->in_words(address, bytes)
+                                                    : near->name;
     note_fault(
         "the host " + std::string(verb(access)) + " " + name + ", which is memory of the GPU; copy it with cudaMemcpy",
         site(from), {});
@@ -187,7 +210,7 @@ bool release(void* begin) {
     array->freed = true;
     array->chunks.clear();
     array->written.clear();
-    const uintptr_t page = 16 * 1024, first = (array->begin + page - 1) / page * page, end = array->end / page * page;
+    const uintptr_t first = (array->begin + kPage - 1) / kPage * kPage, end = array->end / kPage * kPage;
     if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
     return true;
 }
@@ -269,8 +292,8 @@ void* dynamic_shared(const char* name, size_t element) {
 
 namespace {
 
-void check(uintptr_t address, size_t bytes, Access access, const void* from) {
-    if (!running) return check_host(address, access, from);
+void check(uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile = false) {
+    if (!running) return check_host(address, bytes, access, from);
     if (is_own_stack(address) || address - reinterpret_cast<uintptr_t>(&built_in) < sizeof built_in ||
         is_argument(address))
         return;
@@ -279,7 +302,9 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from) {
     if (array == nullptr) array = find(address);
     if (array == nullptr) {
         Dl_info of;  // a constant of the program, a table or a string
-        if (address >= 4096 && !region().holds(address) && dladdr(reinterpret_cast<void*>(address), &of) != 0) return;
+        if (access == Access::Read && address >= 4096 && !region().holds(address) &&
+            dladdr(reinterpret_cast<void*>(address), &of) != 0)
+            return;
         fail_outside(address, bytes, access, from);
     }
     if (address + bytes > array->end) fail_outside(address, bytes, access, from);
@@ -297,14 +322,14 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from) {
                     : access == Access::Read ? (shared ? Act::ReadShared : Act::Read)
                                              : (shared ? Act::WriteShared : Act::Write);
     record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
-    watch(*array, address, bytes, access, from);
+    watch(*array, address, bytes, access, from, is_volatile);
     count(*array, address, bytes, access, from);
 }
 
 }  // namespace
 
-void access(const void* address, size_t bytes, Access access, const void* from) {
-    check(reinterpret_cast<uintptr_t>(address), bytes, access, from);
+void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile) {
+    check(reinterpret_cast<uintptr_t>(address), bytes, access, from, is_volatile);
 }
 
 void* copy(void* to, const void* from, size_t bytes) {

@@ -21,19 +21,22 @@ void* __tsan_memcpy(void* to, const void* from, size_t bytes) { return copy(to, 
 void* __tsan_memmove(void* to, const void* from, size_t bytes) { return copy(to, from, bytes); }
 void* __tsan_memset(void* to, int value, size_t bytes) { return fill(to, value, bytes); }
 
-#define HOOKS(n)                                                                   \
-    void __tsan_read##n(void* a) { access(a, n, Access::Read, HERE); }             \
-    void __tsan_write##n(void* a) { access(a, n, Access::Write, HERE); }           \
-    void __tsan_unaligned_read##n(void* a) { access(a, n, Access::Read, HERE); }   \
-    void __tsan_unaligned_write##n(void* a) { access(a, n, Access::Write, HERE); } \
-    void __tsan_volatile_read##n(void* a) { access(a, n, Access::Read, HERE); }    \
-    void __tsan_volatile_write##n(void* a) { access(a, n, Access::Write, HERE); }  \
-    void __tsan_read_write##n(void* a) {                                           \
-        access(a, n, Access::Read, HERE);                                          \
-        access(a, n, Access::Write, HERE);                                         \
+#define HOOKS(n)                                                                        \
+    void __tsan_read##n(void* a) { access(a, n, Access::Read, HERE); }                  \
+    void __tsan_write##n(void* a) { access(a, n, Access::Write, HERE); }                \
+    void __tsan_unaligned_read##n(void* a) { access(a, n, Access::Read, HERE); }        \
+    void __tsan_unaligned_write##n(void* a) { access(a, n, Access::Write, HERE); }      \
+    void __tsan_volatile_read##n(void* a) { access(a, n, Access::Read, HERE, true); }   \
+    void __tsan_volatile_write##n(void* a) { access(a, n, Access::Write, HERE, true); } \
+    void __tsan_read_write##n(void* a) {                                                \
+        access(a, n, Access::Read, HERE);                                               \
+        access(a, n, Access::Write, HERE);                                              \
     }
 HOOKS(1)
-HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
 #undef HOOKS
 
     void __tsan_atomic_thread_fence(int) {
@@ -51,8 +54,10 @@ void __tsan_atomic_signal_fence(int) {}
     void __tsan_atomic##bits##_store(volatile T* a, T v, int) { __atomic_store_n(a, v, __ATOMIC_SEQ_CST); }           \
     T __tsan_atomic##bits##_exchange(volatile T* a, T v, int) { return __atomic_exchange_n(a, v, __ATOMIC_SEQ_CST); } \
     FETCH(bits, T, add)                                                                                               \
-    FETCH(bits, T, sub) FETCH(bits, T, and) FETCH(bits, T, or) FETCH(bits, T, xor) int                                \
-    __tsan_atomic##bits##_compare_exchange_strong(volatile T* a, T* c, T v, int, int) {                               \
+    FETCH(bits, T, sub)                                                                                               \
+    FETCH(bits, T, and)                                                                                               \
+    FETCH(bits, T, or)                                                                                                \
+    FETCH(bits, T, xor) int __tsan_atomic##bits##_compare_exchange_strong(volatile T* a, T* c, T v, int, int) {       \
         return __atomic_compare_exchange_n(a, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                       \
     }                                                                                                                 \
     int __tsan_atomic##bits##_compare_exchange_weak(volatile T* a, T* c, T v, int, int) {                             \

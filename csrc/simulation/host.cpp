@@ -51,6 +51,8 @@ bool check_range(const char* what, const void* p, size_t bytes, const Site& at) 
 
 }  // namespace
 
+cudaError_t error_of_launch() { return has_failed() ? cudaErrorLaunchFailure : last_error; }
+
 void set_invalid_configuration() { set(cudaErrorInvalidConfiguration); }
 
 cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t element, bool host) {
@@ -70,8 +72,12 @@ cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKin
         return set(cudaErrorInvalidValue);
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (to_device && device_array(to) == nullptr) return set(cudaErrorInvalidValue);
-    if (from_device && device_array(from) == nullptr) return set(cudaErrorInvalidValue);
+    const bool wrong_to = to_device && device_array(to) == nullptr;
+    if (wrong_to || (from_device && device_array(from) == nullptr)) {
+        const std::string which = wrong_to ? "destination" : "source";
+        note_refused("cudaMemcpy: expected memory of the GPU as the " + which + ", got memory of the host", at);
+        return set(cudaErrorInvalidValue);
+    }
     std::memmove(to, from, bytes);
     if (Array* const array = find(reinterpret_cast<uintptr_t>(to)))
         array->set_written(reinterpret_cast<uintptr_t>(to), bytes);
@@ -84,7 +90,12 @@ using namespace cudasim;
 
 cudaError_t cudaFree(void* p) {
     if (p == nullptr) return cudaSuccess;
-    return release(p) ? cudaSuccess : set(cudaErrorInvalidValue);
+    if (release(p)) return cudaSuccess;
+    const Array* const array = find(reinterpret_cast<uintptr_t>(p));
+    const std::string why = array != nullptr && array->freed ? array->name + " was freed before"
+                                                             : "expected an address that cudaMalloc has returned";
+    note_refused("cudaFree: " + why, site(__builtin_return_address(0)));
+    return set(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
@@ -101,7 +112,10 @@ cudaError_t cudaGetLastError() {
     last_error = cudaSuccess;
     return error;
 }
-cudaError_t cudaPeekAtLastError() { return has_failed() ? cudaErrorLaunchFailure : last_error; }
+cudaError_t cudaPeekAtLastError() {
+    handle_refused();
+    return cudasim::error_of_launch();
+}
 cudaError_t cudaDeviceSynchronize() { return has_failed() ? cudaErrorLaunchFailure : cudaSuccess; }
 
 const char* cudaGetErrorString(cudaError_t error) {

@@ -46,7 +46,8 @@ struct Thread {
     State state;
     bool vote;
     Vote how;
-    const char* kind;  // of warp operation, or the place of the barrier, that it waits at
+    int barrier;       // the line of the barrier that it waits at
+    const char* kind;  // of warp operation that it waits for
     unsigned mask;
     int accesses;  // since it last waited
     const void* from;
@@ -55,6 +56,7 @@ struct Thread {
 
 struct Warp {
     alignas(kExchanged) std::array<std::array<char, kExchanged>, kWarp> pending, given;
+    unsigned givers;  // lanes that took part in the last exchange
     uint32_t tick;
     std::array<std::array<uint32_t, kWarp>, kWarp> met;  // when two lanes have last waited for each other
 };
@@ -89,6 +91,7 @@ unsigned current;  // the running thread, by its number in the block
 Thread& self() { return block->threads[current]; }
 
 void wait(State state, const void* from) {
+    watch_wait();
     Thread& me = self();
     me.state = state;
     me.from = from;
@@ -174,6 +177,13 @@ unsigned lanes_of(const Block& b, unsigned warp) {
     return left < kWarp ? left : kWarp;
 }
 
+// Where a thread waits.
+Site site_of(const Thread& thread) {
+    Site found{thread.from};
+    found.insert(found.end(), thread.calls.rbegin(), thread.calls.rend());
+    return found;
+}
+
 // The lanes of a warp that have not returned.
 unsigned alive(const Block& b, unsigned warp) {
     unsigned mask = 0;
@@ -214,6 +224,7 @@ bool release_warps(Block& b) {
             seen |= group;
             Warp& warp = b.warps[w];
             std::memset(&warp.given, 0xff, sizeof warp.given);
+            warp.givers = group;
             for (unsigned other = 0; other < kWarp; ++other)
                 if (group >> other & 1) warp.given[other] = warp.pending[other];
             if (std::strcmp(first.kind, "__syncwarp") == 0) meet(warp, group);
@@ -248,24 +259,41 @@ bool release_active(Block& b) {
     return false;
 }
 
+// Lanes of a warp have to come to the same barrier: the hardware runs it for all at once.
+void check_barrier(const Block& b) {
+    for (size_t first = 0; first < b.threads.size(); ++first) {
+        const Thread& one = b.threads[first];
+        if (one.state == State::Done) continue;
+        for (size_t t = first + 1; t < b.threads.size() && t / kWarp == first / kWarp; ++t) {
+            const Thread& other = b.threads[t];
+            if (other.state == State::Done || other.barrier == one.barrier) continue;
+            note_fault(
+                in_kernel_words() + "thread " + thread_in_words(first) + " waits at __syncthreads, thread " +
+                    thread_in_words(t) + " of the same warp waits at another one",
+                site_of(one), site_of(other));
+            throw Faulty();
+        }
+        first |= kWarp - 1;
+    }
+}
+
 bool release_barrier(Block& b) {
     int yes = 0, all = 0;
-    const char* place = nullptr;
     for (const Thread& t : b.threads) {
         if (t.state == State::Done) continue;
         if (t.state != State::AtBarrier) return false;
-        if (place == nullptr) place = t.kind;
-        if (std::strcmp(place, t.kind) != 0) return false;  // they are at different ones
         yes += t.vote;
         ++all;
     }
     if (all == 0) return false;
+    check_barrier(b);
     for (Thread& t : b.threads) {
         if (t.state == State::Done) continue;
         b.vote = t.how == Vote::Count ? yes : t.how == Vote::Or ? yes > 0 : yes == all;
         t.state = State::Ready;
     }
     ++b.epoch;
+    watch_barrier(b.index);
     return true;
 }
 
@@ -292,21 +320,17 @@ bool release_barrier(Block& b) {
         const std::string what = t->state == State::AtWarp
                                      ? std::string("waits at ") + t->kind + " for other lanes of its warp"
                                      : in_words(t->state);
-        const bool barrier = t->state == State::AtBarrier;
-        const std::string line = barrier ? " in line " + std::string(std::strrchr(t->kind, ':') + 1) : "";
-        return "thread " + thread_in_words(t - b.threads.begin()) + " " + what + line;
+        return "thread " + thread_in_words(t - b.threads.begin()) + " " + what;
     };
     std::string what = describe(waiting);
-    Site where{waiting->from}, elsewhere_at;
-    where.insert(where.end(), waiting->calls.rbegin(), waiting->calls.rend());
+    Site elsewhere_at;
     if (other != b.threads.end()) {
         what += ", " + describe(other) + ": they wait for each other forever";
-        elsewhere_at = {other->from};
-        elsewhere_at.insert(elsewhere_at.end(), other->calls.rbegin(), other->calls.rend());
+        elsewhere_at = site_of(*other);
     } else {
         what += " forever";
     }
-    note_fault(in_kernel_words() + what, where, elsewhere_at);
+    note_fault(in_kernel_words() + what, site_of(*waiting), elsewhere_at);
     throw Faulty();
 }
 
@@ -481,10 +505,11 @@ Site site(const void* from) {
     return found;
 }
 
-void fault(const std::string& what, const void* from, const Site& other) {
-    const Site where = site(from);
+void fault(const std::string& what, const void* from, const Site& other) { fault(what, site(from), other); }
+
+void fault(const std::string& what, const Site& at, const Site& other) {
     running = false;
-    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, where, other);
+    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, at, other);
     faulty = true;
     self().fiber.switch_to(scheduler);  // for good
     std::abort();
@@ -512,7 +537,8 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (has_failed()) return;
     const std::unique_lock<std::mutex> lock(one_launch);
     if (const std::string why = why_invalid(config); !why.empty()) {
-        note_invalid_launch("kernel " + std::string(kernel) + ": " + why, site(from));
+        note_refused("kernel " + std::string(kernel) + ": " + why, site(from));
+        set_invalid_configuration();
         return;
     }
     kernel_name = kernel;
@@ -537,14 +563,15 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (most != nullptr && counted_launches().size() >= std::stoul(most)) std::exit(0);
 }
 
-int wait_for_block(Vote how, bool vote, const char* place) {
+int wait_for_block(Vote how, bool vote, int line) {
     const void* const from = __builtin_return_address(0);
     if (!need_kernel("__syncthreads", from)) return 0;
     record(Act::Barrier, nullptr, 0, 0, from);
     Thread& me = self();
     me.how = how;
     me.vote = vote;
-    me.kind = place;
+    me.barrier = line;
+    me.kind = "__syncthreads";
     me.mask = 0;
     wait(State::AtBarrier, from);
     return block->vote;
@@ -572,9 +599,11 @@ void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, 
     wait(State::AtWarp, from);
 }
 
-void receive(unsigned lane, void* value, size_t bytes) {
-    if (!running) return;
-    std::memcpy(value, block->warps[current / kWarp].given[lane].data(), bytes);
+bool receive(unsigned lane, void* value, size_t bytes) {
+    if (!running) return false;
+    const Warp& warp = block->warps[current / kWarp];
+    std::memcpy(value, warp.given[lane].data(), bytes);
+    return warp.givers >> lane & 1;
 }
 
 void wait_for_warp(unsigned mask) { exchange("__syncwarp", mask, nullptr, 0); }

@@ -111,8 +111,11 @@ void forget_failure();  // so that the next launch runs again
 
 enum class Access { Read, Write, Atomic };
 
-// Checks and notes an access that the compiler does not report; `from` is the address to which its caller returns.
-void access(const void* address, size_t bytes, Access access, const void* from);
+// Checks and notes an access; `from` is the address to which its caller returns.
+void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile = false);
+
+// The running thread's next operation, an atomicCAS, detects whether another thread has written there since it read.
+void verify(const void* address);
 
 // One atomic operation: returns the old value and stores f(old).
 template <typename T, typename F>
@@ -131,13 +134,14 @@ void* fill(void* to, int value, size_t bytes);         // memset
 void fence(bool whole_grid);
 
 enum class Vote { Or, And, Count };
-int wait_for_block(Vote how, bool vote, const char* place);  // of the call in its source, the same for all threads
+int wait_for_block(Vote how, bool vote, int line);  // of the call
 void wait_for_grid();
 
 // The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take
-// part in the same one. `source` is the lane whose value this one takes. `receive` then copies what a lane gave; what lanes that take no part give is undefined.
+// part in the same one. `source` is the lane whose value this one takes. `receive` then copies what a lane gave, and
+// returns whether it took part: a lane that has returned does not, and what it would have given is undefined.
 void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, unsigned source = built_in.lane);
-void receive(unsigned lane, void* value, size_t bytes);
+bool receive(unsigned lane, void* value, size_t bytes);
 void wait_for_warp(unsigned mask);
 unsigned active_lanes();  // those that wait here with this one, where nothing else of the warp can run
 

@@ -16,7 +16,14 @@ namespace {
 
 constexpr int kFaulty = 99;  // the exit status of a program that was ended by a fault
 
-std::string first, first_json, invalid_json, text;
+std::string first, first_json, text;
+
+// A call that was refused, as JSON but for its end: whether the program has asked for the error.
+struct Refused {
+    std::string json;
+    bool handled;
+};
+std::vector<Refused> all_refused;
 
 std::string leaks_as_json() {
     std::vector<std::string> leaks;
@@ -42,7 +49,10 @@ std::string in_json(const Launch& l) {
 const char* report() {
     std::vector<std::string> launches;
     for (const Launch& l : counted_launches()) launches.push_back(in_json(l));
-    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"invalid\": [" + invalid_json +
+    std::vector<std::string> refused;
+    for (const Refused& i : all_refused)
+        refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"refused\": [" + joined(refused) +
            "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
     return text.c_str();
 }
@@ -98,10 +108,12 @@ void note_fault(const std::string& what, const Site& at, const Site& other) {
     first_json = "{\"what\": " + quoted(what) + ", \"at\": " + as_json(at) + ", \"other\": " + as_json(other) + "}";
 }
 
-void note_invalid_launch(const std::string& what, const Site& at) {
-    invalid_json +=
-        (invalid_json.empty() ? "" : ", ") + ("{\"what\": " + quoted(what)) + ", \"at\": " + as_json(at) + "}";
-    set_invalid_configuration();
+void note_refused(const std::string& what, const Site& at) {
+    all_refused.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
+}
+
+void handle_refused() {
+    for (Refused& i : all_refused) i.handled = true;
 }
 
 void forget_failure() {
@@ -128,6 +140,6 @@ extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasi
 extern "C" void cudasim_reset() {
     using namespace cudasim;
     forget_failure();
-    invalid_json.clear();
+    all_refused.clear();
     counted_launches().clear();
 }

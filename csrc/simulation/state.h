@@ -48,6 +48,7 @@ const void* caller_of_function();  // where the running function returns to
 using Site = std::vector<const void*>;
 Site site(const void* from);
 
+[[noreturn]] void fault(const std::string& what, const Site& at, const Site& other = {});
 [[noreturn]] void fault(const std::string& what, const void* from, const Site& other = {});
 
 // ---- arrays.cpp: what kernels may access ----
@@ -105,9 +106,11 @@ const std::vector<std::unique_ptr<Array>>& allocations();
 extern bool watching;                  // global memory too; shared memory always is
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
-void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from);
+void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile);
 Site last_write(Array& array, uintptr_t address);
 void watch_fence();
+void watch_barrier(uint32_t block);
+void watch_wait();    // of the running thread, or its end
 void forget_order();  // where all blocks have met
 
 // ---- counting.cpp, recording.cpp ----
@@ -124,7 +127,8 @@ void record(Act act, const Array* array, int64_t offset, size_t bytes, const voi
 
 struct Faulty {};  // thrown to end a launch
 void note_fault(const std::string& what, const Site& at, const Site& other);
-void note_invalid_launch(const std::string& what, const Site& at);
+void note_refused(const std::string& what, const Site& at);  // a call that returns an error
+void handle_refused();                                       // the program has asked for the error
 bool has_failed();
 const std::string& failure();
 void end_launch();  // with its fault, if there is one

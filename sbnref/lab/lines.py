@@ -40,7 +40,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
             at = int(line, 16) + 1
             continue
         file, _, number = re.sub(r" \(discriminator \d+\)$", "", line).rpartition(":")
-        if number.isdigit() and at in found:
+        if number.isdigit() and at in found and file != "??":
             found[at].append((os.path.realpath(file), int(number)))
     return found
 

@@ -42,11 +42,13 @@ class Fault:
         what: in a sentence; of kernels it names the kernel, the block and the thread.
         at: where it happened: the line, and the lines of the calls that led there. Empty if no line is known.
         other: likewise for the access that it collides with.
+        handled: whether the program has asked for the error of a refused call.
     """
 
     what: str
     at: tuple[Place, ...] = ()
     other: tuple[Place, ...] = ()
+    handled: bool = False
 
 
 class Run(Report):
@@ -54,7 +56,8 @@ class Run(Report):
 
     Attributes:
         fault: the first, which ended the program; None if there is none.
-        invalid: launches that were refused because of their configuration.
+        refused: launches of an invalid configuration, and other calls that returned an error. They fail the run
+            unless the program has asked for the error, by ``cudaGetLastError`` for example.
         leaks: arrays that were never freed.
         launches: a dict for each: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block,
             ``bytes_read`` and ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the
@@ -66,7 +69,7 @@ class Run(Report):
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
         found = _Lines(program, report)
         self.fault = None if report["fault"] is None else found.fault(report["fault"])
-        self.invalid = [found.fault(fault) for fault in report["invalid"]]
+        self.refused = [found.fault(fault) for fault in report["refused"]]
         self.leaks = [
             Fault(f"{leak['name']}, {leak['bytes']} bytes", found.places(leak["at"])) for leak in report["leaks"]
         ]
@@ -76,7 +79,7 @@ class Run(Report):
     @property
     def passed(self) -> bool:
         """Whether the program ended well and did nothing that CUDA does not allow."""
-        return self.fault is None and not self.invalid and self.status == 0
+        return self.fault is None and all(call.handled for call in self.refused) and self.status == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -86,7 +89,7 @@ class Run(Report):
 
         return {
             "fault": plain(self.fault),
-            "invalid": [*map(plain, self.invalid)],
+            "refused": [{**plain(call), "handled": call.handled} for call in self.refused],
             "leaks": [*map(plain, self.leaks)],
             "launches": self.launches,
             "status": self.status,
@@ -97,8 +100,9 @@ class Run(Report):
         from rich.text import Text
 
         parts: list[RenderableType] = []
-        for fault in [*([] if self.fault is None else [self.fault]), *self.invalid]:
-            parts.append(Text.assemble(("✗ ", "bold red"), (fault.what, "bold")))
+        for fault in [*([] if self.fault is None else [self.fault]), *self.refused]:
+            mark = ("warning: ", "yellow") if fault.handled else ("✗ ", "bold red")
+            parts.append(Text.assemble(mark, (fault.what, "bold")))
             parts += [
                 Text(f"    {word} {place}")
                 for word, places in (("at", fault.at), ("other access at", fault.other))
@@ -163,7 +167,7 @@ def run(
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
         else:
-            found = {"fault": None, "invalid": [], "launches": [], "leaks": []}
+            found = {"fault": None, "refused": [], "launches": [], "leaks": []}
     return Run(program, found, status)
 
 
@@ -171,7 +175,7 @@ class _Lines:
     """The lines of all addresses in a report, looked up at once."""
 
     def __init__(self, program: Path, report: dict[str, Any]) -> None:
-        faults = [*report["invalid"], *([] if report["fault"] is None else [report["fault"]])]
+        faults = [*report["refused"], *([] if report["fault"] is None else [report["fault"]])]
         sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
         sites += [leak["at"] for leak in report["leaks"]]
         self._found = lines_of(program, {address for site in sites for address in site})
@@ -183,7 +187,8 @@ class _Lines:
         return tuple(Place(*frame) for frame in dict.fromkeys(frames))
 
     def fault(self, fault: dict[str, Any]) -> Fault:
-        return Fault(fault["what"], self.places(fault["at"]), self.places(fault.get("other", [])))
+        at, other = self.places(fault["at"]), self.places(fault.get("other", []))
+        return Fault(fault["what"], at, other, fault.get("handled", False))
 
 
 def _is_of_the_user(file: str) -> bool:

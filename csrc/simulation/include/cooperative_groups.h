@@ -8,7 +8,7 @@
 namespace cooperative_groups {
 
 struct thread_block {
-    CUDASIM_METHOD static void sync() { __syncthreads(); }
+    CUDASIM_METHOD static void sync(int line = __builtin_LINE()) { __syncthreads(line); }
     CUDASIM_METHOD static unsigned thread_rank() {
         return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     }

@@ -96,14 +96,18 @@ CUDASIM_BUILTIN uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 
 // ---- barriers, fences, warps ----
 
-#define CUDASIM_TEXT(line) #line
-#define CUDASIM_PLACE(file, line) file ":" CUDASIM_TEXT(line)
-#define CUDASIM_BARRIER(how, vote) \
-    cudasim::wait_for_block(cudasim::Vote::how, (vote) != 0, CUDASIM_PLACE(__FILE__, __LINE__))
-#define __syncthreads() ((void)CUDASIM_BARRIER(Or, 0))
-#define __syncthreads_or(vote) CUDASIM_BARRIER(Or, vote)
-#define __syncthreads_and(vote) CUDASIM_BARRIER(And, vote)
-#define __syncthreads_count(vote) CUDASIM_BARRIER(Count, vote)
+CUDASIM_BUILTIN void __syncthreads(int line = __builtin_LINE()) {
+    cudasim::wait_for_block(cudasim::Vote::Or, false, line);
+}
+CUDASIM_BUILTIN int __syncthreads_or(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::Or, vote != 0, line);
+}
+CUDASIM_BUILTIN int __syncthreads_and(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::And, vote != 0, line);
+}
+CUDASIM_BUILTIN int __syncthreads_count(int vote, int line = __builtin_LINE()) {
+    return cudasim::wait_for_block(cudasim::Vote::Count, vote != 0, line);
+}
 CUDASIM_BUILTIN void __threadfence() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_system() { cudasim::fence(true); }
 CUDASIM_BUILTIN void __threadfence_block() { cudasim::fence(false); }
@@ -128,9 +132,8 @@ __attribute__((always_inline)) inline T over_lanes(const char* kind, unsigned ma
     T result{};
     bool first = true;
     for (unsigned lane = 0; lane < 32; ++lane) {
-        if (!(mask >> lane & 1)) continue;
         T other;
-        receive(lane, &other, sizeof other);
+        if (!(mask >> lane & 1) || !receive(lane, &other, sizeof other)) continue;
         result = first ? other : f(result, other);
         first = false;
     }
@@ -173,8 +176,7 @@ CUDASIM_BUILTIN unsigned __match_any_sync(unsigned mask, T value) {
     unsigned same = 0;
     for (unsigned lane = 0; lane < 32; ++lane) {
         T other = value;
-        if (mask >> lane & 1) cudasim::receive(lane, &other, sizeof other);
-        if (mask >> lane & 1 && other == value) same |= 1u << lane;
+        if (mask >> lane & 1 && cudasim::receive(lane, &other, sizeof other) && other == value) same |= 1u << lane;
     }
     return same;
 }
@@ -226,6 +228,7 @@ CUDASIM_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 #undef CUDASIM_ATOMIC
 template <typename T>
 CUDASIM_BUILTIN T atomicCAS(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    cudasim::verify(address);
     return cudasim::atomically(address, [=](T old) -> T { return old == expected ? v : old; });
 }
 
@@ -445,9 +448,12 @@ struct cudaDeviceProp {
 
 using cudaStream_t = struct cudasim_stream*;
 using cudaEvent_t = struct cudasim_event*;
+#define cudaStreamLegacy ((cudaStream_t)1)
+#define cudaStreamPerThread ((cudaStream_t)2)
 
 namespace cudasim {
 cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t element, bool host);
+cudaError_t error_of_launch();
 cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
 
 template <typename T>
@@ -466,7 +472,7 @@ __attribute__((always_inline)) inline cudaError_t allocate_named(
 }  // namespace cudasim
 
 // An array is called what the program calls the pointer to it.
-#define cudaMalloc(p, bytes) cudasim::allocate_named(p, bytes, #p)
+#define cudaMalloc(p, ...) cudasim::allocate_named(p, (__VA_ARGS__), #p)
 #define cudaMallocAsync(p, bytes, stream) cudasim::allocate_named(p, bytes, #p)
 #define cudaMallocManaged(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
 #define CUDASIM_FIRST(first, ...) first
@@ -598,7 +604,7 @@ template <typename... P, size_t... I>
 cudaError_t launch_pointers(
     const char* name, int line, Config config, void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
     launcher(name, line, config, kernel)(*static_cast<std::remove_reference_t<P>*>(arguments[I])...);
-    return cudaPeekAtLastError();
+    return error_of_launch();
 }
 template <typename... P>
 cudaError_t launch_Kernel(

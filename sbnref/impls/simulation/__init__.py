@@ -17,8 +17,17 @@ SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
 # The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
-# rounded by itself, as the kernels ask of the GPU where it matters. addr2line confuses files of DWARF 5.
-FLAGS = ("-O1", "-fno-tree-sra", "-gdwarf-4", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
+# rounded by itself, as the kernels ask of the GPU where it matters. addr2line 2.40 takes wrong files from DWARF 5.
+FLAGS = (
+    "--param=tsan-distinguish-volatile=1",
+    "-O1",
+    "-fno-tree-sra",
+    "-gdwarf-4",
+    "-w",
+    "-ffp-contract=off",
+    "-fsanitize=thread",
+    "-Wfatal-errors",
+)
 
 
 def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
@@ -49,7 +58,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
         flags: more of the compiler's.
 
     Returns:
-        The objects, and those of the simulation.
+        The objects of the simulation, which have to be linked first, and those of the files.
 
     Raises:
         DoesNotCompile: the compiler refuses a file.
@@ -67,7 +76,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
 
     (folder / "rewritten").mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        return [*pool.map(compile, sources), *runtime()]
+        return [*runtime(), *pool.map(compile, sources)]
 
 
 def compile_library(
@@ -99,7 +108,8 @@ def _compile(
             made = Path(folder) / "program.o"
             call_compiler(made, *FLAGS, *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search)))
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
-            call_compiler(built, *link, str(made), *map(str, objects), *libraries)
+            # The linker keeps the first of equal templates: the simulation must not run those that are watched.
+            call_compiler(built, *link, *map(str, objects), str(made), *libraries)
 
     about = [*FLAGS, *link, *more, *map(str, search), *map(str, objects), unit or ""]
     return cached(file.stem, sources, about, compile, suffix)

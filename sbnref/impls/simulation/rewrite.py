@@ -145,15 +145,22 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
     changes = []
     for match in re.finditer(r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*__shared__\b", code):
         end = _end_of_statement(code, match.end())
+        macro = _macro(code, match.start())
+        if macro is not None and (end is None or end > macro.end()):
+            end = macro.end()  # the semicolon follows where the macro is used
         if end is None:
             continue
-        declaration = _without_attributes(code[match.end() : end])
+        declaration = _without_attributes(code[match.end() : end].replace("\\\n", " "))
         volatile = "volatile " if "volatile" in match[0] else ""
         first, *others = _split(declaration)
         parsed = _declarator(first)
         if parsed is None:
             continue
         of, pointer, name, dims = parsed
+        definition = ""
+        if (structure := re.match(r"((?:struct|union|class)\s+)(\w*)\s*(?=\{)", of)) is not None:
+            tag = structure[2] or f"cudasim_type_of_{name}"
+            definition, of = f"{structure[1]}{tag} {of[structure.end() :]}; ", tag
         of = volatile + of
         declarators = [(of + pointer, name, dims)]
         for other in others:
@@ -162,16 +169,18 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
         if match[0].startswith("extern"):
             get = f'static_cast<{of}*>(cudasim::dynamic_shared("{name}", sizeof({of})))'
             if _in_function(code, match.start()):
-                new = f"{of}* const {name} = {get};"
+                new = f"{of}* const {name} = {get}"
             else:  # of the whole file
                 line = code.count("\n", 0, end) + 1
                 new = f"\n#define {name} ({get})\n#line {line}\n"
         else:
-            new = " ".join(
-                f'static char cudasim_id_{n}; {kind} (&{n}){d} = cudasim::shared<{kind}{d}>(&cudasim_id_{n}, "{n}");'
+            parameters = re.findall(r"\w+", macro["parameters"] or "") if macro else ()
+            new = definition + "; ".join(
+                f"{kind} (&{n}){d} = cudasim::shared<{kind}{d}>([] {{ static char id; return &id; }}(), "
+                + (f"#{n})" if n in parameters else f'"{n}")')
                 for kind, n, d in declarators
             )
-        changes.append((match.start(), end + 1, new))
+        changes.append((match.start(), end, new))
     return changes
 
 
@@ -189,9 +198,12 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
         closing = _matching(code, opening)
         line = code.count("\n", 0, begin) + 1
         name = re.sub(r"\s+", " ", kernel).replace('"', "'")
+        # A name may be of a template or of overloaded functions; other expressions the host evaluates, once.
+        is_name = re.fullmatch(r"[\w:\s]+(?:<.*>)?", kernel, re.DOTALL) is not None
+        capture, call = ("[=]", kernel) if is_name else (f"[cudasim_kernel = {kernel}]", "cudasim_kernel")
         head = (
             f'cudasim::launcher("{name}", {line}, {_CONFIG}({config}), '
-            f"[=](auto&... cudasim_given) {{ {kernel}(cudasim_given...); }})("
+            f"{capture}(auto&... cudasim_given) {{ {call}(cudasim_given...); }})("
         )
         changes.append((begin, opening + 1, head))
         at = opening + 1
@@ -205,7 +217,8 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
 def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
     """Variables of the GPU: registered behind their declarations."""
     changes = []
-    for match in re.finditer(r"\b(?:__device__|__constant__|__managed__)\b", code):
+    qualifier = r"\b(?:__device__|__constant__|__managed__)\b"
+    for match in re.finditer(rf"{qualifier}(?:\s+(?:static\s+)?{qualifier})*", code):
         end = _end_of_statement(code, match.end(), "({;=")
         if end is None or code[end] in "({" or _in_function(code, match.start()) or _in_class(code, match.start()):
             continue
@@ -220,7 +233,7 @@ def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
         names = [
             p[2] for part in (first, *("x " + o for o in others)) if (p := _declarator(part.split("=")[0])) is not None
         ]
-        constant = "true" if match[0] == "__constant__" else "false"
+        constant = "true" if "__constant__" in match[0] else "false"
         new = " ".join(
             f"static const cudasim::Variable cudasim_variable_{n}"
             f'(&{n}, sizeof({n}), cudasim::element_size({n}), "{n}", {constant});'
@@ -231,6 +244,14 @@ def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
 
 
 # ---- as much of the grammar as that takes ----
+
+
+def _macro(code: str, at: int) -> re.Match[str] | None:
+    """The definition of a macro that holds a position."""
+    macros = re.finditer(
+        r"^[ \t]*#[ \t]*define[ \t]+\w+(?:\((?P<parameters>[^)]*)\))?(?:\\\n|[^\n])*", code, re.MULTILINE
+    )
+    return next((macro for macro in macros if macro.start() <= at < macro.end()), None)
 
 
 def _end_of_statement(code: str, at: int, stop: str = ";") -> int | None:
@@ -284,34 +305,38 @@ def _matching_chevrons(code: str, at: int) -> int | None:
 
 
 def _begin_of_name(code: str, at: int) -> int | None:
-    """Where the name of a kernel begins that ends there: ``a::kernel<T, 256>``, or an expression in brackets."""
-    while at > 0 and code[at - 1].isspace():
+    """Where a kernel begins that ends there: ``a::kernel<T, 256>``, ``table[i].kernel``, or something in brackets."""
+    begin = None
+    while True:
+        at = len(code[:at].rstrip())
+        name = re.search(r"\b\w+$", code[:at])
+        if name is not None and name[0] not in ("return", "else", "do"):
+            begin = at = name.start()
+        elif begin is None and code[at - 1 : at] == ">":
+            at = _opening(code, at, angles=True)
+            continue
+        elif code[at - 1 : at] in (")", "]"):
+            begin = at = _opening(code, at)
+            continue
+        joint = re.search(r"(?:::|\.|->)\s*$", code[:at])
+        if joint is None or begin is None:
+            return begin
+        at = joint.start()
+        if joint[0].startswith("::"):
+            begin = at
+
+
+def _opening(code: str, at: int, angles: bool = False) -> int:
+    """Where the bracket opens that closes before ``at``."""
+    depth = angle = 0
+    while at > 0:
         at -= 1
-    if at == 0:
-        return None
-    if code[at - 1] == ">":
-        depth = 0
-        while at > 0:
-            at -= 1
-            if code[at] == ">" and code[at - 1] != "-":
-                depth += 1
-            elif code[at] == "<":
-                depth -= 1
-                if depth == 0:
-                    break
-        return _begin_of_name(code, at)
-    while at > 0 and code[at - 1] in ")]":
-        depth = 0
-        while at > 0:
-            at -= 1
-            if code[at] in _CLOSE:
-                depth += 1
-            elif code[at] in _OPEN:
-                depth -= 1
-                if depth == 0:
-                    break
-    match = re.search(r"(?:(?:::\s*)?(?:\b\w+\s*(?:::|\.|->)\s*)*\w+)?$", code[:at])
-    return match.start() if match else at
+        depth += (code[at] in _CLOSE) - (code[at] in _OPEN)
+        if angles and depth == 0 and code[at - 1 : at + 1] != "->":
+            angle += (code[at] == ">") - (code[at] == "<")
+        if depth == angle == 0:
+            break
+    return at
 
 
 def _without_attributes(declaration: str) -> str:

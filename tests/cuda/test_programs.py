@@ -1,0 +1,209 @@
+"""Ordinary CUDA programs in the simulation: right ones run, and planted faults are reported with their line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from nvcc import compiled, needs_nvcc
+from typer.testing import CliRunner
+
+from sbnref.cli import app
+from sbnref.impls.simulation import compile_program
+from sbnref.impls.simulation.compiling import DoesNotCompile
+from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
+from sbnref.lab.run import run
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+PROGRAMS = sorted((HERE / "programs").glob("*.cu"))
+SUM, LAST_BLOCK = HERE / "programs" / "vector_sum.cu", HERE / "programs" / "last_block.cu"
+FAULTS = HERE / "faults" / "faults.cu"
+PLANTED = {
+    match[1]: (line, match[2])
+    for line, text in enumerate(FAULTS.read_text().splitlines(), 1)
+    if (match := re.search(r"// fault (\w+): (.*)", text))
+}
+ORDERS = ("ascending", "descending", *(f"random:{seed}" for seed in range(1, 9)))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_a_right_program_passes_in_every_order(program):
+    for order in ORDERS:
+        report = run(program, order=order, timeout=60)
+        assert report.passed, (order, report.to_dict())
+        assert not report.leaks
+
+
+@needs_nvcc
+def test_nvcc_compiles_the_programs(tmp_path):
+    """All at once, each in a namespace of its own, which takes a tenth of the time."""
+    texts = [program.read_text() for program in PROGRAMS]
+    headers = sorted({header for text in texts for header in re.findall(r"#include <.*>", text)})
+    spaces = [f'namespace {p.stem} {{\n#include "{p}"\n}}' for p in PROGRAMS]
+    source = tmp_path / "all.cu"
+    source.write_text("\n".join([*headers, f'#include "{HERE}/programs/program.h"', *spaces]))
+    compiled(["nvcc", "-std=c++17", "-arch=sm_90", "-c", str(source), "-o", str(tmp_path / "all.o")])
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_fault_is_reported_with_its_line(name):
+    report = run(FAULTS, [name], timeout=60)
+    fault = report.fault or report.refused[0]
+    line, words = PLANTED[name]
+    assert words in fault.what
+    assert (fault.at[0].file, fault.at[0].line) == (str(FAULTS), line)
+    assert not report.passed
+    for order in ("descending", "random:1", "random:2"):
+        assert not run(FAULTS, [name], order=order, timeout=60).passed
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def lab_run(capfd):
+    """``lab_run(argument, ...)`` gives the exit status, the output and the errors of ``sbnref lab run``."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["lab", "run", *map(str, arguments)], env={"COLUMNS": "200"})
+        return result.exit_code, capfd.readouterr().out + result.stdout, result.stderr
+
+    return call
+
+
+@pytest.fixture
+def program(tmp_path):
+    """``program(text)`` is a file of that text."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.cu"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_table_and_the_numbers_of_launches(lab_run):
+    status, out, _ = lab_run(SUM)
+    assert status == 0
+    assert re.search(r"add +1 +4 +256 +8,000 B +4,000 B +375 +100% +0 B +0 *\n", out), out
+    status, out, _ = lab_run("--json", SUM, "100")
+    (launch,) = json.loads(out)["launches"]
+    assert (status, launch["grid"], launch["bytes_read"], launch["sectors"]) == (0, [1, 1, 1], 800, 39)
+    status, out, _ = lab_run("--json", "--launches", 1, LAST_BLOCK)
+    assert (status, len(json.loads(out)["launches"])) == (0, 1)
+
+
+def test_a_fault_and_a_leak(lab_run):
+    status, out, _ = lab_run(FAULTS, "missing_barrier")
+    assert status == 1
+    assert f"✗ kernel simple.at(name), block 0, thread 0: {PLANTED['missing_barrier'][1]}\n    at {FAULTS}:" in out
+    status, out, _ = lab_run(FAULTS)
+    assert status == 0, "a leak is a warning"
+    assert f"warning: never freed: x, 256 bytes, allocated at {FAULTS}:" in out
+
+
+def test_how_a_program_ends(lab_run, program):
+    source = program("#include <cstdlib>\nint main() { EXIT; return 0; }")
+    assert lab_run("-DEXIT=", source)[0] == 0
+    for ending, message in (("return 3", "exited with 3"), ("std::abort()", "was ended by SIGABRT")):
+        status, out, _ = lab_run(f"-DEXIT={ending}", source)
+        assert (status, f"✗ the program {message}" in out) == (1, True), out
+    status, _, err = lab_run("--timeout", 1, "-DEXIT=for (volatile int i = 0;;) ++i", source)
+    assert (status, "was not done after 1 s" in err) == (2, True)
+
+
+def test_what_does_not_compile(lab_run, program):
+    source = program("__global__ void k(int* x) {\n    __shared__ int s[4], n;\n    x[0] = y;\n}\nint main() {}\n")
+    status, _, err = lab_run(source)
+    assert status == 2
+    assert f"{source}:3:" in err
+    assert "‘y’ was not declared" in err or "'y'" in err
+    assert lab_run(source.with_name("absent.cu"))[0] == 2
+    with pytest.raises(DoesNotCompile, match=r"mine\.cu"):
+        compile_program(source)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("cudaTextureObject_t t;", "texture memory"),
+        ("#include <thrust/sort.h>", "the libraries CUB, Thrust and CUTLASS"),
+        ("nvcuda::wmma::fill_fragment(f, 0);", "tensor cores"),
+    ],
+)
+def test_what_is_not_supported_is_named_with_its_line(lab_run, program, line, what):
+    source = program(f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
+    status, _, err = lab_run(source)
+    assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
+
+
+# ---- rewriting ----
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel", "config", "arguments"),
+    [
+        ("k<<<1, 2>>>(x, 0, NULL);", "k", "1, 2", "x,cudasim::Null{},cudasim::Null{}"),
+        ("k<T, 256> <<<(n + 1) / 2, 256>>>(x);", "k<T, 256>", "(n + 1) / 2, 256", "x"),
+        ("a::b::k<A<B<int>>, (n > 1)><<<1, 1>>>();", "a::b::k<A<B<int>>, (n > 1)>", "1, 1", ""),
+        ("k<<<dim3(1, 2), f<int>(a >> 1), sizeof(T), s>>>(\n    x, y);", "k", None, "\n    x, y"),
+        ("if (n < 2) k<<<n, (a > b ? a : b)>>>(x);", "k", "n, (a > b ? a : b)", "x"),
+        ("::k<<<\n  1,\n  2\n>>>(x);", "::k", "\n  1,\n  2\n", "x"),
+        ("return k<<<1, 1>>>(f(0), 0.0f);", "k", "1, 1", "f(0), 0.0f"),
+    ],
+)
+def test_a_launch(text, kernel, config, arguments):
+    source = source_of(text)
+    assert f"{{ {kernel}(cudasim_given...); }})({arguments});" in source
+    assert config is None or f"cudasim::Config({config})" in source
+    assert source.count("\n") >= text.count("\n")
+
+
+@pytest.mark.parametrize("kernel", ["table[i].kernel", "(a ? b : c)", "a->b", "map.at(name)", "f(1)[2]"])
+def test_a_launch_of_an_expression_evaluates_it_once(kernel):
+    assert "return cudasim::launcher(" in source_of(f"return {kernel}<<<1, 1>>>(x);")
+    assert f"[cudasim_kernel = {kernel}](auto" in source_of(f"return {kernel}<<<1, 1>>>(x);")
+
+
+def test_shared_memory():
+    source = source_of(
+        "__global__ void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n"
+    )
+    own = "([] { static char id; return &id; }(), "
+    assert f'float (&a)[32][N + 1] = cudasim::shared<float[32][N + 1]>{own}"a"); float (&b) = cuda' in source
+    assert f'A<int, 2> (&c)[2] = cudasim::shared<A<int, 2>[2]>{own}"c");' in source
+    assert source.count("\n") == 4
+    source = source_of("#define SHARED(name) __shared__ int name[4]\nvoid k() { SHARED(a); }\n")
+    assert (
+        source
+        == f"#define SHARED(name) int (&name)[4] = cudasim::shared<int[4]>{own}#name)\nvoid k() {{ SHARED(a); }}\n"
+    )
+    source = source_of("void k() {\n    __shared__ struct { int a, b; } s, *p;\n}\n")
+    assert "struct cudasim_type_of_s { int a, b; }; cudasim_type_of_s (&s) = " in source
+    source = source_of("void k() {\n    extern __shared__ __align__(16) volatile float4 s[];\n}\n")
+    assert 'volatile float4* const s = static_cast<volatile float4*>(cudasim::dynamic_shared("s",' in source
+    source = source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n")
+    assert re.search(r"#define s \(static_cast<int\*>.*\)\n#line 2\n", source)
+
+
+def test_variables():
+    source = source_of(
+        "__device__ __constant__ float c[2] = {1, 2}, d;\nstatic __device__ int n;\n__device__ int f() { return 1; }\n"
+    )
+    names = re.findall(r'"(\w+)", (true|false)\)', source)
+    assert names == [("c", "true"), ("d", "true"), ("n", "false")]
+
+
+def test_text_that_is_no_code():
+    text = (
+        '// k<<<1, 1>>>(x)\n/* __shared__ int a;\n*/ const char* s = "k<<<1, 1>>>(__shared__)"; char c = \'"\'; // "\n'
+    )
+    assert source_of(text) == text
+    assert len(blank(text)) == len(text)
+    assert "__noinline__" not in source_of("__noinline__ __device__ int f();")
+    assert source_of("__attribute__((__noinline__)) int f();") == "__attribute__((__noinline__)) int f();"
+    with pytest.raises(NotSupported, match="line 2: texture memory"):
+        source_of("\ntex2D(t, x, y);")
