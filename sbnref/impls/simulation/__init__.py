@@ -17,8 +17,9 @@ SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
 # The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
-# rounded by itself, as the kernels ask of the GPU where it matters.
-FLAGS = ("-O1", "-fno-tree-sra", "-g", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
+# rounded by itself, as the kernels ask of the GPU where it matters. binutils up to 2.40 mistake the
+# first file of DWARF 5.
+FLAGS = ("-O1", "-fno-tree-sra", "-gdwarf-4", "-w", "-ffp-contract=off", "-fsanitize=thread", "-Wfatal-errors")
 
 
 def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
