@@ -261,6 +261,7 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from) {
     if (is_own_stack(address) || address - reinterpret_cast<uintptr_t>(&built_in) < sizeof built_in ||
         is_argument(address))
         return;
+    settle_store();
     pass_time();
     Array* array = find_shared(address);
     if (array == nullptr) array = find(address);

@@ -89,6 +89,7 @@ unsigned current;  // the running thread, by its number in the block
 Thread& self() { return block->threads[current]; }
 
 void wait(State state, const void* from) {
+    settle_store();
     Thread& me = self();
     me.state = state;
     me.from = from;
@@ -474,10 +475,11 @@ Site site(const void* from) {
     return found;
 }
 
-void fault(const std::string& what, const void* from, const Site& other) {
-    const Site where = site(from);
+void fault(const std::string& what, const void* from, const Site& other) { fault(what, site(from), other); }
+
+void fault(const std::string& what, const Site& at, const Site& other) {
     running = false;
-    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, where, other);
+    note_fault(in_kernel_words() + "thread " + thread_in_words(current) + ": " + what, at, other);
     faulty = true;
     self().fiber.switch_to(scheduler);  // for good
     std::abort();

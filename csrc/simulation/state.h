@@ -49,6 +49,7 @@ using Site = std::vector<const void*>;
 Site site(const void* from);
 
 [[noreturn]] void fault(const std::string& what, const void* from, const Site& other = {});
+[[noreturn]] void fault(const std::string& what, const Site& at, const Site& other);
 
 // ---- arrays.cpp: what kernels may access ----
 
@@ -106,6 +107,7 @@ extern bool watching;                  // global memory too; shared memory alway
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
 void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from);
+void settle_store();  // the running thread's last has been done
 void watch_fence();
 void forget_order();  // where all blocks have met
 

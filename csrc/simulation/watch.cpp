@@ -1,10 +1,11 @@
 // Races, and reads of memory that was not written.
 //
 // Two accesses to the same bytes race if they are of different threads, one of them writes, not both are atomic, and
-// nothing orders them. What orders them: within a block a barrier, within a warp a __syncwarp of both lanes, between
-// blocks the end of a launch, a barrier of the grid, and fences around atomic operations on one address: a block that
-// finds what another block's operation left there, and has a __threadfence after it, comes after what that block's
-// threads did before a __threadfence of theirs, if that was before the operation.
+// nothing orders them. Stores of one value to one place do not: it is there, whichever comes last. What orders
+// accesses: within a block a barrier, within a warp a __syncwarp of both lanes, between blocks the end of a launch, a
+// barrier of the grid, and fences around atomic operations on one address: a block that finds what another block's
+// operation left there, and has a __threadfence after it, comes after what that block's threads did before a
+// __threadfence of theirs, if that was before the operation.
 #include <map>
 #include <unordered_map>
 
@@ -25,7 +26,7 @@ struct Release {
 };
 
 std::unordered_map<uintptr_t, std::vector<Release>> published;     // in this launch, by the address of the operation
-std::unordered_map<uint64_t, std::vector<uint32_t>> fences;     // of the threads: their epochs
+std::unordered_map<uint64_t, std::vector<uint32_t>> fences;        // of the threads: their epochs
 std::unordered_map<uint32_t, std::vector<Release>> pending, seen;  // by blocks: found, and found before a fence
 std::map<Site, uint32_t> numbers;
 std::vector<const Site*> sites;
@@ -66,7 +67,7 @@ bool follows(const Visit& visit, const Position& me) {
 
 [[noreturn]] void race(
     const char* verb, const Array& array, uintptr_t address, size_t bytes, const char* did, const Visit& other,
-    const Position& me, const void* from) {
+    const Position& me, const Site& at) {
     const bool same_block = other.block == me.block;
     std::string who = same_block ? "" : "block " + block_in_words(other.block) + ", ";
     who += other.thread == Visit::kSeveral ? "several threads" : "thread " + thread_in_words(other.thread);
@@ -74,10 +75,28 @@ bool follows(const Visit& visit, const Position& me) {
         std::string(verb) + " " + (array.space == Space::Shared ? "shared " : "") + array.in_words(address, bytes) +
             ", which " + who + " " + did + ", without " +
             (same_block ? "a barrier in between" : "an order between the two blocks"),
-        from, site_of(other.site & ~kAtomicSite));
+        at, site_of(other.site & ~kAtomicSite));
 }
 
+// The running thread's last store, where it is a race unless it stores what is there.
+struct Doubtful {
+    const Array* array = nullptr;
+    uintptr_t address = 0;
+    Visit other, me;
+    std::string before;
+};
+Doubtful doubtful;
+
 }  // namespace
+
+void settle_store() {
+    if (doubtful.array == nullptr) return;
+    const Doubtful store = std::move(doubtful);
+    doubtful.array = nullptr;
+    const size_t bytes = store.before.size();
+    if (std::memcmp(reinterpret_cast<const void*>(store.address), store.before.data(), bytes) != 0)
+        race("writes", *store.array, store.address, bytes, "wrote", store.other, store.me, site_of(store.me.site));
+}
 
 uint32_t number_of(const void* from) {
     const void* const caller = caller_of_function();
@@ -93,6 +112,7 @@ const Site& site_of(uint32_t number) { return *sites[number]; }
 uint32_t number_of_sites() { return static_cast<uint32_t>(sites.size()); }
 
 void forget_order() {
+    doubtful.array = nullptr;
     published.clear();
     fences.clear();
     pending.clear();
@@ -122,7 +142,8 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
         }
         if (!fences.empty()) {
             const auto own = fences.find(key(here));
-            all.push_back({here.block, here.epoch, here.thread, own == fences.end() ? -1 : int64_t{own->second.back()}});
+            all.push_back(
+                {here.block, here.epoch, here.thread, own == fences.end() ? -1 : int64_t{own->second.back()}});
         }
     }
     if (array.granule > bytes) array.refine(bytes);
@@ -133,7 +154,8 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
     static_cast<Position&>(me) = here;
     me.lanes = 1u << here.thread % kWarp;
     me.site = number_of(from);
-    if (const auto own = fences.find(key(here)); own != fences.end()) me.fences = static_cast<uint16_t>(own->second.size());
+    if (const auto own = fences.find(key(here)); own != fences.end())
+        me.fences = static_cast<uint16_t>(own->second.size());
     const bool whole_block = array.space == Space::Shared;
     for (uintptr_t a = address; a < address + bytes; a += array.granule) {
         const size_t i = (a - array.begin) / array.granule;
@@ -150,14 +172,19 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
         Element& e = array.at(a);
         const auto concurrent = [&](const Visit& v) { return v.launch == here.launch && !follows(v, here); };
         const bool both_atomic = atomic && e.write.site & kAtomicSite;
-        if (!both_atomic && concurrent(e.write))
+        const bool both_store = !read && !atomic && !(e.write.site & kAtomicSite);
+        if (both_store && concurrent(e.write)) {
+            if (doubtful.array == nullptr)
+                doubtful = {&array, address, e.write, me, {reinterpret_cast<const char*>(address), bytes}};
+        } else if (!both_atomic && concurrent(e.write)) {
             race(
                 read     ? "reads"
                 : atomic ? "updates"
                          : "writes",
-                array, address, bytes, e.write.site & kAtomicSite ? "updated" : "wrote", e.write, here, from);
+                array, address, bytes, e.write.site & kAtomicSite ? "updated" : "wrote", e.write, here, site(from));
+        }
         if (!read && concurrent(e.read))
-            race(atomic ? "updates" : "writes", array, address, bytes, "read", e.read, here, from);
+            race(atomic ? "updates" : "writes", array, address, bytes, "read", e.read, here, site(from));
         if (!read) {
             e.write = me;
             if (atomic) e.write.site |= kAtomicSite;
