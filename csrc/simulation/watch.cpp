@@ -41,34 +41,33 @@ constexpr uint32_t kAtomicSite = 1u << 31;  // in the number of a visit's site
 
 uint64_t key(const Position& p) { return uint64_t{p.block} << 16 | p.thread; }
 
-// Whether the running thread comes after a visit of this launch.
-bool follows(const Visit& visit, const Position& me) {
-    if (visit.block == me.block) {
-        if (visit.epoch < me.epoch) return true;
-        if (visit.thread == me.thread && (visit.lanes & (visit.lanes - 1)) == 0) return true;
-        if (visit.thread != Visit::kSeveral && visit.thread / kWarp == me.thread / kWarp) {
-            bool all = true;
-            for (unsigned lane = 0; lane < kWarp; ++lane)
-                all &= !(visit.lanes >> lane & 1) || lane == me.thread % kWarp || met(lane, visit.tick);
-            if (all) return true;
+// Whether nothing orders the running thread and a visit of this launch.
+bool concurrent(const Visit& visit) {
+    if (visit.launch != here.launch) return false;
+    if (visit.block == here.block) {
+        if (visit.epoch < here.epoch) return false;
+        if (visit.thread != Visit::kSeveral && visit.thread / kWarp == here.thread / kWarp) {
+            uint32_t others = visit.lanes & ~(1u << here.thread % kWarp);
+            while (others != 0 && here.met[__builtin_ctz(others)] > visit.tick) others &= others - 1;
+            if (others == 0) return false;
         }
     }
-    const auto mine = seen.find(me.block);
-    if (mine == seen.end()) return false;
+    const auto mine = seen.find(here.block);
+    if (mine == seen.end()) return true;
     const auto own = fences.find(key(visit));  // of the thread that was there: its fences after the visit count
     const bool fenced = own != fences.end() && own->second.size() > visit.fences;
     for (const Release& r : mine->second) {
         if (r.block != visit.block) continue;
-        if (r.fence >= 0 && (visit.epoch < r.fence || visit.thread == r.thread)) return true;
-        if (fenced && (own->second[visit.fences] < r.epoch || visit.thread == r.thread)) return true;
+        if (r.fence >= 0 && (visit.epoch < r.fence || visit.thread == r.thread)) return false;
+        if (fenced && (own->second[visit.fences] < r.epoch || visit.thread == r.thread)) return false;
     }
-    return false;
+    return true;
 }
 
 [[noreturn]] void race(
     const char* verb, const Array& array, uintptr_t address, size_t bytes, const char* did, const Visit& other,
-    const Position& me, const Site& at) {
-    const bool same_block = other.block == me.block;
+    const Site& at) {
+    const bool same_block = other.block == here.block;
     std::string who = same_block ? "" : "block " + block_in_words(other.block) + ", ";
     who += other.thread == Visit::kSeveral ? "several threads" : "thread " + thread_in_words(other.thread);
     fault(
@@ -82,7 +81,8 @@ bool follows(const Visit& visit, const Position& me) {
 struct Doubtful {
     const Array* array = nullptr;
     uintptr_t address = 0;
-    Visit other, me;
+    uint32_t site = 0;
+    Visit other;
     std::string before;
 };
 Doubtful doubtful;
@@ -95,7 +95,7 @@ void settle_store() {
     doubtful.array = nullptr;
     const size_t bytes = store.before.size();
     if (std::memcmp(reinterpret_cast<const void*>(store.address), store.before.data(), bytes) != 0)
-        race("writes", *store.array, store.address, bytes, "wrote", store.other, store.me, site_of(store.me.site));
+        race("writes", *store.array, store.address, bytes, "wrote", store.other, site_of(store.site));
 }
 
 uint32_t number_of(const void* from) {
@@ -120,19 +120,16 @@ void forget_order() {
 }
 
 void watch_fence() {
-    const Position me = position();
-    fences[key(me)].push_back(me.epoch);
-    if (const auto read = pending.find(me.block); read != pending.end()) {
-        auto& mine = seen[me.block];
+    fences[key(here)].push_back(here.epoch);
+    if (const auto read = pending.find(here.block); read != pending.end()) {
+        auto& mine = seen[here.block];
         mine.insert(mine.end(), read->second.begin(), read->second.end());
         pending.erase(read);
     }
 }
 
-void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from) {
+void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from, uint32_t site_number) {
     if (!watching && array.space == Space::Global) return;
-    if (array.space == Space::Constant) return;
-    const Position here = position();
     const bool read = access == Access::Read, atomic = access == Access::Atomic;
     if (atomic) {
         std::vector<Release>& all = published[address];
@@ -146,48 +143,37 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
                 {here.block, here.epoch, here.thread, own == fences.end() ? -1 : int64_t{own->second.back()}});
         }
     }
+    const uintptr_t offset = address - array.begin;
     if (array.granule > bytes) array.refine(bytes);
-    while (array.granule > 1 && ((address - array.begin) % array.granule || bytes % array.granule))
-        array.refine(array.granule / 2);
-    if (!array.known && array.written.empty()) array.written.resize((array.size() + array.granule - 1) / array.granule);
+    while ((offset | bytes) & (array.granule - 1)) array.refine(array.granule / 2);
+    const int shift = __builtin_ctzll(array.granule);
     Visit me;
     static_cast<Position&>(me) = here;
     me.lanes = 1u << here.thread % kWarp;
-    me.site = number_of(from);
-    if (const auto own = fences.find(key(here)); own != fences.end())
-        me.fences = static_cast<uint16_t>(own->second.size());
-    const bool whole_block = array.space == Space::Shared;
-    for (uintptr_t a = address; a < address + bytes; a += array.granule) {
-        const size_t i = (a - array.begin) / array.granule;
-        if (!array.known) {
-            if (!read && !atomic) {
-                array.written[i] = true;
-            } else if (!array.written[i]) {
-                fault(
-                    std::string(read ? "reads " : "updates ") + (whole_block ? "shared " : "") +
-                        array.in_words(address, bytes) + ", which was never written",
-                    from);
-            }
-        }
-        Element& e = array.at(a);
-        const auto concurrent = [&](const Visit& v) { return v.launch == here.launch && !follows(v, here); };
-        const bool both_atomic = atomic && e.write.site & kAtomicSite;
-        const bool both_store = !read && !atomic && !(e.write.site & kAtomicSite);
-        if (both_store && concurrent(e.write)) {
+    if (!fences.empty())
+        if (const auto own = fences.find(key(here)); own != fences.end())
+            me.fences = static_cast<uint16_t>(own->second.size());
+    me.site = site_number | (atomic ? kAtomicSite : 0);
+    const auto race_with = [&](const char* did, const Visit& other) {
+        const char* const verb = read ? "reads" : atomic ? "updates" : "writes";
+        race(verb, array, address, bytes, did, other, site(from));
+    };
+    for (size_t i = offset >> shift; i < (offset + bytes) >> shift; ++i) {
+        Element& e = array.at(i);
+        if (access != Access::Write && e.write.launch == 0 && !array.known && !array.is_written(i))
+            fault(
+                std::string(read ? "reads " : "updates ") + (array.space == Space::Shared ? "shared " : "") +
+                    array.in_words(address, bytes) + ", which was never written",
+                from);
+        const bool after_atomic = e.write.site & kAtomicSite;
+        if (!(atomic && after_atomic) && concurrent(e.write)) {
+            if (access != Access::Write || after_atomic) race_with(after_atomic ? "updated" : "wrote", e.write);
             if (doubtful.array == nullptr)
-                doubtful = {&array, address, e.write, me, {reinterpret_cast<const char*>(address), bytes}};
-        } else if (!both_atomic && concurrent(e.write)) {
-            race(
-                read     ? "reads"
-                : atomic ? "updates"
-                         : "writes",
-                array, address, bytes, e.write.site & kAtomicSite ? "updated" : "wrote", e.write, here, site(from));
+                doubtful = {&array, address, site_number, e.write, {reinterpret_cast<const char*>(address), bytes}};
         }
-        if (!read && concurrent(e.read))
-            race(atomic ? "updates" : "writes", array, address, bytes, "read", e.read, here, site(from));
         if (!read) {
+            if (concurrent(e.read)) race_with("read", e.read);
             e.write = me;
-            if (atomic) e.write.site |= kAtomicSite;
         } else if (!concurrent(e.read)) {
             e.read = me;
         } else if (e.read.block == here.block && e.read.thread != Visit::kSeveral) {
