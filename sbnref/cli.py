@@ -143,10 +143,11 @@ def run_program(
     from .lab.run import run
 
     flags = [f"-D{macro}" for macro in define or ()]
+    given = arguments or []
+    if given[:1] == ["--"]:  # kept, because options may follow the program's name that are its own
+        given = given[1:]
     report = or_exit(
-        lambda: run(
-            file, arguments or (), search=include or (), flags=flags, launches=launches, order=order, timeout=timeout
-        )
+        lambda: run(file, given, search=include or (), flags=flags, launches=launches, order=order, timeout=timeout)
     )
     _show(report, json)
     if finder() is None:

@@ -155,25 +155,28 @@ void Array::refine(size_t bytes) {
         std::vector<bool> finer(2 * written.size());
         for (size_t i = 0; i < written.size(); ++i) finer[2 * i] = finer[2 * i + 1] = written[i];
         written = std::move(finer);
+        const size_t before = chunk_size();
+        granule /= 2;
         std::vector<std::unique_ptr<Element[]>> split(2 * chunks.size());
         for (size_t i = 0; i < chunks.size(); ++i) {
             if (chunks[i] == nullptr) continue;
             for (size_t half = 0; half < 2; ++half) {
-                auto& part = split[2 * i + half] = std::make_unique<Element[]>(kChunk);
-                for (size_t k = 0; k < kChunk; ++k) part[k] = chunks[i][(half * kChunk + k) / 2];
+                auto& part = split[2 * i + half] = std::make_unique<Element[]>(chunk_size());
+                for (size_t k = 0; k < chunk_size() && half * kChunk + k < 2 * before; ++k)
+                    part[k] = chunks[i][(half * kChunk + k) / 2];
             }
         }
         chunks = std::move(split);
-        granule /= 2;
     }
 }
 
-Element& Array::at(uintptr_t address) {
-    const size_t i = (address - begin) / granule;
-    if (chunks.empty()) chunks.resize((size() / granule + kChunk) / kChunk);
-    if (i / kChunk >= chunks.size()) chunks.resize(i / kChunk + 1);
+// Of the elements: small for a small array.
+size_t Array::chunk_size() const { return std::min(kChunk, size() / granule + 1); }
+
+Element& Array::at(size_t i) {
+    if (i / kChunk >= chunks.size()) chunks.resize(size() / granule / kChunk + 1);
     auto& chunk = chunks[i / kChunk];
-    if (chunk == nullptr) chunk = std::make_unique<Element[]>(kChunk);
+    if (chunk == nullptr) chunk = std::make_unique<Element[]>(chunk_size());
     return chunk[i % kChunk];
 }
 
@@ -243,9 +246,7 @@ void take_back() {
     last = nullptr;
     any_lent = false;
     auto& all = others();
-    all.erase(
-        std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->lent; }),
-        all.end());
+    all.erase(std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->lent; }), all.end());
 }
 
 Variable::Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant) {
@@ -319,11 +320,13 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
             from);
     const bool shared = array->space == Space::Shared;
     const Act act = access == Access::Atomic && !shared ? Act::Atomic
-                    : access == Access::Read ? (shared ? Act::ReadShared : Act::Read)
-                                             : (shared ? Act::WriteShared : Act::Write);
-    record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
-    watch(*array, address, bytes, access, from, is_volatile);
-    count(*array, address, bytes, access, from);
+                    : access == Access::Read            ? (shared ? Act::ReadShared : Act::Read)
+                                                        : (shared ? Act::WriteShared : Act::Write);
+    if (recording) record(act, array, static_cast<int64_t>(address - array->begin), bytes, from);
+    if (array->space == Space::Constant) return;
+    const uint32_t site = number_of(from);
+    watch(*array, address, bytes, access, from, site, is_volatile);
+    count(*array, address, bytes, access, site);
 }
 
 }  // namespace
@@ -353,6 +356,7 @@ extern "C" void* cudasim_upload(const char* name, void* from, int64_t bytes, int
     void* const to = allocate(bytes, name, element, false, {});
     if (to == nullptr) return nullptr;
     allocated().back()->known = written != 0;
+    strict = true;  // where kernels are graded
     std::memcpy(to, from, bytes);
     uploads().emplace_back(to, from, bytes);
     return to;

@@ -39,9 +39,7 @@ HOOKS(8)
 HOOKS(16)
 #undef HOOKS
 
-    void __tsan_atomic_thread_fence(int) {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-}
+void __tsan_atomic_thread_fence(int) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 void __tsan_atomic_signal_fence(int) {}
 
 // Of the host's code: std::atomic, and the guards of local statics.

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "include/cuda_runtime.h"
+#include "include/library_types.h"
 #include "state.h"
 
 #undef memcpy
@@ -52,6 +53,14 @@ bool check_range(const char* what, const void* p, size_t bytes, const Site& at) 
 }  // namespace
 
 cudaError_t error_of_launch() { return has_failed() ? cudaErrorLaunchFailure : last_error; }
+
+void not_supported(const char* function) {
+    const void* const from = __builtin_return_address(0);
+    const std::string what = std::string(function) + ": not supported by the simulation";
+    if (running) fault(what, from);
+    note_fault(what, site(from), {});
+    end_launch();
+}
 
 void set_invalid_configuration() { set(cudaErrorInvalidConfiguration); }
 

@@ -17,15 +17,15 @@
 namespace cudasim {
 
 BuiltIn built_in;
-thread_local bool running = false;
+__thread bool running = false;
+Here here;
 unsigned launches = 0;  // and grid barriers
 
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024, kPage = 16 * 1024;
+constexpr size_t kPage = 16 * 1024;
 constexpr size_t kMostThreads = 1024, kMostShared = 227 * 1024;
 constexpr int kExchanged = 16;       // bytes that a lane exchanges at most
-constexpr int kLongSpin = 100'000;   // accesses without a wait
 constexpr unsigned kResident = 132;  // multiprocessors, of 2048 threads each
 
 enum class State { Ready, AtBarrier, AtWarp, AtActive, AtGrid, Done };
@@ -49,7 +49,7 @@ struct Thread {
     int barrier;       // the line of the barrier that it waits at
     const char* kind;  // of warp operation that it waits for
     unsigned mask;
-    int accesses;  // since it last waited
+    uint3 index;
     const void* from;
     std::vector<const void*> calls;
 };
@@ -91,11 +91,10 @@ unsigned current;  // the running thread, by its number in the block
 Thread& self() { return block->threads[current]; }
 
 void wait(State state, const void* from) {
-    watch_wait();
+    settle();
     Thread& me = self();
     me.state = state;
     me.from = from;
-    me.accesses = 0;
     running = false;
     me.fiber.switch_to(scheduler);
     running = true;
@@ -163,11 +162,12 @@ void start(Block& b, unsigned index, const Config& config) {
     for (Warp& w : b.warps) w.tick = 1, w.met = {};
     for (size_t t = 0; t < size; ++t) {
         Thread& thread = b.threads[t];
-        thread.fiber.start(b.stacks + t * kStackBytes, kStackBytes, thread_main);
+        // The tops of the stacks are apart in the caches.
+        thread.fiber.start(b.stacks + t * kStackBytes, kStackBytes - t % 64 * 320, thread_main);
         thread.state = State::Ready;
-        thread.accesses = 0;
         thread.kind = "";
         thread.mask = 0;
+        thread.index = thread_index(static_cast<unsigned>(t));
         thread.calls.clear();
     }
 }
@@ -347,8 +347,13 @@ Outcome run(Block& b) {
             Thread& thread = b.threads[turn];
             if (thread.state != State::Ready) continue;
             current = turn;
-            built_in.thread = thread_index(turn);
+            built_in.thread = thread.index;
             built_in.lane = turn % kWarp;
+            const Warp& warp = b.warps[turn / kWarp];
+            static_cast<Position&>(here) = {launches, b.index, b.epoch, warp.tick, static_cast<uint16_t>(turn)};
+            here.stack = reinterpret_cast<uintptr_t>(b.stacks) + turn * kStackBytes;
+            here.met = warp.met[turn % kWarp].data();
+            here.accesses = 0;
             scheduler.switch_to(thread.fiber);
             if (faulty) throw Faulty();
             spun |= thread.state == State::Ready;
@@ -426,12 +431,6 @@ std::string why_invalid(const Config& c) {
 
 // ---- what the other parts ask ----
 
-Position position() {
-    return {launches, block->index, block->epoch, block->warps[current / kWarp].tick, static_cast<uint16_t>(current)};
-}
-
-bool met(unsigned lane, uint32_t tick) { return block->warps[current / kWarp].met[current % kWarp][lane] > tick; }
-
 Arena& arena() { return block->arena; }
 size_t dynamic_bytes;
 
@@ -465,11 +464,6 @@ std::string in_kernel_words() {
 
 bool in_kernel() { return running; }
 
-bool is_own_stack(uintptr_t address) {
-    const auto begin = reinterpret_cast<uintptr_t>(block->stacks) + current * kStackBytes;
-    return address - begin < kStackBytes;
-}
-
 bool is_any_stack(uintptr_t address) {
     return address - reinterpret_cast<uintptr_t>(block->stacks) < block->stacks_bytes;
 }
@@ -478,11 +472,9 @@ bool is_argument(uintptr_t address) {
     return address - reinterpret_cast<uintptr_t>(kernel_arguments) < arguments_bytes;
 }
 
-void pass_time() {
-    Thread& me = self();
-    if (++me.accesses % kLongSpin != 0) return;
+void give_way() {
     running = false;
-    me.fiber.switch_to(scheduler);  // ready as it is
+    self().fiber.switch_to(scheduler);  // ready as it is
     running = true;
 }
 
@@ -566,7 +558,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
 int wait_for_block(Vote how, bool vote, int line) {
     const void* const from = __builtin_return_address(0);
     if (!need_kernel("__syncthreads", from)) return 0;
-    record(Act::Barrier, nullptr, 0, 0, from);
+    if (recording) record(Act::Barrier, nullptr, 0, 0, from);
     Thread& me = self();
     me.how = how;
     me.vote = vote;
@@ -581,7 +573,7 @@ void wait_for_grid() {
     const void* const from = __builtin_return_address(0);
     if (!cooperative)
         fault("waits for the grid in a launch that is not cooperative; use cudaLaunchCooperativeKernel", from);
-    record(Act::Barrier, nullptr, 0, 0, from);
+    if (recording) record(Act::Barrier, nullptr, 0, 0, from);
     wait(State::AtGrid, from);
 }
 
@@ -591,7 +583,7 @@ void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, 
     const unsigned lane = built_in.lane, warp = current / kWarp;
     if (!(mask >> lane & 1)) fault(std::string(kind) + " with a mask that leaves out its own lane", from);
     if (bytes > kExchanged) fault(std::string(kind) + " of a value of " + std::to_string(bytes) + " bytes", from);
-    if (bytes > 0) record(Act::Shuffle, nullptr, source, bytes, from);
+    if (recording && bytes > 0) record(Act::Shuffle, nullptr, source, bytes, from);
     std::memcpy(block->warps[warp].pending[lane].data(), value, bytes);
     Thread& me = self();
     me.kind = kind;

@@ -5,12 +5,14 @@
 #include "state.h"
 
 namespace cudasim {
+
+bool recording = false;
+
 namespace {
 
 constexpr size_t kMost = 400'000;  // things that are done
 constexpr int kColumns = 8;
 
-bool recording = false;
 std::vector<int64_t> acts;        // launch, block, thread, act, site, array, offset, bytes
 std::vector<std::string> arrays;  // each as JSON
 std::vector<std::string> launches;
@@ -38,7 +40,6 @@ void record_launch(const char* kernel, const Config& config, int line) {
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from) {
     if (!recording) return;
     if (acts.size() >= kColumns * kMost) fault("does more than a recording holds", from);
-    const Position here = position();
     acts.insert(
         acts.end(),
         {static_cast<int64_t>(launches.size()) - 1, here.block, here.thread, static_cast<int64_t>(act), number_of(from),

@@ -90,12 +90,13 @@ std::string as_json(dim3 d) {
     return "[" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + "]";
 }
 
-// As addresses in the file that holds the program or the library.
+// As addresses in the file that holds the program or the library; others, such as main()'s caller's, are left out.
 std::string as_json(const Site& site) {
     std::string result;
+    Dl_info own, of;
+    dladdr(&text, &own);
     for (const void* address : site) {
-        Dl_info of;
-        if (dladdr(address, &of) == 0) continue;
+        if (dladdr(address, &of) == 0 || of.dli_fbase != own.dli_fbase) continue;
         const auto offset = static_cast<const char*>(address) - static_cast<const char*>(of.dli_fbase);
         result += (result.empty() ? "" : ", ") + std::to_string(offset);
     }

@@ -15,8 +15,8 @@ constexpr unsigned kWarp = 32;
 
 // ---- launch.cpp: where a thread is ----
 
-extern thread_local bool running;  // a kernel's code, rather than the host's or the simulation's
-extern size_t dynamic_bytes;       // of shared memory, of the launch
+extern __thread bool running;  // a kernel's code, rather than the host's or the simulation's
+extern size_t dynamic_bytes;   // of shared memory, of the launch
 
 struct Position {
     uint32_t launch = 0, block = 0;  // launches and grid barriers so far, from 1 on; the block in its grid
@@ -24,21 +24,31 @@ struct Position {
     uint32_t tick = 0;               // times that threads of the warp have waited for each other
     uint16_t thread = 0;             // in its block
 };
-Position position();
 
-// Whether the running thread and a lane of its warp have waited for each other since that tick.
-bool met(unsigned lane, uint32_t tick);
+constexpr size_t kStackBytes = 128 * 1024;  // of a thread
+
+// The running thread.
+struct Here : Position {
+    uintptr_t stack = 0;            // where it begins
+    const uint32_t* met = nullptr;  // the ticks at which lanes of the warp and it have last waited for each other
+    int accesses = 0;               // since it last waited
+};
+extern Here here;
 
 uint3 thread_index(unsigned thread);
 uint3 block_index(unsigned block);
 std::string thread_in_words(size_t thread);
 std::string block_in_words(unsigned block);
 
-bool is_own_stack(uintptr_t address);
+inline bool is_own_stack(uintptr_t address) { return address - here.stack < kStackBytes; }
 bool is_any_stack(uintptr_t address);  // of the threads of the block
 bool is_argument(uintptr_t address);   // of the launch
 
-void pass_time();  // lets others go on now and then, where a thread does not wait
+void give_way();
+inline void pass_time() {  // lets others go on now and then, where a thread does not wait
+    constexpr int kLongSpin = 100'000;
+    if (++here.accesses == kLongSpin) give_way();
+}
 
 void enter_function(const void* from);
 void leave_function();
@@ -70,12 +80,12 @@ struct Array {
     uintptr_t begin = 0, end = 0;
     std::string name;
     Space space = Space::Global;
-    size_t element = 1;  // bytes, as far as the type is known
-    bool known = false;  // whether all of it has been written
+    size_t element = 1;                              // bytes, as far as the type is known
+    bool known = false;                              // whether all of it has been written
     bool freed = false, host = false, lent = false;  // host: the host may access it too
     Site made;
 
-    // By granules, the smallest accesses so far: what has been written, and the last visits.
+    // By granules, the smallest accesses so far: what the host has written, and the last visits of kernels.
     size_t granule = 4;
     std::vector<bool> written;
     std::vector<std::unique_ptr<Element[]>> chunks;
@@ -84,7 +94,9 @@ struct Array {
     bool holds(uintptr_t address) const { return address - begin < size(); }
     std::string in_words(uintptr_t address, size_t bytes) const;  // such as x[3]
     void refine(size_t bytes);
-    Element& at(uintptr_t address);
+    size_t chunk_size() const;
+    Element& at(size_t granule);
+    bool is_written(size_t granule) const { return granule < written.size() && written[granule]; }
     void set_written(uintptr_t address, size_t bytes);
 };
 
@@ -103,22 +115,24 @@ const std::vector<std::unique_ptr<Array>>& allocations();
 
 // ---- watch.cpp: races, and reads of what was not written ----
 
-extern bool watching;                  // global memory too; shared memory always is
+extern bool watching, strict;          // watching: global memory too; shared memory always is. strict: see watch.cpp
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
-void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile);
+void watch(
+    Array& array, uintptr_t address, size_t bytes, Access access, const void* from, uint32_t number, bool is_volatile);
+void settle();  // what the running thread did last has been done, and nothing of it follows
 Site last_write(Array& array, uintptr_t address);
 void watch_fence();
 void watch_barrier(uint32_t block);
-void watch_wait();    // of the running thread, or its end
 void forget_order();  // where all blocks have met
 
 // ---- counting.cpp, recording.cpp ----
 
-void count(const Array& array, uintptr_t address, size_t bytes, Access access, const void* from);
+void count(const Array& array, uintptr_t address, size_t bytes, Access access, uint32_t site);
 void count_launch(const char* kernel, const Config& config, int line);
 void count_block(unsigned block, size_t shared_bytes);
 
+extern bool recording;
 enum class Act { Read, Write, Atomic, ReadShared, WriteShared, Shuffle, Barrier };
 void record_launch(const char* kernel, const Config& config, int line);
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from);

@@ -8,7 +8,8 @@
 // __threadfence of theirs, if that was before the access.
 //
 // A plain read does not race with atomic operations if the thread's next access is an atomicCAS there: that is how the
-// CUDA C++ programming guide writes atomic functions of one's own.
+// CUDA C++ programming guide writes atomic functions of one's own. Stores of one value to one place do not race, unless
+// the simulation is strict: the value is there, whichever comes last.
 #include <map>
 #include <unordered_map>
 
@@ -17,11 +18,11 @@
 
 namespace cudasim {
 
-bool watching = true;
+bool watching = true, strict = false;
 
 namespace {
 
-// A strong write: the epoch in which it was, and that of the thread's last fence before it.
+// An atomic operation: the epoch in which it was, and that of the thread's last fence before it.
 struct Release {
     uint32_t block, epoch;
     uint16_t thread;
@@ -44,54 +45,59 @@ constexpr uint32_t kStrong = 1u << 31;  // in the number of a visit's site
 
 uint64_t key(const Position& p) { return uint64_t{p.block} << 16 | p.thread; }
 
-// Whether the running thread comes after a visit of this launch.
-bool follows(const Visit& visit, const Position& me) {
-    if (visit.block == me.block) {
-        if (visit.epoch < me.epoch) return true;
-        if (visit.thread == me.thread && (visit.lanes & (visit.lanes - 1)) == 0) return true;
-        if (visit.thread != Visit::kSeveral && visit.thread / kWarp == me.thread / kWarp) {
-            bool all = true;
-            for (unsigned lane = 0; lane < kWarp; ++lane)
-                all &= !(visit.lanes >> lane & 1) || lane == me.thread % kWarp || met(lane, visit.tick);
-            if (all) return true;
+// Whether nothing orders the running thread and a visit of this launch.
+bool concurrent(const Visit& visit) {
+    if (visit.launch != here.launch) return false;
+    if (visit.block == here.block) {
+        if (visit.epoch < here.epoch) return false;
+        if (visit.thread != Visit::kSeveral && visit.thread / kWarp == here.thread / kWarp) {
+            uint32_t others = visit.lanes & ~(1u << here.thread % kWarp);
+            while (others != 0 && here.met[__builtin_ctz(others)] > visit.tick) others &= others - 1;
+            if (others == 0) return false;
         }
     }
-    const auto mine = seen.find(me.block);
-    if (mine == seen.end()) return false;
+    const auto mine = seen.find(here.block);
+    if (mine == seen.end()) return true;
     const auto own = fences.find(key(visit));  // of the thread that was there: its fences after the visit count
     const bool fenced = own != fences.end() && own->second.size() > visit.fences;
     for (const Release& r : mine->second) {
         if (r.block != visit.block) continue;
-        if (r.fence >= 0 && (visit.epoch < r.fence || visit.thread == r.thread)) return true;
-        if (fenced && (own->second[visit.fences] < r.epoch || visit.thread == r.thread)) return true;
+        if (r.fence >= 0 && (visit.epoch < r.fence || visit.thread == r.thread)) return false;
+        if (fenced && (own->second[visit.fences] < r.epoch || visit.thread == r.thread)) return false;
     }
-    return false;
+    return true;
 }
 
-// The running thread's last access, if that was a plain read; and the race that it is unless an atomicCAS follows.
-struct LastRead {
+// What the running thread did last, where it is a race unless: of a plain read, an atomicCAS follows; of a store, it
+// stores what is there.
+struct Doubt {
     Array* array = nullptr;
     uintptr_t address = 0;
-    std::string race;
+    std::string race, before;  // before: the bytes that were there, of a store
     Site at, other;
 };
-LastRead last_read;
-
-void race(
-    const char* verb, const Array& array, uintptr_t address, size_t bytes, const char* did, const Visit& other,
-    const Position& me, const void* from) {
-    const bool same_block = other.block == me.block;
-    std::string who = same_block ? "" : "block " + block_in_words(other.block) + ", ";
-    who += other.thread == Visit::kSeveral ? "several threads" : "thread " + thread_in_words(other.thread);
-    const std::string what = std::string(verb) + " " + (array.space == Space::Shared ? "shared " : "") +
-                             array.in_words(address, bytes) + ", which " + who + " " + did + ", without " +
-                             (same_block ? "a barrier in between" : "an order between the two blocks");
-    const Site& other_site = site_of(other.site & ~kStrong);
-    if (last_read.array == nullptr || !(other.site & kStrong)) fault(what, from, other_site);
-    last_read.race = what, last_read.at = site(from), last_read.other = other_site;
-}
+Doubt doubt;
 
 }  // namespace
+
+void settle() {
+    if (doubt.array == nullptr) return;
+    const Doubt last = std::move(doubt);
+    doubt.array = nullptr;
+    if (last.race.empty()) return;
+    const bool changed =
+        last.before.empty() ||
+        std::memcmp(reinterpret_cast<const void*>(last.address), last.before.data(), last.before.size());
+    if (changed) fault(last.race, last.at, last.other);
+}
+
+void verify(const void* p) {
+    const auto address = reinterpret_cast<uintptr_t>(p);
+    if (doubt.array == nullptr || doubt.address != address || !doubt.before.empty()) return;
+    Visit& read = doubt.array->at((address - doubt.array->begin) / doubt.array->granule).read;
+    if (read.thread == here.thread) read = {};
+    doubt.array = nullptr;
+}
 
 uint32_t number_of(const void* from) {
     const void* const caller = caller_of_function();
@@ -106,12 +112,8 @@ uint32_t number_of(const void* from) {
 const Site& site_of(uint32_t number) { return *sites[number]; }
 uint32_t number_of_sites() { return static_cast<uint32_t>(sites.size()); }
 
-Site last_write(Array& array, uintptr_t address) {
-    const Visit& write = array.at(address).write;
-    return write.launch == 0 ? Site{} : site_of(write.site & ~kStrong);
-}
-
 void forget_order() {
+    doubt.array = nullptr;
     published.clear();
     fences.clear();
     pending.clear();
@@ -119,42 +121,32 @@ void forget_order() {
 }
 
 void watch_fence() {
-    const Position me = position();
-    fences[key(me)].push_back(me.epoch);
-    watch_barrier(me.block);
+    fences[key(here)].push_back(here.epoch);
+    watch_barrier(here.block);
 }
 
 void watch_barrier(uint32_t block) {
-    if (const auto read = pending.find(block); read != pending.end()) {
+    if (const auto found = pending.find(block); found != pending.end()) {
         auto& mine = seen[block];
-        mine.insert(mine.end(), read->second.begin(), read->second.end());
-        pending.erase(read);
+        mine.insert(mine.end(), found->second.begin(), found->second.end());
+        pending.erase(found);
     }
 }
 
-void watch_wait() {
-    if (!last_read.race.empty()) fault(last_read.race, last_read.at, last_read.other);
-    last_read.array = nullptr;
+Site last_write(Array& array, uintptr_t address) {
+    const Visit& write = array.at((address - array.begin) / array.granule).write;
+    return write.launch == 0 ? Site{} : site_of(write.site & ~kStrong);
 }
 
-void verify(const void* p) {
-    const auto address = reinterpret_cast<uintptr_t>(p);
-    if (last_read.array == nullptr || last_read.address != address) return;
-    Visit& read = last_read.array->at(address).read;
-    if (read.thread == position().thread) read = {};
-    last_read = {};
-}
-
-void watch(Array& array, uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile) {
-    watch_wait();
+void watch(
+    Array& array, uintptr_t address, size_t bytes, Access access, const void* from, uint32_t number, bool is_volatile) {
+    settle();
     if (!watching && array.space == Space::Global) return;
-    if (array.space == Space::Constant) return;
-    const Position here = position();
-    const bool read = access == Access::Read, atomic = access == Access::Atomic;
+    const bool read = access == Access::Read, atomic = access == Access::Atomic, store = access == Access::Write;
     const bool strong = atomic || (is_volatile && array.space == Space::Global);
     if (strong) {
         std::vector<Release>& all = published[address];
-        if (!all.empty() && (read || atomic)) {
+        if (!all.empty() && !store) {
             auto& mine = pending[here.block];
             mine.insert(mine.end(), all.begin(), all.end());
         }
@@ -164,42 +156,51 @@ void watch(Array& array, uintptr_t address, size_t bytes, Access access, const v
                 {here.block, here.epoch, here.thread, own == fences.end() ? -1 : int64_t{own->second.back()}});
         }
     }
-    if (read && !strong) last_read.array = &array, last_read.address = address;
+    const uintptr_t offset = address - array.begin;
     if (array.granule > bytes) array.refine(bytes);
-    while (array.granule > 1 && ((address - array.begin) % array.granule || bytes % array.granule))
-        array.refine(array.granule / 2);
-    if (!array.known && array.written.empty()) array.written.resize((array.size() + array.granule - 1) / array.granule);
+    while ((offset | bytes) & (array.granule - 1)) array.refine(array.granule / 2);
+    const int shift = __builtin_ctzll(array.granule);
     Visit me;
     static_cast<Position&>(me) = here;
     me.lanes = 1u << here.thread % kWarp;
-    me.site = number_of(from) | (strong ? kStrong : 0);
-    if (const auto own = fences.find(key(here)); own != fences.end())
-        me.fences = static_cast<uint16_t>(own->second.size());
-    const bool whole_block = array.space == Space::Shared;
-    for (uintptr_t a = address; a < address + bytes; a += array.granule) {
-        const size_t i = (a - array.begin) / array.granule;
-        if (!array.known) {
-            if (!read && !atomic) {
-                array.written[i] = true;
-            } else if (!array.written[i]) {
-                fault(
-                    std::string(read ? "reads " : "updates ") + (whole_block ? "shared " : "") +
-                        array.in_words(address, bytes) + ", which was never written",
-                    from);
-            }
-        }
-        Element& e = array.at(a);
-        const auto concurrent = [&](const Visit& v) { return v.launch == here.launch && !follows(v, here); };
+    if (!fences.empty())
+        if (const auto own = fences.find(key(here)); own != fences.end())
+            me.fences = static_cast<uint16_t>(own->second.size());
+    me.site = number | (strong ? kStrong : 0);
+    if (read && !strong) doubt.array = &array, doubt.address = address, doubt.race.clear(), doubt.before.clear();
+
+    // A race with another visit, unless the next access or the end of this one settles it.
+    const auto race = [&](const char* did, const Visit& other) {
+        const bool same_block = other.block == here.block;
+        std::string who = same_block ? "" : "block " + block_in_words(other.block) + ", ";
+        who += other.thread == Visit::kSeveral ? "several threads" : "thread " + thread_in_words(other.thread);
+        const std::string what = std::string(
+                                     read     ? "reads "
+                                     : atomic ? "updates "
+                                              : "writes ") +
+                                 (array.space == Space::Shared ? "shared " : "") + array.in_words(address, bytes) +
+                                 ", which " + who + " " + did + ", without " +
+                                 (same_block ? "a barrier in between" : "an order between the two blocks");
+        const Site& other_site = site_of(other.site & ~kStrong);
+        const bool other_strong = other.site & kStrong, wrote = std::strcmp(did, "read") != 0;
+        const bool may_be_verified = read && !strong && other_strong;
+        const bool may_be_equal = store && wrote && !other_strong && !strict;
+        if (!may_be_verified && !may_be_equal) fault(what, site(from), other_site);
+        if (!doubt.race.empty() && doubt.array != nullptr) return;
+        doubt = {&array, address, what, {}, site(from), other_site};
+        if (may_be_equal) doubt.before.assign(reinterpret_cast<const char*>(address), bytes);
+    };
+    for (size_t i = offset >> shift; i < (offset + bytes) >> shift; ++i) {
+        Element& e = array.at(i);
+        if (!store && e.write.launch == 0 && !array.known && !array.is_written(i))
+            fault(
+                std::string(read ? "reads " : "updates ") + (array.space == Space::Shared ? "shared " : "") +
+                    array.in_words(address, bytes) + ", which was never written",
+                from);
         const auto both_strong = [&](const Visit& v) { return strong && v.site & kStrong; };
-        if (!both_strong(e.write) && concurrent(e.write))
-            race(
-                read     ? "reads"
-                : atomic ? "updates"
-                         : "writes",
-                array, address, bytes, e.write.site & kStrong ? "updated" : "wrote", e.write, here, from);
-        if (!read && !both_strong(e.read) && concurrent(e.read))
-            race(atomic ? "updates" : "writes", array, address, bytes, "read", e.read, here, from);
+        if (!both_strong(e.write) && concurrent(e.write)) race(e.write.site & kStrong ? "updated" : "wrote", e.write);
         if (!read) {
+            if (!both_strong(e.read) && concurrent(e.read)) race("read", e.read);
             e.write = me;
         } else if (!concurrent(e.read)) {
             e.read = me;

@@ -23,7 +23,9 @@
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
 #define CUDART_VERSION 13000
-#define __global__
+// Device functions become part of the kernel, as nvcc makes them: GCC does not report a structure that a call returns
+// into memory.
+#define __global__ __attribute__((flatten))
 #define __device__
 #define __host__
 #define __constant__

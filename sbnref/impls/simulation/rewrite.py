@@ -30,7 +30,7 @@ UNSUPPORTED = (
     ),
     (r"\b(?:wmma\s*::|nvcuda\b)", "tensor cores"),
     (r"\bcudaGraph\w+", "CUDA graphs"),
-    (r"#[ \t]*include[ \t]*<(?:cub|thrust|cuda/std|cute|cutlass)/?[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
+    (r"#[ \t]*include[ \t]*<(?:cub|thrust|cuda/std|cute|cutlass)/[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
 )
 
 

@@ -1,0 +1,32 @@
+// Stands in for the header of cuRAND: programs that include it compile; its calls fail by name.
+#pragma once
+
+#include "library_types.h"
+
+enum curandStatus_t { CURAND_STATUS_SUCCESS = 0, CURAND_STATUS_INTERNAL_ERROR = 999 };
+using curandStatus = curandStatus_t;
+enum curandRngType_t {
+    CURAND_RNG_PSEUDO_DEFAULT = 100,
+    CURAND_RNG_PSEUDO_XORWOW = 101,
+    CURAND_RNG_PSEUDO_MRG32K3A = 121,
+    CURAND_RNG_PSEUDO_MTGP32 = 141,
+    CURAND_RNG_PSEUDO_MT19937 = 142,
+    CURAND_RNG_PSEUDO_PHILOX4_32_10 = 161,
+    CURAND_RNG_QUASI_DEFAULT = 200,
+    CURAND_RNG_QUASI_SOBOL32 = 201,
+};
+using curandGenerator_t = struct curandGenerator_st*;
+
+#define CUDASIM_CURAND(name) CUDASIM_LACKS(curandStatus_t, CURAND_STATUS_INTERNAL_ERROR, curand##name)
+CUDASIM_CURAND(CreateGenerator)
+CUDASIM_CURAND(CreateGeneratorHost)
+CUDASIM_CURAND(DestroyGenerator)
+CUDASIM_CURAND(SetPseudoRandomGeneratorSeed)
+CUDASIM_CURAND(SetQuasiRandomGeneratorDimensions)
+CUDASIM_CURAND(SetStream)
+CUDASIM_CURAND(Generate)
+CUDASIM_CURAND(GenerateUniform)
+CUDASIM_CURAND(GenerateUniformDouble)
+CUDASIM_CURAND(GenerateNormal)
+CUDASIM_CURAND(GenerateNormalDouble)
+#undef CUDASIM_CURAND
