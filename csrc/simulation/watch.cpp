@@ -82,9 +82,9 @@ Doubt doubt;
 
 void settle() {
     if (doubt.array == nullptr) return;
-    const Doubt last = std::move(doubt);
     doubt.array = nullptr;
-    if (last.race.empty()) return;
+    if (doubt.race.empty()) return;
+    const Doubt last = std::move(doubt);
     const bool changed =
         last.before.empty() ||
         std::memcmp(reinterpret_cast<const void*>(last.address), last.before.data(), last.before.size());

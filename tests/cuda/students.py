@@ -177,7 +177,7 @@ FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
         ),
     ),
     "a shared array that is too small": (
-        "writes of_warp[8], 0 bytes behind the end of the shared array of_warp (8 elements)",
+        "writes of_warp[8], right behind the end of the shared array of_warp (8 elements)",
         handed_out("f.cu", "of_warp[threadIdx.x / kWarp + kWarps] = square"),
     ),
     "a barrier that not all reach": (

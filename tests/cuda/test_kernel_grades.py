@@ -243,7 +243,7 @@ def test_loops_crashes_and_exits_cost_their_part_only(tmp_path):
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        ("p.y[0] = 1;", "the host writes p.y, which is memory of the GPU"),
+        ("p.y[0] = 1;", "the host writes p.y[0], which is memory of the GPU"),
         ("__syncthreads();", "__syncthreads outside of a kernel"),
         ("__shfl_sync(~0u, 1, 0);", "__shfl_sync outside of a kernel"),
     ],
