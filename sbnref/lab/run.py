@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
 from ..impls.simulation import SIMULATION, compile_program
+from ..impls.simulation.compiling import DoesNotCompile
 from .lines import lines_of
 
 if TYPE_CHECKING:
@@ -150,9 +152,16 @@ def run(
         RuntimeError: it does not compile, there is no compiler, or it takes too long.
     """
     path = Path(file)
+    if order is not None and not re.fullmatch(r"ascending|descending|random:\d+", order):
+        raise ValueError(f"expected an order 'ascending', 'descending' or 'random:SEED', got {order!r}")
     if not path.is_file():
         raise ValueError(f"expected a CUDA source file, got {file}, which is no file")
-    program = compile_program(path, [Path(folder) for folder in search], flags)
+    try:
+        program = compile_program(path, [Path(folder) for folder in search], flags)
+    except DoesNotCompile as error:
+        if "undefined reference to `main'" not in str(error):
+            raise
+        raise ValueError(f"expected a program, got {file}, which has no main()") from None
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         environment = {**os.environ, "SBNREF_LAB_REPORT": str(report)}

@@ -9,8 +9,6 @@ from nvcc import compiled, needs_nvcc
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.impls.simulation import compile_program
-from sbnref.impls.simulation.compiling import DoesNotCompile
 from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
 from sbnref.lab.run import run
 
@@ -122,14 +120,19 @@ def test_what_does_not_compile(lab_run, program):
     assert f"{source}:3:" in err
     assert "‘y’ was not declared" in err or "'y'" in err
     assert lab_run(source.with_name("absent.cu"))[0] == 2
-    with pytest.raises(DoesNotCompile, match=r"mine\.cu"):
-        compile_program(source)
+    assert "expected an order 'ascending', 'descending' or 'random:SEED'" in lab_run("--order", "sideways", SUM)[2]
+    status, _, err = lab_run(program("__global__ void k(int* x) {}\n"))
+    assert (status, err) == (2, f"sbnref: expected a program, got {source}, which has no main()\n")
+    err = lab_run(program("__global__ void k(int* x) {}\nint main() {\n    k<<<1, 1>>>(nullptr, 3);\n}\n"))[2]
+    assert f"{source}:3: error: too many arguments to function" in err
+    assert err.count("\n") < 6, "only what the user can act on"
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
         ("cudaTextureObject_t t;", "texture memory"),
+        ("#include <cuda/barrier>", "the library libcu++"),
         ("#include <thrust/sort.h>", "the libraries CUB, Thrust and CUTLASS"),
         ("nvcuda::wmma::fill_fragment(f, 0);", "tensor cores"),
     ],

@@ -27,6 +27,8 @@ FLAGS = (
     "-ffp-contract=off",
     "-fsanitize=thread",
     "-Wfatal-errors",
+    "-fno-show-column",  # of what was rewritten
+    "-fno-diagnostics-show-caret",
 )
 
 

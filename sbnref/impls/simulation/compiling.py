@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import torch
 
 from ..build import CSRC, cache, compiler
+
+# How templates came to be, which is long and of the simulation's own headers.
+_NOISE = re.compile(r"required (?:from|by)|In (?:substitution|instantiation) of|^compilation terminated")
 
 MOST_SECONDS = 120  # that compiling may take
 
@@ -75,5 +79,6 @@ def call_compiler(built: Path, *arguments: str) -> None:
             "install g++ or name one in CXX"
         ) from None
     if done.returncode != 0:
-        raise DoesNotCompile(f"compiling failed. The compiler said:\n{done.stderr}")
+        lines = (line for line in done.stderr.splitlines() if not _NOISE.search(line))
+        raise DoesNotCompile("\n".join(["compiling failed. The compiler said:", *lines]))
     unfinished.replace(built)

@@ -28,9 +28,11 @@ UNSUPPORTED = (
         r"\b(?:tex1D|tex2D|tex3D|tex1Dfetch|surf2Dread|surf2Dwrite|cudaTextureObject_t|cudaSurfaceObject_t)\b",
         "texture memory",
     ),
-    (r"\b(?:wmma\s*::|nvcuda\b)", "tensor cores"),
+    (r"\b(?:wmma\s*::|nvcuda\b)|#[ \t]*include[ \t]*<mma\.h>", "tensor cores"),
+    (r"#[ \t]*include[ \t]*<cuda/[^>]*>", "the library libcu++"),
+    (r"\b(?:this_cluster|cluster_group)\b", "clusters of blocks"),
     (r"\bcudaGraph\w+", "CUDA graphs"),
-    (r"#[ \t]*include[ \t]*<(?:cub|thrust|cuda/std|cute|cutlass)/[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
+    (r"#[ \t]*include[ \t]*<(?:cub|thrust|cute|cutlass)/[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
 )
 
 
