@@ -26,6 +26,7 @@ FLAGS = (
     "-w",
     "-ffp-contract=off",
     "-fsanitize=thread",
+    "-fstack-clash-protection",  # no frame reaches beyond the page below its stack
     "-Wfatal-errors",
     "-fno-show-column",  # of what was rewritten
     "-fno-diagnostics-show-caret",

@@ -133,6 +133,11 @@ __global__ void assembly(float* x) {
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly: not supported by
     x[lane] = 0;
 }
+__global__ void deep(float* x) {  // fault too_many_locals: needs more than the 112 KiB that the simulation has
+    float local[60000];
+    for (float& v : local) v = x[0];
+    x[0] = local[threadIdx.x];
+}
 __global__ void ones(float* x) { x[threadIdx.x] = 1; }
 
 int main(int argc, char** argv) {
@@ -158,6 +163,7 @@ int main(int argc, char** argv) {
         {"trap", traps},
         {"assembly", assembly}};
     if (simple.count(name)) simple.at(name)<<<1, kSize>>>(x);
+    if (name == "too_many_locals") deep<<<1, kSize>>>(x);
     if (name == "lost_update") lost_update<<<3, kSize>>>(x);
     if (name == "no_fence") unfinished<<<3, 1>>>(x);
     if (name == "read_after_atomic") read_after_atomic<<<1, kSize>>>(reinterpret_cast<int*>(x));
