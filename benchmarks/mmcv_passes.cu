@@ -33,8 +33,7 @@ __device__ Pair sum_over_channel(const Channel& channel, const F& f) {
 
 template <typename T>
 __global__ void mean_kernel(Channel channel, const T* x, float* mean) {
-    const Pair sum =
-        sum_over_channel(channel, [&](int i, float& first, float&) { first += static_cast<float>(x[i]); });
+    const Pair sum = sum_over_channel(channel, [&](int i, float& first, float&) { first += static_cast<float>(x[i]); });
     if (threadIdx.x == 0) mean[blockIdx.x] = static_cast<float>(sum.first / channel.count());
 }
 
@@ -50,9 +49,8 @@ __global__ void var_kernel(Channel channel, const T* x, const float* mean, float
 
 template <typename T>
 __global__ void output_kernel(
-    Channel channel, float eps, float momentum, const T* x, const float* mean, const float* var,
-    const float* weight, const float* bias, float* running_mean, float* running_var,
-    float* std_out, float* xhat, T* y) {
+    Channel channel, float eps, float momentum, const T* x, const float* mean, const float* var, const float* weight,
+    const float* bias, float* running_mean, float* running_var, float* std_out, float* xhat, T* y) {
     const int c = blockIdx.x;
     const float m = mean[c], v = var[c], std = sqrtf(v + eps), w = weight[c], b = bias[c];
     for (int i = threadIdx.x; i < channel.count(); i += blockDim.x) {
@@ -70,8 +68,7 @@ __global__ void output_kernel(
 }
 
 template <typename T>
-__global__ void param_kernel(
-    Channel channel, const T* dy, const float* xhat, float* dweight, float* dbias) {
+__global__ void param_kernel(Channel channel, const T* dy, const float* xhat, float* dweight, float* dbias) {
     const Pair sum = sum_over_channel(channel, [&](int i, float& first, float& second) {
         const float g = static_cast<float>(dy[i]);
         first += g * xhat[i];
@@ -85,8 +82,8 @@ __global__ void param_kernel(
 
 template <typename T>
 __global__ void data_kernel(
-    Channel channel, const T* dy, const float* xhat, const float* weight, const float* std,
-    const float* dweight, const float* dbias, T* dx) {
+    Channel channel, const T* dy, const float* xhat, const float* weight, const float* std, const float* dweight,
+    const float* dbias, T* dx) {
     const int c = blockIdx.x;
     const float scale = weight[c] / std[c], gw = dweight[c], gb = dbias[c];
     const float per_count = 1.0f / channel.count();
@@ -111,8 +108,8 @@ void run_pass(int pass, const Channel& channel, float eps, float momentum, void*
             break;
         case 3: param_kernel<T><<<blocks, kThreads, 0, stream>>>(channel, x, f(1), f(2), f(3)); break;
         default:
-            data_kernel<T><<<blocks, kThreads, 0, stream>>>(
-                channel, x, f(1), f(2), f(3), f(4), f(5), static_cast<T*>(p[6]));
+            data_kernel<T>
+                <<<blocks, kThreads, 0, stream>>>(channel, x, f(1), f(2), f(3), f(4), f(5), static_cast<T*>(p[6]));
     }
     check_launch("mmcv_pass");
 }

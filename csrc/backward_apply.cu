@@ -54,8 +54,7 @@ void backward_apply(const Plan& plan, const BackwardApply& stage, Stream stream)
         using Case = decltype(c);
         using T = typename Case::T;
         backward_apply_kernel<T, Case::layout, Case::V>
-            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(
-                plan, stage);
+            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);
     });
     check_launch("backward_apply");
 }

@@ -8,22 +8,19 @@ namespace sbnref {
 namespace {
 
 template <typename T, Layout layout, int V>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel(
-    Plan plan, const T* dy, const T* x,  // (outer, channels, inner)
-    const double* saved,  // (4, C)
-    double* partials,     // (tiles, splits, tile_channels, 2)
-    unsigned* tickets,    // (kTickets,)
-    double* payload)      // (2C,)
-{
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    backward_stats_kernel(Plan plan, BackwardStats b, Workspace workspace) {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
     constexpr int U = unroll<T, layout, V>(kBackwardUnroll);
     __shared__ A means[kMaxTileChannels];
-    extern __shared__ Pair scratch[];
+    extern __shared__ __align__(kAccessBytes) Pair scratch[];
 
     const Place place(plan, Direction::Forwards);
     const int64_t C = plan.channels, channel = place.own;
-    const T* const arrays[] = {dy, x};
+    const double* const saved = as<const double>(b.saved);
+    double* const payload = as<double>(b.payload);
+    const T* const arrays[] = {as<const T>(b.dy), as<const T>(b.x)};
     FirstPass<layout, V, U, 2, T> pass(plan, place, arrays);
     if (channel >= 0) means[threadIdx.x] = Split<A>(saved[channel]).hi;
     __syncthreads();
@@ -50,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_stats_kernel
 
     const auto mine = [&](int k) { return Pair{static_cast<double>(sum_g[k]), static_cast<double>(sum_gd[k])}; };
     Pair sum;
-    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets) || channel < 0) return;
+    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, workspace) || channel < 0) return;
     const Split<A> mean(saved[channel]);
     payload[channel] = sum.first;
     payload[C + channel] = (sum.second - mean.lo * sum.first) * saved[C + channel];
@@ -65,8 +62,7 @@ void backward_stats(const Plan& plan, const BackwardStats& stage, const Workspac
         using T = typename Case::T;
         backward_stats_kernel<T, Case::layout, Case::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
-                plan, as<const T>(stage.dy), as<const T>(stage.x), as<const double>(stage.saved), workspace.partials,
-                workspace.tickets, as<double>(stage.payload));
+                plan, stage, workspace);
     });
     check_launch("backward_stats");
 }

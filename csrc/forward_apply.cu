@@ -103,8 +103,7 @@ void forward_apply(const Plan& plan, const ForwardApply& stage, Stream stream) {
         using Case = decltype(c);
         using T = typename Case::T;
         forward_apply_kernel<T, Case::layout, Case::V>
-            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(
-                plan, stage);
+            <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);
     });
     check_launch("forward_apply");
 }

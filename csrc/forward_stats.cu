@@ -44,21 +44,17 @@ struct Moments {
 };
 
 template <typename T, Layout layout, int V>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
-    Plan plan,
-    const T* x,  // (outer, channels, inner)
-    double weight,
-    double per_count,   // 1 / m, or 0 where there are no elements
-    double* partials,   // (tiles, splits, tile_channels, 2)
-    unsigned* tickets,  // (kTickets,)
-    double* payload)    // (3C + 2,)
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    forward_stats_kernel(Plan plan, ForwardStats f, Workspace workspace, double per_count)  // 1 / m, or 0 if m is 0
 {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
     constexpr int U = unroll<T, layout, V>(kForwardUnroll);
     __shared__ double pivots[kMaxTileChannels];  // the first element of each channel
-    extern __shared__ Pair scratch[];
+    extern __shared__ __align__(kAccessBytes) Pair scratch[];
 
+    const T* const x = as<const T>(f.x);
+    double* const payload = as<double>(f.payload);
     const T* const arrays[] = {x};
     FirstPass<layout, V, U, 1, T> pass(plan, Place(plan, Direction::Forwards), arrays);
     if (const int channel = Place(plan, Direction::Forwards).own; channel >= 0 && plan.count() > 0)
@@ -79,18 +75,18 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_stats_kernel(
         return count > 0 ? moments[k].about(pivots[Own::in_tile(plan, place, k)], count) : Pair{0, 0};
     };
     Pair sum;
-    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, partials, tickets)) return;
+    if (!sum_over_tile<layout, V>(plan, place, mine, sum, scratch, workspace)) return;
     const int64_t C = plan.channels;
     if (place.own >= 0) {
         const double pivot = plan.count() > 0 ? pivots[threadIdx.x] : 0;
         const double offset = sum.first * per_count, mean = pivot + offset;
         const double var = not_negative(sum.second * per_count - offset * offset);
-        payload[place.own] = weight * mean;
-        payload[C + place.own] = weight * var;
-        payload[2 * C + place.own] = weight * mean * mean;
+        payload[place.own] = f.weight * mean;
+        payload[C + place.own] = f.weight * var;
+        payload[2 * C + place.own] = f.weight * mean * mean;
     }
     if (place.tile == 0 && threadIdx.x == 0) {
-        payload[3 * C] = weight;
+        payload[3 * C] = f.weight;
         payload[3 * C + 1] = static_cast<double>(plan.count());
     }
 }
@@ -105,8 +101,7 @@ void forward_stats(const Plan& plan, const ForwardStats& stage, const Workspace&
         using T = typename Case::T;
         forward_stats_kernel<T, Case::layout, Case::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
-                plan, as<const T>(stage.x), stage.weight, per_count, workspace.partials, workspace.tickets,
-                as<double>(stage.payload));
+                plan, stage, workspace, per_count);
     });
     check_launch("forward_stats");
 }

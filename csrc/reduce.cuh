@@ -101,10 +101,7 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
 // last finds all of them there. Returns whether this is that block; only then thread t has the sum of channel t.
 template <Layout layout, int V, typename Mine>
 __device__ bool sum_over_tile(
-    const Plan& plan, const Place& place, const Mine& mine, Pair& sum, Pair* scratch,
-    double* partials,   // (tiles, splits, tile_channels, 2)
-    unsigned* tickets)  // (kTickets,)
-{
+    const Plan& plan, const Place& place, const Mine& mine, Pair& sum, Pair* scratch, const Workspace& workspace) {
     sum = sum_over_block<layout, V>(plan, place, mine, scratch);
     if (plan.splits == 1) return true;
 
@@ -113,15 +110,16 @@ __device__ bool sum_over_tile(
         return ((place.tile * plan.splits + split) * tile_channels + channel) * 2;
     };
     if (static_cast<int>(threadIdx.x) < tile_channels)
-        store_vector<2>(partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
+        store_vector<2>(
+            workspace.partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
     __threadfence();  // the partial sums are seen before the ticket is
     __syncthreads();
     const unsigned last = static_cast<unsigned>(plan.splits) - 1;
-    if (!__syncthreads_or(threadIdx.x == 0 && atomicInc(&tickets[place.tile], last) == last)) return false;
+    if (!__syncthreads_or(threadIdx.x == 0 && atomicInc(&workspace.tickets[place.tile], last) == last)) return false;
     __threadfence();
 
     const auto of_split = [&](int64_t split, int channel) {
-        const Vector<double, 2> other = load_vector<2>(partials + partial(split, channel));
+        const Vector<double, 2> other = load_vector<2>(workspace.partials + partial(split, channel));
         return Pair{other.at[0], other.at[1]};
     };
     if constexpr (layout == Layout::ShortRuns) {

@@ -247,8 +247,7 @@ class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body,
 
     template <typename Coefficients, typename Map>
     __device__ __forceinline__ void map(
-        const Plan& plan, const Place& place, const Coefficients* coefficients, T* output,
-        const Map& map) {
+        const Plan& plan, const Place& place, const Coefficients* coefficients, T* output, const Map& map) {
         using Own = Channels<layout, V>;
         if (layout != Layout::ChannelsFirst && !Body::more()) return;
         Coefficients mine[Own::kCount];

@@ -2,9 +2,9 @@
 // wrong, or null.
 #pragma once
 
-#define EXPORT(name)                                                         \
-    extern "C" const char* laboratory_##name(const Problem* problem) {       \
-        name(*problem);                                                      \
-        const cudaError_t error = cudaGetLastError();                        \
-        return error == cudaSuccess ? nullptr : cudaGetErrorString(error);   \
+#define EXPORT(name)                                                       \
+    extern "C" const char* laboratory_##name(const Problem* problem) {     \
+        name(*problem);                                                    \
+        const cudaError_t error = cudaGetLastError();                      \
+        return error == cudaSuccess ? nullptr : cudaGetErrorString(error); \
     }
