@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -168,40 +167,6 @@ def test_peers_are_recognized_by_name(peer):
     reverted = revert_sync_batchnorm(nn.Sequential(layer))
     reverted(torch.randn(2, 4, 3, 3))
     assert type(reverted[0]) is nn.BatchNorm2d
-
-
-def real_peers() -> None:
-    """The layers of mmcv and fairscale themselves, on one rank; mmcv's kernels are not needed to build its layer."""
-    sys.modules["mmcv._ext"] = MagicMock()
-    from fairscale.experimental.nn import SyncBatchNorm as FairscaleSyncBatchNorm
-    from mmcv.ops import SyncBatchNorm as MmcvSyncBatchNorm
-
-    for peer in (FairscaleSyncBatchNorm(4), MmcvSyncBatchNorm(4, stats_mode="N"), nn.SyncBatchNorm(4)):
-        nn.init.uniform_(peer.running_mean)
-        ours = SyncBatchNorm(4)
-        ours.load_state_dict(peer.state_dict(), strict=True)
-        torch.testing.assert_close(ours.state_dict(), peer.state_dict())
-        nn.init.uniform_(ours.running_var)
-        peer.load_state_dict(ours.state_dict(), strict=True)
-        torch.testing.assert_close(peer.state_dict(), ours.state_dict())
-
-        converted = convert_sync_batchnorm(nn.Sequential(peer), group=dist.group.WORLD, stats_mode="exact")
-        assert type(converted[0]) is SyncBatchNorm
-        assert converted[0].group is dist.group.WORLD
-        assert converted[0].weight is peer.weight
-        x = torch.randn(3, 4, 2, 2)
-        torch.testing.assert_close(converted.eval()(x), peer.eval()(x))
-        reverted = revert_sync_batchnorm(nn.Sequential(peer))
-        torch.testing.assert_close(reverted(x), peer(x))
-        assert type(reverted[0]) is nn.BatchNorm2d
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_real_peers_and_their_state_dicts(world):
-    pytest.importorskip("mmcv")
-    pytest.importorskip("fairscale")
-    world(1).run(real_peers)
 
 
 class WithActivation(nn.BatchNorm2d):

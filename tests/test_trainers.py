@@ -25,10 +25,8 @@ FOLDER = Path(__file__).parent / "trainers"
 def env(tmp_path_factory) -> dict[str, str]:
     """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
     path = [str(Path(sbnref.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if (
-        find_spec("torchvision")
-        and subprocess.run((sys.executable, "-c", "import torchvision"), capture_output=True).returncode
-    ):
+    importing = (sys.executable, "-c", "import torchvision")
+    if find_spec("torchvision") and subprocess.run(importing, capture_output=True).returncode:
         stand_in = tmp_path_factory.mktemp("path") / "torchvision"
         stand_in.mkdir()
         for name in ("__init__.py", "models.py"):
@@ -62,14 +60,8 @@ ROWS = {  # of the matrix: how the trainer is called, and how its model is rever
 def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
-    torchrun = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-    )
-    command = (sys.executable, *torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    command = (*torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
