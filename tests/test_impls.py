@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from planted import BUGS
 
 import sbnref
 from sbnref import impls
@@ -109,16 +110,6 @@ def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):
         assert impls.choose_impl(None, torch.device("cuda")) is reference
 
 
-def wrong_divisor(x, total, divisor, *rest):
-    return reference.forward_apply(x, total, None, *rest)
-
-
-def dropped_last_term(dy, x, total, saved, gamma, k):
-    saved = saved.clone()
-    saved[2] = 0
-    return reference.backward_apply(dy, x, total, saved, gamma, k)
-
-
 def mmcv_divisor(dy, x, total, saved, gamma, k):
     """Divides by the number of ranks and of this rank's elements in every mode."""
     saved = saved.clone()
@@ -157,13 +148,13 @@ def host_read(dy, x, saved):
 
 
 MUTANTS = {
-    "wrong_divisor": (dict(forward_apply=wrong_divisor), "batches: some empty, default, 3 ranks"),
-    "dropped_last_term": (dict(backward_apply=dropped_last_term), "batches: some empty, default, 3 ranks"),
-    "mmcv_divisor": (dict(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
-    "one_pass_variance": (dict(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
-    "variance_about_zero": (dict(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
-    "variance_with_noise": (dict(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
-    "host_read": (dict(backward_stats=host_read), "costs: one collective each way, no word with the host"),
+    "wrong_divisor": (BUGS["wrong-divisor"][0], "batches: some empty, default, 3 ranks"),
+    "dropped_last_term": (BUGS["dropped-last-term"][0], "batches: some empty, default, 3 ranks"),
+    "mmcv_divisor": (stages(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
+    "one_pass_variance": (stages(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
+    "variance_about_zero": (stages(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
+    "variance_with_noise": (stages(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
+    "host_read": (stages(backward_stats=host_read), "costs: one collective each way, no word with the host"),
 }
 
 
@@ -183,7 +174,7 @@ SHARED_MUTANTS = {  # of the code that all implementations share: what is replac
 def caught(name, check):
     """On a rank: whether the check holds for what is right, and fails for the mutant."""
     if name in MUTANTS:
-        target, replacement = "impls._registry", {**impls._registry, "cpu": stages(**MUTANTS[name][0])}
+        target, replacement = "impls._registry", {**impls._registry, "cpu": MUTANTS[name][0]}
     else:
         target, replacement, _ = SHARED_MUTANTS[name]
     check("cpu", "cpu")

@@ -96,26 +96,20 @@ def test_nan_and_inf_and_disagreement_are_named(world):
 
 
 def costs():
-    layer = sbnref.SyncBatchNorm(3)
-    x = torch.randn(2, 3, 4)
+    """The collectives of a call without a monitor; per setting of one, its steps and collectives; and after."""
+    layer, x = sbnref.SyncBatchNorm(3), torch.randn(2, 3, 4)
+    with Watch() as plain:
+        layer(x)
     seen = []
-    for every in (None, 1, 2):
-        with Watch() as plain:
-            if every is None:
-                layer(x)
-            else:
-                with sbnref.monitor(layer, every=every) as watch:
-                    layer(x)
-                    layer.eval()(x)
-                    layer.train()(x)
-                    layer(x)
-                seen.append(len(watch.layers["SyncBatchNorm"].steps))
-        seen.append([name for name, _, _ in plain.collectives])
-    with sbnref.monitor(layer):
-        pass
+    for every in (1, 2):
+        with Watch() as watched, sbnref.monitor(layer, every=every) as watch:
+            for training in (True, False, True, True):
+                layer.train(training)(x)
+        extra = sum(name != "all_reduce" for name, _, _ in watched.collectives)
+        seen.append((len(watch.layers["SyncBatchNorm"].steps), extra))
     with Watch() as after:
         layer(x)
-    return seen, len(after.collectives), len(layer._forward_hooks)
+    return len(plain.collectives), seen, len(after.collectives), len(layer._forward_hooks)
 
 
 def far_from_zero(offset, sizes):
@@ -133,11 +127,7 @@ def test_a_mean_far_from_zero_is_named_where_it_costs_precision(world):
 
 
 def test_one_collective_per_recorded_step_and_none_after(world):
-    seen, after, hooks = world(2).run(costs)[0]
-    assert seen[0] == ["all_reduce"]
-    assert (seen[1], sum(name != "all_reduce" for name in seen[2])) == (3, 3)
-    assert (seen[3], sum(name != "all_reduce" for name in seen[4])) == (2, 2)
-    assert (after, hooks) == (1, 0)
+    assert world(2).run(costs)[0] == (1, [(3, 3), (2, 2)], 1, 0)
 
 
 def test_torch_layers_are_watched_where_they_run():

@@ -77,8 +77,8 @@ def shown(browser: Browser, view: str = ".view") -> dict[str, int]:
 
 def as_shown(counts: dict[str, int]) -> dict[str, int]:
     """A recording's counts under the names of the page, which adds bytes read and written."""
-    others = {name: count for name, count in counts.items() if name not in ("read", "written")}
-    return others | {"asked": counts["read"] + counts["written"]}
+    counts = dict(counts)
+    return {"asked": counts.pop("read") + counts.pop("written"), **counts}
 
 
 def at_the_end(name: str) -> dict[str, int]:
