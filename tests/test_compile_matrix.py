@@ -53,7 +53,7 @@ class Twice(nn.Module):
 
 MODELS: dict[str, Callable[[Norm], nn.Module]] = {
     "a chain": lambda norm: nn.Sequential(  # of equal and of different widths
-        norm(3), nn.GELU(), norm(3), nn.Conv1d(3, 5, 1), norm(5), nn.Tanh(), nn.Conv1d(5, 2, 2), norm(2)
+        norm(3), nn.GELU(), norm(3), nn.Tanh(), nn.Conv1d(3, 2, 2), norm(2)
     ),
     "two on the same tensor": Twins,
     "one called twice": Twice,
