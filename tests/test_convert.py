@@ -119,6 +119,9 @@ def test_a_layer_built_synchronized_becomes_what_its_first_input_says():
 
 
 def test_what_is_not_chosen_stays():
+    lazy = nn.Sequential(nn.LazyBatchNorm2d())
+    lazy(torch.randn(2, 3, 4, 4))  # it knows its size
+    assert convert_sync_batchnorm(lazy)[0].num_features == 3
     once = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm3d(2)), stats_mode="N", impl="reference")
     again = convert_sync_batchnorm(once)
     assert (again[0].stats_mode, again[0].impl) == ("N", "reference")
@@ -230,12 +233,6 @@ def test_what_would_be_lost_is_refused_and_nothing_is_changed(build, reason):
     with pytest.raises(TypeError, match=f"got '1.0', .*{reason}"):
         convert_sync_batchnorm(network)
     assert list(network.modules()) == before
-
-
-def test_lazy_layers_are_converted_once_they_know_their_size():
-    layer = nn.Sequential(nn.LazyBatchNorm2d())
-    layer(torch.randn(2, 3, 4, 4))
-    assert convert_sync_batchnorm(layer)[0].num_features == 3
 
 
 def test_wrong_choices_change_nothing():

@@ -22,32 +22,29 @@ def debugged():
             yield ranks
 
 
+CHANGES = {  # the rank that differs, and how: a change of the model, or another input in its place
+    "order": (1, lambda model, x: setattr(model, "0", nn.Identity())),
+    "dtype": (2, lambda model, x: x.double()),
+    "mode": (2, lambda model, x: setattr(model[0], "stats_mode", "exact")),
+    "eps": (2, lambda model, x: setattr(model[0], "eps", 1e-3)),
+    "no gradients": (1, lambda model, x: model.requires_grad_(False) and None),
+    "training": (0, lambda model, x: model.eval() and None),
+    "refusal": (1, lambda model, x: x[:, :3]),
+    "not a tensor": (1, lambda model, x: [1, 2]),
+}
+
+
 def step(case):
     """A training step in which one rank differs; the error that this rank gets."""
     rank = dist.get_rank()
     model = nn.Sequential(sbnref.SyncBatchNorm(4), nn.ReLU(), sbnref.SyncBatchNorm(4, stats_mode="N"))
     x = torch.randn(3, 4, 5)
     model(x).sum().backward()
-    if case == "order" and rank == 1:
-        model[0] = nn.Identity()
-    if case == "channels" and rank == 0:
-        model, x = sbnref.SyncBatchNorm(2), x[:, :2]
-    elif case == "channels":
-        model = sbnref.SyncBatchNorm(4)
-    if case == "dtype" and rank == 2:
-        x = x.double()
-    if case == "mode" and rank == 2:
-        model[0].stats_mode = "exact"
-    if case == "eps" and rank == 2:
-        model[0].eps = 1e-3
-    if case == "no gradients" and rank == 1:
-        model.requires_grad_(False)
-    if case == "training" and rank == 0:
-        model.eval()
-    if case == "refusal" and rank == 1:
-        x = x[:, :3]
-    if case == "not a tensor" and rank == 1:
-        x = [1, 2]
+    if rank == CHANGES.get(case, (None,))[0]:
+        changed = CHANGES[case][1](model, x)
+        x = x if changed is None else changed
+    if case == "channels":
+        model, x = (sbnref.SyncBatchNorm(2), x[:, :2]) if rank == 0 else (sbnref.SyncBatchNorm(4), x)
     if case == "all refuse":
         x = x[:, :3]
     if case == "group":

@@ -134,16 +134,6 @@ def test_channels_are_checked_where_no_parameter_tells():
         layer(torch.randn(4, 5, 2))
 
 
-def test_gradients_in_batches():
-    layer = SyncBatchNorm(3, stats_mode="exact").double()
-    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
-    y, dys = layer(x), torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    together = torch.autograd.grad(y, [x, *layer.parameters()], dys, is_grads_batched=True, retain_graph=True)
-    for i, dy in enumerate(dys):
-        alone = torch.autograd.grad(y, [x, *layer.parameters()], dy, retain_graph=True)
-        torch.testing.assert_close([t[i] for t in together], list(alone))
-
-
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_numbers_may_be_numpys(impl):
     x = torch.randn(4, 3, 5)

@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -108,16 +109,11 @@ def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
     (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     model = nn.Sequential(nn.BatchNorm2d(4))
 
-    class YOLO:
-        def __init__(self, file):
-            self.callbacks = {}
-
-        def add_callback(self, event, function):
-            self.callbacks[event] = function
-
-        def train(self, **options):
-            self.callbacks["on_pretrain_routine_end"](SimpleNamespace(model=model))
-
-    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=YOLO))
+    yolo = MagicMock()
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: yolo))
     exec(block, {"__name__": "page"})
+    (event, callback), _ = yolo.add_callback.call_args
+    assert event == "on_pretrain_routine_end"
+    yolo.train.assert_called_once()
+    callback(SimpleNamespace(model=model))
     assert model[0].stats_mode == "exact"

@@ -85,17 +85,13 @@ def ddp_in_every_way() -> None:
     training(DistributedDataParallel, accumulate=True)
 
 
-def test_distributed_data_parallel(ranks):
-    ranks.run(ddp_in_every_way)
-
-
 def uneven(model: nn.Module, x: Tensor) -> None:
     with Join([model], throw_on_early_termination=True):
         for _ in range(2 + dist.get_rank()):
             loss(model(x)).backward()
 
 
-def joined() -> None:
+def join_is_refused() -> None:
     model = DistributedDataParallel(network())
     _, mine = batches([3, 2])
     with pytest.raises(RuntimeError, match="expected no Join around a model with SyncBatchNorm"), Join([model]):
@@ -107,11 +103,7 @@ def joined() -> None:
         uneven(model, mine)
 
 
-def test_join_is_refused_before_anything_is_communicated(ranks):
-    ranks.run(joined)
-
-
-def sharded() -> None:
+def fully_shard_layer_by_layer() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 
     def shard(model: nn.Sequential) -> nn.Module:
@@ -127,10 +119,6 @@ def sharded() -> None:
     loss(y).backward()
     assert y.dtype == torch.bfloat16
     assert model[1].weight.grad.dtype == model[1].running_var.dtype == torch.float32
-
-
-def test_fully_shard(ranks):
-    ranks.run(sharded)
 
 
 def along_one_axis() -> None:
@@ -181,8 +169,8 @@ def test_running_statistics_of_several_groups_under_ddp(world):
     assert torch.equal(then, second)
 
 
-def checkpointed(use_reentrant: bool) -> None:
-    for stats_mode, momentum in itertools.product(STATS_MODES, (0.1, None)):
+def checkpoints_update_running_statistics_once() -> None:
+    for stats_mode, momentum, use_reentrant in itertools.product(STATS_MODES, (0.1, None), (False, True)):
         plain = network(stats_mode=stats_mode, momentum=momentum)
         saving = copy.deepcopy(plain)
         for sizes in SIZES:
@@ -197,11 +185,6 @@ def checkpointed(use_reentrant: bool) -> None:
         agree({n: p.grad for n, p in saving.named_parameters()}, {n: p.grad for n, p in plain.named_parameters()})
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoints_update_running_statistics_once(ranks, use_reentrant):
-    ranks.run(checkpointed, use_reentrant)
-
-
 def test_a_call_from_a_hook_of_the_backward_pass_counts_as_a_repetition():
     layer, x = SyncBatchNorm(3), torch.randn(4, 3, requires_grad=True)
     x.register_hook(lambda dx: layer(dx.detach() + torch.randn(4, 3)))
@@ -210,7 +193,7 @@ def test_a_call_from_a_hook_of_the_backward_pass_counts_as_a_repetition():
     assert not layer.running_mean.any()
 
 
-def autocasted() -> None:
+def autocast_and_gradient_scaling() -> None:
     """Under autocast the layer takes the convolution's bfloat16 and accumulates in float32."""
     model = DistributedDataParallel(network(stats_mode="exact").float())
     alone = network(nn.BatchNorm1d).float()
@@ -243,8 +226,13 @@ def autocasted() -> None:
     agree({n: p for n, p in model.named_parameters()}, {n: before[n] for n, _ in model.named_parameters()})
 
 
-def test_autocast_and_gradient_scaling(ranks):
-    ranks.run(autocasted)
+TRAININGS = [ddp_in_every_way, join_is_refused, fully_shard_layer_by_layer]
+TRAININGS += [checkpoints_update_running_statistics_once, autocast_and_gradient_scaling]
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_training(ranks, training):
+    ranks.run(training)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,6 +1,5 @@
 """Every rung of the tutorials' ladder for CPUs: it is right, whatever the threads and wherever the tensors lie."""
 
-import importlib.util
 import platform
 import re
 import resource
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import cpu_ladder as benchmark
 from benchmarks import load
 from benchmarks.figures import draw
 from benchmarks.results import tabulate
@@ -21,8 +21,6 @@ sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import cpu_ladder
 
 pytestmark = pytest.mark.slow
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cpu_ladder.py"
 
 SHAPES = {
     "aligned": (4, 6, 12, 16),
@@ -190,15 +188,9 @@ def test_freed_memory_is_kept_while_times_are_taken():
     assert faults() > 3 * (64 << 20) / 4096 / 600
 
 
-def test_every_rung_has_a_file_and_every_file_a_rung():
+def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
     files = {path.name for path in cpu_ladder.KERNELS.glob("[0-9]_*.cpp")}
     assert files == {rung.source for rung in cpu_ladder.RUNGS.values()}
-
-
-def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("cpu_ladder_benchmark", BENCHMARK)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     sizes = [4 * torch.Size((n, *benchmark.SAMPLE)).numel() for n in benchmark.batches()]
     caches = cpu_ladder.caches()
     assert sizes[0] <= caches["L2"]
