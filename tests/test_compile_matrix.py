@@ -78,7 +78,7 @@ def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: s
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
-    eager = MODELS[model](lambda channels: SyncBatchNorm(channels, stats_mode=stats_mode, impl=impl))
+    eager = MODELS[model](lambda channels: SyncBatchNorm(channels, stats_mode=stats_mode, impl=impl)).double()
     counter = CompileCounterWithBackend(backend)
     options = dict(backend=counter, dynamic=False if sizes == "static" else None)
     compiled: nn.Module = copy.deepcopy(eager)
@@ -94,7 +94,7 @@ def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: s
     steps = BATCHES[world_size] if sizes == "dynamic" else BATCHES[world_size][:-1]  # the last compiles nothing else
     with torch._dynamo.config.patch(recompile_limit=64), torch._inductor.config.patch(compile_threads=1):
         for batches in steps:
-            x = torch.randn(batches[rank], CHANNELS, 6) + rank
+            x = torch.randn(batches[rank], CHANNELS, 6, dtype=torch.float64) + rank
             want = {name.replace("module.", ""): tensor for name, tensor in step(eager, x).items()}
             agree(step(compiled, x, dynamic=sizes == "dynamic"), want, f"batches {batches}")
     if ddp != "around":  # DistributedDataParallel breaks the graph by itself, and its buckets are compiled one by one

@@ -119,7 +119,7 @@ def test_a_step_has_a_sentence_and_its_line(browser, recordings):
     assert browser.find("output").text.startswith(f"step {shuffle} of ")
 
 
-def test_a_missing_barrier_is_shown_beside_another_recording(browser, recordings):
+def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(browser, recordings):
     show(browser, recordings["forward"], recordings["race"])
     error = browser.driver.find_elements("css selector", ".error")[1]
     assert "a barrier in between" in error.text
@@ -128,9 +128,6 @@ def test_a_missing_barrier_is_shown_beside_another_recording(browser, recordings
     assert shown(browser)["steps"] == length + 5
     assert shown(browser, ".view:last-child")["steps"] == length
     assert "now" in error.get_attribute("class")
-
-
-def test_a_phone_shows_everything_and_takes_touches(browser, recordings):
     show(browser, recordings["forward"], recordings["race"], width=PHONE)
     browser.tap("[name=forth]")
     browser.wait("document.querySelector('[name=time]').value === '1'")
