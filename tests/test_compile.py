@@ -71,8 +71,8 @@ def compiled_steps(impl: str, modes: list[str], backend: str) -> None:
 @pytest.mark.parametrize(
     ("impl", "modes", "backend"),
     [
-        ("reference", ["default", "N", "exact"], "aot_eager"),
-        ("cuda", ["default", "exact"], "aot_eager"),
+        ("reference", ["N", "exact"], "aot_eager"),
+        ("cuda", ["default"], "aot_eager"),
         ("cpu", ["default"], "inductor"),
     ],
 )
@@ -83,7 +83,7 @@ def test_steps_with_ragged_and_empty_ranks(simulated, impl, modes, backend):
 def made_collectives(options: dict, backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:
     """How many numbers each collective of a compiled training step adds up, in the order in which they are made."""
     torch._dynamo.reset()
-    widths = (3, 5, 2)
+    widths = (3, 5)
     norms = [SyncBatchNorm(width, **options) for width in widths]
     twins = SyncBatchNorm(1, **options), SyncBatchNorm(1, **options)  # of which the payloads are the same
     shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
@@ -121,7 +121,7 @@ def made_collectives(options: dict, backend: str, batch_sizes: tuple[int, int]) 
 def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world, options, backend):
     """Where no data is, one collective does not wait for another's result, and a compiler may think to move it."""
     full, empty = world(2).run(made_collectives, options, backend, (4, 0))
-    assert full == empty == [[3 * c + 2 for c in (3, 5, 2, 1, 1)], [2 * c for c in (1, 1, 2, 5, 3)]]
+    assert full == empty == [[3 * c + 2 for c in (3, 5, 1, 1)], [2 * c for c in (1, 1, 5, 3)]]
 
 
 def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
