@@ -39,39 +39,40 @@ def _forget_registered_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(impls, "_registry", dict(impls._registry))
 
 
-@pytest.fixture(scope="session")
-def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
-    """``world(4)`` is a pool of four ranks."""
-    pools: dict[int, sbnref.Ranks] = {}
+def pools(start: Callable[[sbnref.Ranks], None]) -> Iterator[Callable[[int], sbnref.Ranks]]:
+    """Yield a function that returns the pool of so many ranks; ``start`` runs once on each pool."""
+    started: dict[int, sbnref.Ranks] = {}
     with ExitStack() as stack:
 
         def of_size(world_size: int) -> sbnref.Ranks:
-            if world_size not in pools:
-                pools[world_size] = stack.enter_context(sbnref.Ranks(world_size, timeout=TIMEOUT))
-            return pools[world_size]
+            if world_size not in started:
+                started[world_size] = stack.enter_context(sbnref.Ranks(world_size, timeout=TIMEOUT))
+                start(started[world_size])
+            return started[world_size]
 
         yield of_size
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
+    """``world(4)`` is a pool of four ranks."""
+    yield from pools(lambda ranks: None)
+
+
+def start_simulation(ranks: sbnref.Ranks) -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SBNREF_CUDASIM", "1")
+        environment.setenv("SBNREF_IMPL", "cuda")
+        load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
+        subprocess.run((sys.executable, "-c", load), check=True)
+        chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
+    assert {impl.__name__ for impl in chosen} == {"sbnref.impls.cuda"}
 
 
 @pytest.fixture(scope="session")
 def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
     """``simulated(2)`` is a pool of two ranks whose layers run the simulated kernels where none other are asked for."""
-    pools: dict[int, sbnref.Ranks] = {}
-    with ExitStack() as stack:
-
-        def of_size(world_size: int) -> sbnref.Ranks:
-            if world_size not in pools:
-                pools[world_size] = ranks = stack.enter_context(sbnref.Ranks(world_size, timeout=TIMEOUT))
-                with pytest.MonkeyPatch.context() as environment:
-                    environment.setenv("SBNREF_CUDASIM", "1")
-                    environment.setenv("SBNREF_IMPL", "cuda")
-                    load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
-                    subprocess.run((sys.executable, "-c", load), check=True)
-                    chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
-                assert [impl.__name__ for impl in chosen] == ["sbnref.impls.cuda"] * world_size
-            return pools[world_size]
-
-        yield of_size
+    yield from pools(start_simulation)
 
 
 @pytest.fixture

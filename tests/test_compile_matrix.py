@@ -52,17 +52,15 @@ class Twice(nn.Module):
 
 
 MODELS: dict[str, Callable[[Norm], nn.Module]] = {
-    "one layer": lambda norm: nn.Sequential(norm(3), nn.GELU()),
-    "three of equal width": lambda norm: nn.Sequential(norm(3), nn.GELU(), norm(3), nn.Tanh(), norm(3)),
-    "three of different widths": lambda norm: nn.Sequential(
-        norm(3), nn.Conv1d(3, 5, 1), norm(5), nn.Tanh(), nn.Conv1d(5, 2, 2), norm(2)
+    "a chain": lambda norm: nn.Sequential(  # of equal and of different widths
+        norm(3), nn.GELU(), norm(3), nn.Tanh(), nn.Conv1d(3, 2, 2), norm(2)
     ),
     "two on the same tensor": Twins,
     "one called twice": Twice,
 }
-BATCHES = {  # of each rank, step after step: full, ragged, all empty, one empty, another one empty
-    2: [(4, 4), (4, 2), (0, 0), (0, 2), (4, 0)],
-    3: [(4, 4, 4), (4, 2, 4), (0, 0, 0), (0, 2, 4), (4, 0, 4)],
+BATCHES = {  # of each rank, step after step: ragged, all empty, one empty, another one empty, full
+    2: [(4, 2), (0, 0), (0, 2), (4, 0), (4, 4)],
+    3: [(4, 2, 4), (0, 0, 0), (0, 2, 4), (4, 0, 4), (4, 4, 4)],
 }
 CHOICES = {
     "model": list(MODELS),
@@ -80,28 +78,28 @@ def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: s
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
-    eager = MODELS[model](lambda channels: SyncBatchNorm(channels, stats_mode=stats_mode, impl=impl))
+    eager = MODELS[model](lambda channels: SyncBatchNorm(channels, stats_mode=stats_mode, impl=impl)).double()
     counter = CompileCounterWithBackend(backend)
     options = dict(backend=counter, dynamic=False if sizes == "static" else None)
     compiled: nn.Module = copy.deepcopy(eager)
-    if ddp == "none":
-        compiled = torch.compile(compiled, fullgraph=True, **options)
+    if ddp == "around":
+        compiled = torch.compile(DistributedDataParallel(compiled), **options)
     else:
+        compiled = torch.compile(compiled, fullgraph=True, **options)
+    if ddp == "within":
+        compiled = DistributedDataParallel(compiled)
+    if ddp != "none":
         eager = DistributedDataParallel(eager)
-        compiled = (
-            torch.compile(DistributedDataParallel(compiled), **options)
-            if ddp == "around"
-            else DistributedDataParallel(torch.compile(compiled, fullgraph=True, **options))
-        )
     rank = dist.get_rank()
+    steps = BATCHES[world_size] if sizes == "dynamic" else BATCHES[world_size][:-1]  # the last compiles nothing else
     with torch._dynamo.config.patch(recompile_limit=64), torch._inductor.config.patch(compile_threads=1):
-        for batches in BATCHES[world_size]:
-            x = torch.randn(batches[rank], CHANNELS, 6) + rank
+        for batches in steps:
+            x = torch.randn(batches[rank], CHANNELS, 6, dtype=torch.float64) + rank
             want = {name.replace("module.", ""): tensor for name, tensor in step(eager, x).items()}
             agree(step(compiled, x, dynamic=sizes == "dynamic"), want, f"batches {batches}")
     if ddp != "around":  # DistributedDataParallel breaks the graph by itself, and its buckets are compiled one by one
         assert not counters["graph_break"], counters["graph_break"]
-        mine = [batches[rank] for batches in BATCHES[world_size]]
+        mine = [batches[rank] for batches in steps]
         assert counter.frame_count == (kinds_of_batches(mine) if sizes == "dynamic" else len(set(mine)))
     torch._dynamo.reset()
 

@@ -1,10 +1,11 @@
-"""The conformance suite over the reference."""
+"""The conformance suite over the reference and the native kernels."""
 
 import pytest
 
 from sbnref.conformance import cases
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_reference(world, case):
-    world(case.world_size).run(case.check, "reference", "cpu")
+def test_an_implementation(world, case, impl):
+    world(case.world_size).run(case.check, impl, "cpu")

@@ -22,34 +22,29 @@ def debugged():
             yield ranks
 
 
+CHANGES = {  # the rank that differs, and how: a change of the model, or another input in its place
+    "order": (1, lambda model, x: setattr(model, "0", nn.Identity())),
+    "dtype": (2, lambda model, x: x.double()),
+    "mode": (2, lambda model, x: setattr(model[0], "stats_mode", "exact")),
+    "eps": (2, lambda model, x: setattr(model[0], "eps", 1e-3)),
+    "no gradients": (1, lambda model, x: model.requires_grad_(False) and None),
+    "training": (0, lambda model, x: model.eval() and None),
+    "refusal": (1, lambda model, x: x[:, :3]),
+    "not a tensor": (1, lambda model, x: [1, 2]),
+}
+
+
 def step(case):
     """A training step in which one rank differs; the error that this rank gets."""
     rank = dist.get_rank()
     model = nn.Sequential(sbnref.SyncBatchNorm(4), nn.ReLU(), sbnref.SyncBatchNorm(4, stats_mode="N"))
     x = torch.randn(3, 4, 5)
     model(x).sum().backward()
-    if case == "order" and rank == 1:
-        model[0] = nn.Identity()
-    if case == "channels" and rank == 0:
-        model, x = sbnref.SyncBatchNorm(2), x[:, :2]
-    elif case == "channels":
-        model = sbnref.SyncBatchNorm(4)
-    if case == "dtype" and rank == 2:
-        x = x.double()
-    if case == "mode" and rank == 2:
-        model[0].stats_mode = "exact"
-    if case == "eps" and rank == 2:
-        model[0].eps = 1e-3
-    if case == "no gradients" and rank == 1:
-        model.requires_grad_(False)
-    if case == "training" and rank == 0:
-        model.eval()
-    if case == "refusal" and rank == 1:
-        x = x[:, :3]
-    if case == "not a tensor" and rank == 1:
-        x = [1, 2]
-    if case == "no such implementation" and rank == 1:
-        x = x.to("meta")
+    if rank == CHANGES.get(case, (None,))[0]:
+        changed = CHANGES[case][1](model, x)
+        x = x if changed is None else changed
+    if case == "channels":
+        model, x = (sbnref.SyncBatchNorm(2), x[:, :2]) if rank == 0 else (sbnref.SyncBatchNorm(4), x)
     if case == "all refuse":
         x = x[:, :3]
     if case == "group":
@@ -63,6 +58,8 @@ def step(case):
     try:
         if case == "function":
             functional.sync_batch_norm(x, None, None, training=True, stats_mode=["N", "N", "exact"][rank])
+        if case == "no group":
+            functional.sync_batch_norm(x, None, None, training=True, group=3)
         if case == "groups":
             model[2].group = dist.new_group([0, 1])
             return model(x) is not None if rank < 2 else model[:1](x) is not None
@@ -82,18 +79,8 @@ def step(case):
         ("order", ["differ in layer and stats_mode", "ranks 0 and 2: layer '0', 4 channels", "rank 1: layer '2'"]),
         ("channels", ["differ in channels", "rank 0: layer 'SyncBatchNorm', 2 channels"]),
         ("dtype", ["differ in dtype", "rank 2: layer '0', 4 channels, torch.float64"]),
-        (
-            "mode",
-            ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact'"],
-        ),
-        (
-            "training",
-            [
-                "differ in training",
-                "rank 0: layer '0', 4 channels, torch.float32, stats_mode='default', eps=1e-05, momentum=0.1, "
-                "eval mode, with gradients",
-            ],
-        ),
+        ("mode", ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact'"]),
+        ("training", ["differ in training", "eps=1e-05, momentum=0.1, eval mode, with gradients"]),
         ("eps", ["differ in eps", "rank 2: layer '0'", "eps=0.001"]),
         ("no gradients", ["differ in gradients", "training, without gradients"]),
         ("group", ["differ in group", "with gradients, group '"]),
@@ -116,8 +103,9 @@ def test_agreement_goes_unnoticed(debugged):
     assert debugged.run(step, "groups") == [True] * 3
 
 
-def test_what_all_ranks_refuse_is_refused_as_ever(debugged):
-    assert {result[0] for result in debugged.run(step, "all refuse")} == {"ValueError"}
+@pytest.mark.parametrize(("case", "error"), [("all refuse", "ValueError"), ("no group", "TypeError")])
+def test_what_all_ranks_refuse_is_refused_as_ever(debugged, case, error):
+    assert {result[0] for result in debugged.run(step, case)} == {error}
 
 
 def test_a_rank_that_does_not_come_is_named(debugged):
@@ -125,15 +113,6 @@ def test_a_rank_that_does_not_come_is_named(debugged):
     assert "rank 1 did not make call" in first[1]
     assert "rank 1 did not make call" in other[1]
     assert "ranks 0 and 2 gave up waiting for rank 1" in late[1]
-
-
-def bad_group():
-    with pytest.raises(TypeError, match="got int"):
-        functional.sync_batch_norm(torch.randn(4, 3), None, None, training=True, group=3)
-
-
-def test_a_group_that_is_none_is_refused_as_ever(debugged):
-    debugged.run(bad_group)
 
 
 def test_without_the_flag_nothing_is_added():

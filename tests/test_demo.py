@@ -1,6 +1,7 @@
 """The demonstration, small: its command, its numbers, its files."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -19,18 +20,14 @@ def test_demo(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "demo.json").read_text())
     modes = results["modes"]
     assert list(modes) == ["default", "N", "exact", "no sync"]
-    for mode in ("N", "exact"):
-        assert modes[mode]["mean_error"] < 1e-12
-        assert modes[mode]["var_error"] < 1e-12
-    assert modes["default"]["mean_error"] > 0.01
-    assert modes["no sync"]["var_error"] > 0.01
+    assert max(modes[mode][error] for mode in ("N", "exact") for error in ("mean_error", "var_error")) < 1e-12
+    assert min(modes["default"]["mean_error"], modes["no sync"]["var_error"]) > 0.01
     empty = modes["exact"]["empty_ranks"]
     assert all(mode["empty_ranks"] == empty for mode in modes.values()), "all modes see the same batches"
     assert results["share_of_steps_with_an_empty_rank"] == sum(count > 0 for count in empty) / 6
     # with one of two ranks empty, the mean of 'default' is half the true one
-    halved = [error for error, count in zip(modes["default"]["mean_errors"], empty, strict=True) if count == 1]
-    assert halved
-    assert halved == pytest.approx([0.5] * len(halved))
+    halved = {round(e, 6) for e, count in zip(modes["default"]["mean_errors"], empty, strict=True) if count == 1}
+    assert halved == {0.5}
 
     # for machines: the same on standard output, here without training again
     monkeypatch.setattr(demo, "train", lambda mode, steps, seed: modes[mode])
@@ -48,8 +45,6 @@ def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkey
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(SystemExit, match=r"pip install 'sbnref\[demo\]'"):
         demo.load_digits()

@@ -13,6 +13,19 @@ from sbnref import SyncBatchNorm, revert_sync_batchnorm
 X = torch.randn(3, 2, 8, 8)
 
 
+def agree(loaded, model):
+    for n in (2, 3, 7):
+        x = torch.randn(n, 2, 8, 8)
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def saved_and_loaded(module, what):
+    buffer = io.BytesIO()
+    module.save(what, buffer)
+    buffer.seek(0)
+    return module.load(buffer)
+
+
 @pytest.fixture
 def model():
     """Trained for a few steps, so that its running statistics are not zeros and ones."""
@@ -26,15 +39,8 @@ def model():
 
 
 def test_torch_export_with_any_batch_size(model):
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    loaded = torch.export.load(buffer).module()
-    for n in (2, 3, 7):
-        x = torch.randn(n, 2, 8, 8)
-        torch.testing.assert_close(loaded(x), model(x))
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    agree(saved_and_loaded(torch.export, program).module(), model)
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
@@ -47,9 +53,7 @@ def test_a_forward_pass_in_training_mode(model, impl):
     with torch.no_grad():
         sizes = ({0: torch.export.Dim.DYNAMIC},)
         loaded = torch.export.export(copy.deepcopy(model), (X,), dynamic_shapes=sizes).module()
-        for n in (2, 5):
-            x = torch.randn(n, 2, 8, 8)
-            torch.testing.assert_close(loaded(x), model(x))
+        agree(loaded, model)
     torch.testing.assert_close(dict(loaded.named_buffers()), dict(model.named_buffers()))
 
 
@@ -62,22 +66,12 @@ def test_onnx_runs_in_onnxruntime(model):
     assert "BatchNormalization" in {node.op_type for node in program.model.graph}
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (name,) = (i.name for i in session.get_inputs())
-    for n in (2, 3, 7):
-        x = torch.randn(n, 2, 8, 8)
-        (y,) = session.run(None, {name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
+    agree(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), model)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
 def test_a_trace_is_saved_and_loaded(model):
-    traced = torch.jit.trace(model, X)
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer)
-    buffer.seek(0)
-    loaded = torch.jit.load(buffer)
-    for n in (2, 3, 7):
-        x = torch.randn(n, 2, 8, 8)
-        torch.testing.assert_close(loaded(x), model(x))
+    agree(saved_and_loaded(torch.jit, torch.jit.trace(model, X)), model)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

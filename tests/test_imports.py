@@ -13,45 +13,25 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sbnref"
 TOOLS = (["conformance"], ["debugging"], ["interop"], ["lab"], ["demo"], ["cli"])
-HEAVY = (
-    "sbnref.conformance",
-    "rich",
-    "typer",
-    "hypothesis",
-    "matplotlib",
-    "sklearn",
-    "torch._dynamo",
-    "torch._inductor",
-)
+HEAVY = ("rich", "typer", "hypothesis", "matplotlib", "sklearn", "torch._dynamo", "torch._inductor")
 
 
-@pytest.fixture
-def copy(tmp_path) -> Path:
-    """A copy of the package to change."""
+def test_lint_rejects_wrong_imports(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return shutil.copytree(PACKAGE, tmp_path / "sbnref", ignore=shutil.ignore_patterns("__pycache__"))
-
-
-@pytest.mark.parametrize(
-    ("file", "line", "expected"),
-    [
-        ("autograd.py", "from .conformance import oracle", "sbnref.autograd -> sbnref.conformance.oracle"),
-        ("impls/reference.py", "from ..collectives import resolve", "sbnref.impls.reference -> sbnref.collectives"),
-        ("new.py", "", "sbnref.new"),  # a file that the contract gives no place
-    ],
-)
-def test_lint_rejects_a_wrong_import(copy, file, line, expected):
-    with (copy / file).open("a") as changed:
-        changed.write(f"\n\ndef f():\n    {line or 'pass'}\n")
-    run = subprocess.run(
-        (Path(sys.executable).with_name("lint-imports"), "--no-cache"),
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(copy.parent), "COLUMNS": "200", "PATH": ""},
-        cwd=copy.parent,
-    )
+    shutil.copytree(PACKAGE, tmp_path / "sbnref", ignore=shutil.ignore_patterns("__pycache__"))
+    for file, line in (
+        ("autograd.py", "from .conformance import oracle"),
+        ("impls/reference.py", "from ..collectives import resolve"),
+        ("new.py", "pass"),  # a file that the contract gives no place
+    ):
+        with (tmp_path / "sbnref" / file).open("a") as changed:
+            changed.write(f"\n\ndef f():\n    {line}\n")
+    lint = (Path(sys.executable).with_name("lint-imports"), "--no-cache")
+    env = {"PYTHONPATH": str(tmp_path), "COLUMNS": "200", "PATH": ""}
+    run = subprocess.run(lint, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert run.returncode == 1, run.stdout + run.stderr
-    assert expected in run.stdout
+    for expected in ("autograd -> sbnref.conformance.oracle", "impls.reference -> sbnref.collectives", "sbnref.new"):
+        assert expected in run.stdout
 
 
 def test_the_reference_imports_modes_and_running_alone():
@@ -59,18 +39,13 @@ def test_the_reference_imports_modes_and_running_alone():
     assert {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level} == {"modes", "running"}
 
 
-def test_importing_is_light():
-    script = f"import sys, sbnref; print([name for name in {HEAVY} if name in sys.modules])"
-    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-
-
 def test_importing_loads_the_layer_and_no_tool():
-    """At most 24 of our modules; the tools load on first use."""
+    """At most 24 of our modules, and nothing heavy; the tools load on first use."""
     script = f"""
 import sys, sbnref
 ours = [name for name in sys.modules if name.partition(".")[0] == "sbnref"]
 assert len(ours) <= 24, ours
+assert not [name for name in {HEAVY} if name in sys.modules]
 assert not [name for name in ours if name.split(".")[1:2] in {TOOLS}], ours
 for name in sbnref.__all__:
     assert callable(getattr(sbnref, name)) or name == "functional", name

@@ -27,26 +27,12 @@ def test_as_a_table(monkeypatch):
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     run = CliRunner().invoke(app, ["info"])
     assert run.exit_code == 0
-    for part in (
-        "sbnref",
-        "PyTorch",
-        "device cpu",
-        "gloo",
-        "impl='reference'",
-        "runs on cpu",
-        "build cache",
-        "CUDA toolkit",
-        "taken on",
-    ):
+    for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "taken on"):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
-
-
-def test_an_implementation_that_does_not_exist_is_told(monkeypatch):
     monkeypatch.setenv("SBNREF_IMPL", "gpu")
-    words = CliRunner().invoke(app, ["info"]).stdout.split()  # however wide the terminal is
-    assert "there is no implementation 'gpu'" in " ".join(words)
+    assert "there is no implementation 'gpu'" in " ".join(CliRunner().invoke(app, ["info"]).stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,10 @@ def total(value: float) -> float:
     return tensor.item()
 
 
-def fail(bad_rank: int) -> None:
-    if dist.get_rank() == bad_rank:
+def fail() -> None:
+    if dist.get_rank() == 1:
         raise ValueError("the reason")
     dist.barrier()  # the others would wait for ever
-
-
-def die() -> None:
-    if dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
 
 
 def die_late() -> None:
@@ -41,6 +35,11 @@ def die_late() -> None:
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
     raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+
+def leave() -> None:
+    if dist.get_rank() == 1:
+        os._exit(3)
 
 
 def gone(pid: int) -> bool:
@@ -54,8 +53,11 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_results_come_in_the_order_of_the_ranks():
-    assert sbnref.launch(dist.get_rank, 2) == [0, 1]
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 def test_ranks_are_reused_and_sent_functions_by_value(world):
@@ -65,25 +67,20 @@ def test_ranks_are_reused_and_sent_functions_by_value(world):
     assert ranks.run(os.getpid) == ranks.run(os.getpid)
 
 
-def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
+def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all(folder):
     with sbnref.Ranks(2) as ranks:
-        pids = ranks.run(os.getpid)
-        with pytest.raises(sbnref.RankError, match=r"(?s)rank 1 failed:.*in fail.*ValueError: the reason") as caught:
-            ranks.run(fail, 1)
-        assert caught.value.rank == 1
-        assert all(map(gone, pids))
-
-        pids = ranks.run(os.getpid)  # fresh ones
-        with pytest.raises(sbnref.RankError):
-            ranks.run(die)
-        assert all(map(gone, pids))
-
-        with pytest.raises(sbnref.RankError, match="rank 1 failed:\n\nits process was ended by signal 9"):
-            ranks.run(die_late)
-
-        ranks.run(os.getpid)
-        with pytest.raises(sbnref.RankError, match="rank 1 failed:\n\nits process ended with exit code 3"):
-            ranks.run(lambda: os._exit(3) if dist.get_rank() == 1 else None)
+        for function, message in (
+            (fail, r"(?s)rank 1 failed:.*in fail.*ValueError: the reason"),
+            (die_late, "rank 1 failed:\n\nits process was ended by signal 9"),
+            (leave, "rank 1 failed:\n\nits process ended with exit code 3"),
+        ):
+            pids = ranks.run(os.getpid)  # fresh ones
+            assert len(list(folder.glob("sbnref-*"))) == 1
+            with pytest.raises(sbnref.RankError, match=message) as caught:
+                ranks.run(function)
+            assert caught.value.rank == 1
+            assert all(map(gone, pids))
+            assert list(folder.glob("sbnref-*")) == []
 
         pids = ranks.run(os.getpid)
         os.kill(pids[1], signal.SIGKILL)  # between two runs
@@ -97,6 +94,10 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all():
             ranks.run(lambda: time.sleep(60 if dist.get_rank() == 0 else 0))
         assert all(map(gone, pids))
 
+        ranks.timeout = 60
+        ranks.run(os.getpid)
+    assert list(folder.glob("sbnref-*")) == []
+
 
 def test_ranks_do_not_outlive_a_killed_parent(tmp_path):
     script = """
@@ -105,12 +106,8 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path):
         print(*ranks.run(os.getpid), flush=True)
         time.sleep(60)
     """
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
+    command, env = [sys.executable, "-c", textwrap.dedent(script)], {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     parent.kill()
     parent.wait()
@@ -137,16 +134,17 @@ def interrupt(by: int, wait: str) -> None:
 @pytest.fixture
 def interruptible():
     """Python's handler, also where the shell that started us has interrupts ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", ["loop", "sleep", "collective"])
-def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, tmp_path, monkeypatch):
+def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, folder):
     """As a notebook interrupts: the parent alone is told."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ranks = sbnref.Ranks(2)
     pids = ranks.run(os.getpid)
     with pytest.raises(KeyboardInterrupt):
@@ -154,21 +152,16 @@ def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait,
     assert all(map(gone, pids))
     with pytest.raises(KeyboardInterrupt):
         sbnref.launch(interrupt, 2, signal.SIGINT, wait)
-    assert list(tmp_path.glob("sbnref-*")) == []
+    assert list(folder.glob("sbnref-*")) == []
     with ranks:
         assert ranks.run(dist.get_rank) == [0, 1]
 
 
-def test_an_exception_from_the_handler_of_another_signal(monkeypatch):
-    def leave(*_: object) -> None:
-        raise SystemExit(5)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        with pytest.raises(SystemExit):
-            sbnref.launch(interrupt, 2, signal.SIGTERM, "collective")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.usefixtures("interruptible")
+def test_an_exception_from_the_handler_of_another_signal():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    with pytest.raises(SystemExit):
+        sbnref.launch(interrupt, 2, signal.SIGTERM, "collective")
 
 
 def test_a_program_that_is_interrupted_ends():
@@ -198,20 +191,6 @@ def test_a_long_text_of_an_exception_is_cut_to_its_ends():
     assert "ValueError: begin" in text
     assert re.search(r"\[\.\.\. 49,\d{3},\d{3} characters \.\.\.\]", text)
     assert text.rstrip().endswith("end")
-
-
-@pytest.mark.parametrize("end", ["close", "failure"])
-def test_nothing_is_left_in_the_folder_for_temporary_files(end, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ranks = sbnref.Ranks(2)
-    ranks.run(os.getpid)
-    assert len(list(tmp_path.glob("sbnref-*"))) == 1
-    if end == "close":
-        ranks.close()
-    else:
-        with pytest.raises(sbnref.RankError):
-            ranks.run(fail, 1)
-    assert list(tmp_path.glob("sbnref-*")) == []
 
 
 @pytest.mark.parametrize("world_size", [0, "2", 2.5])

@@ -21,25 +21,12 @@ if not find_spec("timm"):
 import timm
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, freeze_batch_norm_2d
 from timm.layers import SyncBatchNormAct as TimmSyncBatchNormAct
-from timm.layers import convert_sync_batchnorm as timm_convert
 from torchvision.ops import FrozenBatchNorm2d
 
 pytestmark = pytest.mark.slow
 
-MODELS = (
-    "densenet121",
-    "dla46_c",
-    "efficientnet_b0",
-    "ese_vovnet19b_slim_dw",
-    "ghostnet_100",
-    "hrnet_w18_small",
-    "mnasnet_small",
-    "mobilenetv3_small_050",
-    "regnetx_002",
-    "res2net50_14w_8s",
-    "resnest14d",
-    "resnet18",
-)
+MODELS = ["densenet121", "dla46_c", "efficientnet_b0", "ese_vovnet19b_slim_dw", "ghostnet_100", "hrnet_w18_small"]
+MODELS += ["mnasnet_small", "mobilenetv3_small_050", "regnetx_002", "res2net50_14w_8s", "resnest14d", "resnet18"]
 
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
@@ -113,32 +100,20 @@ def test_drop_and_act_are_kept():
     torch.testing.assert_close(reverted.eval()(x), again.eval()(x), rtol=0, atol=0)
 
 
-def test_what_timm_converted_itself():
-    plain = BatchNormAct2d(4)
-    layer = timm_convert(plain)
-    assert type(layer) is TimmSyncBatchNormAct
-    assert type(convert_sync_batchnorm(layer)) is SyncBatchNormAct
-    reverted = revert_sync_batchnorm(layer)
-    assert type(reverted) is BatchNormAct2d
-    assert reverted.act is plain.act
-    assert revert_sync_batchnorm(plain) is plain
-
-
-class Named(BatchNormAct2d):
-    pass
-
-
-class Doubled(BatchNormAct2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
+def test_what_timm_converted_itself_without_an_activation():
+    layer, x = TimmSyncBatchNormAct(4), torch.randn(3, 4, 2, 2)
+    converted = convert_sync_batchnorm(nn.Sequential(copy.deepcopy(layer)), stats_mode="exact")
+    assert type(converted[0]) is SyncBatchNorm
+    reverted = revert_sync_batchnorm(nn.Sequential(layer))
+    torch.testing.assert_close(reverted(x), converted(x))
+    assert type(reverted[0]) is nn.BatchNorm2d
 
 
 def test_a_subclass_is_converted_unless_it_has_a_forward_of_its_own():
-    assert type(convert_sync_batchnorm(Named(4))) is SyncBatchNormAct
-    with pytest.raises(
-        TypeError, match=r"a Doubled with a forward pass of its own: sbnref\.interop\.register_conversion"
-    ):
-        convert_sync_batchnorm(Doubled(4))
+    named, other = (type("Mine", (BatchNormAct2d,), methods) for methods in ({}, {"forward": lambda self, x: x}))
+    assert type(convert_sync_batchnorm(named(4))) is SyncBatchNormAct
+    with pytest.raises(TypeError, match=r"a Mine with a forward pass of its own: sbnref\.interop\.register_conversion"):
+        convert_sync_batchnorm(other(4))
 
 
 def test_the_debugging_tools_see_it():
@@ -165,28 +140,10 @@ def test_frozen_layers_are_converted_on_request():
     assert [name for name, _ in thawed[1:].named_parameters()] == ["1.weight", "1.bias", "2.weight", "2.bias"]
     assert all(p.requires_grad for p in thawed.parameters())
     assert (thawed[1].eps, thawed[1].momentum, thawed[1].stats_mode) == (1e-3, 0.1, "exact")
-    for old, new in zip(before[1:], thawed[1:], strict=True):
-        assert {name: t.data_ptr() for name, t in old.named_buffers()}.items() <= {
-            name: t.data_ptr() for name, t in new.state_dict().items()
-        }.items()
-        assert not list(old.parameters()), "the frozen layer is as it was"
+    assert not list(nn.ModuleList(before[1:]).parameters()), "the frozen layers are as they were"
     torch.testing.assert_close(thawed(x), y)
     thawed.load_state_dict(saved, strict=True)
-    thawed.train()(x).sum().backward()
-    assert thawed[1].num_batches_tracked == 1
-
     y = thawed.eval()(x)
     reverted = revert_sync_batchnorm(thawed)
     assert [type(layer) for layer in reverted[1:]] == [nn.BatchNorm2d, BatchNormAct2d]
     assert torch.equal(reverted(x), y)
-
-
-def test_a_synchronized_layer_without_an_activation():
-    layer = TimmSyncBatchNormAct(4)
-    converted = convert_sync_batchnorm(nn.Sequential(layer), stats_mode="exact")
-    assert type(converted[0]) is SyncBatchNorm
-    x = torch.randn(3, 4, 2, 2)
-    want = converted(x)
-    reverted = revert_sync_batchnorm(nn.Sequential(TimmSyncBatchNormAct(4)))
-    torch.testing.assert_close(reverted(x), want)
-    assert type(reverted[0]) is nn.BatchNorm2d

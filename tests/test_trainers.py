@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -25,10 +26,8 @@ FOLDER = Path(__file__).parent / "trainers"
 def env(tmp_path_factory) -> dict[str, str]:
     """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
     path = [str(Path(sbnref.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if (
-        find_spec("torchvision")
-        and subprocess.run((sys.executable, "-c", "import torchvision"), capture_output=True).returncode
-    ):
+    importing = (sys.executable, "-c", "import torchvision")
+    if find_spec("torchvision") and subprocess.run(importing, capture_output=True).returncode:
         stand_in = tmp_path_factory.mktemp("path") / "torchvision"
         stand_in.mkdir()
         for name in ("__init__.py", "models.py"):
@@ -62,14 +61,8 @@ ROWS = {  # of the matrix: how the trainer is called, and how its model is rever
 def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
-    torchrun = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-    )
-    command = (sys.executable, *torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    command = (*torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -116,16 +109,11 @@ def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
     (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     model = nn.Sequential(nn.BatchNorm2d(4))
 
-    class YOLO:
-        def __init__(self, file):
-            self.callbacks = {}
-
-        def add_callback(self, event, function):
-            self.callbacks[event] = function
-
-        def train(self, **options):
-            self.callbacks["on_pretrain_routine_end"](SimpleNamespace(model=model))
-
-    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=YOLO))
+    yolo = MagicMock()
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: yolo))
     exec(block, {"__name__": "page"})
+    (event, callback), _ = yolo.add_callback.call_args
+    assert event == "on_pretrain_routine_end"
+    yolo.train.assert_called_once()
+    callback(SimpleNamespace(model=model))
     assert model[0].stats_mode == "exact"

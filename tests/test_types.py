@@ -1,5 +1,6 @@
 """Types reach those who install the package: a strict check of a script against the built wheel."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,25 +61,15 @@ def installed(tmp_path_factory) -> Path:
     return python
 
 
-def check(installed: Path, folder: Path, script: str) -> tuple[int, str]:
-    """What mypy says of a script, strictly."""
-    (folder / "script.py").write_text(script)
-    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", installed, "script.py")
+@pytest.mark.parametrize(("script", "wrong"), [(SCRIPT, []), (WRONG, [4, 5, 6])], ids=["right", "wrong"])
+def test_a_script_is_checked_strictly(installed, tmp_path, script, wrong):
+    (tmp_path / "script.py").write_text(script)
+    options = ("--strict", "--cache-dir", ROOT / ".mypy_cache" / "wheel", "--python-executable", installed)
     run = subprocess.run(
-        (*command, "--cache-dir", ROOT / ".mypy_cache" / "wheel"), capture_output=True, text=True, cwd=folder
+        (sys.executable, "-m", "mypy", *options, "script.py"), capture_output=True, text=True, cwd=tmp_path
     )
-    return run.returncode, run.stdout + run.stderr
-
-
-def test_a_script_passes_strictly(installed, tmp_path):
-    code, said = check(installed, tmp_path, SCRIPT)
-    assert code == 0, said
-
-
-def test_what_is_wrong_is_seen(installed, tmp_path):
-    code, said = check(installed, tmp_path, WRONG)
-    assert code == 1
-    assert [f"script.py:{line}: error:" in said for line in (4, 5, 6)] == [True] * 3, said
+    assert re.findall(r"^script.py:(\d+): error:", run.stdout, re.MULTILINE) == [*map(str, wrong)], run.stdout
+    assert run.returncode == bool(wrong), run.stderr
 
 
 def test_the_wheel_runs(installed, tmp_path):

@@ -93,32 +93,30 @@ def test_nothing_anywhere_is_no_step(world):
 
 
 def fails(batches_of_ranks, like=None):
-    with pytest.raises((ValueError, TypeError)) as raised:
+    """The error of this rank, after which no other waits for it."""
+    with pytest.raises((ValueError, TypeError, OSError, RuntimeError)) as raised:
         collect(batches_of_ranks, like)
-    dist.barrier()  # nobody waits
-    return str(raised.value)
+    dist.barrier()
+    return type(raised.value), str(raised.value)
 
 
 def test_a_rank_without_any_batch_is_refused_on_all(world):
     said = "expected a batch on every rank, to make empty ones of, or `like`, got neither on 1 of 2 ranks"
-    assert world(2).run(fails, [[torch.ones(1)], []]) == [said, said]
+    assert world(2).run(fails, [[torch.ones(1)], []]) == [(ValueError, said)] * 2
 
 
 def test_a_batch_without_tensors_is_refused(world):
     said = "expected a batch with tensors in it, samples in dimension 0, got a list without"
-    assert world(2).run(fails, [[["a name", 3]], [["a name", None]]]) == [said, said]
-    for error in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
-        assert error.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
-        assert "got in it UserDict, which may hold samples" in error
+    assert [text for _, text in world(2).run(fails, [[["a name", 3]], [["a name", None]]])] == [said, said]
+    for _, text in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
+        assert text.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
+        assert "got in it UserDict, which may hold samples" in text
 
 
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (
-            pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]),
-            "a PackedSequence, which cannot: keep",
-        ),
+        (pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]), "a PackedSequence, which cannot: keep"),
         ([torch.ones(())], "samples in dimension 0, got tensors of no dimension"),
         (torch.ones(2, 2).to_sparse(), "expected a dense batch, got torch.sparse_coo"),
         (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "got a nested one"),
@@ -142,56 +140,34 @@ def test_only_the_group_iterates_together(world):
     assert world(3).run(collect_in_a_part) == [3, None, 3]
 
 
-def wrong_like():
-    like = UserDict(x=torch.ones(1)) if dist.get_rank() == 1 else None
-    with pytest.raises((TypeError, RuntimeError)) as raised:
-        collect([[torch.ones(1)]] * 2, like)
-    dist.barrier()  # nobody waits
-    return type(raised.value), str(raised.value)
-
-
-def test_what_one_rank_gives_as_like_is_refused_on_all(world):
-    told, raised = world(2).run(wrong_like)
-    assert told[0] is RuntimeError
-    assert "got an error on 1 of 2 ranks" in told[1]
-    assert raised[0] is TypeError
-    assert "got in it UserDict" in raised[1]
-
-
 def test_one_process_iterates_over_the_loader():
     assert list(sbnref.interop.until_all_done(iter("abc"))) == ["a", "b", "c"]
 
 
-def stop_at_an_error(bad_batch):
+def loader_or_like(case):
+    """Rank 1 has an error in its second batch, or in what it gives as `like`."""
+
     def loader():
         yield torch.ones(2)
-        if dist.get_rank() == 1:
-            yield from bad_batch()
-        yield torch.ones(3)
+        if dist.get_rank() == 1 and case == "broken disk":
+            raise OSError("the disk")
+        yield ["a name"] if dist.get_rank() == 1 and case == "no tensors" else torch.ones(3)
 
-    batches = sbnref.interop.until_all_done(loader())
-    assert len(next(batches)) == 2
-    with pytest.raises((OSError, TypeError, RuntimeError)) as raised:
-        next(batches)
-    dist.barrier()  # nobody waits
-    return type(raised.value), str(raised.value)
-
-
-def broken_disk():
-    raise OSError("the disk")
-
-
-def no_tensors():
-    return ["a name"]
+    like = UserDict(x=torch.ones(1)) if dist.get_rank() == 1 and case == "like" else None
+    return fails([loader(), loader()], like)
 
 
 @pytest.mark.parametrize(
-    ("bad_batch", "own"),
-    [(broken_disk, (OSError, "the disk")), (no_tensors, (TypeError, "expected a batch with tensors in it"))],
+    ("case", "error", "text"),
+    [
+        ("broken disk", OSError, "the disk"),
+        ("no tensors", TypeError, "expected a batch with tensors in it"),
+        ("like", TypeError, "got in it UserDict"),
+    ],
 )
-def test_an_error_of_one_loader_ends_the_loop_on_all(bad_batch, own, world):
-    told, raised = world(2).run(stop_at_an_error, bad_batch)
+def test_an_error_of_one_rank_ends_the_loop_on_all(case, error, text, world):
+    told, raised = world(2).run(loader_or_like, case)
     assert told[0] is RuntimeError
     assert "got an error on 1 of 2 ranks, which raise it: the loop ends on all" in told[1]
-    assert raised[0] is own[0]
-    assert raised[1].startswith(own[1])
+    assert raised[0] is error
+    assert text in raised[1]

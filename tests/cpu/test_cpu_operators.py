@@ -5,19 +5,12 @@ import pytest
 import torch
 
 
+@pytest.mark.parametrize("check", [checks.check_operators, checks.check_strides])
 @pytest.mark.parametrize("kind", checks.INPUTS)
-def test_opcheck(kind):
-    checks.check_operators(torch.ops.sbnref_cpu, kind)
+def test_every_input(check, kind):
+    check(torch.ops.sbnref_cpu, kind)
 
 
-@pytest.mark.parametrize("kind", checks.INPUTS)
-def test_shapes_and_strides_without_data(kind):
-    checks.check_strides(torch.ops.sbnref_cpu, kind)
-
-
-def test_what_is_refused():
-    checks.check_refusals(torch.ops.sbnref_cpu)
-
-
-def test_tensors_that_start_between_elements():
-    checks.check_alignment(torch.ops.sbnref_cpu)
+@pytest.mark.parametrize("check", [checks.check_refusals, checks.check_alignment])
+def test_validation_and_alignment(check):
+    check(torch.ops.sbnref_cpu)

@@ -1,8 +1,7 @@
 """The native kernels beside their twins in plain PyTorch."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import pytest
 import stage_checks as checks
@@ -11,44 +10,34 @@ from torch import Tensor
 
 from sbnref.impls import cpu, reference
 
-DTYPES, SHAPES, LAYOUTS = checks.DTYPES, checks.SHAPES, checks.LAYOUTS
+DTYPES, LAYOUTS = checks.DTYPES, checks.LAYOUTS
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_stages(dtype):
-    checks.check_stages(cpu, dtype)
+@pytest.mark.parametrize(
+    ("check", "arguments"),
+    [
+        *((checks.check_stages, (cpu, dtype)) for dtype in DTYPES),
+        (checks.check_different_layouts, (cpu,)),
+        (checks.check_parameter_dtypes, (cpu,)),
+        (checks.check_not_finite, ("cpu",)),
+        (checks.check_many_channels, (cpu,)),
+        (checks.check_precision, (cpu,)),
+        (checks.check_gradients, ("cpu",)),
+    ],
+)
+def test_stages(check, arguments):
+    check(*arguments)
 
 
-def test_x_and_dy_in_different_layouts():
-    checks.check_different_layouts(cpu)
-
-
-def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit():
-    checks.check_parameter_dtypes(cpu)
-
-
-def test_nan_and_infinity_spoil_their_channel_only():
-    checks.check_not_finite("cpu")
-
-
-def test_65536_channels():
-    checks.check_many_channels(cpu)
-
-
-def test_offsets_and_outliers_cost_nothing():
-    checks.check_precision(cpu)
-
-
-def test_gradients_are_those_of_autograd():
-    checks.check_gradients("cpu")
-
-
-def close(got: dict[str, Tensor], want: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """Compare every result to the reference's."""
+    x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
+    got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
     for name, value in want.items():
-        kind = reference.accumulator(torch.empty(0, dtype=dtype)) if name.endswith("payload") else value.dtype
-        scale = value.abs().max().item()
-        atol = torch.finfo(kind).eps * 16 * scale if kind.is_floating_point else 0
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{what}, {name}: {m}")
+        kind = reference.accumulator(x) if name.endswith("payload") else value.dtype
+        atol = torch.finfo(kind).eps * 16 * value.abs().max().item() if kind.is_floating_point else 0
+        what = f"{name} of {shape}, {layout.__name__}"
+        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, what=what: f"{what}: {m}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,9 +45,7 @@ def test_every_length_of_a_row_and_every_number_of_channels(dtype):
     """Whatever remains after the last whole lanes, at every offset from their boundaries."""
     for length, layout in itertools.product(range(1, 41), LAYOUTS[:3]):
         for shape in ((3, 5, length), (4, length, 3), (7, length)):
-            x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
-            got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
-            close(got, want, dtype, f"{shape}, {layout.__name__}")
+            compare(shape, layout, dtype)
 
 
 LARGE = [(2, 3, 9001), (70, 130, 49), (3, 1030, 5), (900, 700), (1500, 513), (5000, 3), (1, 1, 70000), (6, 40, 33, 31)]
@@ -67,19 +54,7 @@ LARGE = [(2, 3, 9001), (70, 130, 49), (3, 1030, 5), (900, 700), (1500, 513), (50
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_blocks(dtype):
     for shape, layout in itertools.product(LARGE, LAYOUTS[:3]):
-        x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
-        got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
-        close(got, want, dtype, f"{shape}, {layout.__name__}")
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        compare(shape, layout, dtype)
 
 
 def step(x: Tensor, dy: Tensor) -> list[Tensor]:
@@ -90,13 +65,21 @@ def step(x: Tensor, dy: Tensor) -> list[Tensor]:
     return [total, y, saved, sums, cpu.backward_apply(dy, x, sums, saved, None, 1e-3)]
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_the_same_bits_for_any_number_of_threads():
     for shape, layout, dtype in itertools.product(LARGE, LAYOUTS[:3], (torch.bfloat16, torch.float32)):
         x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
         results = []
         for count in (1, 2, 3, 7, 1):
-            with threads(count):
-                results.append(step(x, dy))
+            torch.set_num_threads(count)
+            results.append(step(x, dy))
         for result in results[1:]:
             assert all(map(torch.equal, results[0], result)), f"{shape}, {layout.__name__}, {dtype}"
 

@@ -30,30 +30,12 @@ CUT_OFF = """
     .filter((e) => e === page || (!fits(e) && !scrolls(e))).slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
 """
 
-HARNESS = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Explorer</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="_static/kernels/theme.css">
-<link rel="stylesheet" href="_static/explorer/explorer.css"></head>
-<body data-theme="light" style="font-family: sans-serif"><div class="explorer"></div>
-<script type="module" src="_static/explorer/explorer.js"></script></body>
-</html>"""
-
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the site, and at /harness.html the explorer without it."""
-
     def do_GET(self) -> None:
         if self.path == "/favicon.ico":  # browsers ask for it; that there is none is no error
             self.send_response(204)
             self.end_headers()
-        elif urlsplit(self.path).path == "/harness.html":
-            body = HARNESS.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
         else:
             super().do_GET()
 
@@ -89,7 +71,7 @@ class Browser:
         self.driver.get(f"{self.server}/{path}")
         file = re.split("[?#]", path)[0]
         self.wait(f"location.pathname === {json.dumps('/' + file)} && document.readyState === 'complete'", 30)
-        if path.startswith(("harness.html", "explorer.html")):  # its modules may come after the page
+        if path.startswith("explorer.html"):  # its modules may come after the page
             self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
 
     def find(self, selector: str) -> object:

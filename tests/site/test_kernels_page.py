@@ -49,13 +49,6 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
     return {name: record(Call(kernels, x), f"<{name}>", [name]) for name in kernels.functions}
 
 
-@pytest.fixture
-def site(browser: Browser) -> Browser:
-    if not (HTML / "kernels.html").exists():
-        pytest.skip("the page of kernels was not tested: docs/_build/html is not built (make docs)")
-    return browser
-
-
 def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
     """Open the page that ``sbnref trace`` writes."""
     browser.resize(width)
@@ -80,8 +73,8 @@ def shown(browser: Browser, view: str = ".view") -> dict[str, int]:
 
 def as_shown(counts: dict[str, int]) -> dict[str, int]:
     """A recording's counts under the names of the page, which adds bytes read and written."""
-    others = {name: count for name, count in counts.items() if name not in ("read", "written")}
-    return others | {"asked": counts["read"] + counts["written"]}
+    counts = dict(counts)
+    return {"asked": counts.pop("read") + counts.pop("written"), **counts}
 
 
 def at_the_end(name: str) -> dict[str, int]:
@@ -122,7 +115,7 @@ def test_a_step_has_a_sentence_and_its_line(browser, recordings):
     assert browser.find("output").text.startswith(f"step {shuffle} of ")
 
 
-def test_a_missing_barrier_is_shown_beside_another_recording(browser, recordings):
+def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(browser, recordings):
     show(browser, recordings["forward"], recordings["race"])
     error = browser.driver.find_elements("css selector", ".error")[1]
     assert "a barrier in between" in error.text
@@ -131,46 +124,43 @@ def test_a_missing_barrier_is_shown_beside_another_recording(browser, recordings
     assert shown(browser)["steps"] == length + 5
     assert shown(browser, ".view:last-child")["steps"] == length
     assert "now" in error.get_attribute("class")
-
-
-def test_a_phone_shows_everything_and_takes_touches(browser, recordings):
     show(browser, recordings["forward"], recordings["race"], width=PHONE)
     browser.tap("[name=forth]")
     browser.wait("document.querySelector('[name=time]').value === '1'")
     assert browser.cut_off(".player *") == []
 
 
-def test_every_recording_of_the_site_plays_to_its_counts(site):
+def test_every_recording_of_the_site_plays_to_its_counts(browser):
     titles = json.loads((HTML / "_static" / "kernels" / "index.json").read_text())
     assert len(titles) == 8 + 4 + 8  # of the ladder, of tutorial 12, of the package
-    site.open("kernels.html")
+    browser.open("kernels.html")
     for name, title in titles.items():
-        site.run("location.hash = arguments[0]", name)
-        site.wait(f"document.querySelector('.view h3')?.innerText.startsWith({json.dumps(title + ',')})", 30)
-        site.click("[name=end]")
-        assert shown(site) == at_the_end(name), name
+        browser.run("location.hash = arguments[0]", name)
+        browser.wait(f"document.querySelector('.view h3')?.innerText.startsWith({json.dumps(title + ',')})", 30)
+        browser.click("[name=end]")
+        assert shown(browser) == at_the_end(name), name
 
 
-def test_a_link_holds_the_choice(site):
+def test_a_link_holds_the_choice(browser):
     titles = "[...document.querySelectorAll('.view h3')].map((h) => h.innerText.split(',')[0]).join()"
-    site.open("kernels.html#3-split+4-wide")
-    site.wait(f"{titles} === '3 split,4 wide'")
-    choose(site, "right", "")
-    site.wait(f"{titles} === '3 split' && location.hash === '#3-split'")
-    site.open("kernels.html#nothing-of-the-kind")
-    site.wait(f"{titles} === '1 naive'")
+    browser.open("kernels.html#3-split+4-wide")
+    browser.wait(f"{titles} === '3 split,4 wide'")
+    choose(browser, "right", "")
+    browser.wait(f"{titles} === '3 split' && location.hash === '#3-split'")
+    browser.open("kernels.html#nothing-of-the-kind")
+    browser.wait(f"{titles} === '1 naive'")
 
 
 @pytest.mark.parametrize(("tutorial", "players"), [("05_from_formula_to_kernel", 7), ("12_your_own_kernel", 4)])
-def test_the_players_of_a_tutorial_start_when_opened(site, tutorial, players):
-    site.open(f"learn/{tutorial}.html", PHONE)
-    names = site.run("return [...document.querySelectorAll('details .player')].map((e) => e.dataset.show)")
+def test_the_players_of_a_tutorial_start_when_opened(browser, tutorial, players):
+    browser.open(f"learn/{tutorial}.html", PHONE)
+    names = browser.run("return [...document.querySelectorAll('details .player')].map((e) => e.dataset.show)")
     assert len(names) == players
-    assert not site.run("return document.querySelector('.player .view')")
+    assert not browser.run("return document.querySelector('.player .view')")
     for name in names:
         player = f".player[data-show='{name}']"
-        site.click(f"details:has({player}) > summary")
-        site.wait(f'document.querySelector("{player} .view") !== null', 30)
-        site.click(f"{player} [name=end]")
-        assert shown(site, f"{player} .view") == at_the_end(name.split("+")[0])
-    assert site.cut_off(".player *") == []
+        browser.click(f"details:has({player}) > summary")
+        browser.wait(f'document.querySelector("{player} .view") !== null', 30)
+        browser.click(f"{player} [name=end]")
+        assert shown(browser, f"{player} .view") == at_the_end(name.split("+")[0])
+    assert browser.cut_off(".player *") == []

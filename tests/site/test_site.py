@@ -16,12 +16,6 @@ def pages() -> list[str]:
     return [str(path) for path in found if path.parts[0] not in GENERATED]
 
 
-@pytest.fixture(autouse=True)
-def _built() -> None:
-    if not (HTML / "index.html").exists():
-        pytest.skip("the site was not tested: docs/_build/html is not built (make docs)")
-
-
 def settled(browser: Browser) -> None:
     """Until formulas are typeset, where there are any."""
     browser.wait("document.readyState === 'complete'")
@@ -29,7 +23,7 @@ def settled(browser: Browser) -> None:
     browser.driver.execute_async_script(typeset)
 
 
-def test_search_finds_a_page_and_the_page_opens(browser):
+def test_search_finds_a_page_or_says_that_it_finds_nothing(browser):
     browser.open("index.html")
     field = browser.driver.find_element("css selector", ".sidebar-search")
     field.send_keys("explorer")
@@ -37,9 +31,6 @@ def test_search_finds_a_page_and_the_page_opens(browser):
     browser.wait("document.querySelectorAll('#search-results li a').length > 0", 10)
     browser.run("document.querySelector('#search-results li a[href*=\"explorer.html\"]').click()")
     browser.wait("document.querySelector('h1')?.innerText.startsWith('Explorer')")
-
-
-def test_search_says_when_it_finds_nothing(browser):
     browser.open("search.html?q=xylophonequartz")
     browser.wait("document.querySelector('#search-results').innerText.includes('did not match')", 10)
 
@@ -64,15 +55,12 @@ def test_the_toggle_changes_the_theme_and_it_lasts(browser):
     browser.run("localStorage.clear()")
 
 
-def test_dark_is_followed_when_the_system_asks(browser):
+def test_dark_is_followed_when_the_system_asks_and_reports_and_figures_keep_a_white_card(browser):
     browser.open("index.html")
-    light = browser.run("return getComputedStyle(document.body).backgroundColor")
+    page = "return getComputedStyle(document.body).backgroundColor"
+    light = browser.run(page)
     browser.prefer("dark")
-    assert browser.run("return getComputedStyle(document.body).backgroundColor") != light
-
-
-def test_reports_and_figures_keep_a_white_card_in_the_dark(browser):
-    browser.prefer("dark")
+    assert browser.run(page) != light
     browser.open("learn/06_find_the_bug.html")
     background = "return getComputedStyle(document.querySelector('.output_html pre')).backgroundColor"
     assert browser.run(background) == "rgb(255, 255, 255)"

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parents[2] / "tutorials" / "solutions"
+FOLDER = Path(__file__).parents[1] / "tutorials" / "solutions"
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
