@@ -52,9 +52,7 @@ test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them
 
 SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=undefined
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
-test-sanitized: .venv/.dev  ## run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-	$(SANITIZED) SBNREF_CUDASIM_FLAGS="$(SANITIZE)" $(PYTEST) tests/cuda/test_stages.py tests/cuda/test_simulation.py \
-		-k "not order_of_turns"  # test-cuda compares the orders; each runs the same accesses
+test-sanitized: .venv/.dev  ## run the CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(PYTEST) tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
 	$(PYTEST) tests/cpu/race_check.py
 

@@ -81,7 +81,12 @@ def test_the_wheel_runs(installed, tmp_path):
 def test_the_wheel_has_sources_and_no_solutions(installed):
     (wheel,) = installed.parents[2].glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("csrc/forward_stats.cu", "csrc/sim/cudasim.h", "lab/player/player.js", "tutorials/kernels/1_naive.cu"):
+    for name in (
+        "csrc/forward_stats.cu",
+        "csrc/simulation/include/cuda_runtime.h",
+        "lab/player/player.js",
+        "tutorials/kernels/1_naive.cu",
+    ):
         assert f"sbnref/{name}" in names
     assert not [name for name in names if "solution" in name or "/own/" in name or name.startswith("benchmarks")]
 

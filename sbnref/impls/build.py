@@ -8,7 +8,6 @@ Environment variables:
 
 - ``SBNREF_CUDASIM=1``: simulate.
 - ``SBNREF_CPU_FLAGS``: more flags for compiling and linking :data:`CPU`.
-- ``SBNREF_CUDASIM_FLAGS``: more flags for compiling and linking the simulation, such as ``-fsanitize=address``.
 - ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
 - ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``; needs no GPU.
 - ``CUDA_HOME``: the folder of the CUDA toolkit to build with (see :mod:`sbnref.impls.toolkit`).
@@ -90,7 +89,6 @@ SIMULATION = Library(
     "the simulation of its kernels",
     HOST_SOURCES,
     SIMULATION_FLAGS,
-    more_flags="SBNREF_CUDASIM_FLAGS",
     simulated=CUDA_SOURCES,
 )
 _CAPABILITY = torch.backends.cpu.get_cpu_capability()  # what this machine has, by PyTorch's name

@@ -9,7 +9,6 @@ VARIABLES = {
     "SBNREF_IMPL": "the implementation where `impl` is not given",
     "SBNREF_CPU_FLAGS": "more compiler flags for the kernels for CPU tensors",
     "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
-    "SBNREF_CUDASIM_FLAGS": "more compiler flags for the simulation, sanitizers for example",
     "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
     "SBNREF_DEBUG_TIMEOUT": "seconds that SBNREF_DEBUG waits for the other ranks, 300 by default",
     "SBNREF_BUILD_CPU": "1 makes `pip install` build the kernels for CPU tensors",

@@ -1,7 +1,10 @@
 """Ordinary CUDA programs in the simulation: right ones run, and planted faults are reported with their line."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,3 +213,17 @@ def test_text_that_is_no_code():
     assert source_of("__attribute__((__noinline__)) int f();") == "__attribute__((__noinline__)) int f();"
     with pytest.raises(NotSupported, match="line 2: texture memory"):
         source_of("\ntex2D(t, x, y);")
+
+
+def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
+    page = (HERE.parents[1] / "docs" / "cuda_without_a_gpu.md").read_text()
+    (source,) = re.findall(r"^```cuda\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    shown = [text.split("\n", 1)[1] for text in re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    monkeypatch.chdir(tmp_path)
+    right = source.replace("0.f;\n", "0.f;\n    __syncthreads();\n")
+    for text, expected in ((source, shown[0]), (right, shown[1])):
+        Path("reduce.cu").write_text(text)
+        command = (sys.executable, "-m", "sbnref", "lab", "run", "reduce.cu")
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+        printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+        assert printed.replace(f"{tmp_path}/", "") == expected.rstrip(), done.stderr
