@@ -350,6 +350,9 @@ void* fill(void* to, int value, size_t bytes) {
 
 }  // namespace cudasim
 
+extern "C" void cudasim_lend(const void* begin, int64_t bytes) { cudasim::lend("an array", begin, bytes, 1, true); }
+extern "C" void cudasim_take_back() { cudasim::take_back(); }
+
 // Copies an array of the host to the GPU's memory, until the next call of cudasim_free_all; returns where it is.
 extern "C" void* cudasim_upload(const char* name, void* from, int64_t bytes, int64_t element, int written) {
     using namespace cudasim;

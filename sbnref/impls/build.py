@@ -34,11 +34,11 @@ from typing import Any
 
 import torch
 
+from .compiling import CSRC, cache, compiler
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
 
 HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
@@ -288,11 +288,6 @@ def _compile(library: Library, folder: Path) -> None:
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def compiler() -> str:
-    """The command of the C++ compiler: ``CXX``, or the first that is on the PATH of c++, g++ and clang++."""
-    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
-
-
 @contextmanager
 def _tools_of_the_builder() -> Iterator[None]:
     """Set the environment variables by which PyTorch's builder finds ninja and the compiler.
@@ -314,13 +309,6 @@ def _tools_of_the_builder() -> Iterator[None]:
 
 def _more_flags(library: Library) -> str:
     return os.environ.get(library.more_flags, "") if library.more_flags else ""
-
-
-def cache() -> Path:
-    """Where the folders of the libraries lie that are built on first use."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _cache_folder(library: Library) -> Path:

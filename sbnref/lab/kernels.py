@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..impls.build import CSRC, NVCC_FLAGS, use_toolkit
+from ..impls.compiling import DoesNotCompile, cached
 from ..impls.simulation import compile_library
-from ..impls.simulation.compiling import DoesNotCompile, cached
 from ..impls.simulation.rewrite import included
 
 SECTOR = 32  # bytes
@@ -83,6 +83,7 @@ class Call:
         partials: (3 · max(splits, room) · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
         arrays: these and the others, by name.
+        addresses: of the arrays in the simulated GPU's memory, after a launch.
     """
 
     y: Tensor
@@ -91,6 +92,7 @@ class Call:
     partials: Tensor
     payload: Tensor
     tickets: Tensor
+    addresses: dict[str, int]
 
     def __init__(
         self,
@@ -162,19 +164,19 @@ class Call:
     def _upload(self, lib: Any, written: Collection[str] | None) -> None:
         lib.cudasim_reset()
         lib.cudasim_free_all()
-        self._uploaded: dict[str, int] = {}
+        self.addresses = {}
         for name, array in self.arrays.items():
             known = written is None or name in written
             pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
             element = ctypes.c_int64(array.itemsize)
-            self._uploaded[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, int(known))
-            setattr(self._problem, name, self._uploaded[name])
+            self.addresses[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, int(known))
+            setattr(self._problem, name, self.addresses[name])
 
     def last_write(self, name: str, element: int) -> list[int]:
         """The site, in the library, at which the kernels that ran last wrote an element of an array, by its number."""
         lib, itemsize = library(self.kernels), self.arrays[name].itemsize
         found: list[int] = json.loads(
-            lib.cudasim_last_write(ctypes.c_void_p(self._uploaded[name] + element * itemsize))
+            lib.cudasim_last_write(ctypes.c_void_p(self.addresses[name] + element * itemsize))
         )
         return found
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
+from ..impls.compiling import DoesNotCompile
 from ..impls.simulation import SIMULATION, compile_program
-from ..impls.simulation.compiling import DoesNotCompile
 from .lines import lines_of
 
 if TYPE_CHECKING:

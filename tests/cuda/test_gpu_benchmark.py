@@ -57,7 +57,16 @@ def simulated_peer(monkeypatch):
     layers = benchmark("gpu_layers")
     flags = ["-DSBNREF_CUDASIM", *(f"-isystem{folder}" for folder in include_paths())]
     library = ctypes.CDLL(str(compile_library(BENCHMARKS / "mmcv_passes.cu", [CSRC], flags)))
+    on_gpu = layers.MMCV.run
+
+    def run(number, *tensors, **numbers):
+        for tensor in tensors:
+            library.cudasim_lend(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
+        on_gpu(number, *tensors, **numbers)
+        library.cudasim_take_back()
+
     monkeypatch.setattr(layers.MMCV, "library", library)
+    monkeypatch.setattr(layers.MMCV, "run", run)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor)
     return layers.MMCV.apply

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sbnref
 from sbnref.impls.build import CPU_FLAGS, CSRC
-from sbnref.impls.simulation.compiling import cached, compile_for_host
+from sbnref.impls.compiling import cached, compile_for_host
 from sbnref.lab.timing import interleaved
 
 KERNELS = Path(__file__).resolve().parent / "cpu"

@@ -126,7 +126,7 @@ def fetched(call: Call, counts: Counts, capacity: int) -> float:
     in_last_pass = (launch == launch.max())[order].tolist()
     begin, end = (
         address // SECTOR
-        for address in (call.x.data_ptr(), call.x.data_ptr() + call.x.nbytes)
+        for address in (call.addresses["x"], call.addresses["x"] + call.x.nbytes)
     )
     kept: OrderedDict[int, None] = OrderedDict()
     misses = 0

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..build import CSRC
-from .compiling import DoesNotCompile, cached, call_compiler
+from ..compiling import CSRC, DoesNotCompile, cached, call_compiler
 from .rewrite import included, rewrite
 
 SIMULATION = CSRC / "simulation"

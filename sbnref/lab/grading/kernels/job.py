@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ....impls import STAGES
-from ....impls.simulation.compiling import DoesNotCompile
+from ....impls.compiling import DoesNotCompile
 from ....impls.user_module import OURS
 from ... import Kernels
 from ...kernels import compiled

@@ -5,22 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from ..build import CSRC, cache, compiler
-
 # How templates came to be, which is long and of the simulation's own headers.
 _NOISE = re.compile(r"required (?:from|by)|In (?:substitution|instantiation) of|^compilation terminated")
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
 MOST_SECONDS = 120  # that compiling may take
 
 
 class DoesNotCompile(RuntimeError):
     """The source is not what the compiler takes, or it takes too long; the message is the compiler's."""
+
+
+def compiler() -> str:
+    """The command of the C++ compiler: ``CXX``, or the first that is on the PATH of c++, g++ and clang++."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
+
+
+def cache() -> Path:
+    """Where the folders of the libraries lie that are built on first use."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def cached(
