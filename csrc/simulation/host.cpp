@@ -107,6 +107,11 @@ cudaError_t cudaFree(void* p) {
     return set(cudaErrorInvalidValue);
 }
 
+cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
+    return lend("registered memory of the host", p, bytes, 1), cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : set(cudaErrorInvalidValue); }
+
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (!check_range("cudaMemset writes", p, bytes, site(__builtin_return_address(0))) || device_array(p) == nullptr)
@@ -177,6 +182,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
         case cudaDevAttrClockRate: *value = 1'755'000; break;
         case cudaDevAttrMemoryClockRate: *value = 2'619'000; break;
         case cudaDevAttrGlobalMemoryBusWidth: *value = p.memoryBusWidth; break;
+        case cudaDevAttrMemoryPoolsSupported:
+        case cudaDevAttrGpuOverlap:
+        case cudaDevAttrCanMapHostMemory:
+        case cudaDevAttrConcurrentKernels:
+        case cudaDevAttrStreamPrioritiesSupported: *value = 1; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(p.sharedMemPerBlockOptin); break;
         case cudaDevAttrCooperativeLaunch:
         case cudaDevAttrUnifiedAddressing:

@@ -23,6 +23,8 @@
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
 #define CUDART_VERSION 13000
+#define __CUDA_RUNTIME_H__
+#define __DRIVER_TYPES_H__
 // Device functions become part of the kernel, as nvcc makes them: GCC does not report a structure that a call returns
 // into memory.
 #define __global__ __attribute__((flatten))
@@ -381,6 +383,7 @@ enum cudaError_t {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
+    cudaErrorAssert = 710,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
     cudaErrorNotSupported = 801,
@@ -399,7 +402,13 @@ enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlock = 8,
     cudaDevAttrWarpSize = 10,
     cudaDevAttrClockRate = 13,
+    cudaDevAttrGpuOverlap = 15,
     cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrKernelExecTimeout = 17,
+    cudaDevAttrIntegrated = 18,
+    cudaDevAttrCanMapHostMemory = 19,
+    cudaDevAttrComputeMode = 20,
+    cudaDevAttrConcurrentKernels = 31,
     cudaDevAttrMemoryClockRate = 36,
     cudaDevAttrGlobalMemoryBusWidth = 37,
     cudaDevAttrL2CacheSize = 38,
@@ -407,11 +416,16 @@ enum cudaDeviceAttr {
     cudaDevAttrUnifiedAddressing = 41,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrStreamPrioritiesSupported = 78,
     cudaDevAttrManagedMemory = 83,
+    cudaDevAttrHostNativeAtomicSupported = 86,
     cudaDevAttrConcurrentManagedAccess = 89,
     cudaDevAttrCooperativeLaunch = 95,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMemoryPoolsSupported = 115,
 };
+enum cudaComputeMode { cudaComputeModeDefault, cudaComputeModeExclusive, cudaComputeModeProhibited };
+enum cudaLimit { cudaLimitStackSize, cudaLimitPrintfFifoSize, cudaLimitMallocHeapSize };
 enum cudaFuncAttribute {
     cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
     cudaFuncAttributePreferredSharedMemoryCarveout = 9
@@ -429,8 +443,12 @@ enum cudaSharedMemConfig {
 };
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventBlockingSync = 1,
                    cudaEventDisableTiming = 2, cudaHostAllocDefault = 0, cudaHostAllocPortable = 1,
-                   cudaHostAllocMapped = 2, cudaHostAllocWriteCombined = 4, cudaMemAttachGlobal = 1,
-                   cudaDeviceScheduleAuto = 0, cudaDeviceScheduleBlockingSync = 4, cudaDeviceMapHost = 8;
+                   cudaHostAllocMapped = 2, cudaHostAllocWriteCombined = 4, cudaHostRegisterDefault = 0,
+                   cudaHostRegisterPortable = 1, cudaHostRegisterMapped = 2, cudaMemAttachGlobal = 1,
+                   cudaMemAttachHost = 2, cudaMemAttachSingle = 4, cudaDeviceScheduleAuto = 0,
+                   cudaDeviceScheduleSpin = 1, cudaDeviceScheduleYield = 2, cudaDeviceScheduleBlockingSync = 4,
+                   cudaDeviceBlockingSync = 4, cudaDeviceMapHost = 8;
+constexpr int cudaCpuDeviceId = -1, cudaInvalidDeviceId = -2;
 
 // The numbers of an H100.
 struct cudaDeviceProp {
@@ -479,15 +497,15 @@ __attribute__((always_inline)) inline cudaError_t allocate_named(
 #define cudaMallocManaged(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
 #define CUDASIM_FIRST(first, ...) first
 
+// Kernels may access pinned memory of the host.
+#define cudaMallocHost(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
+#define cudaHostAlloc(p, bytes, flags) cudasim::allocate_named(p, bytes, #p, true)
+cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void* p);
 template <typename T>
-CUDASIM_BUILTIN cudaError_t cudaMallocHost(T** p, size_t bytes, unsigned = 0) {
-    return (*p = static_cast<T*>(malloc(bytes))) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+CUDASIM_BUILTIN cudaError_t cudaHostGetDevicePointer(T** of_device, void* p, unsigned) {
+    return *of_device = static_cast<T*>(p), cudaSuccess;
 }
-template <typename T>
-CUDASIM_BUILTIN cudaError_t cudaHostAlloc(T** p, size_t bytes, unsigned) {
-    return cudaMallocHost(p, bytes);
-}
-CUDASIM_BUILTIN cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 template <typename T>
 CUDASIM_BUILTIN cudaError_t cudaMallocPitch(T** p, size_t* pitch, size_t width, size_t height) {
     *pitch = (width + 511) / 512 * 512;
@@ -495,6 +513,7 @@ CUDASIM_BUILTIN cudaError_t cudaMallocPitch(T** p, size_t* pitch, size_t width, 
 }
 
 cudaError_t cudaFree(void* p);
+CUDASIM_BUILTIN cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 cudaError_t cudaMemset(void* p, int value, size_t bytes);
 cudaError_t cudaMemcpy2D(
     void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind);
@@ -550,6 +569,10 @@ CUDASIM_BUILTIN cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return
 CUDASIM_BUILTIN cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) {
     return cudaSuccess;
 }
+CUDASIM_BUILTIN cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+    return *least = 0, *greatest = -5, cudaSuccess;
+}
 CUDASIM_BUILTIN cudaError_t cudaProfilerStart() { return cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
@@ -559,6 +582,18 @@ CUDASIM_BUILTIN cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsign
 CUDASIM_BUILTIN cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
 CUDASIM_BUILTIN cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
+template <typename T>
+CUDASIM_BUILTIN cudaError_t cudaStreamAttachMemAsync(cudaStream_t, T*, size_t = 0, unsigned = cudaMemAttachSingle) {
+    return cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t
+cudaStreamAddCallback(cudaStream_t stream, void (*f)(cudaStream_t, cudaError_t, void*), void* data, unsigned) {
+    return f(stream, cudaPeekAtLastError(), data), cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*f)(void*), void* data) {
+    return f(data), cudaSuccess;
+}
 CUDASIM_BUILTIN cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event);
 CUDASIM_BUILTIN cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
