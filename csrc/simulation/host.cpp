@@ -242,6 +242,14 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
     return cudaSuccess;
 }
 
+// In kernels, clock() counts cycles of the GPU.
+extern "C" clock_t clock() noexcept {
+    if (running) return static_cast<clock_t>(clock64());
+    timespec used;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return used.tv_sec * CLOCKS_PER_SEC + used.tv_nsec / (1'000'000'000 / CLOCKS_PER_SEC);
+}
+
 long long clock64() { return static_cast<long long>(milliseconds() * 1.755e6); }
 
 // What <assert.h> calls.

@@ -218,6 +218,10 @@ using Is = typename Same<T>::type;  // an argument that does not take part in de
     template <typename T>                                                            \
     CUDASIM_BUILTIN T name##_block(T* address, cudasim::Is<T> v) {                   \
         return name(address, v);                                                     \
+    }                                                                                \
+    template <typename T>                                                            \
+    CUDASIM_BUILTIN T name##_system(T* address, cudasim::Is<T> v) {                  \
+        return name(address, v);                                                     \
     }
 CUDASIM_ATOMIC(atomicAdd, static_cast<T>(old + v))
 CUDASIM_ATOMIC(atomicSub, static_cast<T>(old - v))
@@ -234,6 +238,14 @@ template <typename T>
 CUDASIM_BUILTIN T atomicCAS(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
     cudasim::verify(address);
     return cudasim::atomically(address, [=](T old) -> T { return old == expected ? v : old; });
+}
+template <typename T>
+CUDASIM_BUILTIN T atomicCAS_block(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    return atomicCAS(address, expected, v);
+}
+template <typename T>
+CUDASIM_BUILTIN T atomicCAS_system(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    return atomicCAS(address, expected, v);
 }
 
 // ---- loads and stores with a hint to the caches ----
@@ -332,6 +344,8 @@ CUDASIM_BUILTIN unsigned __brev(unsigned x) {
     for (int i = 0; i < 32; ++i) result |= (x >> i & 1) << (31 - i);
     return result;
 }
+CUDASIM_BUILTIN unsigned umin(unsigned a, unsigned b) { return b < a ? b : a; }
+CUDASIM_BUILTIN unsigned umax(unsigned a, unsigned b) { return a < b ? b : a; }
 CUDASIM_BUILTIN int __mul24(int a, int b) { return a * b; }
 CUDASIM_BUILTIN unsigned __umul24(unsigned a, unsigned b) { return a * b; }
 CUDASIM_BUILTIN unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
@@ -425,6 +439,11 @@ enum cudaDeviceAttr {
     cudaDevAttrMemoryPoolsSupported = 115,
 };
 enum cudaComputeMode { cudaComputeModeDefault, cudaComputeModeExclusive, cudaComputeModeProhibited };
+enum cudaDeviceP2PAttr {
+    cudaDevP2PAttrPerformanceRank = 1,
+    cudaDevP2PAttrAccessSupported = 2,
+    cudaDevP2PAttrNativeAtomicSupported = 3,
+};
 enum cudaLimit { cudaLimitStackSize, cudaLimitPrintfFifoSize, cudaLimitMallocHeapSize };
 enum cudaFuncAttribute {
     cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
@@ -463,7 +482,10 @@ struct cudaDeviceProp {
     int concurrentKernels = 1, asyncEngineCount = 3, unifiedAddressing = 1, managedMemory = 1, integrated = 0;
     int canMapHostMemory = 1, ECCEnabled = 1, computeMode = 0, cooperativeLaunch = 1, concurrentManagedAccess = 1;
     int deviceOverlap = 1, kernelExecTimeoutEnabled = 0, pciBusID = 0, pciDeviceID = 0, pciDomainID = 0;
-    size_t memPitch = 2147483647, textureAlignment = 512;
+    int computePreemptionSupported = 1, cooperativeMultiDeviceLaunch = 0, streamPrioritiesSupported = 1, tccDriver = 0;
+    size_t memPitch = 2147483647, textureAlignment = 512, surfaceAlignment = 512;
+    int maxTexture1D = 0, maxTexture2D[2] = {}, maxTexture3D[3] = {}, maxTexture1DLayered[2] = {};  // no textures
+    int maxTexture2DLayered[3] = {};
 };
 
 using cudaStream_t = struct cudasim_stream*;
@@ -528,6 +550,10 @@ CUDASIM_BUILTIN cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cu
     return cudaMemset(p, value, bytes);
 }
 CUDASIM_BUILTIN cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+using cudaMemPool_t = struct cudasim_pool*;
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* p, int) { return *p = nullptr, cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 template <typename T>
 CUDASIM_BUILTIN cudaError_t cudaMemcpyToSymbol(
     T& symbol, const void* from, size_t bytes, size_t offset = 0, cudaMemcpyKind = cudaMemcpyHostToDevice) {
@@ -568,6 +594,14 @@ CUDASIM_BUILTIN cudaError_t cudaRuntimeGetVersion(int* v) { return *v = CUDART_V
 CUDASIM_BUILTIN cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) {
     return cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorInvalidDevice; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceDisablePeerAccess(int) { return cudaErrorInvalidDevice; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetP2PAttribute(int* value, cudaDeviceP2PAttr, int, int) {
+    return *value = 0, cudaErrorInvalidDevice;
+}
+CUDASIM_BUILTIN cudaError_t cudaMemcpyPeer(void* to, int, const void* from, int, size_t bytes) {
+    return cudasim::copy_between(to, from, bytes, cudaMemcpyDeviceToDevice);
 }
 CUDASIM_BUILTIN cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
