@@ -108,7 +108,9 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
-    return lend("registered memory of the host", p, bytes, 1), cudaSuccess;
+    lend("registered memory of the host", p, bytes, 1);
+    find(reinterpret_cast<uintptr_t>(p))->host = true;
+    return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : set(cudaErrorInvalidValue); }
 

@@ -140,6 +140,10 @@ CUDASIM_METHOD coalesced_group binary_partition(const Group& group, bool which) 
     const unsigned yes = __ballot_sync(group.mask(), which);
     return coalesced_group(which ? yes : group.mask() & ~yes);
 }
+template <typename Group, typename Label>
+CUDASIM_METHOD coalesced_group labeled_partition(const Group& group, Label label) {
+    return coalesced_group(__match_any_sync(group.mask(), label));
+}
 template <typename Group>
 CUDASIM_METHOD void sync(const Group& group) {
     group.sync();

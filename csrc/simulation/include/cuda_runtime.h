@@ -22,6 +22,7 @@
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
+#define __CUDA_ARCH__ 900  // for the host's code too, which is compiled together with the kernels
 #define CUDART_VERSION 13000
 #define __CUDA_RUNTIME_H__
 #define __DRIVER_TYPES_H__
@@ -467,6 +468,19 @@ constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDe
                    cudaMemAttachHost = 2, cudaMemAttachSingle = 4, cudaDeviceScheduleAuto = 0,
                    cudaDeviceScheduleSpin = 1, cudaDeviceScheduleYield = 2, cudaDeviceScheduleBlockingSync = 4,
                    cudaDeviceBlockingSync = 4, cudaDeviceMapHost = 8;
+enum cudaMemLocationType { cudaMemLocationTypeInvalid, cudaMemLocationTypeDevice, cudaMemLocationTypeHost };
+struct cudaMemLocation {
+    cudaMemLocationType type;
+    int id;
+};
+enum cudaMemoryAdvise {
+    cudaMemAdviseSetReadMostly = 1,
+    cudaMemAdviseUnsetReadMostly = 2,
+    cudaMemAdviseSetPreferredLocation = 3,
+    cudaMemAdviseUnsetPreferredLocation = 4,
+    cudaMemAdviseSetAccessedBy = 5,
+    cudaMemAdviseUnsetAccessedBy = 6,
+};
 constexpr int cudaCpuDeviceId = -1, cudaInvalidDeviceId = -2;
 
 // The numbers of an H100.
@@ -482,6 +496,7 @@ struct cudaDeviceProp {
     int concurrentKernels = 1, asyncEngineCount = 3, unifiedAddressing = 1, managedMemory = 1, integrated = 0;
     int canMapHostMemory = 1, ECCEnabled = 1, computeMode = 0, cooperativeLaunch = 1, concurrentManagedAccess = 1;
     int deviceOverlap = 1, kernelExecTimeoutEnabled = 0, pciBusID = 0, pciDeviceID = 0, pciDomainID = 0;
+    int hostNativeAtomicSupported = 0, pageableMemoryAccess = 0;
     int computePreemptionSupported = 1, cooperativeMultiDeviceLaunch = 0, streamPrioritiesSupported = 1, tccDriver = 0;
     size_t memPitch = 2147483647, textureAlignment = 512, surfaceAlignment = 512;
     int maxTexture1D = 0, maxTexture2D[2] = {}, maxTexture3D[3] = {}, maxTexture1DLayered[2] = {};  // no textures
@@ -593,6 +608,14 @@ CUDASIM_BUILTIN cudaError_t cudaDriverGetVersion(int* v) { return *v = CUDART_VE
 CUDASIM_BUILTIN cudaError_t cudaRuntimeGetVersion(int* v) { return *v = CUDART_VERSION, cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) {
+    return cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t
+cudaMemPrefetchAsync(const void*, size_t, cudaMemLocation, unsigned, cudaStream_t = nullptr) {
+    return cudaSuccess;
+}
+template <typename Location>
+CUDASIM_BUILTIN cudaError_t cudaMemAdvise(const void*, size_t, cudaMemoryAdvise, Location) {
     return cudaSuccess;
 }
 CUDASIM_BUILTIN cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorInvalidDevice; }
