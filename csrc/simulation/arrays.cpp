@@ -242,11 +242,16 @@ void lend(const char* name, const void* begin, size_t bytes, size_t element, boo
     others().push_back(std::move(array));
 }
 
-void take_back() {
+bool take_back(const void* begin) {
     last = nullptr;
-    any_lent = false;
     auto& all = others();
-    all.erase(std::remove_if(all.begin(), all.end(), [](const auto& a) { return a->lent; }), all.end());
+    const auto left = std::remove_if(all.begin(), all.end(), [begin](const auto& a) {
+        return a->lent && (begin == nullptr || a->begin == reinterpret_cast<uintptr_t>(begin));
+    });
+    const bool found = left != all.end();
+    all.erase(left, all.end());
+    any_lent = std::any_of(all.begin(), all.end(), [](const auto& a) { return a->lent; });
+    return found;
 }
 
 Variable::Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant) {

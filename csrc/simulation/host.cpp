@@ -107,6 +107,13 @@ cudaError_t cudaFree(void* p) {
     return set(cudaErrorInvalidValue);
 }
 
+cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
+    lend("registered memory of the host", p, bytes, 1);
+    find(reinterpret_cast<uintptr_t>(p))->host = true;
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : set(cudaErrorInvalidValue); }
+
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (!check_range("cudaMemset writes", p, bytes, site(__builtin_return_address(0))) || device_array(p) == nullptr)
@@ -177,6 +184,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
         case cudaDevAttrClockRate: *value = 1'755'000; break;
         case cudaDevAttrMemoryClockRate: *value = 2'619'000; break;
         case cudaDevAttrGlobalMemoryBusWidth: *value = p.memoryBusWidth; break;
+        case cudaDevAttrMemoryPoolsSupported:
+        case cudaDevAttrGpuOverlap:
+        case cudaDevAttrCanMapHostMemory:
+        case cudaDevAttrConcurrentKernels:
+        case cudaDevAttrStreamPrioritiesSupported: *value = 1; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(p.sharedMemPerBlockOptin); break;
         case cudaDevAttrCooperativeLaunch:
         case cudaDevAttrUnifiedAddressing:
@@ -230,6 +242,14 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
     if (start->time < 0 || stop->time < 0) return set(cudaErrorInvalidValue);
     *ms = static_cast<float>(stop->time - start->time);
     return cudaSuccess;
+}
+
+// In kernels, clock() counts cycles of the GPU.
+extern "C" clock_t clock() noexcept {
+    if (running) return static_cast<clock_t>(clock64());
+    timespec used;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return used.tv_sec * CLOCKS_PER_SEC + used.tv_nsec / (1'000'000'000 / CLOCKS_PER_SEC);
 }
 
 long long clock64() { return static_cast<long long>(milliseconds() * 1.755e6); }

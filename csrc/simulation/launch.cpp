@@ -26,6 +26,7 @@ namespace {
 
 constexpr size_t kPage = 16 * 1024;
 constexpr size_t kMostThreads = 1024, kMostShared = 227 * 1024;
+constexpr size_t kMostGuarded = 16 * 1024;
 constexpr int kExchanged = 16;       // bytes that a lane exchanges at most
 constexpr unsigned kResident = 132;  // multiprocessors, of 2048 threads each
 
@@ -155,7 +156,9 @@ void start(Block& b, unsigned index, const Config& config) {
             mmap(nullptr, b.stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
         b.stacks = static_cast<char*>(memory);
-        for (size_t t = 0; t < size; ++t) mprotect(b.stacks + t * kStackBytes, kPage, PROT_NONE);  // ends the process
+        static size_t guarded = 0;  // not all: the system limits how many mappings a process has
+        for (size_t t = 0; t < size && guarded < kMostGuarded; ++t, ++guarded)
+            mprotect(b.stacks + t * kStackBytes, kPage, PROT_NONE);  // ends the process
     }
     b.threads.resize(size);
     b.turns.resize(size);

@@ -106,8 +106,8 @@ size_t element_size(const T&) {
 
 // Kernels of a library may access memory of the host that is lent to them.
 void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written = true);
-void take_back();       // all that is lent
-void forget_failure();  // so that the next launch runs again
+bool take_back(const void* begin = nullptr);  // all that is lent, if not one array
+void forget_failure();                        // so that the next launch runs again
 
 enum class Access { Read, Write, Atomic };
 

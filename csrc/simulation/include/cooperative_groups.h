@@ -110,8 +110,18 @@ class tile : public coalesced_group {
 template <unsigned Size, typename Parent = void>
 using thread_block_tile = tile<Size>;
 
-struct thread_group : coalesced_group {
-    using coalesced_group::coalesced_group;
+// A block or a part of a warp.
+class thread_group : public coalesced_group {
+   public:
+    CUDASIM_METHOD explicit thread_group(unsigned mask) : coalesced_group(mask) {}
+    CUDASIM_METHOD thread_group(const coalesced_group& group) : coalesced_group(group) {}
+    CUDASIM_METHOD thread_group(const thread_block&) : coalesced_group(0) {}
+    CUDASIM_METHOD void sync() const { mask_ == 0 ? thread_block::sync() : coalesced_group::sync(); }
+    CUDASIM_METHOD unsigned size() const { return mask_ == 0 ? thread_block::size() : coalesced_group::size(); }
+    CUDASIM_METHOD unsigned num_threads() const { return size(); }
+    CUDASIM_METHOD unsigned thread_rank() const {
+        return mask_ == 0 ? thread_block::thread_rank() : coalesced_group::thread_rank();
+    }
 };
 
 CUDASIM_METHOD thread_block this_thread_block() { return {}; }
@@ -129,6 +139,10 @@ template <typename Group>
 CUDASIM_METHOD coalesced_group binary_partition(const Group& group, bool which) {
     const unsigned yes = __ballot_sync(group.mask(), which);
     return coalesced_group(which ? yes : group.mask() & ~yes);
+}
+template <typename Group, typename Label>
+CUDASIM_METHOD coalesced_group labeled_partition(const Group& group, Label label) {
+    return coalesced_group(__match_any_sync(group.mask(), label));
 }
 template <typename Group>
 CUDASIM_METHOD void sync(const Group& group) {

@@ -22,7 +22,10 @@
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
+#define __CUDA_ARCH__ 900  // for the host's code too, which is compiled together with the kernels
 #define CUDART_VERSION 13000
+#define __CUDA_RUNTIME_H__
+#define __DRIVER_TYPES_H__
 // Device functions become part of the kernel, as nvcc makes them: GCC does not report a structure that a call returns
 // into memory.
 #define __global__ __attribute__((flatten))
@@ -216,6 +219,10 @@ using Is = typename Same<T>::type;  // an argument that does not take part in de
     template <typename T>                                                            \
     CUDASIM_BUILTIN T name##_block(T* address, cudasim::Is<T> v) {                   \
         return name(address, v);                                                     \
+    }                                                                                \
+    template <typename T>                                                            \
+    CUDASIM_BUILTIN T name##_system(T* address, cudasim::Is<T> v) {                  \
+        return name(address, v);                                                     \
     }
 CUDASIM_ATOMIC(atomicAdd, static_cast<T>(old + v))
 CUDASIM_ATOMIC(atomicSub, static_cast<T>(old - v))
@@ -232,6 +239,14 @@ template <typename T>
 CUDASIM_BUILTIN T atomicCAS(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
     cudasim::verify(address);
     return cudasim::atomically(address, [=](T old) -> T { return old == expected ? v : old; });
+}
+template <typename T>
+CUDASIM_BUILTIN T atomicCAS_block(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    return atomicCAS(address, expected, v);
+}
+template <typename T>
+CUDASIM_BUILTIN T atomicCAS_system(T* address, cudasim::Is<T> expected, cudasim::Is<T> v) {
+    return atomicCAS(address, expected, v);
 }
 
 // ---- loads and stores with a hint to the caches ----
@@ -330,6 +345,8 @@ CUDASIM_BUILTIN unsigned __brev(unsigned x) {
     for (int i = 0; i < 32; ++i) result |= (x >> i & 1) << (31 - i);
     return result;
 }
+CUDASIM_BUILTIN unsigned umin(unsigned a, unsigned b) { return b < a ? b : a; }
+CUDASIM_BUILTIN unsigned umax(unsigned a, unsigned b) { return a < b ? b : a; }
 CUDASIM_BUILTIN int __mul24(int a, int b) { return a * b; }
 CUDASIM_BUILTIN unsigned __umul24(unsigned a, unsigned b) { return a * b; }
 CUDASIM_BUILTIN unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
@@ -381,6 +398,7 @@ enum cudaError_t {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
+    cudaErrorAssert = 710,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
     cudaErrorNotSupported = 801,
@@ -399,7 +417,13 @@ enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlock = 8,
     cudaDevAttrWarpSize = 10,
     cudaDevAttrClockRate = 13,
+    cudaDevAttrGpuOverlap = 15,
     cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrKernelExecTimeout = 17,
+    cudaDevAttrIntegrated = 18,
+    cudaDevAttrCanMapHostMemory = 19,
+    cudaDevAttrComputeMode = 20,
+    cudaDevAttrConcurrentKernels = 31,
     cudaDevAttrMemoryClockRate = 36,
     cudaDevAttrGlobalMemoryBusWidth = 37,
     cudaDevAttrL2CacheSize = 38,
@@ -407,11 +431,21 @@ enum cudaDeviceAttr {
     cudaDevAttrUnifiedAddressing = 41,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrStreamPrioritiesSupported = 78,
     cudaDevAttrManagedMemory = 83,
+    cudaDevAttrHostNativeAtomicSupported = 86,
     cudaDevAttrConcurrentManagedAccess = 89,
     cudaDevAttrCooperativeLaunch = 95,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMemoryPoolsSupported = 115,
 };
+enum cudaComputeMode { cudaComputeModeDefault, cudaComputeModeExclusive, cudaComputeModeProhibited };
+enum cudaDeviceP2PAttr {
+    cudaDevP2PAttrPerformanceRank = 1,
+    cudaDevP2PAttrAccessSupported = 2,
+    cudaDevP2PAttrNativeAtomicSupported = 3,
+};
+enum cudaLimit { cudaLimitStackSize, cudaLimitPrintfFifoSize, cudaLimitMallocHeapSize };
 enum cudaFuncAttribute {
     cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
     cudaFuncAttributePreferredSharedMemoryCarveout = 9
@@ -429,8 +463,25 @@ enum cudaSharedMemConfig {
 };
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventBlockingSync = 1,
                    cudaEventDisableTiming = 2, cudaHostAllocDefault = 0, cudaHostAllocPortable = 1,
-                   cudaHostAllocMapped = 2, cudaHostAllocWriteCombined = 4, cudaMemAttachGlobal = 1,
-                   cudaDeviceScheduleAuto = 0, cudaDeviceScheduleBlockingSync = 4, cudaDeviceMapHost = 8;
+                   cudaHostAllocMapped = 2, cudaHostAllocWriteCombined = 4, cudaHostRegisterDefault = 0,
+                   cudaHostRegisterPortable = 1, cudaHostRegisterMapped = 2, cudaMemAttachGlobal = 1,
+                   cudaMemAttachHost = 2, cudaMemAttachSingle = 4, cudaDeviceScheduleAuto = 0,
+                   cudaDeviceScheduleSpin = 1, cudaDeviceScheduleYield = 2, cudaDeviceScheduleBlockingSync = 4,
+                   cudaDeviceBlockingSync = 4, cudaDeviceMapHost = 8;
+enum cudaMemLocationType { cudaMemLocationTypeInvalid, cudaMemLocationTypeDevice, cudaMemLocationTypeHost };
+struct cudaMemLocation {
+    cudaMemLocationType type;
+    int id;
+};
+enum cudaMemoryAdvise {
+    cudaMemAdviseSetReadMostly = 1,
+    cudaMemAdviseUnsetReadMostly = 2,
+    cudaMemAdviseSetPreferredLocation = 3,
+    cudaMemAdviseUnsetPreferredLocation = 4,
+    cudaMemAdviseSetAccessedBy = 5,
+    cudaMemAdviseUnsetAccessedBy = 6,
+};
+constexpr int cudaCpuDeviceId = -1, cudaInvalidDeviceId = -2;
 
 // The numbers of an H100.
 struct cudaDeviceProp {
@@ -445,7 +496,11 @@ struct cudaDeviceProp {
     int concurrentKernels = 1, asyncEngineCount = 3, unifiedAddressing = 1, managedMemory = 1, integrated = 0;
     int canMapHostMemory = 1, ECCEnabled = 1, computeMode = 0, cooperativeLaunch = 1, concurrentManagedAccess = 1;
     int deviceOverlap = 1, kernelExecTimeoutEnabled = 0, pciBusID = 0, pciDeviceID = 0, pciDomainID = 0;
-    size_t memPitch = 2147483647, textureAlignment = 512;
+    int hostNativeAtomicSupported = 0, pageableMemoryAccess = 0;
+    int computePreemptionSupported = 1, cooperativeMultiDeviceLaunch = 0, streamPrioritiesSupported = 1, tccDriver = 0;
+    size_t memPitch = 2147483647, textureAlignment = 512, surfaceAlignment = 512;
+    int maxTexture1D = 0, maxTexture2D[2] = {}, maxTexture3D[3] = {}, maxTexture1DLayered[2] = {};  // no textures
+    int maxTexture2DLayered[3] = {};
 };
 
 using cudaStream_t = struct cudasim_stream*;
@@ -479,15 +534,15 @@ __attribute__((always_inline)) inline cudaError_t allocate_named(
 #define cudaMallocManaged(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
 #define CUDASIM_FIRST(first, ...) first
 
+// Kernels may access pinned memory of the host.
+#define cudaMallocHost(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
+#define cudaHostAlloc(p, bytes, flags) cudasim::allocate_named(p, bytes, #p, true)
+cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void* p);
 template <typename T>
-CUDASIM_BUILTIN cudaError_t cudaMallocHost(T** p, size_t bytes, unsigned = 0) {
-    return (*p = static_cast<T*>(malloc(bytes))) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+CUDASIM_BUILTIN cudaError_t cudaHostGetDevicePointer(T** of_device, void* p, unsigned) {
+    return *of_device = static_cast<T*>(p), cudaSuccess;
 }
-template <typename T>
-CUDASIM_BUILTIN cudaError_t cudaHostAlloc(T** p, size_t bytes, unsigned) {
-    return cudaMallocHost(p, bytes);
-}
-CUDASIM_BUILTIN cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 template <typename T>
 CUDASIM_BUILTIN cudaError_t cudaMallocPitch(T** p, size_t* pitch, size_t width, size_t height) {
     *pitch = (width + 511) / 512 * 512;
@@ -495,6 +550,7 @@ CUDASIM_BUILTIN cudaError_t cudaMallocPitch(T** p, size_t* pitch, size_t width, 
 }
 
 cudaError_t cudaFree(void* p);
+CUDASIM_BUILTIN cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 cudaError_t cudaMemset(void* p, int value, size_t bytes);
 cudaError_t cudaMemcpy2D(
     void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind);
@@ -509,6 +565,10 @@ CUDASIM_BUILTIN cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cu
     return cudaMemset(p, value, bytes);
 }
 CUDASIM_BUILTIN cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+using cudaMemPool_t = struct cudasim_pool*;
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* p, int) { return *p = nullptr, cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 template <typename T>
 CUDASIM_BUILTIN cudaError_t cudaMemcpyToSymbol(
     T& symbol, const void* from, size_t bytes, size_t offset = 0, cudaMemcpyKind = cudaMemcpyHostToDevice) {
@@ -550,6 +610,26 @@ CUDASIM_BUILTIN cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return
 CUDASIM_BUILTIN cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) {
     return cudaSuccess;
 }
+CUDASIM_BUILTIN cudaError_t
+cudaMemPrefetchAsync(const void*, size_t, cudaMemLocation, unsigned, cudaStream_t = nullptr) {
+    return cudaSuccess;
+}
+template <typename Location>
+CUDASIM_BUILTIN cudaError_t cudaMemAdvise(const void*, size_t, cudaMemoryAdvise, Location) {
+    return cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorInvalidDevice; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceDisablePeerAccess(int) { return cudaErrorInvalidDevice; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetP2PAttribute(int* value, cudaDeviceP2PAttr, int, int) {
+    return *value = 0, cudaErrorInvalidDevice;
+}
+CUDASIM_BUILTIN cudaError_t cudaMemcpyPeer(void* to, int, const void* from, int, size_t bytes) {
+    return cudasim::copy_between(to, from, bytes, cudaMemcpyDeviceToDevice);
+}
+CUDASIM_BUILTIN cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+    return *least = 0, *greatest = -5, cudaSuccess;
+}
 CUDASIM_BUILTIN cudaError_t cudaProfilerStart() { return cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
@@ -559,6 +639,18 @@ CUDASIM_BUILTIN cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsign
 CUDASIM_BUILTIN cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 CUDASIM_BUILTIN cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
 CUDASIM_BUILTIN cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+CUDASIM_BUILTIN cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
+template <typename T>
+CUDASIM_BUILTIN cudaError_t cudaStreamAttachMemAsync(cudaStream_t, T*, size_t = 0, unsigned = cudaMemAttachSingle) {
+    return cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t
+cudaStreamAddCallback(cudaStream_t stream, void (*f)(cudaStream_t, cudaError_t, void*), void* data, unsigned) {
+    return f(stream, cudaPeekAtLastError(), data), cudaSuccess;
+}
+CUDASIM_BUILTIN cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*f)(void*), void* data) {
+    return f(data), cudaSuccess;
+}
 CUDASIM_BUILTIN cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event);
 CUDASIM_BUILTIN cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }

@@ -15,7 +15,13 @@ enum curandRngType_t {
     CURAND_RNG_QUASI_DEFAULT = 200,
     CURAND_RNG_QUASI_SOBOL32 = 201,
 };
+enum curandDirectionVectorSet_t {
+    CURAND_DIRECTION_VECTORS_32_JOEKUO6 = 101,
+    CURAND_DIRECTION_VECTORS_64_JOEKUO6 = 103,
+};
 using curandGenerator_t = struct curandGenerator_st*;
+using curandDirectionVectors32_t = unsigned[32];
+using curandDirectionVectors64_t = unsigned long long[64];
 
 #define CUDASIM_CURAND(name) CUDASIM_LACKS(curandStatus_t, CURAND_STATUS_INTERNAL_ERROR, curand##name)
 CUDASIM_CURAND(CreateGenerator)
@@ -23,6 +29,9 @@ CUDASIM_CURAND(CreateGeneratorHost)
 CUDASIM_CURAND(DestroyGenerator)
 CUDASIM_CURAND(SetPseudoRandomGeneratorSeed)
 CUDASIM_CURAND(SetQuasiRandomGeneratorDimensions)
+CUDASIM_CURAND(SetGeneratorOrdering)
+CUDASIM_CURAND(GetDirectionVectors32)
+CUDASIM_CURAND(GetDirectionVectors64)
 CUDASIM_CURAND(SetStream)
 CUDASIM_CURAND(Generate)
 CUDASIM_CURAND(GenerateUniform)

@@ -21,6 +21,10 @@ _OPEN, _CLOSE = "([{", ")]}"
 _CONFIG = "cudasim::Config"
 
 _BY_POINTERS = re.compile(r"\bcudaLaunch(Kernel|CooperativeKernel)\s*\(\s*(?:\(\s*(?:const\s+)?void\s*\*\s*\))?")
+# Words of the type may stand before __shared__.
+_SHARED = re.compile(
+    r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*((?:[A-Za-z_][\w:]*(?:<[^<>;(){}]*>)?[ \t]+)*)__shared__\b"
+)
 
 # What has no counterpart in the simulation, by what it is called in the message.
 UNSUPPORTED = (
@@ -31,7 +35,8 @@ UNSUPPORTED = (
     (r"\b(?:wmma\s*::|nvcuda\b)|#[ \t]*include[ \t]*<mma\.h>", "tensor cores"),
     (r"#[ \t]*include[ \t]*<cuda/[^>]*>", "the library libcu++"),
     (r"\b(?:this_cluster|cluster_group)\b", "clusters of blocks"),
-    (r"\bcudaGraph\w+", "CUDA graphs"),
+    (r"\bcudaGraph(?!ics)\w+", "CUDA graphs"),
+    (r"\bcuda(?:Graphics|GL|EGL|D3D)\w+", "graphics"),
     (r"#[ \t]*include[ \t]*<(?:cub|thrust|cute|cutlass)/[^>]*>", "the libraries CUB, Thrust and CUTLASS"),
 )
 
@@ -145,14 +150,14 @@ def source_of(text: str, file: str = "the file") -> str:
 def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
     """Shared arrays: references to memory of the running block."""
     changes = []
-    for match in re.finditer(r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*__shared__\b", code):
+    for match in _SHARED.finditer(code):
         end = _end_of_statement(code, match.end())
         macro = _macro(code, match.start())
         if macro is not None and (end is None or end > macro.end()):
             end = macro.end()  # the semicolon follows where the macro is used
         if end is None:
             continue
-        declaration = _without_attributes(code[match.end() : end].replace("\\\n", " "))
+        declaration = match[1] + _without_attributes(code[match.end() : end].replace("\\\n", " "))
         volatile = "volatile " if "volatile" in match[0] else ""
         first, *others = _split(declaration)
         parsed = _declarator(first)
