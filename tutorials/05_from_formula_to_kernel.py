@@ -122,15 +122,13 @@ def climb(name, x=x, far=far, label=None):
 
 
 # %%
-# What the rungs share fits on a page: the tensor, the two ways in which the threads of a
-# block exchange numbers, and the launch. ``load`` and ``store`` are those of
-# ``csrc/device.cuh``: on a GPU a plain access, in the simulation one that is checked and
-# counted. ``SHARED_ARRAY`` is ``__shared__``, likewise.
+# What the rungs share fits on a page: the tensor, and two ways in which the threads of a
+# block exchange numbers. All of it is ordinary CUDA. The simulation sees every access,
+# because the compiler reports it (:doc:`/cuda_without_a_gpu`).
 #
 # .. literalinclude:: ../../csrc/laboratory/laboratory.cuh
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
+#    :start-at: constexpr int kThreads
 #
 # Rung 1: naive
 # -------------
@@ -144,8 +142,6 @@ def climb(name, x=x, far=far, label=None):
 #
 # .. literalinclude:: ../../tutorials/kernels/1_naive.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("1 naive")
 
@@ -164,8 +160,6 @@ climb("1 naive")
 #
 # .. literalinclude:: ../../tutorials/kernels/2_welford.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("2 Welford")
 
@@ -194,8 +188,6 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 #
 # .. literalinclude:: ../../tutorials/kernels/3_split.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("3 split")
 
@@ -215,8 +207,6 @@ climb("3 split")
 #
 # .. literalinclude:: ../../tutorials/kernels/4_wide.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("4 wide")
 
@@ -240,8 +230,6 @@ climb("4 wide")
 #
 # .. literalinclude:: ../../tutorials/kernels/5_payload.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("5 payload")
 
@@ -268,8 +256,6 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 #
 # .. literalinclude:: ../../tutorials/kernels/6_backwards.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("6 backwards")
 
@@ -314,8 +300,6 @@ climb("3 split", last, far_last, "3 on channels-last")
 #
 # .. literalinclude:: ../../tutorials/kernels/7_channels_last.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 
 climb("7 channels-last", last, far_last)
 

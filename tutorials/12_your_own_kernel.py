@@ -17,9 +17,10 @@ for the CPU.
 # The template
 # ------------
 #
-# ``sbnref lab template kernels > mine.cu`` gives you a file to start from. The words
-# that you need are explained at its top; a few more, such as ``once_per_block`` and
-# ``Line``, are in ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
+# ``sbnref lab template kernels > mine.cu`` gives you a file to start from: two ordinary
+# CUDA kernels and the function that launches them. What ``p`` holds is explained at its
+# top. Two helpers, ``once_per_block`` and ``Line``, are in
+# ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
 #
 # .. literalinclude:: ../../sbnref/lab/grading/kernels/template.cu
 #    :language: cuda
@@ -86,8 +87,6 @@ check(template(), ["right"])
 #
 # .. literalinclude:: ../../tutorials/kernels/own/1_formula.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
-#    :end-before: }  // namespace
 #
 # The barrier between the two sums is easily forgotten. What if it is not there?
 
@@ -129,12 +128,11 @@ watch("1_formula")
 #
 # .. literalinclude:: ../../tutorials/kernels/own/2_one_pass.cu
 #    :language: cuda
-#    :start-after: namespace sbnref::laboratory {
 #    :end-before: __device__ Line normalizing
 #
 # All else stays as it is. Why the deviations? Without them there would be less to write:
 
-near = "return p.count() > 0 ? load(p.x, p.at(c, 0)) : 0;"
+near = "return p.count() > 0 ? p.x[p.at(c, 0)] : 0;"
 check(step("2_one_pass", near, "return 0;"), ["right"])
 
 # %%
@@ -200,7 +198,6 @@ watch("3_split")
 # .. literalinclude:: ../../tutorials/kernels/own/4_wide.cu
 #    :language: cuda
 #    :start-at: // What was loaded wide
-#    :end-before: }  // namespace
 #
 # A vector must not reach over the end of a sample, and has to begin at a multiple of 16
 # bytes, so it takes a spatial size that is a multiple of four. On the tensors that one

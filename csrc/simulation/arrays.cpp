@@ -75,6 +75,7 @@ Array* find_shared(uintptr_t address) {
 
 const char* verb(Access access) { return access == Access::Read ? "reads" : "writes"; }
 
+std::string elements_in_words(size_t n) { return std::to_string(n) + (n == 1 ? " element" : " elements"); }
 std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes"); }
 
 // The array next to an address that is in none, or that in which an access begins.
@@ -112,8 +113,7 @@ const Array* nearest(uintptr_t address) {
                 (gap == 0 ? "right" : bytes_in_words(gap)) +
                 (before ? " before the beginning of " : " behind the end of ") +
                 (near->space == Space::Shared ? "the shared array " : "") + near->name + " (" +
-                (near->element > 1 ? std::to_string(near->size() / near->element) + " elements"
-                                   : bytes_in_words(near->size())) +
+                (near->element > 1 ? elements_in_words(near->size() / near->element) : bytes_in_words(near->size())) +
                 ")",
             from);
     }

@@ -74,7 +74,7 @@ STATISTICS = (
     + SUMS
     + """    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) squares[threadIdx.x] = squares[threadIdx.x] + squares[threadIdx.x + half];
+        if (threadIdx.x < half) squares[threadIdx.x] += squares[threadIdx.x + half];
     }
     if (threadIdx.x == 0) {
         p.mean[c] = static_cast<float>(mean);
@@ -106,8 +106,8 @@ __global__ void statistics(Problem p) {
     for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x >= half) continue;
-        sums[threadIdx.x] = sums[threadIdx.x] + sums[threadIdx.x + half];
-        squares[threadIdx.x] = squares[threadIdx.x] + squares[threadIdx.x + half];
+        sums[threadIdx.x] += sums[threadIdx.x + half];
+        squares[threadIdx.x] += squares[threadIdx.x + half];
     }
     if (threadIdx.x != 0) return;
     p.partials[2 * blockIdx.x] = sums[0];
@@ -153,7 +153,7 @@ SHUFFLED = """    if (threadIdx.x < 16) square += __shfl_down_sync(~0u, square, 
 FAULTS: dict[str, tuple[str, tuple[str, int]]] = {
     "a missing barrier": (
         "read, without a barrier in between",
-        handed_out("a.cu", "sums[t] = sums[t]"),
+        handed_out("a.cu", "sums[t] += sums[t"),
     ),
     "a tail": (
         "reads p.x[",

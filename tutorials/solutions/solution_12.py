@@ -49,7 +49,7 @@ BROKEN = {
     "b": (
         "a tail",
         "legal",
-        ("        sum += load", "        if (i < p.count()) sum += load"),
+        ("        sum += p.x", "        if (i < p.count()) sum += p.x"),
     ),
     "c": (
         "a stride",
@@ -79,7 +79,7 @@ BROKEN = {
     "f": (
         "a shared array that is too small",
         "legal",
-        ("of_warp, kWarps)", "of_warp, 2 * kWarps)"),
+        ("of_warp[kWarps]", "of_warp[2 * kWarps]"),
     ),
 }
 texts = {
@@ -129,21 +129,24 @@ ticket = changed(
     wide,
     (add_up, ""),
     (
-        "    store(p.partials, partial(p, 1, split, c), all_squares);\n",
-        """    store(p.partials, partial(p, 1, split, c), all_squares);
+        "    p.partials[partial(p, 1, split, c)] = all_squares;\n",
+        """    p.partials[partial(p, 1, split, c)] = all_squares;
     __threadfence();  // the sums are seen before the ticket is
     const unsigned last = static_cast<unsigned>(p.splits) - 1;
-    if (take_ticket(p.tickets, c, last) != last) return;
+    if (atomicInc(&p.tickets[c], last) != last) return;
     __threadfence();
     double total = 0, total_squares = 0;
     for (int64_t s = 0; s < p.splits; ++s) {
-        total += read(p.partials, partial(p, 0, s, c));
-        total_squares += read(p.partials, partial(p, 1, s, c));
+        total += p.partials[partial(p, 0, s, c)];
+        total_squares += p.partials[partial(p, 1, s, c)];
     }
     store_statistics(p, c, total, total_squares);
 """,
     ),
-    ('    launch("add up", add_up, (p.C + kThreads - 1) / kThreads, p);\n', ""),
+    (
+        "    add_up<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);\n",
+        "",
+    ),
 )
 report = grade(ticket, "legal", "right", "efficient")
 print(f"2. {stands(report.efficiency.spent[0])}")
@@ -174,12 +177,12 @@ growing = changed(
         "for (unsigned d = 1; d < kThreads; d *= 2) {\n        if (const unsigned at = 2 * d * t; at < kThreads) {",
     ),
     (
-        "sums[t] = double(sums[t]) + double(sums[t + half])",
-        "sums[at] = double(sums[at]) + double(sums[at + d])",
+        "sums[t] += sums[t + half]",
+        "sums[at] += sums[at + d]",
     ),
     (
-        "squares[t] = double(squares[t]) + double(squares[t + half])",
-        "squares[at] = double(squares[at]) + double(squares[at + d])",
+        "squares[t] += squares[t + half]",
+        "squares[at] += squares[at + d]",
     ),
 )
 conflicts = []

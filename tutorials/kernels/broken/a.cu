@@ -18,8 +18,8 @@ __global__ void statistics(Problem p) {
     __syncthreads();
     for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         if (t < half) {
-            sums[t] = sums[t] + sums[t + half];
-            squares[t] = squares[t] + squares[t + half];
+            sums[t] += sums[t + half];
+            squares[t] += squares[t + half];
         }
     }
     if (t != 0) return;
