@@ -127,6 +127,7 @@ const Array* nearest(uintptr_t address) {
 // The host's code must not reach into the GPU's memory.
 void check_host(uintptr_t address, size_t bytes, Access access, const void* from) {
     if (!region().holds(address) && !any_lent) return;
+    const Turn turn = take_turn();
     const Array* const array = find(address);
     if (array == nullptr ? !region().holds(address) : array->host && !array->freed) return;
     const Array* const near = array != nullptr ? array : allocation_before(address);
@@ -193,6 +194,7 @@ void Array::set_written(uintptr_t address, size_t bytes) {
 }
 
 void* allocate(size_t bytes, const std::string& name, size_t element, bool host, Site made) {
+    const Turn turn = take_turn();
     Region& r = region();
     if (bytes > r.end - r.used || bytes + 2 * kGap > r.end - r.used) return nullptr;
     auto array = std::make_unique<Array>();
@@ -207,6 +209,7 @@ void* allocate(size_t bytes, const std::string& name, size_t element, bool host,
 }
 
 bool release(void* begin) {
+    const Turn turn = take_turn();
     last = nullptr;
     Array* const array = allocation_before(reinterpret_cast<uintptr_t>(begin));
     if (array == nullptr || array->freed || array->begin != reinterpret_cast<uintptr_t>(begin)) return false;
@@ -232,6 +235,7 @@ Array* find(uintptr_t address) {
 }
 
 void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written) {
+    const Turn turn = take_turn();
     auto array = std::make_unique<Array>();
     array->begin = reinterpret_cast<uintptr_t>(begin);
     array->end = array->begin + bytes;
@@ -243,6 +247,7 @@ void lend(const char* name, const void* begin, size_t bytes, size_t element, boo
 }
 
 bool take_back(const void* begin) {
+    const Turn turn = take_turn();
     last = nullptr;
     auto& all = others();
     const auto left = std::remove_if(all.begin(), all.end(), [begin](const auto& a) {

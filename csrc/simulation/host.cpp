@@ -77,6 +77,7 @@ cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t 
 cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     const Site at = site(__builtin_return_address(0));
     if (bytes == 0) return cudaSuccess;
+    const Turn turn = take_turn();
     if (!check_range("cudaMemcpy writes", to, bytes, at) || !check_range("cudaMemcpy reads", from, bytes, at))
         return set(cudaErrorInvalidValue);
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
@@ -116,6 +117,7 @@ cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : se
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
+    const Turn turn = take_turn();
     if (!check_range("cudaMemset writes", p, bytes, site(__builtin_return_address(0))) || device_array(p) == nullptr)
         return set(cudaErrorInvalidValue);
     std::memset(p, value, bytes);
@@ -202,6 +204,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     *total = cudaDeviceProp{}.totalGlobalMem;
     size_t used = 0;
+    const Turn turn = take_turn();
     for (const auto& array : allocations()) used += array->freed ? 0 : array->size();
     *free = *total - used;
     return cudaSuccess;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <mutex>
 #include <new>
 #include <numeric>
 #include <random>
@@ -78,7 +77,6 @@ struct Block {
     ~Block() { munmap(stacks, stacks_bytes); }
 };
 
-std::mutex one_launch;
 Fiber scheduler;
 Block* block;
 const char* kernel_name = "";
@@ -516,6 +514,11 @@ bool is_argument(uintptr_t address) {
     return address - reinterpret_cast<uintptr_t>(kernel_arguments) < arguments_bytes;
 }
 
+Turn take_turn() {
+    static auto& mutex = *new std::recursive_mutex;
+    return Turn(mutex);
+}
+
 void give_way() {
     running = false;
     self().fiber.switch_to(scheduler);  // ready as it is
@@ -571,7 +574,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     const void* const from = __builtin_return_address(0);
     if (running) fail("launches a kernel from a kernel, which is not supported by the simulation");
     if (has_failed()) return;
-    const std::unique_lock<std::mutex> lock(one_launch);
+    const Turn turn = take_turn();
     if (const std::string why = why_invalid(config); !why.empty()) {
         note_refused("kernel " + std::string(kernel) + ": " + why, site(from));
         set_invalid_configuration();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +44,10 @@ std::string block_in_words(unsigned block);
 inline bool is_own_stack(uintptr_t address) { return address - here.stack < kStackBytes; }
 bool is_any_stack(uintptr_t address);  // of the threads of the block
 bool is_argument(uintptr_t address);   // of the launch
+
+// Threads of the host take turns to run kernels and to change arrays.
+using Turn = std::unique_lock<std::recursive_mutex>;
+Turn take_turn();
 
 void give_way();
 inline void pass_time() {  // lets others go on now and then, where a thread does not wait
