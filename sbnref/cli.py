@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -157,16 +157,18 @@ def run_program(
 
 @lab.command(epilog="Example: sbnref lab template functions > mine.py, then sbnref lab check mine.py")
 def template(
-    what: Annotated[str, typer.Argument(help="functions, in Python; kernels or stages, in CUDA.")] = "functions",
+    what: Annotated[
+        str, typer.Argument(help="functions, in Python; kernels, stages or a task such as softmax, in CUDA.")
+    ] = "functions",
 ) -> None:
-    """Print a file to start from: four stage functions, kernels of a forward pass, or the four stages in CUDA."""
+    """Print a file to start from: stage functions in Python, or kernels, the four stages or a task in CUDA."""
     from .lab.grading.check import template as functions
     from .lab.grading.kernels.check import template as kernels
 
     texts = {"functions": functions, "kernels": kernels, "stages": lambda: kernels(stages=True)}
-    if what not in texts:
-        raise typer.BadParameter(f"expected one of {', '.join(texts)}, got {what}")
-    typer.echo(texts[what](), nl=False)
+    from .lab.tasks import find_task
+
+    typer.echo(texts[what]() if what in texts else or_exit(lambda: find_task(what)).template(), nl=False)
 
 
 @lab.command(epilog="Example: sbnref lab check mine.py --stage forward_stats")
@@ -177,6 +179,9 @@ def check(
             metavar="FILE_OR_MODULE", help="Defines the four stage functions, in Python or, FILE.cu, in CUDA."
         ),
     ],
+    task: Annotated[
+        str | None, typer.Option(help="Grade FILE.cu for a task: sum, transpose, softmax, ..., or a Python file.")
+    ] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Grade only this stage; may be repeated.")] = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Run the whole conformance suite too, on 1 to 4 ranks.")
@@ -202,6 +207,10 @@ def check(
     from .impls import STAGES
     from .lab.grading.check import check as grade
 
+    if task is not None:
+        if not target.endswith(".cu") or suite or forbid or allow or stage:
+            raise typer.BadParameter("--task is for a file of kernels, without --stage, --suite, --forbid and --allow")
+        _check_task(target, task, json, at_least, examples=examples, timeout=timeout, memory=memory, seed=seed)
     if target.endswith(".cu") and (suite or forbid or allow):
         raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
     limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
@@ -209,6 +218,18 @@ def check(
         lambda: grade(target, stage or STAGES, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
     )
     _show(report, json)
+    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
+
+
+def _check_task(target: str, name: str, json: bool, at_least: float | None, **limits: Any) -> NoReturn:
+    from .lab.grading.kernels.task import check_task
+    from .lab.tasks import find_task
+
+    repro = Path("repro.cu")
+    report = or_exit(lambda: check_task(target, find_task(name), repro=repro, **limits))
+    _show(report, json)
+    if not report.passed and repro.exists():
+        typer.echo(f"Saved {repro}, which fails likewise: sbnref lab run {repro}", err=True)
     raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
 
 

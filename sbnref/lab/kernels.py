@@ -292,7 +292,7 @@ def translation_unit(kernels: Kernels) -> str:
 
 def _about(kernels: Kernels, said: str) -> str:
     """A compiler's complaint, in words about the user's file."""
-    first = re.search(r"^(.+?):\d+:\d+: (?:fatal )?error: (.*)", said, re.MULTILINE)
+    first = re.search(r"^(.+?):\d+(?::\d+)?: (?:fatal )?error: (.*)", said, re.MULTILINE)
     for function in kernels.functions:
         if first and Path(first[1]) != kernels.file and re.search(rf"\b{function}\b", first[2]):
             return f"expected {kernels.file} to define void {function}(const Problem&), and it does not"

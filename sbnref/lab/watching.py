@@ -44,7 +44,7 @@ def watch(call: Call, *functions: str, written: Collection[str]) -> Refusal | No
         call.launch(*functions, written=written)
     except RuntimeError as error:
         fault = report(library(call.kernels))["fault"] or {"at": [], "other": []}
-        return Refusal(str(error), _flat(fault["at"], fault["other"]))
+        return Refusal(str(error), flat(fault["at"], fault["other"]))
     if (left := call.tickets.nonzero()).numel():
         first = int(left[0])
         what = f"p.tickets[{first}] is {int(call.tickets[first])} in the end; expected zero, as before"
@@ -60,10 +60,11 @@ def last_write(call: Call, name: str, element: int) -> Tensor:
         name: of the array.
         element: of it, in the order of memory.
     """
-    return _flat(call.last_write(name, element))
+    return flat(call.last_write(name, element))
 
 
-def _flat(*sites: list[int]) -> Tensor:
+def flat(*sites: list[int]) -> Tensor:
+    """Sites one behind the other, a 0 behind each."""
     return torch.tensor([address for site in sites for address in (*site, 0)], dtype=torch.int64)
 
 

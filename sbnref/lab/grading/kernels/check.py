@@ -98,13 +98,13 @@ def check_kernels(
     seed = secrets.randbelow(2**20) if seed is None else seed
     try:
         with job_of(str(target), Kernels(file), _FUNCTIONS, memory, 5 * timeout, hide, user) as (job, compiled):
-            judge = _Judge(compiled, job, examples, timeout, seed)
+            judge = Judge(compiled, job, examples, timeout, seed)
             try:
                 report = judge.grade(str(target), parts)
             finally:
                 judge.student.close()
     except RefusedFile as refused:
-        report = _none(str(target), parts, refused.fault, seed)
+        report = no_grade(str(target), parts, refused.fault, seed)
     if gpu:
         _time(file, report)
     return report
@@ -176,7 +176,7 @@ class _Wrong(Exception):
     """Carries what is wrong out of a search."""
 
 
-class _Judge:
+class Judge:
     """Answers the three questions, one after the other."""
 
     def __init__(self, kernels: Kernels, job: Job, examples: int, timeout: float, seed: int) -> None:
@@ -188,7 +188,7 @@ class _Judge:
         try:
             self.student.start(self.timeout)
         except Died as death:
-            return _none(target, parts, Fault(death.what, printed=death.printed), self.seed, _status(death))
+            return no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, status_of(death))
         self.student.job = replace(self.student.job, confined=self.student.unconfined is None)
         graded, efficiency = [], None
         if "legal" in parts:
@@ -199,6 +199,9 @@ class _Judge:
             efficiency, part = self._count()
             graded.append(part)
         return KernelGrade(target, graded, efficiency, self.seed, self.student.unconfined)
+
+    def _inputs(self) -> Any:
+        return _inputs(self.seed)
 
     # ---- on one input ----
 
@@ -212,7 +215,7 @@ class _Judge:
         _y_of(out, given)
         return out
 
-    def _legal(self, given: Input) -> Fault | None:
+    def _legal(self, given: Any) -> Fault | None:
         first, second = (self._run(given, order) for order in ("ascending", given.order))
         for out in (first, second):
             if out["refused"] is not None:
@@ -224,14 +227,14 @@ class _Judge:
             return Fault("the results depend on the order in which blocks and threads take turns", str(given))
         return None
 
-    def _right(self, given: Input) -> Fault | None:
+    def _right(self, given: Any) -> Fault | None:
         out = self._run(given, "ascending")
         if out["refused"] is not None:  # which is for the other question
             self._stopped += 1
             return None
         return _off(out["y"], given)
 
-    def _located(self, fault: Fault, given: Input) -> Fault:
+    def _located(self, fault: Fault, given: Any) -> Fault:
         """The fault of a wrong number with the line that wrote what went wrong first.
 
         That is a statistic, where ``p.mean`` and ``p.var`` hold what their names say and one of them is off; or else y.
@@ -293,7 +296,7 @@ class _Judge:
                 smallest[:] = [(fault, case)]
                 raise _Wrong
 
-        explore(_inputs(self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
+        explore(self._inputs(), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
             fault, case = smallest[0]
             if not deaths:
@@ -301,7 +304,7 @@ class _Judge:
                     fault = self._located(fault, case)
             if cut_short:
                 fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
-            return Part(name, _status(deaths[0]) if deaths else "failed", 0.0, tried, fault)
+            return Part(name, status_of(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped:  # whoever is right on some inputs only is not right
             return Part(name, "not graded", 0.0, tried, STOPPED)
         if tried < self.examples / 4:
@@ -326,7 +329,7 @@ class _Judge:
                 return None, Part("efficient", "not graded", 0.0, 0, STOPPED)
             return None, Part("efficient", "failed", 0.0, 0, Fault(str(error).removeprefix("raised ")))
         except Died as death:
-            return None, Part("efficient", _status(death), 0.0, 0, Fault(death.what, printed=death.printed))
+            return None, Part("efficient", status_of(death), 0.0, 0, Fault(death.what, printed=death.printed))
         return found, Part("efficient", "measured", found.score)
 
     def _counts(self, given: Input, function: str, *names: str) -> dict[str, int]:
@@ -413,11 +416,12 @@ def _off(y: Tensor, given: Input) -> Fault | None:
     return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
 
 
-def _status(death: Died) -> str:
+def status_of(death: Died) -> str:
+    """How a part ended whose process died."""
     return "timed out" if death.hung else "crashed"
 
 
-def _none(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
+def no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
     """The grade of a file of which nothing can be said but why."""
     first, *others = parts
     rest = [Part(name, "not graded", 0.0, fault=fault) for name in others]

@@ -17,6 +17,8 @@ from ....impls.user_module import OURS
 from ... import Kernels
 from ...kernels import compiled
 from ...sandbox.process import Job
+from ...task_call import compiled_task
+from ...tasks import Task
 from .report import Fault
 from .source import refusal
 
@@ -64,6 +66,7 @@ def job_of(
     seconds: float,
     hide: Sequence[str | Path] = (),
     user: str | None = None,
+    task: Task | None = None,
 ) -> Iterator[tuple[Job, Kernels]]:
     """The job, and the kernels as they are compiled to be watched; both are gone in the end.
 
@@ -75,13 +78,14 @@ def job_of(
         seconds: of computing that they may take on each core, on Linux.
         hide: folders and files that they are not to see, where they can be confined.
         user: as whom they run; None for whoever grades.
+        task: whose function the file defines, if not those of a ``Problem``.
 
     Raises:
         RefusedFile: the file says what it may not, or does not compile.
         RuntimeError: there is no compiler.
     """
     text = kernels.file.read_text(errors="replace")
-    if (refused := refusal(text)) is not None:
+    if (refused := refusal(text, None if task else "laboratory.cuh")) is not None:
         raise RefusedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # as the compiler writes it into what it makes
@@ -94,10 +98,11 @@ def job_of(
         kernels = replace(kernels, file=alone)
         built, module = Path(place, "mine.so"), Path(place, "served.py")
         try:
-            shutil.copyfile(compiled(kernels), built)
+            shutil.copyfile(compiled(kernels) if task is None else compiled_task(alone, task), built)
         except DoesNotCompile as error:
             raise RefusedFile(_complaint(alone, str(error), target)) from None
         paths = {name: repr(str(path)) for name, path in (("file", alone), ("built", built))}
+        paths["signature"] = repr(task and task.signature)
         module.write_text(f"import sys\n\nsys.path.insert(0, {str(OURS.parent)!r})\n{served.module.format(**paths)}")
         seconds *= os.cpu_count() or 1
         job = Job(
@@ -108,7 +113,7 @@ def job_of(
 
 def _complaint(file: Path, said: str, target: str) -> Fault:
     """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
-    errors = re.findall(rf"^{re.escape(str(file))}:(\d+):\d+: (?:fatal )?error: (.*)$", said, re.MULTILINE)
+    errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", said, re.MULTILINE)
     if not errors:
         return Fault(said.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -24,7 +24,8 @@ class Fault:
         on: the smallest input found on which it happens, in words; None where there is none to name.
         line: of the file, where it happens; None where that is not known.
         other: of the file, the line of the access that it collides with; None where there is none.
-        index: where in y numbers differ; None where it is not numbers that do.
+        output: the array in which numbers differ.
+        index: where in it; None where it is not numbers that differ.
         expected: the number there.
         given: what the kernels wrote.
         hint: where to look; None where there is nothing to add.
@@ -40,6 +41,7 @@ class Fault:
     given: float | None = None
     hint: str | None = None
     printed: str = ""
+    output: str = "y"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Part:
         score: 0 to 1.
         tried: inputs.
         fault: what went wrong, on the smallest input found.
+        note: what was measured, in words.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Part:
     score: float
     tried: int = 0
     fault: Fault | None = None
+    note: str = ""
 
 
 class KernelGrade(Report):
@@ -122,6 +126,8 @@ class KernelGrade(Report):
             parts.append(mark + Text(f"{part.name}: ", "bold") + Text(f"{part.status}{tried}{score}"))
             rows = _rows(part.fault) if part.fault and part.fault is not told else []
             told = part.fault
+            if part.note:
+                rows.append(("moved", part.note))
             if part.name == "efficient" and self.efficiency is not None:
                 rows += _spending(self.efficiency)
             if rows:
@@ -146,12 +152,21 @@ def _rows(fault: Fault) -> list[tuple[str, str]]:
     if fault.on is not None:
         rows.append(("on", fault.on))
     if fault.index is not None:
-        rows.append(("there", f"y{list(fault.index)} is {fault.given:.7g}; expected {fault.expected:.7g}"))
+        rows.append(
+            (
+                "there",
+                f"{fault.output}{list(fault.index)} is {_number(fault.given)}; expected {_number(fault.expected)}",
+            )
+        )
     if fault.hint is not None:
         rows.append(("hint", fault.hint))
     if fault.printed:
         rows.append(("printed", fault.printed))
     return rows
+
+
+def _number(value: float | None) -> str:
+    return "NaN" if value is None or value != value else f"{value:.7g}"
 
 
 def _spending(efficiency: Efficiency) -> list[tuple[str, str]]:

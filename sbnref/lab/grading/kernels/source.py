@@ -8,8 +8,9 @@ from ....impls.simulation.rewrite import blank
 
 MOST_CHARACTERS = 200_000
 HEADERS = (
-    *("laboratory.cuh", "cuda_runtime.h", "cuda_fp16.h", "cooperative_groups.h"),
-    *("cmath", "cstdint", "limits", "type_traits"),
+    *("laboratory.cuh", "cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cooperative_groups.h"),
+    *("cooperative_groups/reduce.h", "cassert", "cfloat", "climits", "cmath", "cstdint", "cstdio", "limits"),
+    *("assert.h", "float.h", "limits.h", "math.h", "stdint.h", "stdio.h", "type_traits"),
 )
 _DIRECTIVES = ("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "pragma once", "pragma unroll")
 _NOT = "is not allowed in a graded file"
@@ -25,11 +26,12 @@ _WORDS = {
 }
 
 
-def refusal(text: str) -> tuple[int, str] | None:
+def refusal(text: str, header: str | None = "laboratory.cuh") -> tuple[int, str] | None:
     """Why a file of kernels is not graded.
 
     Args:
         text: of the file.
+        header: that it has to include.
 
     Returns:
         The line, from 1 on, and the reason; None if there is none.
@@ -51,8 +53,10 @@ def refusal(text: str) -> tuple[int, str] | None:
     for directive in re.finditer(r"^[^\S\n]*#[^\S\n]*(\w*)[^\S\n]*(.*)$", quoting, re.MULTILINE):
         name, rest = directive.groups()
         if name == "include":
-            if (header := rest.strip().strip('<>"')) not in HEADERS:
-                what = f"includes {header!r}; a file that is graded includes {', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
+            if (name_of := rest.strip().strip('<>"')) not in HEADERS:
+                what = (
+                    f"includes {name_of!r}; a file that is graded includes {', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
+                )
                 found.append((directive.start(), what))
         elif name not in _DIRECTIVES and f"{name} {rest.split(' ')[0].strip()}" not in _DIRECTIVES:
             found.append((directive.start(), f"#{name} {_NOT}"))
@@ -61,7 +65,9 @@ def refusal(text: str) -> tuple[int, str] | None:
         if word := re.search(pattern, plain):
             found.append((word.start(), why.replace("{word}", word.group())))
     if not found:
-        included = re.search(r'^[^\S\n]*#[^\S\n]*include[^\S\n]*"laboratory[.]cuh"', quoting, re.MULTILINE)
-        return None if included else (1, 'expected it to #include "laboratory.cuh"')
+        included = header is None or re.search(
+            rf'^[^\S\n]*#[^\S\n]*include[^\S\n]*"{re.escape(header)}"', quoting, re.MULTILINE
+        )
+        return None if included else (1, f'expected it to #include "{header}"')
     at, why = min(found)
     return text.count("\n", 0, at) + 1, why
