@@ -398,7 +398,7 @@ def _show(report: Any, as_json: bool) -> None:
 
 
 def or_exit(work: Callable[[], T]) -> T:
-    """What ``work`` returns; what it refuses is told in a sentence, not in a traceback."""
+    """Return what ``work`` returns; print an error as a sentence instead of a traceback."""
     try:
         return work()
     except (ValueError, TypeError, RuntimeError) as error:

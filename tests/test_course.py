@@ -435,7 +435,7 @@ def test_setting_up_installs_this_version(course, tmp_path):
     assert "Would install sbnref-" in run.stdout
     assert f"./{wheel.name}[check]" in (grader.place / "source" / "requirements.txt").read_text()
     assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
-    assert "y is not written everywhere" in run.stdout  # the template was compiled and graded
+    assert "some elements of y are never written" in run.stdout  # the template was compiled and graded
     shutil.rmtree(grader.place)
 
 

@@ -26,7 +26,7 @@ from .recording import WARP
 from .watching import Refusal, lines, mark_unwritten, unwritten, watch
 
 THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
-_SCRATCH = {"mean", "var", "partials"}  # that nobody has written
+_SCRATCH = {"mean", "var", "partials"}  # uninitialized before the call
 _FLOAT32 = {"x", "dy", "gamma", "beta"}
 
 
@@ -136,9 +136,9 @@ class StageKernels:
         refusal = watch(call, stage, written=call.arrays.keys() - made - _SCRATCH)
         if refusal is not None:
             raise RuntimeError(refusal.what + self._where(refusal))
-        if (nobody := unwritten(call.arrays[result])).any():
-            first = tuple(nobody.nonzero()[0].tolist())
-            raise RuntimeError(f"{result} is not written everywhere; {result}{list(first)} is not")
+        if (never := unwritten(call.arrays[result])).any():
+            first = tuple(never.nonzero()[0].tolist())
+            raise RuntimeError(f"some elements of {result} are never written, such as {result}{list(first)}")
 
     def _where(self, refusal: Refusal) -> str:
         line, other = lines(self._kernels, refusal.frames.tolist())

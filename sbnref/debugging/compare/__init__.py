@@ -4,7 +4,7 @@ The model runs once. What reaches each layer, forward and backward, is kept, and
 is given the same: the layer's input, the exact totals, the upstream gradient. So a stage that is wrong is found where
 it stands, and not where its error first grew large.
 
-What is run stands in ``run.py``, what is measured in ``measure.py``, how it is told in ``tell.py``; ``ranks.py`` is for
+What is run stands in ``run.py``, what is measured in ``measure.py``, the report in ``report.py``; ``ranks.py`` is for
 the command, which starts ranks of its own.
 """
 

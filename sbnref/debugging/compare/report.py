@@ -1,4 +1,4 @@
-"""How it is told: the comparison as a verdict, a table, and data."""
+"""The report: the comparison as a verdict, a table, and data."""
 
 from __future__ import annotations
 

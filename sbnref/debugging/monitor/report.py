@@ -1,4 +1,4 @@
-"""How it is told: what the layers went through as a table with verdicts, as data, and as a figure."""
+"""The report: a table of the layers with verdicts, data, and a figure."""
 
 from __future__ import annotations
 

@@ -75,13 +75,13 @@ def other_user() -> str | None:
 def grade(
     submission: Path, settings: Settings, *, hide: Sequence[Path] = (), user: str | None = None
 ) -> dict[str, Any]:
-    """What Gradescope is told of a submission.
+    """Return the results of a submission for Gradescope.
 
     Args:
         submission: the folder with what was handed in.
         settings: what is worth how much, and on which cases.
         hide: folders and files that the code is not to see, where it can be confined.
-        user: as whom the code runs, if root grades; None for whoever grades.
+        user: the user that the code runs as, if root grades; None for the user who grades.
     """
     start = time.monotonic()
     tests: list[dict[str, Any]] = []

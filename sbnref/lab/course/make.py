@@ -30,7 +30,7 @@ def make(folder: Path, settings: Settings | None = None) -> None:
         settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
 
     Raises:
-        ValueError: there is something in the folder, or it is none; or a name to forbid is nobody's.
+        ValueError: the folder is not empty or not a folder, or a name to forbid does not exist.
         RuntimeError: this is an installation and not a checkout, or no wheel of it can be handed out.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -57,7 +57,7 @@ def check(
         allow: those that it may use although they are forbidden, which ``'sbnref'`` is. This, ``forbid`` and ``suite``
             are for Python.
         hide: folders and files that the code is not to see, where it can be confined.
-        user: as whom the code runs, such as ``'nobody'``, if root grades; None for whoever grades.
+        user: the user that the code runs as, such as ``'nobody'``, if root grades; None for the user who grades.
 
     Returns:
         The report. However the code fails, it is in there.

@@ -23,7 +23,7 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
         return f"Its arguments and result are described in the template: {template}.", section
     if status in ("crashed", "timed out"):
         return "Call the function yourself on the step above, from a debugger or with prints.", section
-    if "is not written everywhere" in what:
+    if "are never written" in what:
         return "Every element of the result is to be written, whatever was there before, on an empty rank too.", section
     if "raised RuntimeError: kernel" in what or "raised RuntimeError: p.tickets" in what:
         return (
@@ -31,7 +31,7 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
             section,
         )
     if "by code that is graded" in what:
-        return "Do without it: whoever grades has forbidden it.", section
+        return "Your instructor has forbidden this function.", section
     if "two different results" in what:
         return (
             "Something is read before it was written, or sums are added up in an order that changes.",

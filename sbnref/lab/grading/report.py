@@ -1,4 +1,4 @@
-"""How it is told: which stages passed, the smallest step on which one failed, and where to look."""
+"""The report: which stages passed, the smallest step on which one failed, and where to look."""
 
 from __future__ import annotations
 

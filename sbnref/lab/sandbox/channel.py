@@ -1,7 +1,7 @@
 """What the grader and the code that it grades tell each other: numbers and tensors, nothing that is executed.
 
 A message is the lengths of its two parts, a text of JSON, and the bytes of the tensors that the text describes. What
-comes in is checked before it is believed, since whoever is at the other end may write what they like.
+comes in is checked before it is believed, since the other end may send anything.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def send(to: socket.socket, message: Any, seconds: float | None = None) -> None:
     """Send a message: dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind.
 
     Raises:
-        OSError: nobody took it, within so many seconds.
+        OSError: the other end did not read it in time.
     """
     data: list[bytes] = []
     text = json.dumps(_describe(message, data)).encode()

@@ -72,7 +72,7 @@ class Job:
         place: where its folders are made; None for the system's place.
         functions: that it may define, and is asked for.
         hide: folders and files that it is not to see, where it can be confined.
-        user: as whom it runs; None for whoever grades. To name another takes root.
+        user: the user that it runs as; None for the user who grades. Only root can name another one.
     """
 
     target: str
@@ -215,7 +215,7 @@ class Student:
         Raises:
             NotImplementedError: it is still to be written.
             ContractError: it raised an error, or changed its inputs.
-            Died: the process ended in it, was too slow, or said what nobody had asked for.
+            Died: the process ended, was too slow, or sent an unsolicited message.
         """
         if self._process is None:
             self.start()
@@ -231,7 +231,7 @@ class Student:
             "arguments": arguments,
             "apart": None if self.apart is None else seconds,
         }
-        with suppress(OSError):  # then nobody is there to answer
+        with suppress(OSError):  # the process is gone; the answer will be missing
             channel.send(self._channel, request, max(seconds, 0.1))
         told = self._receive(seconds if self.apart is None else seconds + GRACE)
         if type(told.get("id")) is not int or told["id"] != self._asked:
@@ -282,14 +282,14 @@ class Student:
         return told
 
     def _lost(self) -> None:
-        """Something is there that nobody has asked for, or nobody is."""
+        """Handle an unsolicited message or a closed connection."""
         try:
             channel.receive(self._channel, 0.1)
         except (TimeoutError, channel.Garbage):
             pass
         except channel.Closed:
             self._end()
-        self._end("sent the grader an answer that nobody had asked for")
+        self._end("sent the grader an unsolicited message")
 
     def _end(self, what: str | None = None, hung: bool = False) -> None:
         """Raise what became of the process; it is over."""

@@ -24,7 +24,7 @@ ANSWERED = 77  # the exit code of a fork that has answered
 
 
 def main() -> None:
-    """Be confined, bring in the code, and answer until nobody asks any more."""
+    """Confine this process, import the code, and answer requests until the grader closes the connection."""
     from confine import confine, end_with_parent
 
     job = json.loads(sys.argv[2])
@@ -39,7 +39,7 @@ def main() -> None:
     from channel import receive, send
     from user_module import NOT_THEIRS, error_in_words, import_target
 
-    NOT_THEIRS.append(Path(job["package"]))  # whose lines are no use to whoever wrote the code
+    NOT_THEIRS.append(Path(job["package"]))  # lines of this package do not help the author of the code
 
     sys.path.pop(0)  # where these files lie
     for name in ("channel", "confine", "user_module"):  # the graded code may bring modules of these names
@@ -82,7 +82,7 @@ class RunningStats(NamedTuple):
 
 
 class _Answer:
-    """A call of one function, and what is told of it."""
+    """A call of one function, and the answer to the grader."""
 
     def __init__(
         self, function: Callable[..., Any], request: dict[str, Any], in_words: Callable[[BaseException], str]
@@ -184,7 +184,7 @@ def _limit_resources(gigabytes: float, seconds: float) -> None:
     except (ImportError, OSError, IndexError):
         return
     resource.setrlimit(resource.RLIMIT_DATA, (in_use + int(gigabytes * 2**30),) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1,) * 2)  # ends it where nobody is left to
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1,) * 2)  # ends the process if the grader is gone
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(gigabytes * 2**30),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

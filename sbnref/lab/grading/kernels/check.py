@@ -35,7 +35,7 @@ from .report import PARTS, Fault, KernelGrade, Part
 from .worker import COUNTED
 
 EPS = 1e-5
-STOPPED = Fault("the kernels are stopped by what is not legal")
+STOPPED = Fault("the kernels do something illegal; see the part above")
 ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
 NEAR = 1e-3  # what is called so holds what it is called
 TIMING = 300  # seconds that compiling for a GPU and timing may take
@@ -75,7 +75,7 @@ def check_kernels(
         gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
             grades, and nothing checks what they access.
         hide: folders and files that they are not to see, where they can be confined.
-        user: as whom they run, such as ``'nobody'``, if root grades; None for whoever grades.
+        user: the user that they run as, such as ``'nobody'``, if root grades; None for the user who grades.
 
     Returns:
         The report. However the kernels fail, it is in there.
@@ -182,7 +182,7 @@ class Judge:
     def __init__(self, kernels: Kernels, job: Job, examples: int, timeout: float, seed: int) -> None:
         self.kernels, self.examples, self.timeout, self.seed = kernels, examples, timeout, seed
         self.student = Student(job)
-        self._stopped = 0  # inputs of a search on which the kernels did what is not legal
+        self._stopped = 0  # inputs of a search on which the kernels did something illegal
 
     def grade(self, target: str, parts: Sequence[str]) -> KernelGrade:
         try:
@@ -222,7 +222,7 @@ class Judge:
                 line, other = self._lines(out["frames"])
                 return Fault(plain(out["refused"]), str(given), line, other)
         if unwritten(first["y"]).any():
-            return Fault("y is not written everywhere, and whoever reads it reads what nobody wrote", str(given))
+            return Fault("some elements of y are never written; reading them returns uninitialized memory", str(given))
         if not torch.equal(first["y"].nan_to_num(), second["y"].nan_to_num()):
             return Fault("the results depend on the order in which blocks and threads take turns", str(given))
         return None
@@ -305,7 +305,7 @@ class Judge:
             if cut_short:
                 fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
             return Part(name, status_of(deaths[0]) if deaths else "failed", 0.0, tried, fault)
-        if self._stopped:  # whoever is right on some inputs only is not right
+        if self._stopped:  # right on some inputs only is not right
             return Part(name, "not graded", 0.0, tried, STOPPED)
         if tried < self.examples / 4:
             slow = Fault(f"so slow that of {self.examples} inputs only {tried} could be tried in {self.timeout:g} s")
@@ -412,7 +412,7 @@ def _off(y: Tensor, given: Input) -> Fault | None:
     apart = difference(y, want, allowed, torch.float32)
     if apart.share <= 1:
         return None
-    what = "y is not written everywhere" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
+    what = "some elements of y are never written" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
     return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
 
 

@@ -71,13 +71,13 @@ def job_of(
     """The job, and the kernels as they are compiled to be watched; both are gone in the end.
 
     Args:
-        target: the file, as whoever wrote it knows it.
+        target: the file, as its author knows it.
         kernels: of which file, and which functions of it.
         served: what asks for them there.
         memory: gigabytes that they may take, on Linux.
         seconds: of computing that they may take on each core, on Linux.
         hide: folders and files that they are not to see, where they can be confined.
-        user: as whom they run; None for whoever grades.
+        user: the user that they run as; None for the user who grades.
         task: whose function the file defines, if not those of a ``Problem``.
 
     Raises:
@@ -112,7 +112,7 @@ def job_of(
 
 
 def _complaint(file: Path, said: str, target: str) -> Fault:
-    """What the compiler said of the file, for whoever wrote it and knows it as ``target``."""
+    """The compiler's message about the file, which its author knows as ``target``."""
     errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", said, re.MULTILINE)
     if not errors:
         return Fault(said.replace(str(file), target)[:2000])

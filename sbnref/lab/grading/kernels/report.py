@@ -1,4 +1,4 @@
-"""How the grade of a file of kernels is told."""
+"""The report on a file of kernels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class KernelGrade(Report):
         seed: what the inputs follow from.
         unconfined: why the process of the kernels could not be confined; None where it was.
         timed: how long they take on a GPU, where that was asked for and they got that far.
-        untimed: why they did not; None where they did, and where nobody asked.
+        untimed: why they were not timed; None if they were, or if timing was not requested.
     """
 
     def __init__(
