@@ -22,7 +22,9 @@
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
+#ifndef SBNREF_CUDASIM     // PyTorch's headers would take it for nvcc
 #define __CUDA_ARCH__ 900  // for the host's code too, which is compiled together with the kernels
+#endif
 #define CUDART_VERSION 13000
 #define __CUDA_RUNTIME_H__
 #define __DRIVER_TYPES_H__
