@@ -166,8 +166,11 @@ def template(
     from .lab.grading.kernels.check import template as kernels
 
     texts = {"functions": functions, "kernels": kernels, "stages": lambda: kernels(stages=True)}
-    from .lab.tasks import find_task
+    from .lab.tasks import TASKS, find_task
 
+    if what not in {*texts, *TASKS} and not what.endswith(".py"):
+        names = ", ".join((*texts, *TASKS))
+        raise typer.BadParameter(f"expected one of {names}, or a Python file that defines a task, got {what}")
     typer.echo(texts[what]() if what in texts else or_exit(lambda: find_task(what)).template(), nl=False)
 
 

@@ -318,7 +318,7 @@ def test_the_command_grades_a_file(tmp_path):
     assert told["score"] == pytest.approx(1, abs=0.03)
     assert runner.invoke(app, ["lab", "template", "kernels"]).stdout == template()
     for arguments, what in {
-        ("template", "rust"): "expected one of functions, kernels, stages, got rust",
+        ("template", "rust"): "expected one of functions, kernels, stages, sum, transpose",
         ("check-kernels", "none.cu"): "there is no file none.cu",
         ("check", "none.cu", "--suite"): "for functions in Python",
         ("check-kernels", str(file), "--part", "fast"): "expected parts among",
