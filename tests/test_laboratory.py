@@ -170,9 +170,9 @@ def test_warps_take_turns_and_wait_for_each_other(student):
 def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
     recording = recorded(student, "part")
     lib = library(Kernels(student, FUNCTIONS, 64))
-    did, shown = defaultdict(list), defaultdict(list)
+    did, shown, numbered = defaultdict(list), defaultdict(list), {}
     for _, _, thread, act, site, _, offset, _ in numbers(lib.cudasim_acts).view(-1, 8).tolist():
-        did[thread].append((act, site, offset))
+        did[thread].append((act, numbered.setdefault(site, len(numbered)), offset))
     for step in recording.steps:
         for lane, offset in step.lanes.items():
             shown[32 * step.warp + lane].append((step.act, step.site, offset))

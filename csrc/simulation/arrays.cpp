@@ -103,6 +103,12 @@ const Array* nearest(uintptr_t address) {
     if (address < 4096) fault(what + " at a null pointer", from);
     if (is_any_stack(address)) fault(what + " among the local variables of another thread", from);
     const Array* near = nearest(address);
+    if (recording && near != nullptr) {
+        const bool shared = near->space == Space::Shared;
+        const Act act =
+            access == Access::Read ? (shared ? Act::ReadShared : Act::Read) : (shared ? Act::WriteShared : Act::Write);
+        record(act, near, static_cast<int64_t>(address - near->begin), bytes, from);
+    }
     if (near != nullptr && near->holds(address))  // begins inside
         fault(what + ", of which the last are behind the end of " + near->name, from);
     if (near != nullptr) {

@@ -209,6 +209,9 @@ def take(lib: Any, run: Callable[[], object], x: Tensor, title: str) -> Recordin
     finally:
         lib.cudasim_record(0)
     acts = numbers(lib.cudasim_acts).view(-1, 8).tolist()
+    numbered: dict[int, int] = {}  # the sites of this recording, in the order of their first acts
+    for act in acts:
+        act[4] = numbered.setdefault(act[4], len(numbered))
     steps = [] if len(acts) > WARP * MOST_STEPS else list(_steps(acts, failed=error is not None))
     if len(steps) > MOST_STEPS or len(acts) > WARP * MOST_STEPS:
         raise ValueError(
@@ -217,7 +220,9 @@ def take(lib: Any, run: Callable[[], object], x: Tensor, title: str) -> Recordin
         )
     recorded = json.loads(lib.cudasim_recorded())
     launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
-    sites = sites_of(Path(lib._name), recorded["sites"], {one["line"] for one in recorded["launches"]})
+    sites = sites_of(
+        Path(lib._name), [recorded["sites"][site] for site in numbered], {one["line"] for one in recorded["launches"]}
+    )
     arrays = _arrays(recorded["arrays"], acts)
     return Recording(title, tuple(x.shape), channels_last(x), launches, arrays, sites, steps, error)
 
