@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ from gpu_report import EAGER, GRAPH, Row, lines, verdicts
 from benchmarks.results import Results
 from sbnref.collectives import sum_payloads
 from sbnref.impls import cuda
-from sbnref.lab.gpu_timing import SHAPES as LADDER_SHAPES
-from sbnref.lab.gpu_timing import copying, counts, eager_seconds
 from sbnref.lab.timing import spread
 
 Shape = tuple[int, ...]
@@ -66,10 +64,47 @@ SHAPES: dict[str, list[Shape]] = {
 }
 DTYPES = ["float16", "float32", "bfloat16"]
 PASSES = {"forward": 3, "backward": 5, "both": 8}  # how often the input's size is moved
+LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it
+SAMPLES = 11
 LADDER_SECONDS = 25  # kept for compiling and timing the ladder
 
 
 # ---- time on the device ----
+
+
+def eager_seconds(work: Callable[[int], Any], repetitions: int) -> list[float]:
+    """Seconds of ``work(i)`` on the device, one number for each of several samples of ``repetitions`` calls."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin = time.perf_counter()
+    for i in range(3):
+        work(i)
+    torch.cuda.synchronize()
+    host_seconds = (time.perf_counter() - begin) / 3
+    # Longer than the host takes to ask for everything, at 2 GHz; not more than a sample is worth.
+    pause = int(min(1.5 * host_seconds * repetitions, 0.02) * 2e9)
+    samples = []
+    for _ in range(SAMPLES):
+        torch.cuda._sleep(pause)
+        start.record()
+        for i in range(repetitions):
+            work(i)
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) / 1e3 / repetitions)
+    return samples
+
+
+def copying() -> float:
+    """Bytes per second, read and written, at which the GPU copies."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / statistics.median(eager_seconds(lambda _: target.copy_(source), 5))
+
+
+def counts(size: int, cache: int, bandwidth: float) -> tuple[int, int]:
+    """How many inputs of so many bytes the cache does not hold, and how many calls make a sample, each input in one."""
+    copies = min(max(math.ceil(3 * cache / size), 1), 32)
+    return copies, max(2, copies, min(20, int(2e-3 / (8 * size / bandwidth))))
 
 
 def graph_seconds(work: Work, repetitions: int) -> list[float]:

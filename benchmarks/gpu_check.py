@@ -230,30 +230,19 @@ def large_step(x: torch.Tensor, dy: torch.Tensor, along: int) -> None:
 
 
 def student() -> None:
-    """Kernels as students hand them in: the four stages beside the reference, and a forward pass, timed.
-
-    The rungs, on the same tensors, are timed by the benchmark.
-    """
-    import students
-
+    """Compare the stages in a CUDA file, as students write them, with the reference."""
     import sbnref
-    from sbnref.lab.gpu_timing import time_file
     from sbnref.lab.implementation import StageKernels
 
-    sbnref.register_impl("stages.cu", StageKernels(HERE.parent / "tests" / "cuda" / "stages.cu"))
+    sbnref.register_impl("tasks.cu", StageKernels(HERE.parent / "tests" / "cuda" / "tasks.cu"))
     for shape in ((4, 8, 9, 9), (0, 5, 4, 4), (300, 40)):
         for last in (False, len(shape) == 4):
             x = torch.randn(shape, device=DEVICE) + 1
             x = x.contiguous(memory_format=torch.channels_last) if last else x
             layer = sbnref.SyncBatchNorm(shape[1], device=DEVICE)
-            report = sbnref.compare(layer, x, ("reference", "stages.cu"))
+            report = sbnref.compare(layer, x, ("reference", "tasks.cu"))
             print(f"{shape}: {report.verdict()}", flush=True)
             assert report.agrees
-    if DEVICE == "cuda":
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "plain.cu")
-            file.write_text(students.PLAIN)
-            print("\n".join(map(str, time_file(file))))
 
 
 AHEAD = """

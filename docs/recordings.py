@@ -17,10 +17,12 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from sbnref.lab import Call, Kernels, Recording, record
+from sbnref.lab import Recording, record
 from sbnref.lab.own_stages import record_stages
 from sbnref.lab.page import PLAYER, as_json
 from sbnref.lab.recording import example
+from sbnref.lab.task_call import record_task
+from sbnref.lab.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parent
 TUTORIALS = DOCS.parent / "tutorials"
@@ -29,6 +31,7 @@ STATIC = OUT / "static" / "kernels"
 
 # Small enough to be looked at, and large enough for a tail, several blocks to a channel and two tiles of channels.
 CHANNELS_FIRST, CHANNELS_LAST = (6, 2, 10, 10), (2, 40, 4, 4)
+OWN = (6, 2, 100)  # two blocks of 256 threads have something to do, and a tail
 BLOCKS, THREADS = 8, 64
 NEEDS = (
     "<p>The player needs JavaScript, and a page that comes from a server: <code>make docs-serve</code> runs one.</p>"
@@ -92,12 +95,8 @@ def rungs() -> dict[str, Recording]:
 
 def own() -> dict[str, Recording]:
     """The steps of tutorial 12."""
-    return {
-        f"own {file.stem.replace('_', ' ')}": record(
-            Call(Kernels(file, threads=THREADS), example(CHANNELS_FIRST), splits=2)
-        )
-        for file in sorted((TUTORIALS / "kernels" / "own").glob("*.cu"))
-    }
+    files = sorted((TUTORIALS / "kernels" / "own").glob("*.cu"))
+    return {f"own {f.stem.replace('_', ' ')}": record_task(f, TASKS["batch_norm"], OWN) for f in files}
 
 
 def stages() -> dict[str, Recording]:

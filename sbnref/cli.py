@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -158,32 +158,29 @@ def run_program(
 @lab.command(epilog="Example: sbnref lab template functions > mine.py, then sbnref lab check mine.py")
 def template(
     what: Annotated[
-        str, typer.Argument(help="functions, in Python; kernels, stages or a task such as softmax, in CUDA.")
+        str, typer.Argument(help="functions, in Python; or a task in CUDA, such as softmax.")
     ] = "functions",
 ) -> None:
-    """Print a file to start from: stage functions in Python, or kernels, the four stages or a task in CUDA."""
+    """Print a file to start from: the stage functions in Python, or the function of a task in CUDA."""
     from .lab.grading.check import template as functions
-    from .lab.grading.kernels.check import template as kernels
+    from .lab.tasks import find_task
 
-    texts = {"functions": functions, "kernels": kernels, "stages": lambda: kernels(stages=True)}
-    from .lab.tasks import TASKS, find_task
-
-    if what not in {*texts, *TASKS} and not what.endswith(".py"):
-        names = ", ".join((*texts, *TASKS))
-        raise typer.BadParameter(f"expected one of {names}, or a Python file that defines a task, got {what}")
-    typer.echo(texts[what]() if what in texts else or_exit(lambda: find_task(what)).template(), nl=False)
+    typer.echo(functions() if what == "functions" else or_exit(lambda: find_task(what)).template(), nl=False)
 
 
-@lab.command(epilog="Example: sbnref lab check mine.py --stage forward_stats")
+@lab.command(epilog="Example: sbnref lab check mine.py --stage forward_stats; sbnref lab check mine.cu --task softmax")
 def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="FILE_OR_MODULE", help="Defines the four stage functions, in Python or, FILE.cu, in CUDA."
+            metavar="FILE_OR_MODULE", help="Defines the four stage functions in Python, or, FILE.cu, a task's function."
         ),
     ],
     task: Annotated[
-        str | None, typer.Option(help="Grade FILE.cu for a task: sum, transpose, softmax, ..., or a Python file.")
+        str | None, typer.Option(help="Of FILE.cu: sum, transpose, softmax, ..., or a Python file that defines it.")
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Of FILE.cu, grade only legal, right or efficient; may be repeated.")
     ] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Grade only this stage; may be repeated.")] = None,
     suite: Annotated[
@@ -202,66 +199,34 @@ def check(
     at_least: AtLeast = None,
     json: Json = False,
 ) -> None:
-    """Grade your own four stages: which are right, and the smallest training step on which one is wrong.
+    """Grade your own four stages in Python, or a function in CUDA: is it right, and if not, on which smallest input?
 
     The code runs in a process of its own, without network or files to write to (Linux), and cannot see the expected
-    results. Exits with 0 if all stages passed, with 1 if not, or with 2 and the reason on stderr.
+    results. Exits with 0 if all stages or parts passed, with 1 if not, or with 2 and the reason on stderr.
     """
     from .impls import STAGES
     from .lab.grading.check import check as grade
+    from .lab.grading.kernels.check import check_kernels
+    from .lab.grading.kernels.report import PARTS
+    from .lab.tasks import TASKS, find_task
 
-    if task is not None:
-        if not target.endswith(".cu") or suite or forbid or allow or stage:
-            raise typer.BadParameter("--task is for a file of kernels, without --stage, --suite, --forbid and --allow")
-        _check_task(target, task, json, at_least, examples=examples, timeout=timeout, memory=memory, seed=seed)
-    if target.endswith(".cu") and (suite or forbid or allow):
-        raise typer.BadParameter("--suite, --forbid and --allow are for functions in Python, not for kernels")
     limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
+    if target.endswith(".cu"):
+        if suite or forbid or allow or stage:
+            raise typer.BadParameter("--stage, --suite, --forbid and --allow are for functions in Python, not for CUDA")
+        if task is None:
+            raise typer.BadParameter(f"expected --task for a CUDA file: one of {', '.join(TASKS)}, or a Python file")
+        name, repro = task, Path("repro.cu")
+        kernels = or_exit(lambda: check_kernels(target, find_task(name), part or PARTS, repro=repro, **limits))
+        _show(kernels, json)
+        if not kernels.passed and repro.exists():
+            typer.echo(f"Saved {repro}, which fails likewise: sbnref lab run {repro}", err=True)
+        raise typer.Exit(not kernels.passed if at_least is None else kernels.score < at_least)
+    if task is not None or part:
+        raise typer.BadParameter(f"--task and --part are for CUDA files, got {target}")
     report = or_exit(
         lambda: grade(target, stage or STAGES, suite=suite, forbid=forbid or (), allow=allow or (), **limits)
     )
-    _show(report, json)
-    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
-
-
-def _check_task(target: str, name: str, json: bool, at_least: float | None, **limits: Any) -> NoReturn:
-    from .lab.grading.kernels.task import check_task
-    from .lab.tasks import find_task
-
-    repro = Path("repro.cu")
-    report = or_exit(lambda: check_task(target, find_task(name), repro=repro, **limits))
-    _show(report, json)
-    if not report.passed and repro.exists():
-        typer.echo(f"Saved {repro}, which fails likewise: sbnref lab run {repro}", err=True)
-    raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
-
-
-@lab.command(epilog="Example: sbnref lab template kernels > mine.cu, then sbnref lab check-kernels mine.cu")
-def check_kernels(
-    file: Annotated[str, typer.Argument(metavar="FILE.cu", help="Defines void forward(const Problem&).")],
-    part: Annotated[
-        list[str] | None, typer.Option(help="Grade only legal, right or efficient; may be repeated.")
-    ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Time the kernels on a CUDA GPU, without a sandbox.")] = False,
-    examples: Examples = 100,
-    timeout: Timeout = 60,
-    memory: Memory = 4,
-    seed: Seed = None,
-    at_least: AtLeast = None,
-    json: Json = False,
-) -> None:
-    """Grade your own CUDA kernels of a forward pass, in the simulation: are they legal, right and efficient?
-
-    Exits with 0 if they are legal and right, with 1 if not, or with 2 and the reason on stderr.
-    """
-    from .lab.grading.kernels.check import check_kernels as grade
-    from .lab.grading.kernels.report import PARTS
-    from .lab.implementation import only_stages
-
-    if not file.endswith(".cu") or only_stages(Path(file)):
-        raise typer.BadParameter(f"expected a file that defines forward(p); grade stages by `sbnref lab check {file}`")
-    limits: dict[str, Any] = {"examples": examples, "timeout": timeout, "memory": memory, "seed": seed}
-    report = or_exit(lambda: grade(file, part or PARTS, gpu=gpu, **limits))
     _show(report, json)
     raise typer.Exit(not report.passed if at_least is None else report.score < at_least)
 
@@ -291,17 +256,20 @@ def traffic(
     _show(or_exit(count), json)
 
 
-@lab.command(epilog="Example: sbnref lab trace mine.cu --shape 2,4,6,6 --output trace.html")
+@lab.command(epilog="Example: sbnref lab trace mine.cu --task softmax --output trace.html")
 def trace(
     what: Annotated[
         str,
         typer.Argument(
             metavar="FILE_OR_STAGE",
-            help="A file of kernels that includes laboratory.cuh and defines void forward(const Problem&); or one of "
-            "the package's own stages, such as forward_stats.",
+            help="A CUDA file that defines a task's function, or void forward(const Problem&) as the tutorials do; or "
+            "one of the package's own stages, such as forward_stats.",
         ),
     ],
-    shape: Annotated[str, typer.Option(help="Of the input, (N, C, *).")] = "2,4,6,6",
+    task: Annotated[str | None, typer.Option(help="Of FILE.cu: sum, transpose, ..., or a Python file.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Of the input, (N, C, *), 2,4,6,6 if left out; or the sizes of the task.")
+    ] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels side by side in memory.")] = False,
     function: Annotated[
         list[str] | None, typer.Option(help="Of the file, to run instead of forward; may be repeated.")
@@ -322,8 +290,9 @@ def trace(
         make_folder(output.parent)
         return record(
             what,
-            _sizes(shape),
+            _sizes(shape or "2,4,6,6") if task is None else _sizes(shape, 1) if shape else (),
             output,
+            task=task,
             channels_last=channels_last,
             functions=function or (),
             threads=threads,
@@ -369,12 +338,14 @@ def course_make(
     typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
 
 
-def _sizes(shape: str) -> tuple[int, ...]:
-    """The numbers in ``'N,C,*'``."""
-    if not re.fullmatch(r"[0-9]+(,[1-9][0-9]*)+", shape):
+def _sizes(shape: str, least: int = 2) -> tuple[int, ...]:
+    """The numbers in ``'N,C,*'``, so many at least."""
+    if not re.fullmatch(rf"[0-9]+(,[1-9][0-9]*){{{least - 1},}}", shape):
         raise ValueError(
             "expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
             f"got {shape!r}"
+            if least == 2
+            else f"expected sizes such as 8,40, got {shape!r}"
         )
     return tuple(map(int, shape.split(",")))
 

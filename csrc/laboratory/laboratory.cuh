@@ -12,8 +12,7 @@
 constexpr int kThreads = SBNREF_THREADS;  // per block; a power of two
 constexpr int kWarp = 32;
 
-// x and y are (N, C, S) with any strides, the same for both, and for dy and dx. Passed to kernels by value. A pointer
-// is null where a function has no use for the array.
+// x and y are (N, C, S) with any strides, the same for both. Passed to kernels by value.
 struct Problem {
     int64_t N, C, S;
     int64_t stride_n, stride_c, stride_s;  // in elements
@@ -25,14 +24,6 @@ struct Problem {
     double* partials;   // (3, splits, C), what blocks leave for each other
     double* payload;    // (3C + 2,), what this rank tells the others
     unsigned* tickets;  // (C,), zero before and after
-
-    // For the four stages.
-    double divisor, k;          // D, 0 for max(W, 1); w / m, 0 on an empty rank
-    const double* total;        // the payloads of all ranks, summed
-    const float *gamma, *beta;  // (C,)
-    double* saved;              // (4, C), by the forward pass for the backward one
-    const float* dy;
-    float* dx;
     cudaStream_t stream;
 
     __host__ __device__ int64_t count() const { return N * S; }  // per channel

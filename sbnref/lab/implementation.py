@@ -1,14 +1,13 @@
-"""A file of kernels that defines the four stages, as an implementation.
+"""A file of CUDA that defines stages of synchronized batch norm, as an implementation.
 
-It takes float32, in both memory formats. The running statistics are not the kernels' business: they are moved by the
-rule that all implementations share.
+The functions are those of the tasks ``forward_stats``, ``forward_apply``, ``backward_stats`` and ``backward_apply``.
+They take float32. The implementation updates the running statistics by the rule that all implementations share.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,21 @@ from ..impls.from_file import NotAnImplementation
 from ..impls.simulation.rewrite import blank
 from ..modes import combine
 from ..running import RunningStats, update_running_stats
-from .kernels import SPLITS, Call, Kernels, channels_last, compiled, set_order
-from .recording import WARP
-from .watching import Refusal, lines, mark_unwritten, unwritten, watch
+from .task_call import TaskCall, compiled, lines_in, unwritten
+from .tasks import TASKS
 
-THREADS = 64  # of a block: as many as show what threads of two warps do wrong, and no more, since each takes its time
-_SCRATCH = {"mean", "var", "partials"}  # uninitialized before the call
 _FLOAT32 = {"x", "dy", "gamma", "beta"}
 
 
 class StageKernels:
-    """The stages in a file of kernels; one that it does not define raises :class:`NotImplementedError`.
+    """The stages in a CUDA file; one that it does not define raises :class:`NotImplementedError`.
 
-    On CPU tensors they run in the simulation and are watched: what CUDA does not allow is a :class:`RuntimeError` that
-    names the line, and so are results that are not written everywhere. Threads and blocks take turns in another order
-    every time, so that what depends on it differs from call to call. CUDA tensors take nvcc.
+    On CPU tensors they run in the simulation, and a fault is a :class:`RuntimeError` that names the line; so are
+    results that are not written everywhere. Threads and blocks take turns in another order at every call. CUDA tensors
+    take nvcc.
 
     Args:
-        file: includes ``laboratory.cuh`` and defines functions by the stages' names, of a ``Problem``; see
-            ``sbnref lab template stages``.
-        built: the library of the file, where it has been compiled already.
+        file: defines functions with the signatures of the tasks; see ``sbnref lab template forward_stats``.
 
     Raises:
         ValueError: there is no such file, it does not compile, or it has none of the stages.
@@ -48,14 +42,22 @@ class StageKernels:
 
     dtypes = (torch.float32,)
 
-    def __init__(self, file: Path, built: Path | None = None) -> None:
-        self._kernels = replace(stages_of(file), built=built)
-        self._orders = itertools.cycle(("ascending", "descending", "random:1"))
-        if built is None:
-            try:
-                self._kernels = replace(self._kernels, built=compiled(self._kernels))
-            except RuntimeError as error:
-                raise NotAnImplementation(str(error)) from None
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise NotAnImplementation(f"expected a CUDA file, but there is no file {file}")
+        text = blank(file.read_text(errors="replace"))
+        self._tasks = [TASKS[stage] for stage in STAGES if re.search(rf"\bvoid\s+{stage}\s*\(", text)]
+        if not self._tasks:
+            raise NotAnImplementation(
+                f"expected {file} to define {', '.join(STAGES[:-1])} or {STAGES[-1]}, but it has none of them; "
+                "`sbnref lab template forward_stats` prints a file to start from"
+            )
+        self._file, self._orders = file.resolve(), itertools.cycle(("ascending", "descending", "random:1"))
+        self._calls: dict[bool, dict[str, TaskCall]] = {}
+        try:
+            self._call("", cuda=False)
+        except RuntimeError as error:
+            raise NotAnImplementation(str(error)) from None
 
     def why_not(self, device: torch.device) -> str | None:
         """Why the kernels cannot run on a device."""
@@ -69,8 +71,7 @@ class StageKernels:
         return None
 
     def forward_stats(self, x: Tensor, weight: int) -> Tensor:
-        payload = x.new_empty(3 * x.shape[1] + 2, dtype=torch.float64)
-        return self._run("forward_stats", "payload", x, weight=weight, payload=payload)
+        return self._run("forward_stats", x, {"payload": (3 * x.shape[1] + 2,)}, weight=weight)["payload"]
 
     def forward_apply(
         self,
@@ -83,99 +84,53 @@ class StageKernels:
         running: RunningStats | None,
         momentum: float | None,
     ) -> tuple[Tensor, Tensor]:
-        saved = x.new_empty(4, x.shape[1], dtype=torch.float64)
         gamma = x.new_ones(x.shape[1]) if gamma is None else gamma
         beta = x.new_zeros(x.shape[1]) if beta is None else beta
-        affine = {"gamma": gamma, "beta": beta}
-        y = self._run("forward_apply", "y", x, eps=eps, divisor=divisor or 0, total=total, saved=saved, **affine)
+        shapes = {"y": tuple(x.shape), "saved": (4, x.shape[1])}
+        out = self._run("forward_apply", x, shapes, total=total, gamma=gamma, beta=beta, D=divisor or 0, eps=eps)
         if running is not None:
             update_running_stats(running, combine(total, divisor), momentum)
-        return y, saved
+        return out["y"], out["saved"]
 
     def backward_stats(self, dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
-        payload = x.new_empty(2 * x.shape[1], dtype=torch.float64)
-        return self._run("backward_stats", "payload", x, dy=dy, saved=saved, payload=payload)
+        return self._run("backward_stats", x, {"payload": (2 * x.shape[1],)}, dy=dy, saved=saved)["payload"]
 
     def backward_apply(
         self, dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor | None, k: float
     ) -> Tensor:
         gamma = x.new_ones(x.shape[1]) if gamma is None else gamma
-        return self._run("backward_apply", "dx", x, k=k, dy=dy, total=total, saved=saved, gamma=gamma)
+        given = {"dy": dy, "total": total, "saved": saved, "gamma": gamma, "k": k}
+        return self._run("backward_apply", x, {"dx": tuple(x.shape)}, **given)["dx"]
 
-    def _run(self, stage: str, result: str, x: Tensor, **given: Any) -> Tensor:
-        """Launch a stage's kernels on arrays and numbers of a ``Problem``; its result, made here if it is as x."""
-        if stage not in self._kernels.functions:
+    def _call(self, stage: str, cuda: bool) -> TaskCall | None:
+        if cuda not in self._calls:
+            built = compiled(self._file, self._tasks, cuda)
+            self._calls[cuda] = {task.name: TaskCall(built, task.signature) for task in self._tasks}
+        return self._calls[cuda].get(stage)
+
+    def _run(self, stage: str, x: Tensor, shapes: dict[str, tuple[int, ...]], **given: Any) -> dict[str, Tensor]:
+        """The results of a stage, by name, in the shapes that are given."""
+        if (call := self._call(stage, x.is_cuda)) is None:
             raise NotImplementedError(f"there is no function {stage}")
-        for name, tensor in {"x": x, **given}.items():
-            if name in _FLOAT32 and tensor.dtype not in self.dtypes:
+        given = {"x": x, **given}
+        for name in _FLOAT32 & given.keys():
+            if given[name].dtype not in self.dtypes:
                 raise TypeError(
-                    f"expected {name} in torch.float32, which is all that a file of kernels takes, got {tensor.dtype}"
+                    f"expected {name} in torch.float32, which is what CUDA files take, got {given[name].dtype}"
                 )
-        last = channels_last(x)
-        x = _dense(x, last)
-        if "dy" in given:
-            given["dy"] = _dense(given["dy"], last)
-        if result not in given:
-            given[result] = torch.empty_like(x)
-        channels, count = x.shape[1], x[:, 0].numel()
-        splits = max(1, min(-(-SPLITS // channels), count // WARP))
-        kernels = Kernels(self._kernels.file, self._kernels.functions) if x.is_cuda else self._kernels
-        call = Call(kernels, x, splits=splits, room=SPLITS, **{"y": None, "payload": None, **given})
+        given = {name: t.detach().contiguous() if isinstance(t, Tensor) else t for name, t in given.items()}
+        n, c = x.shape[:2]
+        given |= {"N": n, "C": c, "S": x.shape[2:].numel()}
         if x.is_cuda:
-            call.launch(stage)
-        else:
-            self._watch(call, stage, result)
-        out: Tensor = given[result]
-        return out
-
-    def _watch(self, call: Call, stage: str, result: str) -> None:
-        made = {result, "saved"} if stage == "forward_apply" else {result}
-        for name in made:
-            mark_unwritten(call.arrays[name])
-        set_order(next(self._orders), call.kernels)
-        refusal = watch(call, stage, written=call.arrays.keys() - made - _SCRATCH)
-        if refusal is not None:
-            raise RuntimeError(refusal.what + self._where(refusal))
-        if (never := unwritten(call.arrays[result])).any():
-            first = tuple(never.nonzero()[0].tolist())
-            raise RuntimeError(f"some elements of {result} are never written, such as {result}{list(first)}")
-
-    def _where(self, refusal: Refusal) -> str:
-        line, other = lines(self._kernels, refusal.frames.tolist())
-        more = "" if other is None else f"; the other access is in line {other}"
-        return "" if line is None else f" (line {line}{more})"
-
-
-def stages_of(file: Path) -> Kernels:
-    """The stages that a file of kernels defines.
-
-    Raises:
-        NotAnImplementation: there is no such file, or it defines none.
-    """
-    if not file.is_file():
-        raise NotAnImplementation(f"expected a file of kernels, but there is no file {file}")
-    if not (found := tuple(stage for stage in STAGES if _defines(file, stage))):
-        raise NotAnImplementation(
-            f"expected {file} to define void {', '.join(STAGES[:-1])} or {STAGES[-1]}(const Problem&), but it has none "
-            "of them; `sbnref lab template stages` prints a file to start from"
-        )
-    return Kernels(file, found, THREADS)
-
-
-def only_stages(file: Path) -> bool:
-    """Whether a file of kernels defines stages, and no ``forward`` of its own."""
-    return file.is_file() and not _defines(file, "forward") and any(_defines(file, stage) for stage in STAGES)
-
-
-def _defines(file: Path, function: str) -> bool:
-    return defines(file.read_text(errors="replace"), function)
-
-
-def defines(text: str, function: str) -> bool:
-    """Whether a text defines a function of a ``Problem``."""
-    return re.search(rf"\bvoid\s+{function}\s*\(\s*const\s+Problem\b[^();{{]*\)[^;{{]*{{", blank(text)) is not None
-
-
-def _dense(tensor: Tensor, last: bool) -> Tensor:
-    """The tensor without gaps, its channels last or not; a copy where it lies otherwise."""
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if last else tensor.contiguous()
+            return call.on_gpu(given, shapes, x.device)
+        found = call.run(given, shapes, next(self._orders))
+        if found["refused"] is not None:
+            line, other = lines_in(self._file, Path(call.library._name), found["frames"].tolist())
+            more = "" if other is None else f"; the other access is in line {other}"
+            raise RuntimeError(found["refused"] + ("" if line is None else f" (line {line}{more})"))
+        outputs: dict[str, Tensor] = found["outputs"]
+        for name, value in outputs.items():
+            if (never := unwritten(value)).any():
+                first = never.nonzero()[0].tolist()
+                raise RuntimeError(f"some elements of {name} are never written, such as {name}{first}")
+        return outputs

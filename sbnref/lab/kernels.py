@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ..impls.simulation.rewrite import included
 
 SECTOR = 32  # bytes
 THREADS = 256  # of a block, as laboratory.cuh has it
-SPLITS = 132  # for which p.partials has room, where files of kernels are graded or compared
 LABORATORY = CSRC / "laboratory"
 
 
@@ -37,17 +35,14 @@ class Kernels:
         file: its path.
         functions: of it, that take a ``Problem``, in the order in which they are called.
         threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
-        built: the library, where it has been compiled already.
     """
 
     file: Path
     functions: tuple[str, ...] = ("forward",)
     threads: int = THREADS
-    built: Path | None = None
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
-STAGE_ARRAYS = ("total", "gamma", "beta", "saved", "dy", "dx")
 _SIZES = ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")
 
 
@@ -56,8 +51,6 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_double) for name in ("weight", "eps")),
         *((name, ctypes.c_void_p) for name in ARRAYS),
-        *((name, ctypes.c_double) for name in ("divisor", "k")),
-        *((name, ctypes.c_void_p) for name in STAGE_ARRAYS),
         ("stream", ctypes.c_void_p),
     )
 
@@ -69,21 +62,15 @@ class Call:
         kernels: what to launch.
         x: (N, C, \\*) float32, contiguous or channels-last.
         splits: how many blocks may share a channel.
-        room: splits that there is room for in ``partials``, if more.
         weight: w, what this rank weighs.
-        divisor: D of the second stage, 0 for max(W, 1).
-        k: w / m, of the fourth stage.
-        others: arrays of a ``Problem`` by their names, for those that are here by themselves (None: without it) and
-            those that are not: ``total``, ``gamma``, ``beta``, ``saved``, ``dy``, ``dx``.
 
     Attributes:
         y: as x, for the normalized tensor.
         mean, var: (C,) float32, for the statistics.
         payload: (3C + 2,) float64, zeros, for [w mean, w var, w mean², w, m].
-        partials: (3 · max(splits, room) · C,) float64, for what blocks leave for each other.
+        partials: (3 · splits · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
-        arrays: these and the others, by name.
-        addresses: of the arrays in the simulated GPU's memory, after a launch.
+        arrays: x and these, by name.
     """
 
     y: Tensor
@@ -92,38 +79,25 @@ class Call:
     partials: Tensor
     payload: Tensor
     tickets: Tensor
-    addresses: dict[str, int]
 
-    def __init__(
-        self,
-        kernels: Kernels,
-        x: Tensor,
-        *,
-        splits: int = 1,
-        room: int = 1,
-        weight: float = 1,
-        eps: float = 1e-5,
-        divisor: float = 0,
-        k: float = 0,
-        **others: Tensor | None,
-    ) -> None:
+    def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
         mean, var = x.new_empty(2, c)
-        own = {
+        self.arrays = {
+            "x": x,
             "y": torch.empty_like(x),
             "mean": mean,
             "var": var,
             "payload": x.new_zeros(3 * c + 2, dtype=torch.float64),
-            "partials": x.new_empty(c * max(splits, room) * 3, dtype=torch.float64),
+            "partials": x.new_empty(c * splits * 3, dtype=torch.float64),
             "tickets": x.new_zeros(c, dtype=torch.int32),
         }
-        self.arrays = {name: t for name, t in {"x": x, **own, **others}.items() if t is not None}
         vars(self).update(self.arrays)
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
-        first, more = ([self._pointer(name) for name in names] for names in (ARRAYS, STAGE_ARRAYS))
-        self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *first, divisor, k, *more, None)
+        pointers = (self.arrays[name].data_ptr() for name in ARRAYS)
+        self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *pointers, None)
         self._loaded: tuple[Kernels, Any] | None = None
 
     def run(self, *functions: str) -> Tensor:
@@ -131,16 +105,11 @@ class Call:
         self.launch(*functions)
         return self.y
 
-    def _pointer(self, name: str) -> int | None:
-        return self.arrays[name].data_ptr() if name in self.arrays else None
-
-    def launch(self, *functions: str, written: Collection[str] | None = None) -> None:
+    def launch(self, *functions: str) -> None:
         """Launch the kernels, or those of some of the functions.
 
         Args:
             functions: of the file; all if none is named.
-            written: the arrays that were written before; kernels must not read an element of another one before they
-                write it. None for all. This is for the simulation.
 
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
@@ -151,7 +120,7 @@ class Call:
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         else:
-            self._upload(lib, written)
+            self._upload(lib)
         try:
             for function in functions or self.kernels.functions:
                 error = getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))
@@ -161,24 +130,13 @@ class Call:
             if not self.x.is_cuda:
                 lib.cudasim_download()
 
-    def _upload(self, lib: Any, written: Collection[str] | None) -> None:
+    def _upload(self, lib: Any) -> None:
         lib.cudasim_reset()
         lib.cudasim_free_all()
-        self.addresses = {}
         for name, array in self.arrays.items():
-            known = written is None or name in written
             pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
             element = ctypes.c_int64(array.itemsize)
-            self.addresses[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, int(known))
-            setattr(self._problem, name, self.addresses[name])
-
-    def last_write(self, name: str, element: int) -> list[int]:
-        """The site, in the library, at which the kernels that ran last wrote an element of an array, by its number."""
-        lib, itemsize = library(self.kernels), self.arrays[name].itemsize
-        found: list[int] = json.loads(
-            lib.cudasim_last_write(ctypes.c_void_p(self.addresses[name] + element * itemsize))
-        )
-        return found
+            setattr(self._problem, name, lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, 1))
 
 
 def channels_last(x: Tensor) -> bool:
@@ -250,7 +208,7 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     Raises:
         RuntimeError: they do not compile.
     """
-    lib = ctypes.CDLL(str(kernels.built or compiled(kernels, cuda)))
+    lib = ctypes.CDLL(str(compiled(kernels, cuda)))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
     if not cuda:
@@ -273,13 +231,11 @@ def compiled(kernels: Kernels, cuda: bool = False) -> Path:
         DoesNotCompile: the file is why; it has no such function, for example.
         RuntimeError: there is no compiler, or the simulation does not compile.
     """
-    unit = translation_unit(kernels)
+    unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
     if cuda:
-        sources = [*included(kernels.file, [LABORATORY])]
-        about = [unit, str(kernels), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
-        return cached("sbnref_laboratory", sources, about, lambda built: _nvcc(built, kernels))
+        return compile_for_gpu(kernels.file, unit, threads)
     try:
-        return compile_library(kernels.file, [LABORATORY], [f"-DSBNREF_THREADS={kernels.threads}"], unit)
+        return compile_library(kernels.file, [LABORATORY], [threads], unit)
     except DoesNotCompile as error:
         raise DoesNotCompile(_about(kernels, str(error))) from None
 
@@ -299,21 +255,26 @@ def _about(kernels: Kernels, said: str) -> str:
     return said
 
 
-def _nvcc(built: Path, kernels: Kernels) -> None:
+def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:
+    """Compile a translation unit that includes a file with nvcc, and return the library."""
     from torch.utils import cpp_extension
 
-    unit = built.with_name("kernels.cu")
-    unit.write_text(translation_unit(kernels))
-    link_folder = use_toolkit(built.parent)
-    cpp_extension.load(
-        built.stem,
-        [str(unit)],
-        extra_include_paths=[str(CSRC), str(LABORATORY)],
-        extra_cuda_cflags=[*NVCC_FLAGS, f"-DSBNREF_THREADS={kernels.threads}"],
-        extra_ldflags=[] if link_folder is None else [f"-L{link_folder}"],
-        build_directory=str(built.parent),
-        is_python_module=False,
-    )
+    def compile(built: Path) -> None:
+        source = built.with_name("kernels.cu")
+        source.write_text(unit)
+        link_folder = use_toolkit(built.parent)
+        cpp_extension.load(
+            built.stem,
+            [str(source)],
+            extra_include_paths=[str(CSRC), str(LABORATORY)],
+            extra_cuda_cflags=[*NVCC_FLAGS, *flags],
+            extra_ldflags=[] if link_folder is None else [f"-L{link_folder}"],
+            build_directory=str(built.parent),
+            is_python_module=False,
+        )
+
+    about = [unit, *flags, os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
+    return cached("sbnref_laboratory", [*included(file, [LABORATORY])], about, compile)
 
 
 def numbers(get: Any) -> Tensor:

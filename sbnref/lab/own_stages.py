@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..impls import STAGES, build, cuda
 from ..running import RunningStats
-from .kernels import declare
+from .kernels import channels_last, declare
 from .recording import Recording, refuse_large, take
 
 
@@ -25,13 +25,13 @@ def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Record
         ValueError: the tensor is too large for a recording.
         RuntimeError: the process does not simulate the kernels; set ``SBNREF_CUDASIM=1`` before they are loaded.
     """
-    refuse_large(x)
+    refuse_large(x.shape)
     if (reason := cuda.why_not(torch.device("cpu"))) is not None:
         raise RuntimeError(f"a recording takes the simulation: {reason}")
     lib = ctypes.CDLL(str(build.built(build.SIMULATION)))
     declare(lib)
     works = calls(x)
-    return {stage: take(lib, works[stage], x, stage) for stage in stages}
+    return {stage: take(lib, works[stage], x.shape, stage, channels_last(x)) for stage in stages}
 
 
 def calls(x: Tensor) -> dict[str, Callable[[], object]]:

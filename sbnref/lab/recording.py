@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,18 +184,23 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
         RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
             but the recording's end.
     """
-    refuse_large(call.x)
-    return take(library(call.kernels), lambda: call.launch(*functions), call.x, title or call.kernels.file.name)
+    x = call.x
+    refuse_large(x.shape)
+    lib, title = library(call.kernels), title or call.kernels.file.name
+    return take(lib, lambda: call.launch(*functions), x.shape, title, channels_last(x))
 
 
-def take(lib: Any, run: Callable[[], object], x: Tensor, title: str) -> Recording:
+def take(
+    lib: Any, run: Callable[[], object], shape: Sequence[int], title: str, channels_last: bool = False
+) -> Recording:
     """Record what a library's kernels do while something runs.
 
     Args:
         lib: the library, loaded; see :func:`~sbnref.lab.kernels.declare`.
         run: launches the kernels.
-        x: the input.
+        shape: of the input, or the sizes of a task.
         title: of the recording.
+        channels_last: whether the channels of the input are side by side.
 
     Raises:
         ValueError: the kernels do too much for a recording.
@@ -224,15 +229,15 @@ def take(lib: Any, run: Callable[[], object], x: Tensor, title: str) -> Recordin
         Path(lib._name), [recorded["sites"][site] for site in numbered], {one["line"] for one in recorded["launches"]}
     )
     arrays = _arrays(recorded["arrays"], acts)
-    return Recording(title, tuple(x.shape), channels_last(x), launches, arrays, sites, steps, error)
+    return Recording(title, tuple(shape), channels_last, launches, arrays, sites, steps, error)
 
 
-def refuse_large(x: Tensor) -> None:
-    """Raise ValueError where a tensor is too large for a recording."""
-    if x.numel() > MOST_ELEMENTS:
+def refuse_large(shape: Sequence[int]) -> None:
+    """Raise ValueError if a tensor of that shape is too large for a recording."""
+    if math.prod(shape) > MOST_ELEMENTS:
         raise ValueError(
-            f"expected a tensor of at most {MOST_ELEMENTS} elements for a recording, got shape {tuple(x.shape)}, "
-            f"which has {x.numel()}"
+            f"expected a tensor of at most {MOST_ELEMENTS} elements for a recording, got shape {tuple(shape)}, "
+            f"which has {math.prod(shape)}"
         )
 
 

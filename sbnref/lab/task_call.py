@@ -1,89 +1,202 @@
-"""Call a task's function in the simulation: compile it, bring arrays to the GPU's memory and back, count."""
+"""Call a task's function: in the simulation, which watches every access and counts, or on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..impls.simulation import compile_library
-from .kernels import declare, report
-from .tasks import TYPES, Task
-from .watching import flat, mark_unwritten
+from .kernels import compile_for_gpu, declare, report
+from .recording import Recording, refuse_large, sites_of, take
+from .tasks import TYPES, Task, Typical
+
+# The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
+UNWRITTEN = {4: (torch.int32, 0x7FC05EED), 8: (torch.int64, 0x7FF800005EED5EED)}
 
 
-def compiled_task(file: Path, task: Task) -> Path:
-    """The library of a file that defines a task's function.
+def compiled(file: Path, tasks: Iterable[Task], cuda: bool = False) -> Path:
+    """Return the library of a file that defines the functions of tasks, compiled unless it was before.
 
     Raises:
-        DoesNotCompile: the file is why; it does not define the function, for example.
+        DoesNotCompile: the file is why; it does not define a function, for example.
         RuntimeError: there is no compiler.
     """
-    parameters, names = ", ".join(map(str, task.parameters)), ", ".join(p.name for p in task.parameters)
-    unit = (
-        f'#include "{file}"\n\nextern "C" const char* sbnref_task({parameters}) {{\n    {task.name}({names});\n'
-        "    const cudaError_t error = cudaGetLastError();\n"
-        "    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);\n}\n"
-    )
-    return compile_library(file, unit=unit)
+    unit = f'#include "{file}"\n'
+    for task in tasks:
+        parameters, names = ", ".join(map(str, task.parameters)), ", ".join(p.name for p in task.parameters)
+        unit += (
+            f'\nextern "C" const char* sbnref_{task.name}({parameters}) {{\n    {task.name}({names});\n'
+            "    const cudaError_t error = cudaGetLastError();\n"
+            "    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);\n}\n"
+        )
+    return compile_for_gpu(file, unit) if cuda else compile_library(file, unit=unit)
 
 
-class TaskWorker:
-    """A task's function, compiled elsewhere; for the process in which it is graded.
+class TaskCall:
+    """A task's function in a library.
 
     Args:
         built: the library.
         signature: of the function.
     """
 
-    def __init__(self, built: str, signature: str) -> None:
-        nothing = Task(signature, "", inputs=lambda _: {}, oracle=dict, typical=())
-        self._parameters, self._library = nothing.parameters, ctypes.CDLL(built)
-        declare(self._library)
-        self._library.sbnref_task.restype = ctypes.c_char_p
+    def __init__(self, built: str | Path, signature: str) -> None:
+        task = Task(signature, "", inputs=lambda _: {}, oracle=dict, typical=())
+        self._parameters, self.library = task.parameters, ctypes.CDLL(str(built))
+        self._function = getattr(self.library, f"sbnref_{task.name}")
+        self._function.restype = ctypes.c_char_p
+        self._addresses: dict[str, int] = {}
 
-    def run(self, given: dict[str, Any], shapes: dict[str, list[int]], order: str) -> dict[str, Any]:
-        """Call the function once.
+    def on_gpu(
+        self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Call the function on arrays of a GPU, see :meth:`run`, and return those that it wrote."""
+        outputs = self._outputs(shapes, device)
+        if (error := self._call(given, {name: t.data_ptr() for name, t in self._arrays(given, outputs)})) is not None:
+            raise RuntimeError(error)
+        return outputs
+
+    def run(
+        self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], order: str = "ascending"
+    ) -> dict[str, Any]:
+        """Call the function once, in the simulation.
 
         Args:
-            given: the arrays that are read, and the numbers.
+            given: the arrays that are read, contiguous, and the numbers.
             shapes: of the arrays that are written.
             order: in which blocks and threads take turns.
 
         Returns:
-            ``outputs``, by name; ``refused``, what the simulation found, or None, and ``frames``, where that was;
-            ``moved``, the bytes of the sectors that were touched, and ``launches``.
+            ``outputs``, by name; ``refused``, what the simulation found, or None, and ``frames``, where that was, for
+            :func:`lines_in`; and the numbers of :data:`COUNTED`.
         """
-        lib, arguments, outputs = self._library, [], {}
+        lib = self.library
+        declare(lib)
         lib.cudasim_set_order(order.encode())
         lib.cudasim_reset()
         lib.cudasim_free_all()
-        kept = []
-        for p in self._parameters:
-            dtype, number = TYPES[p.type]
-            if not p.is_array:
-                arguments.append(number(given[p.name]))
-                continue
-            array = (
-                mark_unwritten(torch.empty(shapes[p.name], dtype=dtype)) if p.is_output else given[p.name].contiguous()
-            )
-            kept.append(array)
-            if p.is_output:
-                outputs[p.name] = array
+        outputs = {name: mark_unwritten(array) for name, array in self._outputs(shapes, torch.device("cpu")).items()}
+        for name, array in self._arrays(given, outputs):
             size, element = ctypes.c_int64(array.numel() * array.itemsize), ctypes.c_int64(array.itemsize)
-            pointer = ctypes.c_void_p(array.data_ptr())
-            address = lib.cudasim_upload(p.name.encode(), pointer, size, element, int(not p.is_output))
-            arguments.append(ctypes.c_void_p(address))
-        error = lib.sbnref_task(*arguments)
+            pointer, known = ctypes.c_void_p(array.data_ptr()), int(name not in outputs)
+            self._addresses[name] = lib.cudasim_upload(name.encode(), pointer, size, element, known)
+        error = self._call(given, self._addresses)
         lib.cudasim_download()
         found = report(lib)
         fault = found["fault"] or {"at": [], "other": []}
+        launches = found["launches"]
+        counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
+        largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
         return {
             "outputs": outputs,
-            "refused": error and error.decode(),
+            "refused": error,
             "frames": flat(fault["at"], fault["other"]),
-            "moved": 32 * sum(launch["sectors"] for launch in found["launches"]),
-            "launches": len(found["launches"]),
+            "launches": len(launches),
+            "blocks": largest["blocks"],
+            **counts,
         }
+
+    def writer(self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int) -> Tensor:
+        """Call the function once more, and return how it came to write an element of an array last.
+
+        Args:
+            given, shapes: as for :meth:`run`.
+            name: of the array.
+            element: of it, in the order of memory.
+        """
+        size = self.run(given, shapes)["outputs"][name].itemsize
+        return flat(
+            json.loads(self.library.cudasim_last_write(ctypes.c_void_p(self._addresses[name] + element * size)))
+        )
+
+    def _outputs(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> dict[str, Tensor]:
+        return {
+            p.name: torch.empty(*shapes[p.name], dtype=TYPES[p.type][0], device=device)
+            for p in self._parameters
+            if p.is_output
+        }
+
+    def _arrays(self, given: dict[str, Any], outputs: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        return ((p.name, (outputs | given)[p.name]) for p in self._parameters if p.is_array)
+
+    def _call(self, given: dict[str, Any], addresses: dict[str, int]) -> str | None:
+        error = self._function(
+            *(
+                ctypes.c_void_p(addresses[p.name]) if p.is_array else TYPES[p.type][1](given[p.name])
+                for p in self._parameters
+            )
+        )
+        return error and error.decode()
+
+
+COUNTED = ("launches", "blocks", "sectors", "accesses", "conflicts")
+
+
+def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = "") -> Recording:
+    """Run a file's function of a task on normal numbers, and record what each warp does.
+
+    Args:
+        file: CUDA source.
+        task: whose function it defines.
+        sizes: in the order in which the task draws them; small ones if none are given.
+        title: of the recording; the file's name if empty.
+
+    Raises:
+        ValueError: the sizes are too large for a recording, or the kernels do too much.
+        RuntimeError: the file does not compile, or a tool is missing. A fault of the kernels ends the recording.
+    """
+    sizes = sizes or task.small()
+    refuse_large(sizes)
+    given = task.given(Typical(sizes))
+    call = TaskCall(compiled(file.resolve(), [task]), task.signature)
+    shapes = {name: tuple(result.shape) for name, result in task.expected(given).items()}
+
+    def run() -> None:
+        if (refused := call.run(given, shapes)["refused"]) is not None:
+            raise RuntimeError(refused)
+
+    declare(call.library)
+    return take(call.library, run, sizes, title or file.name)
+
+
+def flat(*sites: list[int]) -> Tensor:
+    """Sites one behind the other, a 0 behind each: int64."""
+    return torch.tensor([address for site in sites for address in (*site, 0)], dtype=torch.int64)
+
+
+def lines_in(file: Path, built: Path, frames: list[int]) -> tuple[int | None, int | None]:
+    """The line of a file in which something happened, and the one in which what it collides with did.
+
+    Args:
+        file: the source.
+        built: the library that was made of it.
+        frames: the addresses of two sites, a 0 behind each.
+    """
+    sites: list[list[int]] = [[]]
+    for address in frames:
+        if address:
+            sites[-1].append(address)
+        else:
+            sites.append([])
+    found = [next((line for path, line in site if Path(path) == file), None) for site in sites_of(built, sites)]
+    line, other, *_ = [*found, None, None]
+    return line, other
+
+
+def mark_unwritten(tensor: Tensor) -> Tensor:
+    """Fill a tensor with the bit pattern of unwritten memory, and return it."""
+    bits, pattern = UNWRITTEN[tensor.itemsize]
+    tensor.view(bits).fill_(pattern)
+    return tensor
+
+
+def unwritten(tensor: Tensor) -> Tensor:
+    """Where a tensor is as :func:`mark_unwritten` left it: bool, of its shape."""
+    bits, pattern = UNWRITTEN[tensor.itemsize]
+    return tensor.view(bits) == pattern

@@ -12,6 +12,8 @@ from ..launch import RankError, Ranks
 from .kernels import Call, Kernels, library
 from .page import page
 from .recording import Recording, example, record, refuse_large
+from .task_call import compiled, record_task
+from .tasks import find_task
 
 T = TypeVar("T")
 
@@ -23,6 +25,7 @@ def trace(
     shape: tuple[int, ...],
     output: Path,
     *,
+    task: str | None = None,
     channels_last: bool = False,
     functions: Sequence[str] = (),
     threads: int = 64,
@@ -52,13 +55,15 @@ def trace(
         raise ValueError(f"expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got {threads}")
     if what not in STAGES and not Path(what).is_file():
         raise ValueError(f"expected a file of kernels or one of {', '.join(STAGES)}, and there is no file {what}")
-    refuse_large(example(shape))
-    kernels = None if what in STAGES else Kernels(Path(what).resolve(), tuple(functions) or ("forward",), threads)
-    title = what if kernels is None else kernels.file.name
+    refuse_large(shape)
+    title = what if what in STAGES else Path(what).name
+    if task is not None:
+        find_task(task)  # before a process starts
+    kernels = Kernels(Path(what).resolve(), tuple(functions) or ("forward",), threads)
     with Ranks(1, timeout=COMPILING) as ranks:
-        _in(ranks, _compile, kernels)
+        _in(ranks, _compile, what, task, kernels)
         ranks.timeout = timeout
-        recording = _in(ranks, _record, title, kernels, shape, channels_last, splits)
+        recording = _in(ranks, _record, what, title, task, kernels, shape, channels_last, splits)
     output.write_text(page(title, recording), encoding="utf-8")
     return recording.error
 
@@ -84,20 +89,31 @@ def _refusing(work: Callable[..., T], *args: object) -> tuple[T | None, str | No
         return None, str(error)
 
 
-def _compile(kernels: Kernels | None) -> None:
-    if kernels is not None:
+def _compile(what: str, task: str | None, kernels: Kernels) -> None:
+    if what in STAGES:
+        from .own_stages import cuda
+
+        os.environ["SBNREF_CUDASIM"] = "1"
+        cuda.library()
+    elif task is not None:
+        compiled(kernels.file, [find_task(task)])
+    else:
         library(kernels)
-        return
-    from .own_stages import cuda
-
-    os.environ["SBNREF_CUDASIM"] = "1"
-    cuda.library()
 
 
-def _record(title: str, kernels: Kernels | None, shape: tuple[int, ...], channels_last: bool, splits: int) -> Recording:
-    x = example(shape, channels_last=channels_last)
-    if kernels is not None:
-        return record(Call(kernels, x, splits=splits), title)
-    from .own_stages import record_stages
+def _record(
+    what: str,
+    title: str,
+    task: str | None,
+    kernels: Kernels,
+    shape: tuple[int, ...],
+    channels_last: bool,
+    splits: int,
+) -> Recording:
+    if what in STAGES:
+        from .own_stages import record_stages
 
-    return record_stages(x, [title])[title]
+        return record_stages(example(shape, channels_last=channels_last), [title])[title]
+    if task is not None:
+        return record_task(kernels.file, find_task(task), shape, title)
+    return record(Call(kernels, example(shape, channels_last=channels_last), splits=splits), title)

@@ -81,9 +81,10 @@ struct Moments {
 __device__ Moments moments(const float* x, int N, int C, int S) {
     double sum = 0, squares = 0;
     each(N, C, S, [&](int i) { sum += x[i]; });
-    const double mean = block_sum(sum) / (N * S);
+    const int count = max(N * S, 1);  // an empty rank's moments are 0
+    const double mean = block_sum(sum) / count;
     each(N, C, S, [&](int i) { squares += (x[i] - mean) * (x[i] - mean); });
-    return {mean, block_sum(squares) / (N * S)};
+    return {mean, block_sum(squares) / count};
 }
 
 __global__ void batch_norm_kernel(const float* x, float* y, int N, int C, int S, float eps) {
@@ -107,9 +108,9 @@ void forward_stats(const float* x, double* payload, int N, int C, int S, double 
 
 __global__ void forward_apply_kernel(
     const float* x, const double* total, const float* gamma, const float* beta, float* y, double* saved, int N, int C,
-    int S, double eps) {
+    int S, double D, double eps) {
     const int c = blockIdx.x;
-    const double weights = total[3 * C], d = weights > 1 ? weights : 1, mean = total[c] / d;
+    const double weights = total[3 * C], d = D > 0 ? D : weights > 1 ? weights : 1, mean = total[c] / d;
     const double between = total[2 * C + c] - mean * (2 * total[c] - mean * weights);
     const double var = (total[C + c] + (between < 0x1p-50 * total[2 * C + c] ? 0 : between)) / d;
     const double invstd = 1 / sqrt(var + eps);
@@ -120,8 +121,8 @@ __global__ void forward_apply_kernel(
 }
 void forward_apply(
     const float* x, const double* total, const float* gamma, const float* beta, float* y, double* saved, int N, int C,
-    int S, double eps) {
-    forward_apply_kernel<<<C, kThreads>>>(x, total, gamma, beta, y, saved, N, C, S, eps);
+    int S, double D, double eps) {
+    forward_apply_kernel<<<C, kThreads>>>(x, total, gamma, beta, y, saved, N, C, S, D, eps);
 }
 
 __global__ void backward_stats_kernel(

@@ -25,6 +25,7 @@ from ..grading.check import Grade, check
 from ..grading.kernels.check import check_kernels
 from ..grading.kernels.report import PARTS, KernelGrade
 from ..sandbox import process
+from ..tasks import find_task
 from .settings import FILES, FUNCTIONS, Settings
 
 STUDENT_USER = "nobody"
@@ -52,7 +53,8 @@ class Outcome:
 def main() -> None:
     """Grade what lies in ``submission`` below the folder named on the command line, by ``source/settings.json``."""
     place = Path(sys.argv[1]).resolve()
-    settings = Settings.load(place / "source" / "settings.json")
+    os.chdir(place / "source")  # where a task's file is
+    settings = Settings.load(Path("settings.json"))
     # The second has the results of earlier submissions.
     hide = [place / "source", place / "submission_metadata.json"]
     results = grade(place / "submission", settings, hide=hide, user=other_user())
@@ -163,11 +165,9 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
             alone = Grade(file.name, [stage], seed)
             outcomes[stage.stage] = Outcome(alone.score, str(alone))
     else:
-        report = check_kernels(file, [name for name in PARTS if name in names], **options)
+        report = check_kernels(file, find_task(settings.task), [name for name in PARTS if name in names], **options)
         for part in report.parts:
-            efficiency = report.efficiency if part.name == "efficient" else None
-            text = str(KernelGrade(file.name, [part], efficiency, seed, None))
-            outcomes[part.name] = Outcome(part.score, text)
+            outcomes[part.name] = Outcome(part.score, str(KernelGrade(file.name, [part], seed, None)))
     if report.unconfined is not None:
         print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
     if seed == settings.hidden_seed:

@@ -7,6 +7,7 @@ import io
 import pkgutil
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import torch
 
 from ...debugging.report import in_words
 from ..grading.check import template
-from ..grading.kernels.check import template as template_of_kernels
+from ..tasks import TASKS, find_task
 from .packing import add, pack, tutorials
 from .settings import FUNCTIONS, KERNELS, Settings
 
@@ -30,7 +31,7 @@ def make(folder: Path, settings: Settings | None = None) -> None:
         settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
 
     Raises:
-        ValueError: the folder is not empty or not a folder, or a name to forbid does not exist.
+        ValueError: the folder is not empty or not a folder, or a name to forbid or a task does not exist.
         RuntimeError: this is an installation and not a checkout, or no wheel of it can be handed out.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -48,23 +49,28 @@ def _files(settings: Settings) -> dict[str, bytes]:
     """All that the folder has: made before anything is written, so that what is refused leaves nothing behind."""
     if unknown := [name for name in settings.forbid if not _can_be_forbidden(name)]:
         raise ValueError(f"settings: expected to forbid modules and functions, but there is no {in_words(unknown)}")
+    task = find_task(settings.task)
+    own = {} if settings.task in TASKS else {"task.py": Path(settings.task).read_bytes()}
+    settings = replace(settings, task="task.py") if own else settings
     wheel, packed = pack()
     kept = settings.text().encode()
     files = {
         f"handout/{wheel}": packed,
         "handout/requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
         f"handout/{FUNCTIONS}": template().encode(),
-        f"handout/{KERNELS}": template_of_kernels().encode(),
+        f"handout/{KERNELS}": task.template().encode(),
         "handout/README.md": _readme(settings).encode(),
         "settings.json": kept,
         "README.md": (FILES / "teacher.md").read_bytes(),
     }
+    files |= own | {f"handout/{name}": text for name, text in own.items()}
     files |= {f"handout/tutorials/{name}": path.read_bytes() for name, path in tutorials().items()}
     grader = io.BytesIO()
     with zipfile.ZipFile(grader, "w") as archive:
         for name in ("setup.sh", "run_autograder"):
             add(archive, name, (FILES / name).read_bytes(), mode=0o755)
-        add(archive, "settings.json", kept)
+        for name, text in {"settings.json": kept, **own}.items():
+            add(archive, name, text)
         add(archive, "requirements.txt", _requirements(wheel, "check").encode())
         add(archive, wheel, packed)
     return files | {"gradescope/autograder.zip": grader.getvalue()}
@@ -91,7 +97,7 @@ def _readme(settings: Settings) -> str:
     for file in (FUNCTIONS, KERNELS):
         worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
         text = text.replace(f"{{{file}}}", f"Points: {', '.join(worth)}." if worth else "It is not graded.")
-    return text.replace(
+    return text.replace("{task}", settings.task).replace(
         "{tutorials}", "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
     )
 

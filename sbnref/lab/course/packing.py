@@ -21,8 +21,8 @@ def pack() -> tuple[str, bytes]:
     """Build the wheel of this checkout, and return its file name and its content.
 
     Raises:
-        RuntimeError: this is an installation, not a checkout; pip cannot build the wheel; or files of somebody's own
-            lie among the tutorials, which may be solutions.
+        RuntimeError: this is an installation, not a checkout; pip cannot build the wheel; or other files, perhaps
+            solutions, lie among the tutorials.
     """
     if not (ROOT / "pyproject.toml").is_file():
         raise RuntimeError(f"expected a checkout of sbnref, from which pip builds the course's wheel, got {OURS}")

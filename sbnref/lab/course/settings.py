@@ -22,11 +22,12 @@ DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Settings:
-    """What a course's graders go by.
+    """What graders of a course grade.
 
     Attributes:
         points: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not
             graded.
+        task: of the kernels, as ``sbnref lab check --task`` takes it: a name, or a Python file that defines one.
         hidden_share: of the points, 0 to 1, that goes to cases which students do not see. ``efficient``, which is
             counted on one tensor, has no such cases.
         hidden_shown: when these are shown, ``'after_published'`` or ``'after_due_date'``.
@@ -38,6 +39,7 @@ class Settings:
     """
 
     points: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*STAGES, *PARTS), 10))
+    task: str = "batch_norm"
     hidden_share: float = 0.5
     hidden_shown: str = SHOWN[0]
     seed: int = 1
@@ -51,6 +53,7 @@ class Settings:
         _expect(isinstance(self.points, dict) and {*self.points} <= {*names}, f"points for {names}", self.points)
         _expect(all(type(p) is int and p >= 0 for p in self.points.values()), "whole points, 0 or more", self.points)
         _expect(any(self.points.values()), "points for something", self.points)
+        _expect(isinstance(self.task, str), "the name of a task, or a Python file", self.task)
         _expect(
             _is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share
         )
@@ -96,8 +99,8 @@ class Settings:
     def command(self, *names: str) -> str:
         """What grades stages, or parts, on the cases that students see, as it is typed."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
-        command, option = ("check", "--stage") if file == FUNCTIONS else ("check-kernels", "--part")
-        words = ["sbnref", "lab", command, file, *(word for name in names for word in (option, name))]
+        option = "--stage" if file == FUNCTIONS else "--part"
+        words = ["sbnref", "lab", "check", file, *(word for name in names for word in (option, name))]
         words += [
             "--seed",
             str(self.seed),
@@ -106,7 +109,9 @@ class Settings:
             "--timeout",
             str(self.timeout).removesuffix(".0"),
         ]
-        if file == FUNCTIONS:
+        if file == KERNELS:
+            words += ["--task", self.task]
+        else:
             words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
         return " ".join(words)
 

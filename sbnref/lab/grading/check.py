@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...impls import STAGES
-from ..implementation import StageKernels, stages_of
 from . import require_hypothesis
-from .hints import SECTIONS, where_to_look
+from .hints import where_to_look
 from .report import Grade, StageGrade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from .kernels.report import Fault
 
 __all__ = ["Grade", "StageGrade", "check", "template"]
 
@@ -45,8 +41,7 @@ def check(
     """Grade a file or module that defines the four stage functions.
 
     Args:
-        target: ``'path/to/file.py'`` or the name of an importable module; or ``'path/to/file.cu'``, whose kernels are
-            those of ``sbnref lab template stages`` and are tried on float32 alone.
+        target: ``'path/to/file.py'`` or the name of an importable module.
         stages: which of :data:`sbnref.impls.STAGES` to grade. Each is given exact inputs, whatever the others do.
         suite: whether to run the conformance suite over the whole layer as well, on real process groups.
         examples: how many training steps to try on each stage.
@@ -54,10 +49,9 @@ def check(
         memory: gigabytes that the code may take, on Linux.
         seed: of the training steps and their numbers; None for another one each time.
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
-        allow: those that it may use although they are forbidden, which ``'sbnref'`` is. This, ``forbid`` and ``suite``
-            are for Python.
+        allow: those that it may use although they are forbidden, which ``'sbnref'`` is.
         hide: folders and files that the code is not to see, where it can be confined.
-        user: the user that the code runs as, such as ``'nobody'``, if root grades; None for the user who grades.
+        user: the user that the code runs as if root grades; None for the user who grades.
 
     Returns:
         The report. However the code fails, it is in there.
@@ -71,12 +65,7 @@ def check(
     if unknown or not stages:
         raise ValueError(f"expected stages among {STAGES}, got {unknown or 'none'}")
     target = str(target)
-    kernels = target.endswith(".cu")
-    if kernels and (suite or forbid or allow):
-        raise ValueError("expected suite, forbid and allow for functions in Python only, got one of them for kernels")
-    if kernels and not Path(target).is_file():
-        raise ValueError(f"expected a file of kernels, but there is no file {target}")
-    if not kernels and (target.endswith(".py") or os.sep in target):
+    if target.endswith(".py") or os.sep in target:
         if not Path(target).is_file():
             raise ValueError(f"expected a Python file, but there is no file {target}")
         if not target.endswith(".py"):
@@ -85,30 +74,21 @@ def check(
 
     from ..sandbox.process import Job
     from .judge import Judge
-    from .kernels.job import STAGE_FUNCTIONS, RefusedFile, job_of
-    from .search import DTYPES
 
     forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
     todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
     seed = secrets.randbelow(2**20) if seed is None else seed
-    seconds = (len(todo) + 2) * timeout
-    with ExitStack() as stack:
-        if kernels:
-            try:
-                theirs = stages_of(Path(target).resolve())
-                job, _ = stack.enter_context(job_of(target, theirs, STAGE_FUNCTIONS, memory, seconds, hide, user))
-            except RefusedFile as refused:
-                return Grade(target, [_unfit(stage, refused.fault) for stage in todo], seed)
-        else:
-            seconds *= os.cpu_count() or 1
-            job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
-        judge = Judge(job, examples, timeout, seed, StageKernels.dtypes if kernels else DTYPES)
-        stack.callback(judge.close)
+    seconds = (len(todo) + 2) * timeout * (os.cpu_count() or 1)
+    job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
+    judge = Judge(job, examples, timeout, seed)
+    try:
         if (ended := judge.begin()) is not None:
             judge.results = dict.fromkeys(todo, ended)
         else:
             for stage in todo:
                 judge.run_suite() if stage == "layer" else judge.grade(stage)
+    finally:
+        judge.close()
     return Grade(target, [_grade(stage, judge.results[stage]) for stage in todo], seed, judge.unconfined)
 
 
@@ -121,10 +101,3 @@ def _grade(stage: str, result: dict[str, Any]) -> StageGrade:
     failure = result["failure"]
     hint, section = (None, None) if failure is None else where_to_look(stage, result["status"], failure)
     return StageGrade(stage, result["status"], result["tried"], failure, hint, section)
-
-
-def _unfit(stage: str, fault: Fault) -> StageGrade:
-    """The grade of a stage in a file of kernels that is not run."""
-    where = "" if fault.line is None else f"line {fault.line}: "
-    failure = {"step": "", "what": f"{where}{fault.what}"}
-    return StageGrade(stage, "failed", 0, failure, "No stage is tried before the file is in order.", SECTIONS[stage])

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
-
-import torch
 
 from ...conformance import cases
 from ...impls import Implementation, reference, register_impl
 from ...launch import RankError, Ranks
 from ..sandbox.process import GRACE, START, Died, Job, Refused, Student
-from .search import DTYPES, Failure, TrainingStep, examine, features_of, search
+from .search import Failure, TrainingStep, examine, features_of, search
 
 Result = dict[str, Any]  # status, failure, tried
 
@@ -29,12 +27,10 @@ class Judge:
         unconfined: why the process in which the code runs could not be confined; None where it is.
     """
 
-    def __init__(
-        self, job: Job, examples: int, timeout: float, seed: int, dtypes: Sequence[torch.dtype] = DTYPES
-    ) -> None:
+    def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
         self.job = replace(job, place=self._place.name)
-        self.examples, self.timeout, self.seed, self.dtypes = examples, timeout, seed, dtypes
+        self.examples, self.timeout, self.seed = examples, timeout, seed
         self.results: dict[str, Result] = {}
         self.student = Student(self.job)
         self.impl: Implementation = self.student.implementation()
@@ -119,7 +115,6 @@ class Judge:
             examples=self.examples,
             late=lambda: time.monotonic() > self._until,
             seed=self.seed,
-            dtypes=self.dtypes,
             trial=self._try,
         )
 

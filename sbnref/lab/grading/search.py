@@ -5,7 +5,7 @@ It runs in one process: the ranks of a step take their turns, and the all-reduce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +109,7 @@ class TrainingStep:
 
 
 @strategies.composite
-def steps(draw: Callable[..., Any], seed: int, dtypes: Sequence[torch.dtype] = DTYPES) -> TrainingStep:
+def steps(draw: Callable[..., Any], seed: int) -> TrainingStep:
     """Training steps, the simplest first. Their numbers follow from ``seed``."""
     world_size = draw(strategies.integers(1, 4))
     dimensions = draw(strategies.integers(0, 3))
@@ -121,7 +121,7 @@ def steps(draw: Callable[..., Any], seed: int, dtypes: Sequence[torch.dtype] = D
         spatial,
         draw(strategies.integers(1, 4)),
         draw(strategies.sampled_from(STATS_MODES)),
-        draw(strategies.sampled_from(dtypes)),
+        draw(strategies.sampled_from(DTYPES)),
         draw(strategies.sampled_from(["whole numbers", "normal", "a mean for each rank", "large mean"])),
         draw(strategies.booleans()),
         draw(strategies.sampled_from(["none", "momentum 0.1", "cumulative average"])),
@@ -269,7 +269,6 @@ def search(
     examples: int = 100,
     late: Callable[[], bool] = lambda: False,
     seed: int = 0,
-    dtypes: Sequence[torch.dtype] = DTYPES,
     trial: Callable[[str, Implementation, TrainingStep, Implementation], Failure | None] = examine,
 ) -> tuple[Failure | None, int]:
     """Look for the smallest training step on which a stage is wrong.
@@ -281,7 +280,6 @@ def search(
         examples: how many steps to try.
         late: whether to stop trying and shrinking, asked before each step.
         seed: of the steps that are tried, and of their numbers.
-        dtypes: of their inputs, the simplest first.
         trial: what is done with each step: :func:`examine`, or something with the same arguments.
 
     Returns:
@@ -304,7 +302,7 @@ def search(
             smallest[:] = [failure]
             raise _Wrong(failure.what)
 
-    explore(steps(seed, dtypes), fails, examples=examples, seed=seed, stop=_Wrong)
+    explore(steps(seed), fails, examples=examples, seed=seed, stop=_Wrong)
     if not smallest:
         return None, tried
     (failure,) = smallest

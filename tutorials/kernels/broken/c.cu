@@ -1,49 +1,71 @@
-// The channel is cut into as many pieces as there are threads, of equal length, and each
-// thread works on its own.
-#include "laboratory.cuh"
+// The channel is cut into as many pieces as there are threads, of equal length, and
+// each thread works on its own.
+#include <cuda_runtime.h>
 
+constexpr int kThreads = 256;
+
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
+}
+
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+// A thread's elements of a channel.
 struct Piece {
-    int64_t begin, end, step;
+    int begin, end, step;
 
-    __device__ explicit Piece(const Problem& p) {
-        const int64_t length = (p.count() + kThreads - 1) / kThreads;
+    __device__ explicit Piece(int count) {
+        const int length = (count + kThreads - 1) / kThreads;
         begin = threadIdx.x * length;
-        end = begin + length < p.count() ? begin + length : p.count();
+        end = min(begin + length, count);
         step = 1;
     }
 };
 
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x;
-    const Piece piece(p);
+__global__ void statistics(
+    const float* x, float* mean, float* var, int count, int C, int S) {
+    const int c = blockIdx.x;
+    const Piece piece(count);
     double sum = 0;
-    for (int64_t i = piece.begin; i < piece.end; i += piece.step)
-        sum += p.x[p.at(c, i)];
-    const double mean = sum_over_block(sum) / p.count();
+    for (int i = piece.begin; i < piece.end; i += piece.step) sum += x[at(c, i, C, S)];
+    const double average = sum_over_block(sum) / count;
     __syncthreads();
     double square = 0;
-    for (int64_t i = piece.begin; i < piece.end; i += piece.step) {
-        const double deviation = p.x[p.at(c, i)] - mean;
+    for (int i = piece.begin; i < piece.end; i += piece.step) {
+        const double deviation = x[at(c, i, C, S)] - average;
         square += deviation * deviation;
     }
-    const double var = sum_over_block(square) / p.count();
+    const double all = sum_over_block(square);
     if (threadIdx.x != 0) return;
-    p.mean[c] = static_cast<float>(mean);
-    p.var[c] = static_cast<float>(var);
+    mean[c] = average;
+    var[c] = all / count;
 }
 
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x;
-    const Line line = once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
-    const Piece piece(p);
-    for (int64_t i = piece.begin; i < piece.end; i += piece.step)
-        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int count, int C,
+    int S, float eps) {
+    const int c = blockIdx.x;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    const Piece piece(count);
+    for (int i = piece.begin; i < piece.end; i += piece.step)
+        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
 }
 
-void forward(const Problem& p) {
-    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
-    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    float *mean, *var;
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<<<C, kThreads>>>(x, mean, var, N * S, C, S);
+    normalize<<<C, kThreads>>>(x, y, mean, var, N * S, C, S, eps);
+    cudaFree(mean);
+    cudaFree(var);
 }

@@ -1,47 +1,77 @@
-// Several blocks share a channel. Each leaves its sums in memory, and the one that takes
-// the last ticket adds them up.
-#include "laboratory.cuh"
+// Several blocks share a channel. Each leaves its sums in memory, and the one that
+// takes the last ticket adds them up.
+#include <cuda_runtime.h>
 
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const int64_t step = p.splits * kThreads;
+constexpr int kThreads = 256;
+
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
+}
+
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+__global__ void statistics(
+    const float* x, double* partials, unsigned* tickets, float* mean, float* var,
+    int splits, int count, int C, int S) {
+    const int c = blockIdx.x / splits, split = blockIdx.x % splits;
     double sum = 0, square = 0;
-    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step) {
-        const double x = p.x[p.at(c, i)];
-        sum += x;
-        square += x * x;
+    for (int i = split * kThreads + threadIdx.x; i < count; i += splits * kThreads) {
+        const double value = x[at(c, i, C, S)];
+        sum += value;
+        square += value * value;
     }
     sum = sum_over_block(sum);
     __syncthreads();
     square = sum_over_block(square);
     if (threadIdx.x != 0) return;
-    p.partials[2 * blockIdx.x] = sum;
-    p.partials[2 * blockIdx.x + 1] = square;
-    const unsigned last = static_cast<unsigned>(p.splits) - 1;
-    if (atomicInc(&p.tickets[c], last) != last) return;
+    partials[2 * blockIdx.x] = sum;
+    partials[2 * blockIdx.x + 1] = square;
+    const unsigned last = splits - 1;
+    if (atomicInc(&tickets[c], last) != last) return;
     __threadfence();
     double sums = 0, squares = 0;
-    for (int64_t s = 0; s < p.splits; ++s) {
-        sums += p.partials[2 * (c * p.splits + s)];
-        squares += p.partials[2 * (c * p.splits + s) + 1];
+    for (int s = 0; s < splits; ++s) {
+        sums += partials[2 * (c * splits + s)];
+        squares += partials[2 * (c * splits + s) + 1];
     }
-    const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
-    p.mean[c] = static_cast<float>(mean);
-    p.var[c] = static_cast<float>(fmax(var, 0.0));
+    const double average = sums / count;
+    mean[c] = average;
+    var[c] = fmax(squares / count - average * average, 0.0);
 }
 
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const int64_t step = p.splits * kThreads;
-    const Line line = once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
-    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step)
-        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int count, int C,
+    int S, float eps) {
+    const int c = blockIdx.x;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    for (int i = threadIdx.x; i < count; i += kThreads)
+        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
 }
 
-void forward(const Problem& p) {
-    statistics<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
-    normalize<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    const int count = N * S, splits = min(4, (count + kThreads - 1) / kThreads);
+    double* partials;
+    unsigned* tickets;
+    float *mean, *var;
+    cudaMalloc(&partials, 2 * C * splits * sizeof(double));
+    cudaMalloc(&tickets, C * sizeof(unsigned));
+    cudaMemset(tickets, 0, C * sizeof(unsigned));
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<<<C * splits, kThreads>>>(
+        x, partials, tickets, mean, var, splits, count, C, S);
+    normalize<<<C, kThreads>>>(x, y, mean, var, count, C, S, eps);
+    cudaFree(partials);
+    cudaFree(tickets);
+    cudaFree(mean);
+    cudaFree(var);
 }

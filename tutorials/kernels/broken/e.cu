@@ -1,37 +1,59 @@
 // Both sums in one pass: the variance is the mean of the squares less the square of the
 // mean.
-#include "laboratory.cuh"
+#include <cuda_runtime.h>
+
+constexpr int kThreads = 256;
 
 using Number = float;
 
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x;
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
+}
+
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+__global__ void statistics(
+    const float* x, float* mean, float* var, int count, int C, int S) {
+    const int c = blockIdx.x;
     Number sum = 0, square = 0;
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const Number x = p.x[p.at(c, i)];
-        sum += x;
-        square += x * x;
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+        const Number value = x[at(c, i, C, S)];
+        sum += value;
+        square += value * value;
     }
     const double sums = sum_over_block(sum);
     __syncthreads();
     const double squares = sum_over_block(square);
     if (threadIdx.x != 0) return;
-    const double mean = sums / p.count(), var = squares / p.count() - mean * mean;
-    p.mean[c] = static_cast<float>(mean);
-    p.var[c] = static_cast<float>(fmax(var, 0.0));
+    const double average = sums / count;
+    mean[c] = average;
+    var[c] = fmax(squares / count - average * average, 0.0);
 }
 
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x;
-    const Line line = once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int count, int C,
+    int S, float eps) {
+    const int c = blockIdx.x;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    for (int i = threadIdx.x; i < count; i += kThreads)
+        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
 }
 
-void forward(const Problem& p) {
-    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
-    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    float *mean, *var;
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<<<C, kThreads>>>(x, mean, var, N * S, C, S);
+    normalize<<<C, kThreads>>>(x, y, mean, var, N * S, C, S, eps);
+    cudaFree(mean);
+    cudaFree(var);
 }

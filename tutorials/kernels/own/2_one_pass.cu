@@ -1,50 +1,66 @@
 // Step 2, one pass: a channel's two sums at once. They are of deviations from its first
 // element, which is near the mean wherever that is.
-#include "laboratory.cuh"
+#include <cuda_runtime.h>
 
-__device__ float first(const Problem& p, int64_t c) {
-    return p.count() > 0 ? p.x[p.at(c, 0)] : 0;
+constexpr int kThreads = 256;
+
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
 }
 
-// Of a channel, from the sums of all deviations from its first element and of their
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+// From the sums of all deviations from the channel's first element and of their
 // squares.
 __device__ void store_statistics(
-    const Problem& p, int64_t c, double sum, double squares) {
-    const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
-    p.mean[c] = static_cast<float>(first(p, c) + mean);
-    p.var[c] = static_cast<float>(fmax(var, 0.0));
+    float* mean, float* var, int c, float first, double sum, double squares,
+    int count) {
+    const double about = sum / count;
+    mean[c] = first + about;
+    var[c] = fmax(squares / count - about * about, 0.0);
 }
 
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x;
-    const Line centered = once_per_block([&] { return Line{first(p, c), 1, 0}; });
+__global__ void statistics(
+    const float* x, float* mean, float* var, int count, int C, int S) {
+    const int c = blockIdx.x;
+    const float first = x[at(c, 0, C, S)];
     float sum = 0, squares = 0;
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads) {
-        const float deviation = centered(p.x[p.at(c, i)]);
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+        const float deviation = x[at(c, i, C, S)] - first;
         sum += deviation;
         squares += deviation * deviation;
     }
     const double all = sum_over_block(sum);
     __syncthreads();
     const double all_squares = sum_over_block(squares);
-    if (threadIdx.x == 0) store_statistics(p, c, all, all_squares);
+    if (threadIdx.x == 0)
+        store_statistics(mean, var, c, first, all, all_squares, count);
 }
 
-__device__ Line normalizing(const Problem& p, int64_t c) {
-    return once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int count, int C,
+    int S, float eps) {
+    const int c = blockIdx.x;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    for (int i = threadIdx.x; i < count; i += kThreads)
+        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
 }
 
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x;
-    const Line line = normalizing(p, c);
-    for (int64_t i = threadIdx.x; i < p.count(); i += kThreads)
-        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
-}
-
-void forward(const Problem& p) {
-    statistics<<<p.C, kThreads, 0, p.stream>>>(p);
-    normalize<<<p.C, kThreads, 0, p.stream>>>(p);
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    float *mean, *var;
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<<<C, kThreads>>>(x, mean, var, N * S, C, S);
+    normalize<<<C, kThreads>>>(x, y, mean, var, N * S, C, S, eps);
+    cudaFree(mean);
+    cudaFree(var);
 }

@@ -1,30 +1,46 @@
 // Step 3, split: several blocks share a channel. Each leaves its sums in memory, and a
 // third kernel adds them up, always in the same order.
-#include "laboratory.cuh"
+#include <cuda_runtime.h>
 
-__device__ float first(const Problem& p, int64_t c) {
-    return p.count() > 0 ? p.x[p.at(c, 0)] : 0;
+constexpr int kThreads = 256;
+
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
 }
 
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+// From the sums of all deviations from the channel's first element and of their
+// squares.
 __device__ void store_statistics(
-    const Problem& p, int64_t c, double sum, double squares) {
-    const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
-    p.mean[c] = static_cast<float>(first(p, c) + mean);
-    p.var[c] = static_cast<float>(fmax(var, 0.0));
+    float* mean, float* var, int c, float first, double sum, double squares,
+    int count) {
+    const double about = sum / count;
+    mean[c] = first + about;
+    var[c] = fmax(squares / count - about * about, 0.0);
 }
 
 // Where a block leaves its first or second sum; the channels are neighbours.
-__device__ int64_t partial(const Problem& p, int which, int64_t split, int64_t c) {
-    return (which * p.splits + split) * p.C + c;
+__device__ int partial(int which, int split, int c, int splits, int C) {
+    return (which * splits + split) * C + c;
 }
 
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const Line centered = once_per_block([&] { return Line{first(p, c), 1, 0}; });
-    const int64_t step = p.splits * kThreads;
+__global__ void statistics(
+    const float* x, double* partials, int splits, int count, int C, int S) {
+    const int c = blockIdx.x / splits, split = blockIdx.x % splits;
+    const float first = x[at(c, 0, C, S)];
     float sum = 0, squares = 0;
-    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step) {
-        const float deviation = centered(p.x[p.at(c, i)]);
+    for (int i = split * kThreads + threadIdx.x; i < count; i += splits * kThreads) {
+        const float deviation = x[at(c, i, C, S)] - first;
         sum += deviation;
         squares += deviation * deviation;
     }
@@ -32,38 +48,45 @@ __global__ void statistics(Problem p) {
     __syncthreads();
     const double all_squares = sum_over_block(squares);
     if (threadIdx.x != 0) return;
-    p.partials[partial(p, 0, split, c)] = all;
-    p.partials[partial(p, 1, split, c)] = all_squares;
+    partials[partial(0, split, c, splits, C)] = all;
+    partials[partial(1, split, c, splits, C)] = all_squares;
 }
 
-__global__ void add_up(Problem p) {
-    const int64_t c = blockIdx.x * kThreads + threadIdx.x;  // a thread for every channel
-    if (c >= p.C) return;
+__global__ void add_up(
+    const float* x, const double* partials, float* mean, float* var, int splits,
+    int count, int C, int S) {
+    const int c = blockIdx.x * kThreads + threadIdx.x;  // a thread for every channel
+    if (c >= C) return;
     double sum = 0, squares = 0;
-    for (int64_t s = 0; s < p.splits; ++s) {
-        sum += p.partials[partial(p, 0, s, c)];
-        squares += p.partials[partial(p, 1, s, c)];
+    for (int s = 0; s < splits; ++s) {
+        sum += partials[partial(0, s, c, splits, C)];
+        squares += partials[partial(1, s, c, splits, C)];
     }
-    store_statistics(p, c, sum, squares);
+    store_statistics(mean, var, c, x[at(c, 0, C, S)], sum, squares, count);
 }
 
-__device__ Line normalizing(const Problem& p, int64_t c) {
-    return once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int splits,
+    int count, int C, int S, float eps) {
+    const int c = blockIdx.x / splits, split = blockIdx.x % splits;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    for (int i = split * kThreads + threadIdx.x; i < count; i += splits * kThreads)
+        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
 }
 
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const Line line = normalizing(p, c);
-    const int64_t step = p.splits * kThreads;
-    for (int64_t i = split * kThreads + threadIdx.x; i < p.count(); i += step)
-        p.y[p.at(c, i)] = line(p.x[p.at(c, i)]);
-}
-
-void forward(const Problem& p) {
-    statistics<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
-    add_up<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);
-    normalize<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    const int count = N * S, most = (count + kThreads - 1) / kThreads;
+    const int splits = min((132 + C - 1) / C, most);  // an H100 has 132 multiprocessors
+    double* partials;                                 // (2, splits, C)
+    float *mean, *var;
+    cudaMalloc(&partials, 2 * splits * C * sizeof(double));
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<<<C * splits, kThreads>>>(x, partials, splits, count, C, S);
+    add_up<<<(C + kThreads - 1) / kThreads, kThreads>>>(
+        x, partials, mean, var, splits, count, C, S);
+    normalize<<<C * splits, kThreads>>>(x, y, mean, var, splits, count, C, S, eps);
+    cudaFree(partials);
+    cudaFree(mean);
+    cudaFree(var);
 }

@@ -1,33 +1,55 @@
 // Step 4, wide: a thread moves four elements with one instruction, where they are side
 // by side and begin at a multiple of 16 bytes.
-#include "laboratory.cuh"
+#include <cuda_runtime.h>
 
-__device__ float first(const Problem& p, int64_t c) {
-    return p.count() > 0 ? p.x[p.at(c, 0)] : 0;
+constexpr int kThreads = 256;
+
+// The sum over the threads of a block, for all of them.
+__device__ double sum_over_block(double value) {
+    __shared__ double of_warp[kThreads / 32];
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_down_sync(~0u, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
+    return sum;
 }
 
+// Where element i of channel c is in x and y, which are (N, C, S).
+__device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
+
+// From the sums of all deviations from the channel's first element and of their
+// squares.
 __device__ void store_statistics(
-    const Problem& p, int64_t c, double sum, double squares) {
-    const double mean = sum / p.count(), var = squares / p.count() - mean * mean;
-    p.mean[c] = static_cast<float>(first(p, c) + mean);
-    p.var[c] = static_cast<float>(fmax(var, 0.0));
+    float* mean, float* var, int c, float first, double sum, double squares,
+    int count) {
+    const double about = sum / count;
+    mean[c] = first + about;
+    var[c] = fmax(squares / count - about * about, 0.0);
 }
 
-__device__ int64_t partial(const Problem& p, int which, int64_t split, int64_t c) {
-    return (which * p.splits + split) * p.C + c;
+__device__ int partial(int which, int split, int c, int splits, int C) {
+    return (which * splits + split) * C + c;
 }
 
 template <int V>
-__global__ void statistics(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const Line centered = once_per_block([&] { return Line{first(p, c), 1, 0}; });
-    const int64_t begin = V * (split * kThreads + threadIdx.x);
-    const int64_t step = V * p.splits * kThreads;
+struct alignas(4 * V) Floats {
+    float at[V];
+};
+
+template <int V>
+__global__ void statistics(
+    const float* x, double* partials, int splits, int count, int C, int S) {
+    const int c = blockIdx.x / splits, split = blockIdx.x % splits;
+    const int begin = V * (split * kThreads + threadIdx.x),
+              step = V * splits * kThreads;
+    const float first = x[at(c, 0, C, S)];
     float sum = 0, squares = 0;
-    for (int64_t i = begin; i < p.count(); i += step) {
-        const Floats<V> values = floats<V>(p.x + p.at(c, i));
+    for (int i = begin; i < count; i += step) {
+        const auto values = *reinterpret_cast<const Floats<V>*>(x + at(c, i, C, S));
         for (int k = 0; k < V; ++k) {
-            const float deviation = centered(values.at[k]);
+            const float deviation = values.at[k] - first;
             sum += deviation;
             squares += deviation * deviation;
         }
@@ -36,48 +58,58 @@ __global__ void statistics(Problem p) {
     __syncthreads();
     const double all_squares = sum_over_block(squares);
     if (threadIdx.x != 0) return;
-    p.partials[partial(p, 0, split, c)] = all;
-    p.partials[partial(p, 1, split, c)] = all_squares;
+    partials[partial(0, split, c, splits, C)] = all;
+    partials[partial(1, split, c, splits, C)] = all_squares;
 }
 
-__global__ void add_up(Problem p) {
-    const int64_t c = blockIdx.x * kThreads + threadIdx.x;
-    if (c >= p.C) return;
+__global__ void add_up(
+    const float* x, const double* partials, float* mean, float* var, int splits,
+    int count, int C, int S) {
+    const int c = blockIdx.x * kThreads + threadIdx.x;  // a thread for every channel
+    if (c >= C) return;
     double sum = 0, squares = 0;
-    for (int64_t s = 0; s < p.splits; ++s) {
-        sum += p.partials[partial(p, 0, s, c)];
-        squares += p.partials[partial(p, 1, s, c)];
+    for (int s = 0; s < splits; ++s) {
+        sum += partials[partial(0, s, c, splits, C)];
+        squares += partials[partial(1, s, c, splits, C)];
     }
-    store_statistics(p, c, sum, squares);
-}
-
-__device__ Line normalizing(const Problem& p, int64_t c) {
-    return once_per_block([&] {
-        const float var = p.var[c] + static_cast<float>(p.eps);
-        return Line{p.mean[c], 1 / sqrtf(var), 0};
-    });
+    store_statistics(mean, var, c, x[at(c, 0, C, S)], sum, squares, count);
 }
 
 // What was loaded wide is stored wide.
 template <int V>
-__global__ void normalize(Problem p) {
-    const int64_t c = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
-    const Line line = normalizing(p, c);
-    const int64_t begin = V * (split * kThreads + threadIdx.x);
-    const int64_t step = V * p.splits * kThreads;
-    for (int64_t i = begin; i < p.count(); i += step) {
-        Floats<V> values = floats<V>(p.x + p.at(c, i));
-        for (int k = 0; k < V; ++k) values.at[k] = line(values.at[k]);
-        floats<V>(p.y + p.at(c, i)) = values;
+__global__ void normalize(
+    const float* x, float* y, const float* mean, const float* var, int splits,
+    int count, int C, int S, float eps) {
+    const int c = blockIdx.x / splits, split = blockIdx.x % splits;
+    const int begin = V * (split * kThreads + threadIdx.x),
+              step = V * splits * kThreads;
+    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
+    for (int i = begin; i < count; i += step) {
+        auto values = *reinterpret_cast<const Floats<V>*>(x + at(c, i, C, S));
+        for (float& value : values.at) value = (value - center) * scale;
+        *reinterpret_cast<Floats<V>*>(y + at(c, i, C, S)) = values;
     }
 }
 
-void forward(const Problem& p) {
-    const bool fits = p.S % 4 == 0 && p.stride_s == 1;
-    const auto first = fits ? statistics<4> : statistics<1>;
-    const auto second = fits ? normalize<4> : normalize<1>;
-    const int64_t blocks = p.C * p.splits;
-    first<<<blocks, kThreads, 0, p.stream>>>(p);
-    add_up<<<(p.C + kThreads - 1) / kThreads, kThreads, 0, p.stream>>>(p);
-    second<<<blocks, kThreads, 0, p.stream>>>(p);
+template <int V>
+void launch(const float* x, float* y, int N, int C, int S, float eps) {
+    const int count = N * S, most = (count + kThreads - 1) / kThreads;
+    const int splits = min((132 + C - 1) / C, most);  // an H100 has 132 multiprocessors
+    double* partials;                                 // (2, splits, C)
+    float *mean, *var;
+    cudaMalloc(&partials, 2 * splits * C * sizeof(double));
+    cudaMalloc(&mean, C * sizeof(float));
+    cudaMalloc(&var, C * sizeof(float));
+    statistics<V><<<C * splits, kThreads>>>(x, partials, splits, count, C, S);
+    add_up<<<(C + kThreads - 1) / kThreads, kThreads>>>(
+        x, partials, mean, var, splits, count, C, S);
+    normalize<V><<<C * splits, kThreads>>>(x, y, mean, var, splits, count, C, S, eps);
+    cudaFree(partials);
+    cudaFree(mean);
+    cudaFree(var);
+}
+
+void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+    const bool fits = S % 4 == 0;  // no vector reaches over the end of a sample
+    fits ? launch<4>(x, y, N, C, S, eps) : launch<1>(x, y, N, C, S, eps);
 }

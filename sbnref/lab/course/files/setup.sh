@@ -17,8 +17,8 @@ cd "$autograder/source"
 # Compile the simulation of CUDA now, not for every submission. The template is there to be graded, and fails (1): it
 # compiles, and does not write its result yet. Without a compiler it would fail as well.
 export TORCH_EXTENSIONS_DIR="$autograder/libraries"
-"$autograder/venv/bin/sbnref" lab template kernels > "$autograder/template.cu"
-report=$("$autograder/venv/bin/sbnref" lab check-kernels --json "$autograder/template.cu" --examples 1) || [ $? = 1 ]
+"$autograder/venv/bin/sbnref" lab template softmax > "$autograder/template.cu"
+report=$("$autograder/venv/bin/sbnref" lab check --json "$autograder/template.cu" --task softmax --examples 1) || [ $? = 1 ]
 echo "$report"
 [[ $report = *"some elements of y are never written"* ]] || {
     echo "expected the template of kernels to compile and to run" >&2

@@ -1,8 +1,8 @@
-"""Grade kernels: whether they are legal, right and efficient, and the smallest input on which they are not.
+"""Grade a file of CUDA for a task: whether it is legal, right and efficient, and the smallest input on which it is not.
 
-They are compiled against the simulation and run in a process of its own (:mod:`sbnref.lab.sandbox`), which is given
-tensors and gives tensors back. What they were to be is worked out here. What the kernels do to memory is watched where
-they run: a file that could get at that, by a pointer or in assembly, is refused before it is compiled.
+The file is compiled for the simulation and runs in a process of its own (:mod:`sbnref.lab.sandbox`), which gets inputs
+and returns results. Expected results are computed here. A file that could get around the watch is refused before it is
+compiled.
 """
 
 from __future__ import annotations
@@ -19,71 +19,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....conformance.oracle import over
 from ....conformance.stages import ContractError, difference
-from ....impls.build import find_cuda
-from ....launch import RankError, Ranks
-from ... import Kernels
-from ...gpu_timing import time_file
 from ...sandbox.process import GRACE, Died, Job, Student, plain
-from ...watching import lines, unwritten
+from ...task_call import COUNTED, lines_in, unwritten
+from ...tasks import TYPES, Task, Typical
 from .. import require_hypothesis
-from ..hints import LARGE_MEAN
-from .efficiency import LAYOUTS, MULTIPROCESSORS, SHAPE, SMALL, Efficiency, Spent
-from .job import Functions, RefusedFile, job_of
+from .job import RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
-from .worker import COUNTED
 
-EPS = 1e-5
+FEW = 16  # elements: as many as a report shows
 STOPPED = Fault("the kernels do something illegal; see the part above")
-ROUNDING = 1e-5  # of y, relative, besides what the mean's own rounding leads to
-NEAR = 1e-3  # what is called so holds what it is called
-TIMING = 300  # seconds that compiling for a GPU and timing may take
-WORDS = {"mean": "mean", "var": "variance"}
-_FUNCTIONS = Functions(
-    """from sbnref.lab.grading.kernels.worker import Worker
-
-worker = Worker({file}, {built})
-run, writer, count, conflicts = worker.run, worker.writer, worker.count, worker.conflicts
-""",
-    ("run", "writer", "count", "conflicts"),
-)
+MULTIPROCESSORS = 132  # of an H100, each of which should have a block
+FAR_FROM_ZERO = "Only numbers far from zero fail: look for a sum or a difference that loses digits."
+NEAR = 0.9  # such a share of the least traffic counts as all of it
+SECTOR = 32  # bytes
 
 
 def check_kernels(
     target: str | Path,
+    task: Task,
     parts: Sequence[str] = PARTS,
     *,
     examples: int = 100,
     timeout: float = 60,
     memory: float = 4,
     seed: int | None = None,
-    gpu: bool = False,
+    repro: Path | None = None,
     hide: Sequence[str | Path] = (),
     user: str | None = None,
 ) -> KernelGrade:
-    """Grade a file of CUDA kernels that normalizes a batch.
+    """Grade a file of CUDA that defines a task's function.
 
     Args:
-        target: a file that includes ``laboratory.cuh`` and defines ``void forward(const Problem&)``; see
-            ``sbnref lab template kernels``.
+        target: the file.
+        task: what it has to compute, see :func:`sbnref.lab.tasks.find_task`.
         parts: which of ``legal``, ``right`` and ``efficient`` to grade.
         examples: how many inputs to try.
-        timeout: seconds for each part, after which the kernels are ended.
-        memory: gigabytes that they may take, on Linux.
-        seed: of the inputs and their numbers; None for another one each time.
-        gpu: whether to time kernels that are legal and right on a CUDA GPU. They run there with the rights of whoever
-            grades, and nothing checks what they access.
-        hide: folders and files that they are not to see, where they can be confined.
-        user: the user that they run as, such as ``'nobody'``, if root grades; None for the user who grades.
+        timeout: seconds for each part, after which the process is ended.
+        memory: gigabytes that it may take, on Linux.
+        seed: of the inputs; None for another one each time.
+        repro: where to write a program that fails likewise under ``sbnref lab run``, if a small input fails.
+        hide: folders and files that the code must not see, where it can be confined.
+        user: the user that the code runs as if root grades; None for the user who grades.
 
     Returns:
         The report. However the kernels fail, it is in there.
 
     Raises:
-        ValueError: no such file, no such part, or kernels are to be timed that are not to be graded.
-        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing; or the GPU that
-            is asked for, or what compiles for it.
+        ValueError: there is no such file or part.
+        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing.
     """
     require_hypothesis()
     unknown = [part for part in parts if part not in PARTS]
@@ -93,83 +77,81 @@ def check_kernels(
     file = Path(target).resolve()
     if not file.is_file():
         raise ValueError(f"expected a file of kernels, but there is no file {target}")
-    if gpu:
-        _expect_gpu(parts)
     seed = secrets.randbelow(2**20) if seed is None else seed
     try:
-        with job_of(str(target), Kernels(file), _FUNCTIONS, memory, 5 * timeout, hide, user) as (job, compiled):
-            judge = Judge(compiled, job, examples, timeout, seed)
+        with job_of(file, str(target), task, memory, 5 * timeout, hide, user) as (job, source, built):
+            judge = Judge(task, source, built, job, examples, timeout, seed)
             try:
-                report = judge.grade(str(target), parts)
+                grade = judge.grade(str(target), parts)
             finally:
                 judge.student.close()
     except RefusedFile as refused:
-        report = no_grade(str(target), parts, refused.fault, seed)
-    if gpu:
-        _time(file, report)
-    return report
-
-
-def template(stages: bool = False) -> str:
-    """The text of a file to start from: the forward pass of one process, or the four stages."""
-    return Path(__file__).with_name("template_stages.cu" if stages else "template.cu").read_text(encoding="utf-8")
+        return _no_grade(str(target), parts, refused.fault, seed)
+    if repro is not None and judge.smallest is not None:
+        repro.write_text(_program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
+    return grade
 
 
 @dataclass(frozen=True)
-class Input:
-    """What kernels are tried on. The simplest choice of every field comes first: there shrinking ends."""
+class Case:
+    """One input: the arrays and the numbers, the kind of numbers that were drawn, and the order of turns."""
 
-    samples: int
-    channels: int
-    spatial: tuple[int, ...]
-    layout: str
+    given: dict[str, Any]
     values: str
-    splits: int
     order: str
-    seed: int
-
-    def tensor(self) -> Tensor:
-        """x, (N, C, \\*) float32."""
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.samples, self.channels, *self.spatial)
-        if self.values == "whole numbers":
-            x = torch.randint(-4, 5, shape, generator=generator).float()
-        else:
-            x = torch.randn(shape, generator=generator) + (1000 if self.values == "large mean" else 0)
-        return x.movedim(1, -1).contiguous().movedim(-1, 1) if self.layout == "channels_last" else x
-
-    def __str__(self) -> str:
-        shape = (self.samples, self.channels, *self.spatial)
-        layout = ", channels-last" if self.layout == "channels_last" else ""
-        turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
-        return f"x of shape {shape}{layout}, values: {self.values}, p.splits {self.splits}{turns}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class _Statistics:
-    """What the statistics of a tensor are, in float64, and how far off float32 may be."""
-
-    mean: Tensor  # (C,)
-    var: Tensor  # (C,)
-    allowed: Tensor  # (C,), of the mean: a few units in the last place of the largest value
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Statistics:
-        if x.numel() == 0:
-            return cls(*x.new_zeros(3, x.shape[1], dtype=torch.float64))
-        values = x.double().movedim(1, 0).flatten(1)  # (C, N * S)
-        var, mean = torch.var_mean(values, 1, correction=0)
-        return cls(mean, var, 4 * torch.finfo(torch.float32).eps * values.abs().amax(1))
 
     @property
-    def sigma(self) -> Tensor:  # (C,)
-        return (self.var + EPS).sqrt()
+    def is_small(self) -> bool:
+        """Whether a report can show it."""
+        return all(v.numel() <= FEW for v in self.given.values() if isinstance(v, Tensor))
 
-    def may_be_off(self, statistic: str) -> Tensor:  # (C,)
-        """By how much a statistic may be, so that y is no further off than it may be."""
-        if statistic == "mean":
-            return self.allowed + ROUNDING * self.sigma
-        return 2 * ROUNDING * (self.var + EPS)
+    def __str__(self) -> str:
+        words = []
+        for name, value in self.given.items():
+            if not isinstance(value, Tensor):
+                words.append(f"{name} = {value}")
+            elif value.numel() <= FEW:
+                words.append(f"{name} = {_numbers(value.tolist())}")
+            else:
+                words.append(f"{name} of shape {tuple(value.shape)}, values: {self.values}")
+        turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
+        return ", ".join(words) + turns
+
+
+class _Drawn:
+    """Draws inputs by hypothesis, the simplest first."""
+
+    SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
+
+    def __init__(self, draw: Callable[..., Any], seed: int) -> None:
+        from hypothesis import strategies
+
+        self._draw, self._strategies = draw, strategies
+        self.values = draw(strategies.sampled_from(["whole numbers", "normal", "large mean"]))
+        self._generator = torch.Generator().manual_seed(seed + draw(strategies.integers(0, 3)))
+
+    def size(self, *sizes: int) -> int:
+        size: int = self._draw(self._strategies.sampled_from(sizes or self.SIZES))
+        return size
+
+    def array(self, *shape: int) -> Tensor:
+        if self.values == "whole numbers":
+            return torch.randint(-4, 5, shape, generator=self._generator).double()
+        x = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return x + (1000 if self.values == "large mean" else 0)
+
+
+def _cases(task: Task, seed: int) -> Any:
+    """Cases, the simplest first. Their numbers follow from ``seed``."""
+    from hypothesis import strategies
+
+    @strategies.composite
+    def draw_case(draw: Callable[..., Any]) -> Case:
+        source = _Drawn(draw, 4 * seed)
+        given = task.given(source)
+        return Case(given, source.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))
+
+    return draw_case()
 
 
 class _Wrong(Exception):
@@ -177,94 +159,107 @@ class _Wrong(Exception):
 
 
 class Judge:
-    """Answers the three questions, one after the other."""
+    """Answers the three questions, one after the other.
 
-    def __init__(self, kernels: Kernels, job: Job, examples: int, timeout: float, seed: int) -> None:
-        self.kernels, self.examples, self.timeout, self.seed = kernels, examples, timeout, seed
+    Attributes:
+        smallest: the smallest input on which the function fails, if a report can show it.
+    """
+
+    def __init__(
+        self, task: Task, source: Path, built: Path, job: Job, examples: int, timeout: float, seed: int
+    ) -> None:
+        self.task, self.source, self.built = task, source, built
+        self.examples, self.timeout, self.seed = examples, timeout, seed
         self.student = Student(job)
+        self.smallest: Case | None = None
         self._stopped = 0  # inputs of a search on which the kernels did something illegal
 
     def grade(self, target: str, parts: Sequence[str]) -> KernelGrade:
         try:
             self.student.start(self.timeout)
         except Died as death:
-            return no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, status_of(death))
+            return _no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, _status_of(death))
         self.student.job = replace(self.student.job, confined=self.student.unconfined is None)
-        graded, efficiency = [], None
-        if "legal" in parts:
-            graded.append(self._search("legal", self._legal))
-        if "right" in parts:
-            graded.append(self._search("right", self._right))
-        if "efficient" in parts:
-            efficiency, part = self._count()
-            graded.append(part)
-        return KernelGrade(target, graded, efficiency, self.seed, self.student.unconfined)
-
-    def _inputs(self) -> Any:
-        return _inputs(self.seed)
+        questions = {
+            "legal": lambda: self._search("legal", self._legal),
+            "right": lambda: self._search("right", self._right),
+            "efficient": self._count,
+        }
+        return KernelGrade(target, [questions[part]() for part in parts], self.seed, self.student.unconfined)
 
     # ---- on one input ----
 
-    def _run(self, given: Input, order: str) -> dict[str, Any]:
-        out = self.student.call("run", given.tensor(), given.splits, order)
-        told = [out.get(name) for name in ("y", *WORDS, "frames")] if isinstance(out, dict) else [None]
-        tensors = [tensor for tensor in told if isinstance(tensor, Tensor) and not tensor.is_meta]
-        wrong = [t for t in tensors[1:3] if t.shape != (given.channels,) or t.dtype != torch.float32]
-        if len(tensors) < len(told) or wrong:
-            raise ContractError("the process of the kernels gave no answer")
-        _y_of(out, given)
-        return out
+    def _call(self, case: Case, order: str) -> dict[str, Any]:
+        """What the function made of a case, with the float64 results in ``expected``."""
+        expected = self.task.expected(case.given)
+        out = self.student.call("run", case.given, _shapes(expected), order)
+        outputs = out.get("outputs") if isinstance(out, dict) else None
+        for p in self.task.parameters:
+            got = outputs.get(p.name) if isinstance(outputs, dict) else None
+            if p.is_output and not (
+                isinstance(got, Tensor)
+                and not got.is_meta
+                and got.dtype == TYPES[p.type][0]
+                and got.shape == expected[p.name].shape
+            ):
+                raise ContractError("the process of the kernels gave no answer")
+        if not all(type(out.get(name)) is int for name in COUNTED):
+            raise ContractError("the process of the kernels gave no counts")
+        return out | {"expected": expected}
 
-    def _legal(self, given: Any) -> Fault | None:
-        first, second = (self._run(given, order) for order in ("ascending", given.order))
+    def _legal(self, case: Case) -> Fault | None:
+        first, second = (self._call(case, order) for order in ("ascending", case.order))
         for out in (first, second):
             if out["refused"] is not None:
                 line, other = self._lines(out["frames"])
-                return Fault(plain(out["refused"]), str(given), line, other)
-        if unwritten(first["y"]).any():
-            return Fault("some elements of y are never written; reading them returns uninitialized memory", str(given))
-        if not torch.equal(first["y"].nan_to_num(), second["y"].nan_to_num()):
-            return Fault("the results depend on the order in which blocks and threads take turns", str(given))
+                return Fault(plain(out["refused"]), str(case), line, other)
+        for name, value in first["outputs"].items():
+            if (never := unwritten(value)).any():
+                index = never.nonzero()[0].tolist()
+                return Fault(f"some elements of {name} are never written, such as {name}{index}", str(case))
+            if not torch.equal(value.nan_to_num(), second["outputs"][name].nan_to_num()):
+                return Fault(f"{name} depends on the order in which blocks and threads take turns", str(case))
         return None
 
-    def _right(self, given: Any) -> Fault | None:
-        out = self._run(given, "ascending")
+    def _right(self, case: Case) -> Fault | None:
+        out = self._call(case, "ascending")
         if out["refused"] is not None:  # which is for the other question
             self._stopped += 1
             return None
-        return _off(out["y"], given)
+        return self._off(out, case)
 
-    def _located(self, fault: Fault, given: Any) -> Fault:
-        """The fault of a wrong number with the line that wrote what went wrong first.
+    def _off(self, out: dict[str, Any], case: Case) -> Fault | None:
+        """What is wrong with the results by more than the task's tolerance."""
+        for name, want in out["expected"].items():
+            got = out["outputs"][name]
+            apart = difference(got, want, self.task.allowed(case.given, want), torch.float32)
+            if apart.share > 1:
+                what = f"{name} is off by {apart.absolute:.3g}" if math.isfinite(apart.absolute) else f"{name} is wrong"
+                if unwritten(got).any():
+                    what = f"some elements of {name} are never written"
+                where = {"index": apart.index, "expected": apart.want, "given": apart.got, "output": name}
+                return Fault(what, str(case), **where)
+        return None
 
-        That is a statistic, where ``p.mean`` and ``p.var`` hold what their names say and one of them is off; or else y.
-        """
-        hint = LARGE_MEAN if given.values == "large mean" else None
+    def _located(self, fault: Fault, case: Case) -> Fault:
+        """The fault of a wrong number, with the line that wrote the number last."""
         if fault.index is None:
             return fault
-        x, channel = given.tensor(), fault.index[1]
-        exact = _Statistics.of(x)
-        element, name, what = sum(map(math.prod, zip(fault.index, x.stride(), strict=True))), "y", fault.what
-        out = self._run(given, "ascending")
-        for statistic in self._held(replace(given, values="normal")):
-            got, want = float(out[statistic][channel]), float(getattr(exact, statistic)[channel])
-            if not abs(got - want) <= exact.may_be_off(statistic)[channel]:
-                element, name = channel, statistic
-                what += f": p.{statistic}[{channel}] is {got:.7g}, and the {WORDS[statistic]} is {want:.7g}"
-                break
-        line, _ = self._lines(self.student.call("writer", x, given.splits, name, element))
-        return replace(fault, what=what, line=line, hint=hint)
+        expected = self.task.expected(case.given)
+        strides = torch.empty(expected[fault.output].shape, device="meta").stride()
+        element = sum(map(math.prod, zip(fault.index, strides, strict=True)))
+        line, _ = self._lines(self.student.call("writer", case.given, _shapes(expected), fault.output, element))
+        return replace(fault, line=line, hint=FAR_FROM_ZERO if case.values == "large mean" else None)
 
-    def _held(self, mild: Input) -> list[str]:
-        """Which of ``p.mean`` and ``p.var`` hold what their names say: are near it on an input that does no harm."""
-        out, exact = self._run(mild, "ascending"), _Statistics.of(mild.tensor())
-        return [
-            name for name in WORDS if torch.allclose(out[name].double(), getattr(exact, name), rtol=NEAR, atol=NEAR)
-        ]
+    def _lines(self, frames: object) -> tuple[int | None, int | None]:
+        """The lines of the file in which something happened, and in which what it collides with did."""
+        if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
+            return None, None
+        return lines_in(self.source, self.built, frames.tolist()[:1000])
 
     # ---- the questions ----
 
-    def _search(self, name: str, question: Callable[[Input], Fault | None]) -> Part:
+    def _search(self, name: str, question: Callable[[Case], Fault | None]) -> Part:
         """The answer on the smallest input where it is no, if there is one."""
         from ..search import CUT_SHORT, explore
 
@@ -272,12 +267,12 @@ class Judge:
         late = start + 0.7 * self.timeout
         self.student.apart, self.student.deadline = None, start + self.timeout
         self._stopped = 0
-        smallest: list[tuple[Fault, Input]] = []
+        smallest: list[tuple[Fault, Case]] = []
         deaths: list[Died] = []
         tried = 0
         cut_short = False
 
-        def fails(case: Input) -> None:
+        def fails(case: Case) -> None:
             nonlocal tried, cut_short
             if time.monotonic() > late:
                 cut_short = True
@@ -296,15 +291,17 @@ class Judge:
                 smallest[:] = [(fault, case)]
                 raise _Wrong
 
-        explore(self._inputs(), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
+        explore(_cases(self.task, self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
             fault, case = smallest[0]
+            if case.is_small:
+                self.smallest = self.smallest or case
             if not deaths:
                 with suppress(ContractError, Died):  # of code that does something else this time
                     fault = self._located(fault, case)
             if cut_short:
                 fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
-            return Part(name, status_of(deaths[0]) if deaths else "failed", 0.0, tried, fault)
+            return Part(name, _status_of(deaths[0]) if deaths else "failed", 0.0, tried, fault)
         if self._stopped:  # right on some inputs only is not right
             return Part(name, "not graded", 0.0, tried, STOPPED)
         if tried < self.examples / 4:
@@ -312,117 +309,98 @@ class Judge:
             return Part(name, "timed out", 0.0, tried, slow)
         return Part(name, "passed", 1.0, tried)
 
-    def _count(self) -> tuple[Efficiency | None, Part]:
+    def _count(self) -> Part:
+        """Count on typical sizes: how near the traffic is to the least, and whether each multiprocessor has a block."""
         self.student.apart, self.student.deadline = None, time.monotonic() + self.timeout
-        splits = -(-MULTIPROCESSORS // SHAPE[1])
+        case = Case(self.task.given(Typical(self.task.typical)), "normal", "ascending")
+
+        def part(status: str, fault: Fault) -> Part:
+            return Part("efficient", status, 0.0, fault=fault)
+
         try:
-            spent = []
-            for layout in LAYOUTS:
-                shape = Input(SHAPE[0], SHAPE[1], SHAPE[2:], layout, "normal", splits, "ascending", 0)
-                spent.append(Spent(layout, **self._counts(shape, "count", *COUNTED)))
-                if (why := spent[-1].impossible()) is not None:
-                    raise ContractError(f"{why}; counted on {shape}")
-            small = Input(SMALL[0], SMALL[1], SMALL[2:], "contiguous", "normal", 1, "ascending", 0)
-            found = Efficiency(spent, **self._counts(small, "conflicts", "shared", "conflicts"))
+            out = self._call(case, "ascending")
         except ContractError as error:
-            if "kernel " in str(error):
-                return None, Part("efficient", "not graded", 0.0, 0, STOPPED)
-            return None, Part("efficient", "failed", 0.0, 0, Fault(str(error).removeprefix("raised ")))
+            return part("failed", Fault(str(error)))
         except Died as death:
-            return None, Part("efficient", status_of(death), 0.0, 0, Fault(death.what, printed=death.printed))
-        return found, Part("efficient", "measured", found.score)
-
-    def _counts(self, given: Input, function: str, *names: str) -> dict[str, int]:
-        """What is counted where the kernels run, on an input on which y has to be right too."""
-        told = self.student.call(function, given.tensor(), given.splits)
-        if (fault := _off(_y_of(told, given), given)) is not None:
-            raise ContractError(f"{fault.what} where it is counted, on {fault.on}")
-        counts = {name: told.get(name) for name in names}
-        if not all(type(number) is int for number in counts.values()):
-            raise ContractError("the process of the kernels gave no counts")
-        return counts
-
-    def _lines(self, frames: object) -> tuple[int | None, int | None]:
-        """The lines of the file in which something happened, and in which what it collides with did."""
-        if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
-            return None, None
-        return lines(self.kernels, frames.tolist()[:1000])
+            return part(_status_of(death), Fault(death.what, printed=death.printed))
+        if out["refused"] is not None:
+            return part("not graded", STOPPED)
+        if (fault := self._off(out, case)) is not None:
+            return part("failed", replace(fault, what=f"{fault.what} where it is counted"))
+        arrays = [v for v in case.given.values() if isinstance(v, Tensor)] + list(out["outputs"].values())
+        size = sum(array.numel() * array.itemsize for array in arrays)
+        least, moved = self.task.passes * size, SECTOR * out["sectors"]
+        if moved < NEAR * size:
+            return part("failed", Fault(f"moves {moved:,} bytes, and the arrays have {size:,}"))
+        shares = min(1.0, least / moved / NEAR), min(1.0, out["blocks"] / MULTIPROCESSORS)
+        counted = {name: out[name] for name in COUNTED} | {"moved": moved, "least": int(least)}
+        return Part("efficient", "measured", sum(shares) / len(shares), counted=counted)
 
 
-def _expect_gpu(parts: Sequence[str]) -> None:
-    if not {"legal", "right"} <= set(parts):
-        raise ValueError(f"expected legal and right among the parts of kernels that a GPU is to run, got {parts}")
-    find_cuda()
-    if not torch.cuda.is_available():
-        raise RuntimeError("expected a CUDA GPU to time the kernels on, and PyTorch sees none")
+def _shapes(results: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in results.items()}
 
 
-def _time(file: Path, report: KernelGrade) -> None:
-    """Time kernels that passed, in a process that they may take with them."""
-    if not report.passed:
-        report.untimed = "only kernels that are legal and right go to the GPU"
-        return
-    with Ranks(1, timeout=TIMING) as ranks:
-        try:
-            (report.timed,) = ranks.run(time_file, file)
-        except (RankError, TimeoutError) as error:
-            report.untimed = str(error).strip().splitlines()[-1]
-
-
-def _inputs(seed: int) -> Any:
-    """Inputs, the simplest first. Their numbers follow from ``seed``."""
-    from hypothesis import assume, strategies
-
-    @strategies.composite
-    def draw_input(draw: Callable[..., Any]) -> Input:
-        size = strategies.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 33, 260])
-        spatial = tuple(draw(size) for _ in range(draw(strategies.integers(0, 3))))
-        channels = draw(strategies.sampled_from([1, 2, 3, 5, 8, 33, 40]))
-        samples = draw(strategies.sampled_from([1, 2, 3, 0, 5, 300]))
-        elements = samples * channels * torch.Size(spatial).numel()
-        assume(elements <= 6000)
-        return Input(
-            samples,
-            channels,
-            spatial,
-            draw(strategies.sampled_from(LAYOUTS)),
-            draw(strategies.sampled_from(["whole numbers", "normal", "large mean"])),
-            draw(strategies.integers(1, 3)),
-            draw(strategies.sampled_from(["descending", "random:1", "random:2"])),
-            4 * seed + draw(strategies.integers(0, 3)),
-        )
-
-    return draw_input()
-
-
-def _y_of(told: object, given: Input) -> Tensor:
-    """The kernels' y, if the process in which they run gave one."""
-    y, shape = told.get("y") if isinstance(told, dict) else None, (given.samples, given.channels, *given.spatial)
-    if not isinstance(y, Tensor) or y.is_meta or y.shape != shape or y.dtype != torch.float32:
-        raise ContractError("the process of the kernels gave no answer")
-    return y
-
-
-def _off(y: Tensor, given: Input) -> Fault | None:
-    """What is wrong with y by more than float32 explains."""
-    x = given.tensor()
-    exact = _Statistics.of(x)
-    want = (x.double() - over(x, exact.mean)) / over(x, exact.sigma)
-    allowed = over(x, exact.allowed) / over(x, exact.sigma) + ROUNDING * (1 + want.abs())
-    apart = difference(y, want, allowed, torch.float32)
-    if apart.share <= 1:
-        return None
-    what = "some elements of y are never written" if unwritten(y).any() else f"y is off by {apart.absolute:.3g}"
-    return Fault(what, str(given), index=apart.index, expected=apart.want, given=apart.got)
-
-
-def status_of(death: Died) -> str:
+def _status_of(death: Died) -> str:
     """How a part ended whose process died."""
     return "timed out" if death.hung else "crashed"
 
 
-def no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
-    """The grade of a file of which nothing can be said but why."""
+def _no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
+    """The grade of a file that cannot run, for one reason."""
     first, *others = parts
     rest = [Part(name, "not graded", 0.0, fault=fault) for name in others]
-    return KernelGrade(target, [Part(first, status, 0.0, fault=fault), *rest], None, seed, None)
+    return KernelGrade(target, [Part(first, status, 0.0, fault=fault), *rest], seed, None)
+
+
+def _numbers(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_numbers, value))}]"
+    return f"{value:.7g}"
+
+
+# Of a program that shows a failure.
+_COMPARE = """    std::vector<{type}> {name}_given({n});
+    cudaMemcpy({name}_given.data(), {name}, {n} * sizeof({type}), cudaMemcpyDeviceToHost);
+    for (int i = 0; i < {n}; ++i) {{
+        const double given = {name}_given[i], expected = {name}_expected[i];
+        if (given == expected || fabs(given - expected) <= {name}_allowed[i]) continue;
+        printf("{name}[%d] is %g; expected %g\\n", i, given, expected);
+        wrong = 1;
+    }}"""
+
+
+def _program(file: Path, task: Task, case: Case, fault: Fault) -> str:
+    """A CUDA program that calls a task's function on a case, and compares the results with the expected ones."""
+    expected = task.expected(case.given)
+    first: list[str] = []
+    compare: list[str] = []
+    names: list[str] = []
+    for p in task.parameters:
+        names.append(p.name)
+        if p.is_array:
+            compare.insert(0, f"    cudaFree({p.name});")
+        else:
+            first.append(f"    const {p.type} {p.name} = {case.given[p.name]};")
+            continue
+        values = expected[p.name] if p.is_output else case.given[p.name]
+        numbers = ", ".join(_literal(v) for v in values.flatten().tolist()) or "0"
+        kind = p.type if not p.is_output else "double"
+        first.append(f"    const {kind} {p.name}_{'expected' if p.is_output else 'values'}[] = {{{numbers}}};")
+        first.append(f"    {p.type}* {p.name};\n    cudaMalloc(&{p.name}, {values.numel()} * sizeof({p.type}));")
+        if not p.is_output:
+            size = f"{values.numel()} * sizeof({p.type})"
+            first.append(f"    cudaMemcpy({p.name}, {p.name}_values, {size}, cudaMemcpyHostToDevice);")
+            continue
+        allowed = ", ".join(map(_literal, task.allowed(case.given, values).expand_as(values).flatten().tolist())) or "0"
+        first.append(f"    const double {p.name}_allowed[] = {{{allowed}}};")
+        compare.insert(0, _COMPARE.format(name=p.name, type=p.type, n=values.numel()))
+    body = "\n".join([*first, f"    {task.name}({', '.join(names)});", "    int wrong = 0;", *compare])
+    return (
+        f"// {' '.join(fault.what.split())}. Run it with: sbnref lab run repro.cu\n"
+        f'#include "{file}"\n\n#include <cstdio>\n#include <vector>\n\nint main() {{\n{body}\n    return wrong;\n}}\n'
+    )
+
+
+def _literal(value: float) -> str:
+    return repr(value) if math.isfinite(value) else "NAN" if math.isnan(value) else f"{'-' * (value < 0)}INFINITY"

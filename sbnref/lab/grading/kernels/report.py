@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ....debugging.report import Report, jsonable
-from ...gpu_timing import Timed
-from .efficiency import Efficiency, stands
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +53,9 @@ class Part:
         score: 0 to 1.
         tried: inputs.
         fault: what went wrong, on the smallest input found.
-        note: what was measured, in words.
+        counted: of ``efficient``, on the task's typical sizes: the bytes that the kernels ``moved``, in whole sectors,
+            and the ``least`` that the task takes; ``accesses``, the instructions of warps that access global memory;
+            bank ``conflicts``; ``launches``, and the ``blocks`` of the launch that moves most.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Part:
     score: float
     tried: int = 0
     fault: Fault | None = None
-    note: str = ""
+    counted: dict[str, int] = field(default_factory=dict)
 
 
 class KernelGrade(Report):
@@ -71,21 +71,13 @@ class KernelGrade(Report):
 
     Attributes:
         target: the file.
-        parts: a :class:`Part` for each of ``legal``, ``right`` and ``efficient``.
-        efficiency: what the kernels spend; None where it could not be counted.
+        parts: a :class:`Part` for each of ``legal``, ``right`` and ``efficient`` that was graded.
         seed: what the inputs follow from.
         unconfined: why the process of the kernels could not be confined; None where it was.
-        timed: how long they take on a GPU, where that was asked for and they got that far.
-        untimed: why they were not timed; None if they were, or if timing was not requested.
     """
 
-    def __init__(
-        self, target: str, parts: list[Part], efficiency: Efficiency | None, seed: int, unconfined: str | None
-    ) -> None:
-        self.target, self.parts, self.efficiency = target, parts, efficiency
-        self.seed, self.unconfined = seed, unconfined
-        self.timed: list[Timed] = []
-        self.untimed: str | None = None
+    def __init__(self, target: str, parts: list[Part], seed: int, unconfined: str | None) -> None:
+        self.target, self.parts, self.seed, self.unconfined = target, parts, seed, unconfined
 
     @property
     def score(self) -> float:
@@ -94,8 +86,8 @@ class KernelGrade(Report):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong; being efficient is a matter of degree, and so is being fast."""
-        return self.untimed is None and all(part.status in ("passed", "measured") for part in self.parts)
+        """Whether nothing is wrong; being efficient is a matter of degree."""
+        return all(part.status in ("passed", "measured") for part in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -105,9 +97,6 @@ class KernelGrade(Report):
             "seed": self.seed,
             "unconfined": self.unconfined,
             "parts": [asdict(part) for part in self.parts],
-            "efficiency": self.efficiency and self.efficiency.to_dict(),
-            "timed": [asdict(timed) for timed in self.timed],
-            "untimed": self.untimed,
         }
         return jsonable(report)
 
@@ -126,17 +115,10 @@ class KernelGrade(Report):
             parts.append(mark + Text(f"{part.name}: ", "bold") + Text(f"{part.status}{tried}{score}"))
             rows = _rows(part.fault) if part.fault and part.fault is not told else []
             told = part.fault
-            if part.note:
-                rows.append(("moved", part.note))
-            if part.name == "efficient" and self.efficiency is not None:
-                rows += _spending(self.efficiency)
+            if part.counted:
+                rows += _spending(part.counted)
             if rows:
                 parts.append(Padding(_table(rows), (0, 0, 1, 4)))
-        if self.timed:
-            parts.append(Text(f"on {self.timed[0].gpu}:", "bold"))
-            parts.append(Padding(_table([("", str(timed)) for timed in self.timed]), (0, 0, 1, 4)))
-        if self.untimed is not None:
-            parts.append(Text(f"not timed: {self.untimed}", "yellow"))
         parts.append(Text(f"score {self.score:.2f}", "bold"))
         parts.append(Text(f"the same inputs again: --seed {self.seed}", "dim"))
         if self.unconfined is not None:
@@ -169,14 +151,14 @@ def _number(value: float | None) -> str:
     return "NaN" if value is None or value != value else f"{value:.7g}"
 
 
-def _spending(efficiency: Efficiency) -> list[tuple[str, str]]:
-    rows = []
-    for spent in efficiency.spent:
-        rows.append((spent.layout.replace("_", "-"), spent.sizes()))
-        rows.append(("", stands(spent)))
-    words = {-1: "too many accesses to look for bank conflicts", 0: "not used"}
-    known = f"{efficiency.conflicts} bank conflicts in {efficiency.shared} accesses"
-    return [*rows, ("shared", words.get(efficiency.shared, known))]
+def _spending(counted: dict[str, int]) -> list[tuple[str, str]]:
+    moved, least = counted["moved"], counted["least"]
+    others = f"{counted['accesses']:,} accesses by warps, {counted['conflicts']:,} bank conflicts"
+    return [
+        ("moved", f"{moved:,} bytes, {moved / least:.2f} times the least"),
+        ("blocks", f"{counted['blocks']}; an H100 has 132 multiprocessors"),
+        ("also", f"{others}, {counted['launches']} launches"),
+    ]
 
 
 def _table(rows: list[tuple[str, str]]) -> RenderableType:

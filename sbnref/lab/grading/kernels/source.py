@@ -8,7 +8,7 @@ from ....impls.simulation.rewrite import blank
 
 MOST_CHARACTERS = 200_000
 HEADERS = (
-    *("laboratory.cuh", "cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cooperative_groups.h"),
+    *("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cooperative_groups.h"),
     *("cooperative_groups/reduce.h", "cassert", "cfloat", "climits", "cmath", "cstdint", "cstdio", "limits"),
     *("assert.h", "float.h", "limits.h", "math.h", "stdint.h", "stdio.h", "type_traits"),
 )
@@ -26,16 +26,8 @@ _WORDS = {
 }
 
 
-def refusal(text: str, header: str | None = "laboratory.cuh") -> tuple[int, str] | None:
-    """Why a file of kernels is not graded.
-
-    Args:
-        text: of the file.
-        header: that it has to include.
-
-    Returns:
-        The line, from 1 on, and the reason; None if there is none.
-    """
+def refusal(text: str) -> tuple[int, str] | None:
+    """Why a file with that text is not graded: the line, from 1 on, and the reason. None if there is none."""
     if len(text) > MOST_CHARACTERS:
         return 1, f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}"
     text = text.removeprefix("\ufeff")  # which some editors put first
@@ -65,9 +57,6 @@ def refusal(text: str, header: str | None = "laboratory.cuh") -> tuple[int, str]
         if word := re.search(pattern, plain):
             found.append((word.start(), why.replace("{word}", word.group())))
     if not found:
-        included = header is None or re.search(
-            rf'^[^\S\n]*#[^\S\n]*include[^\S\n]*"{re.escape(header)}"', quoting, re.MULTILINE
-        )
-        return None if included else (1, f'expected it to #include "{header}"')
+        return None
     at, why = min(found)
     return text.count("\n", 0, at) + 1, why
