@@ -5,63 +5,60 @@ r"""
 **Question.** You have no GPU. Can you write CUDA kernels all the same, know that they
 are right, and see what they do?
 
-Tutorial 5 shows a ladder of kernels. Here you climb it yourself, from an empty file to
-the fourth rung. After each step ``sbnref lab check-kernels`` says whether they are
-*legal*, *right* and *efficient*, and ``sbnref lab trace`` plays what every warp did.
+Tutorial 5 shows a ladder of kernels. Here you write one from an empty file, in four
+steps, in ordinary CUDA. After each step ``sbnref lab check`` says whether the kernels
+are *legal*, *right* and *efficient*, and ``sbnref lab trace`` plays what every warp did.
 Both run them in the simulation of CUDA. The four steps are in
 ``tutorials/kernels/own/``; this page runs from a checkout, and compiles each of them
 for the CPU.
 """
 
 # %%
-# The template
-# ------------
+# The task
+# --------
 #
-# ``sbnref lab template kernels > mine.cu`` gives you a file to start from: two ordinary
-# CUDA kernels and the function that launches them. What ``p`` holds is explained at its
-# top. Two helpers, ``once_per_block`` and ``Line``, are in
-# ``csrc/laboratory/laboratory.cuh``, which tutorial 5 shows.
-#
-# .. literalinclude:: ../../sbnref/lab/grading/kernels/template.cu
-#    :language: cuda
-#
-# ``sbnref lab check-kernels mine.cu`` grades it. This page does so from Python, on fewer
-# inputs and always the same ones.
+# ``sbnref lab template batch_norm > mine.cu`` gives you a file to start from: the
+# function that launches your kernels, with arrays in the GPU's memory.
 
-import tempfile
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kernels import ladder
 
-from sbnref.lab import Call, Kernels, record
-from sbnref.lab.grading.kernels.check import check_kernels, template
-from sbnref.lab.grading.kernels.efficiency import SHAPE, stands
+from sbnref.lab.grading.kernels.check import check_kernels
 from sbnref.lab.grading.kernels.report import PARTS
-from sbnref.lab.recording import example
+from sbnref.lab.task_call import record_task
+from sbnref.lab.tasks import TASKS
+
+task = TASKS["batch_norm"]
+print(task.template())
+
+# %%
+# ``sbnref lab check mine.cu --task batch_norm`` grades it. This page does so from Python,
+# on fewer inputs and always the same ones.
 
 STEPS = ladder.KERNELS / "own"
-folder = tempfile.TemporaryDirectory()
+folder = TemporaryDirectory()
 mine = Path(folder.name) / "mine.cu"
 
 
 def check(text, parts=PARTS):
-    """What ``sbnref lab check-kernels mine.cu`` says of a file with that text."""
+    """Grade a file with that text, as ``sbnref lab check mine.cu`` does."""
     mine.write_text(text)
-    return check_kernels(mine, parts, examples=30, seed=0)
+    return check_kernels(mine, task, parts, examples=30, seed=0)
 
 
 def step(name, was=None, now=""):
-    """The text of a step, changed in one place if you want."""
+    """Return the text of a step, changed in one place if you want."""
     text = (STEPS / f"{name}.cu").read_text()
     assert was is None or text.count(was) == 1
     return text if was is None else text.replace(was, now)
 
 
 def watch(name):
-    """What ``sbnref lab trace`` records of a step, on a small tensor, and counts."""
-    kernels = Kernels(STEPS / f"{name}.cu", threads=64)
-    counts = record(Call(kernels, example((6, 2, 10, 10)), splits=2)).counts()
+    """Record a step on a small tensor, as ``sbnref lab trace`` does, and count."""
+    counts = record_task(STEPS / f"{name}.cu", task, (6, 2, 100)).counts()
     for names in (
         ("read", "written", "sectors", "again"),
         ("accesses", "barriers", "conflicts", "steps"),
@@ -69,10 +66,10 @@ def watch(name):
         print(", ".join(f"{name} {counts[name]:,}" for name in names))
 
 
-check(template(), ["right"])
+check(task.template(), ["right"])
 
 # %%
-# Nothing is written yet. Of all inputs on which that shows, the report names the smallest.
+# Nothing is written yet. The report names the smallest input that shows it.
 #
 # Step 1: the formula
 # -------------------
@@ -105,12 +102,12 @@ reports["1 formula"]
 
 # %%
 # Legal and right. *Efficient* is a matter of degree: these kernels read x three times where
-# twice would do. The report says where on the ladder of tutorial 5 that is, and what the
-# next rung does with less.
+# twice would do, and 32 channels give work to 32 of an H100's 132 multiprocessors.
 #
-# ``sbnref lab trace mine.cu`` writes a page that plays what happened, on a tensor that is
-# small enough to be looked at. ``read`` and ``written`` are bytes, ``again`` are the sectors of 32
-# bytes that had been moved before, ``steps`` the instructions of warps that are recorded.
+# ``sbnref lab trace mine.cu --task batch_norm`` writes a page that plays what happened,
+# on a tensor that is small enough to be looked at. ``read`` and ``written`` are bytes, ``again``
+# are the sectors of 32 bytes that had been moved before, ``steps`` the instructions of
+# warps that are recorded.
 
 watch("1_formula")
 
@@ -128,12 +125,13 @@ watch("1_formula")
 #
 # .. literalinclude:: ../../tutorials/kernels/own/2_one_pass.cu
 #    :language: cuda
-#    :end-before: __device__ Line normalizing
+#    :start-at: // From the sums
+#    :end-before: __global__ void normalize
 #
 # All else stays as it is. Why the deviations? Without them there would be less to write:
 
-near = "return p.count() > 0 ? p.x[p.at(c, 0)] : 0;"
-check(step("2_one_pass", near, "return 0;"), ["right"])
+near = "const float first = x[at(c, 0, C, S)];"
+check(step("2_one_pass", near, "const float first = 0;"), ["right"])
 
 # %%
 # Where the mean is a thousand standard deviations away from zero, the square of each
@@ -159,14 +157,14 @@ watch("2_one_pass")
 # -------------
 #
 # A channel is one block's, so 32 channels keep 32 multiprocessors busy, and a GPU has
-# more than a hundred. ``p.splits`` says how many blocks may well share a channel. Each of
-# them leaves its two sums in ``p.partials``, and one more kernel adds them up, in a fixed order, so that two
-# runs agree to the bit.
+# more than a hundred. So several blocks share a channel. Each of them leaves its two
+# sums in memory, and one more kernel adds them up, in a fixed order, so that two runs
+# agree to the bit.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/3_split.cu
 #    :language: cuda
 #    :start-at: // Where a block leaves
-#    :end-before: __device__ Line normalizing
+#    :end-before: __global__ void normalize
 #
 # ``normalize`` splits its channel likewise.
 
@@ -200,13 +198,13 @@ watch("3_split")
 #    :start-at: // What was loaded wide
 #
 # A vector must not reach over the end of a sample, and has to begin at a multiple of 16
-# bytes, so it takes a spatial size that is a multiple of four. On the tensors that one
-# tries first it is:
+# bytes, so it takes a spatial size that is a multiple of four. A multiple of four in
+# the whole channel is not enough:
 
-check(step("4_wide", "p.S % 4 == 0 && ", ""), ["legal"])
+check(step("4_wide", "S % 4 == 0", "N * S % 4 == 0"), ["legal"])
 
 # %%
-# The grader tries others. With the condition:
+# With the right condition:
 
 reports["4 wide"] = check(step("4_wide"))
 reports["4 wide"]
@@ -215,8 +213,6 @@ reports["4 wide"]
 watch("4_wide")
 
 # %%
-# Rung 4 is reached.
-#
 # .. player:: own-4-wide+own-3-split
 #
 #    Watch step 4 beside step 3: a lane takes four elements at once
@@ -224,23 +220,22 @@ watch("4_wide")
 # The way
 # -------
 #
-# All steps together, on contiguous memory: what they spend, and where on the ladder that
-# is. Bytes are in units of x, and 3 is the least.
+# All steps together, and what each gained. Bytes are in units of x, and 3 is the least.
 
-size = 4 * prod(SHAPE)  # bytes of the tensor on which this is counted
-print(f"{'':12}{'moved':>7}{'instructions':>14}{'launches':>10}{'blocks':>8}")
+size = 4 * prod(task.typical)  # bytes of the tensor on which this is counted
+print(f"{'':12}{'moved':>7}{'accesses':>10}{'launches':>10}{'blocks':>8}")
 for name, report in reports.items():
     assert report.passed
-    spent = report.efficiency.spent[0]
+    found = report.parts[-1].counted
     print(
-        f"{name:12}{spent.moved / size:>7.2f}{spent.requests:>14,}{spent.launches:>10}"
-        f"{spent.blocks:>8}  {stands(spent).partition(';')[0]}"
+        f"{name:12}{found['moved'] / size:>7.2f}{found['accesses']:>10,}"
+        f"{found['launches']:>10}{found['blocks']:>8}"
     )
 folder.cleanup()
 
 # %%
-# Nothing here was timed: that takes a GPU. The files are CUDA as they are, and ``Call``
-# compiles them with nvcc where its tensor lies on one.
+# Nothing here was timed: that takes a GPU. The files are ordinary CUDA, so nvcc compiles
+# them as they are.
 #
 # Exercises
 # ---------
@@ -249,10 +244,9 @@ folder.cleanup()
 #    play them, say what is wrong, and mend it. Five are found by ``legal`` and ``right``;
 #    which one is not, and what shows it?
 # 2. One launch too many is left. Let the block that takes the last ticket of its channel
-#    add up the partial sums. Where on the ladder does that stand? Which of the six shows
-#    what can go wrong?
-# 3. In channels-last memory step 4 moves many times the bytes. Predict how many for C
-#    channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
+#    add up the partial sums. Which of the six shows what can go wrong?
+# 3. On x of shape (N, C), where S = 1, step 4 moves many times the bytes. Predict how many
+#    for C channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
 # 4. In the tree of ``a.cu`` thread t takes what thread t + half has. Let the distances
 #    grow instead, 1, 2, 4, ..., and thread t add element 2dt + d to element 2dt. The sums
 #    are the same, and the threads that work are side by side as before. Which of the two

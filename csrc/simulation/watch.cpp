@@ -68,8 +68,8 @@ bool concurrent(const Visit& visit) {
     return true;
 }
 
-// What the running thread did last, where it is a race unless: of a plain read, an atomicCAS follows; of a store, it
-// stores what is there.
+// The last access of the running thread, if it may be a race. It is none if it was a plain read that an atomicCAS
+// follows, or a store that leaves the value unchanged.
 struct Doubt {
     Array* array = nullptr;
     uintptr_t address = 0;

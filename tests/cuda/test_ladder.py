@@ -11,7 +11,7 @@ from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
 
 from benchmarks.results import tabulate
-from sbnref.lab import LABORATORY, Kernels
+from sbnref.lab import LABORATORY
 from sbnref.lab.kernels import translation_unit
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
@@ -227,14 +227,11 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
 
 
 @needs_nvcc
-@pytest.mark.parametrize(
-    "kernels", [ladder.all_rungs(), Kernels(ladder.KERNELS / "own" / "4_wide.cu")], ids=["the ladder", "one's own"]
-)
-def test_kernels_of_the_tutorials_compile_for_gpus_without_a_warning(kernels, includes, tmp_path):  # noqa: F811
+def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
     flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
     unit = tmp_path / "ladder.cu"
-    unit.write_text(translation_unit(kernels))
+    unit.write_text(translation_unit(ladder.all_rungs()))
     compiled(["nvcc", *flags, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "ladder.o")])
 
 
