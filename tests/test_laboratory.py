@@ -290,12 +290,17 @@ def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
     assert not re.findall(r"""(?:src|href)=(?!"data:)|\bimport\s*[({"']|https?://""", page)
 
 
-def test_the_example_of_the_page_is_one(tmp_path):
-    docs = Path(__file__).parents[1] / "docs" / "kernels.md"
-    (example,) = re.findall(r"^```cuda\n(.*?)^```", docs.read_text(), re.DOTALL | re.MULTILINE)
-    (tmp_path / "mine.cu").write_text(example)
-    done = trace(str(tmp_path / "mine.cu"), "--shape", "2,4,6,6", "--output", str(tmp_path / "trace.html"))
-    assert done.exit_code == 0, done.output
+def test_the_command_plays_a_task(tmp_path):
+    file, output = tmp_path / "mine.cu", tmp_path / "trace.html"
+    right = Path(__file__).with_name("cuda") / "tasks.cu"
+    file.write_text(right.read_text())
+    for sizes in ([], ["--shape", "8,5"]):
+        done = trace(str(file), "--task", "transpose", *sizes, "--output", str(output))
+        assert done.exit_code == 0, done.output
+    assert '"shape":[8,5]' in output.read_text()
+    done = trace(str(file), "--task", "transpose", "--shape", "8", "--output", str(output))
+    assert done.exit_code == 2
+    assert "expected more sizes" in done.output
 
 
 def test_the_command_says_where_the_simulation_stopped(student, tmp_path):

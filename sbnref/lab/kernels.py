@@ -71,6 +71,7 @@ class Call:
         partials: (3 · splits · C,) float64, for what blocks leave for each other.
         tickets: (C,) int32, zeros.
         arrays: x and these, by name.
+        addresses: of the arrays in the simulated GPU's memory, after a launch.
     """
 
     y: Tensor
@@ -79,6 +80,7 @@ class Call:
     partials: Tensor
     payload: Tensor
     tickets: Tensor
+    addresses: dict[str, int]
 
     def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
         self.kernels, self.x = kernels, x
@@ -133,10 +135,12 @@ class Call:
     def _upload(self, lib: Any) -> None:
         lib.cudasim_reset()
         lib.cudasim_free_all()
+        self.addresses = {}
         for name, array in self.arrays.items():
             pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
             element = ctypes.c_int64(array.itemsize)
-            setattr(self._problem, name, lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, 1))
+            self.addresses[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, 1)
+            setattr(self._problem, name, self.addresses[name])
 
 
 def channels_last(x: Tensor) -> bool:

@@ -100,7 +100,8 @@ class Settings:
         """What grades stages, or parts, on the cases that students see, as it is typed."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
         option = "--stage" if file == FUNCTIONS else "--part"
-        words = ["sbnref", "lab", "check", file, *(word for name in names for word in (option, name))]
+        words = ["sbnref", "lab", "check", file, *(["--task", self.task] if file == KERNELS else [])]
+        words += [word for name in names for word in (option, name)]
         words += [
             "--seed",
             str(self.seed),
@@ -109,9 +110,7 @@ class Settings:
             "--timeout",
             str(self.timeout).removesuffix(".0"),
         ]
-        if file == KERNELS:
-            words += ["--task", self.task]
-        else:
+        if file == FUNCTIONS:
             words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
         return " ".join(words)
 
