@@ -325,6 +325,9 @@ def course_make(
     settings: Annotated[
         Path | None, typer.Option(help="The settings.json of an earlier course, changed: points, seeds, limits.")
     ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="The built documentation, docs/_build/html after `make docs`, to hand out too.")
+    ] = None,
 ) -> None:
     """Write a folder to hand out, exercises and templates without solutions, and an autograder for Gradescope.
 
@@ -334,7 +337,7 @@ def course_make(
     from .lab.course.settings import Settings
 
     chosen = or_exit(lambda: Settings() if settings is None else Settings.load(settings))
-    or_exit(lambda: make(folder, chosen))
+    or_exit(lambda: make(folder, chosen, site))
     typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
 
 

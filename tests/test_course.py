@@ -108,6 +108,19 @@ def test_the_same_settings_make_the_same_folder(course, tmp_path):
     assert first == second
 
 
+def test_a_built_site_is_handed_out(tmp_path):
+    site = tmp_path / "html"
+    with pytest.raises(ValueError, match="expected a built site, as `make docs` writes it, but there is no"):
+        make(tmp_path / "lab", site=site)
+    (site / "learn").mkdir(parents=True)
+    (site / "index.html").write_text("first")
+    (site / "learn" / "page.html").write_text("second")
+    make(tmp_path / "lab", site=site)
+    handout = tmp_path / "lab" / "handout"
+    assert (handout / "site" / "learn" / "page.html").read_text() == "second"
+    assert "http.server --directory site" in (handout / "README.md").read_text()
+
+
 def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
     def made(*arguments: str) -> tuple[int, str]:
         run = CliRunner().invoke(app, ["lab", "course", "make", *arguments])

@@ -20,15 +20,24 @@ from .packing import add, pack, tutorials
 from .settings import FUNCTIONS, KERNELS, Settings
 
 FILES = Path(__file__).with_name("files")
+_SITE = """
+The derivations that reports name, and the explorer and the player, are in `site`. This shows them on
+http://localhost:8000:
+
+```bash
+python -m http.server --directory site
+```
+"""
 
 
-def make(folder: Path, settings: Settings | None = None) -> None:
+def make(folder: Path, settings: Settings | None = None, site: Path | None = None) -> None:
     """Write the folder of a course.
 
     Args:
         folder: a new or an empty one. It is given ``handout``, for students; ``gradescope``, for the grader;
             and ``README.md`` and ``settings.json``, for the teacher.
         settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
+        site: the built documentation, which is handed out too.
 
     Raises:
         ValueError: the folder is not empty or not a folder, or a name to forbid or a task does not exist.
@@ -36,7 +45,9 @@ def make(folder: Path, settings: Settings | None = None) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"expected a new or an empty folder, but there is something in {folder}")
-    files = _files(settings or Settings())
+    if site is not None and not (site / "index.html").is_file():
+        raise ValueError(f"expected a built site, as `make docs` writes it, but there is no {site / 'index.html'}")
+    files = _files(settings or Settings(), site)
     try:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +56,7 @@ def make(folder: Path, settings: Settings | None = None) -> None:
         raise ValueError(f"expected a folder to write to, got {folder}: {error.strerror}") from error
 
 
-def _files(settings: Settings) -> dict[str, bytes]:
+def _files(settings: Settings, site: Path | None) -> dict[str, bytes]:
     """All that the folder has: made before anything is written, so that what is refused leaves nothing behind."""
     if unknown := [name for name in settings.forbid if not _can_be_forbidden(name)]:
         raise ValueError(f"settings: expected to forbid modules and functions, but there is no {in_words(unknown)}")
@@ -59,12 +70,15 @@ def _files(settings: Settings) -> dict[str, bytes]:
         "handout/requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
         f"handout/{FUNCTIONS}": template().encode(),
         f"handout/{KERNELS}": task.template().encode(),
-        "handout/README.md": _readme(settings).encode(),
+        "handout/README.md": _readme(settings, site is not None).encode(),
         "settings.json": kept,
         "README.md": (FILES / "teacher.md").read_bytes(),
     }
     files |= own | {f"handout/{name}": text for name, text in own.items()}
     files |= {f"handout/tutorials/{name}": path.read_bytes() for name, path in tutorials().items()}
+    if site is not None:
+        pages = (page for page in sorted(site.rglob("*")) if page.is_file())
+        files |= {f"handout/site/{page.relative_to(site).as_posix()}": page.read_bytes() for page in pages}
     grader = io.BytesIO()
     with zipfile.ZipFile(grader, "w") as archive:
         for name in ("setup.sh", "run_autograder"):
@@ -91,12 +105,13 @@ def _requirements(wheel: str, extras: str) -> str:
     return f"--extra-index-url https://download.pytorch.org/whl/cpu\ntorch=={version}\n./{wheel}[{extras}]\n"
 
 
-def _readme(settings: Settings) -> str:
+def _readme(settings: Settings, site: bool) -> str:
     """The students' page: of the parts that are graded, and with the tutorials that are there."""
     text = (FILES / "student.md").read_text(encoding="utf-8")
     for file in (FUNCTIONS, KERNELS):
         worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
         text = text.replace(f"{{{file}}}", f"Points: {', '.join(worth)}." if worth else "It is not graded.")
+    text = text.replace("{site}", _SITE if site else "")
     return text.replace("{task}", settings.task).replace(
         "{tutorials}", "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
     )
