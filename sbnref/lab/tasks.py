@@ -88,8 +88,8 @@ class Task:
     """What a function has to compute.
 
     Attributes:
-        signature: of the function, in C: arrays are pointers, those to be read are ``const``; types are those of
-            :data:`TYPES`.
+        signature: of the function, in C: arrays are pointers, those to be read are ``const``; types are ``float``,
+            ``double``, ``int``, ``unsigned`` and ``int64_t``.
         text: what it has to compute, for students.
         inputs: a dict of the ``const`` arrays and the numbers, by name, from a :class:`Draw`.
         oracle: a dict of the arrays that are written, by name, from the inputs in float64.
