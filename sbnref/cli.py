@@ -220,7 +220,7 @@ def check(
         kernels = or_exit(lambda: check_kernels(target, find_task(name), part or PARTS, repro=repro, **limits))
         _show(kernels, json)
         if not kernels.passed and repro.exists():
-            typer.echo(f"Saved {repro}, which fails likewise: sbnref lab run {repro}", err=True)
+            typer.echo(f"Saved {repro}, a program that fails likewise; its first line is how to run it", err=True)
         raise typer.Exit(not kernels.passed if at_least is None else kernels.score < at_least)
     if task is not None or part:
         raise typer.BadParameter(f"--task and --part are for CUDA files, got {target}")

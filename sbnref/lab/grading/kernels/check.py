@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from ...sandbox.process import GRACE, Died, Job, Student, plain
 from ...task_call import COUNTED, lines_in, unwritten
 from ...tasks import TYPES, Task, Typical
 from .. import require_hypothesis
+from .cases import Case, cases
 from .job import RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
+from .repro import program
 
-FEW = 16  # elements: as many as a report shows
 STOPPED = Fault("the kernels do something illegal; see the part above")
 MULTIPROCESSORS = 132  # of an H100, each of which should have a block
 FAR_FROM_ZERO = "Only numbers far from zero fail: look for a sum or a difference that loses digits."
@@ -88,70 +89,8 @@ def check_kernels(
     except RefusedFile as refused:
         return _no_grade(str(target), parts, refused.fault, seed)
     if repro is not None and judge.smallest is not None:
-        repro.write_text(_program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
+        repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input: the arrays and the numbers, the kind of numbers that were drawn, and the order of turns."""
-
-    given: dict[str, Any]
-    values: str
-    order: str
-
-    @property
-    def is_small(self) -> bool:
-        """Whether a report can show it."""
-        return all(v.numel() <= FEW for v in self.given.values() if isinstance(v, Tensor))
-
-    def __str__(self) -> str:
-        words = []
-        for name, value in self.given.items():
-            if not isinstance(value, Tensor):
-                words.append(f"{name} = {value}")
-            elif value.numel() <= FEW:
-                words.append(f"{name} = {_numbers(value.tolist())}")
-            else:
-                words.append(f"{name} of shape {tuple(value.shape)}, values: {self.values}")
-        turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
-        return ", ".join(words) + turns
-
-
-class _Drawn:
-    """Draws inputs by hypothesis, the simplest first."""
-
-    SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
-
-    def __init__(self, draw: Callable[..., Any], seed: int) -> None:
-        from hypothesis import strategies
-
-        self._draw, self._strategies = draw, strategies
-        self.values = draw(strategies.sampled_from(["whole numbers", "normal", "large mean"]))
-        self._generator = torch.Generator().manual_seed(seed + draw(strategies.integers(0, 3)))
-
-    def size(self, *sizes: int) -> int:
-        size: int = self._draw(self._strategies.sampled_from(sizes or self.SIZES))
-        return size
-
-    def array(self, *shape: int) -> Tensor:
-        if self.values == "whole numbers":
-            return torch.randint(-4, 5, shape, generator=self._generator).double()
-        x = torch.randn(shape, generator=self._generator, dtype=torch.float64)
-        return x + (1000 if self.values == "large mean" else 0)
-
-
-def _cases(task: Task, seed: int) -> Any:
-    """Cases, the simplest first. Their numbers follow from ``seed``."""
-    from hypothesis import strategies
-
-    @strategies.composite
-    def draw_case(draw: Callable[..., Any]) -> Case:
-        source = _Drawn(draw, 4 * seed)
-        given = task.given(source)
-        return Case(given, source.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))
-
-    return draw_case()
 
 
 class _Wrong(Exception):
@@ -291,7 +230,7 @@ class Judge:
                 smallest[:] = [(fault, case)]
                 raise _Wrong
 
-        explore(_cases(self.task, self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
+        explore(cases(self.task, self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
         if smallest:
             fault, case = smallest[0]
             if case.is_small:
@@ -351,56 +290,3 @@ def _no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status
     first, *others = parts
     rest = [Part(name, "not graded", 0.0, fault=fault) for name in others]
     return KernelGrade(target, [Part(first, status, 0.0, fault=fault), *rest], seed, None)
-
-
-def _numbers(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_numbers, value))}]"
-    return f"{value:.7g}"
-
-
-# Of a program that shows a failure.
-_COMPARE = """    std::vector<{type}> {name}_given({n});
-    cudaMemcpy({name}_given.data(), {name}, {n} * sizeof({type}), cudaMemcpyDeviceToHost);
-    for (int i = 0; i < {n}; ++i) {{
-        const double given = {name}_given[i], expected = {name}_expected[i];
-        if (given == expected || fabs(given - expected) <= {name}_allowed[i]) continue;
-        printf("{name}[%d] is %g; expected %g\\n", i, given, expected);
-        wrong = 1;
-    }}"""
-
-
-def _program(file: Path, task: Task, case: Case, fault: Fault) -> str:
-    """A CUDA program that calls a task's function on a case, and compares the results with the expected ones."""
-    expected = task.expected(case.given)
-    first: list[str] = []
-    compare: list[str] = []
-    names: list[str] = []
-    for p in task.parameters:
-        names.append(p.name)
-        if p.is_array:
-            compare.insert(0, f"    cudaFree({p.name});")
-        else:
-            first.append(f"    const {p.type} {p.name} = {case.given[p.name]};")
-            continue
-        values = expected[p.name] if p.is_output else case.given[p.name]
-        numbers = ", ".join(_literal(v) for v in values.flatten().tolist()) or "0"
-        kind = p.type if not p.is_output else "double"
-        first.append(f"    const {kind} {p.name}_{'expected' if p.is_output else 'values'}[] = {{{numbers}}};")
-        first.append(f"    {p.type}* {p.name};\n    cudaMalloc(&{p.name}, {values.numel()} * sizeof({p.type}));")
-        if not p.is_output:
-            size = f"{values.numel()} * sizeof({p.type})"
-            first.append(f"    cudaMemcpy({p.name}, {p.name}_values, {size}, cudaMemcpyHostToDevice);")
-            continue
-        allowed = ", ".join(map(_literal, task.allowed(case.given, values).expand_as(values).flatten().tolist())) or "0"
-        first.append(f"    const double {p.name}_allowed[] = {{{allowed}}};")
-        compare.insert(0, _COMPARE.format(name=p.name, type=p.type, n=values.numel()))
-    body = "\n".join([*first, f"    {task.name}({', '.join(names)});", "    int wrong = 0;", *compare])
-    return (
-        f"// {' '.join(fault.what.split())}. Run it with: sbnref lab run repro.cu\n"
-        f'#include "{file}"\n\n#include <cstdio>\n#include <vector>\n\nint main() {{\n{body}\n    return wrong;\n}}\n'
-    )
-
-
-def _literal(value: float) -> str:
-    return repr(value) if math.isfinite(value) else "NAN" if math.isnan(value) else f"{'-' * (value < 0)}INFINITY"

@@ -1,0 +1,82 @@
+"""The inputs on which a task's function is tried, drawn so that hypothesis can shrink them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...tasks import Task
+
+FEW = 16  # elements: as many as a report shows
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input: the arrays and the numbers, the kind of numbers that were drawn, and the order of turns."""
+
+    given: dict[str, Any]
+    values: str
+    order: str
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a report can show it."""
+        return all(v.numel() <= FEW for v in self.given.values() if isinstance(v, Tensor))
+
+    def __str__(self) -> str:
+        words = []
+        for name, value in self.given.items():
+            if not isinstance(value, Tensor):
+                words.append(f"{name} = {value}")
+            elif value.numel() <= FEW:
+                words.append(f"{name} = {_numbers(value.tolist())}")
+            else:
+                words.append(f"{name} of shape {tuple(value.shape)}, values: {self.values}")
+        turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
+        return ", ".join(words) + turns
+
+
+class _Drawn:
+    """Draws inputs by hypothesis, the simplest first."""
+
+    SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
+
+    def __init__(self, draw: Callable[..., Any], seed: int) -> None:
+        from hypothesis import strategies
+
+        self._draw, self._strategies = draw, strategies
+        self.values = draw(strategies.sampled_from(["whole numbers", "normal", "large mean"]))
+        self._generator = torch.Generator().manual_seed(seed + draw(strategies.integers(0, 3)))
+
+    def size(self, *sizes: int) -> int:
+        size: int = self._draw(self._strategies.sampled_from(sizes or self.SIZES))
+        return size
+
+    def array(self, *shape: int) -> Tensor:
+        if self.values == "whole numbers":
+            return torch.randint(-4, 5, shape, generator=self._generator).double()
+        x = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return x + (1000 if self.values == "large mean" else 0)
+
+
+def cases(task: Task, seed: int) -> Any:
+    """Cases, the simplest first. Their numbers follow from ``seed``."""
+    from hypothesis import strategies
+
+    @strategies.composite
+    def draw_case(draw: Callable[..., Any]) -> Case:
+        source = _Drawn(draw, 4 * seed)
+        given = task.given(source)
+        return Case(given, source.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))
+
+    return draw_case()
+
+
+def _numbers(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_numbers, value))}]"
+    return f"{value:.7g}"
