@@ -240,8 +240,9 @@ folder.cleanup()
 # Exercises
 # ---------
 #
-# 1. Six kernels in ``tutorials/kernels/broken/`` are wrong in one place each. Grade them,
-#    play them, say what is wrong, and mend it. Five are found by ``legal`` and ``right``;
+# 1. Six kernels in ``tutorials/kernels/broken/`` compute the statistics alone (the task
+#    ``moments``), and are wrong in one place each. Grade them, play them, say what is
+#    wrong, and mend it. Five are found by ``legal`` and ``right``;
 #    which one is not, and what shows it?
 # 2. One launch too many is left. Let the block that takes the last ticket of its channel
 #    add up the partial sums. Which of the six shows what can go wrong?

@@ -291,6 +291,14 @@ TASKS = {
             atol=1e-2,
         ),
         Task(
+            f"void moments(const float* x, float* mean, float* var, {_SIZES})",
+            "The mean and the biased variance of each channel of x, which is of shape (N, C, S).",
+            _images,
+            lambda x, **_: dict(zip(("var", "mean"), torch.var_mean(x, (0, 2), correction=0), strict=True)),
+            typical=(16, 32, 784),
+            atol=1e-4,
+        ),
+        Task(
             f"void batch_norm(const float* x, float* y, {_SIZES}, float eps)",
             "y = (x - mean) / sqrt(var + eps) for x of shape (N, C, S), with the mean and the biased variance of\n"
             "each channel.",

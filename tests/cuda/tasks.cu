@@ -87,6 +87,14 @@ __device__ Moments moments(const float* x, int N, int C, int S) {
     return {mean, block_sum(squares) / count};
 }
 
+__global__ void moments_kernel(const float* x, float* mean, float* var, int N, int C, int S) {
+    const Moments m = moments(x, N, C, S);
+    if (threadIdx.x == 0) mean[blockIdx.x] = m.mean, var[blockIdx.x] = m.var;
+}
+void moments(const float* x, float* mean, float* var, int N, int C, int S) {
+    moments_kernel<<<C, kThreads>>>(x, mean, var, N, C, S);
+}
+
 __global__ void batch_norm_kernel(const float* x, float* y, int N, int C, int S, float eps) {
     const Moments m = moments(x, N, C, S);
     each(N, C, S, [&](int i) { y[i] = (x[i] - m.mean) / sqrt(m.var + eps); });

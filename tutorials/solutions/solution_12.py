@@ -12,16 +12,16 @@ from sbnref.lab.grading.kernels.check import check_kernels
 from sbnref.lab.task_call import TaskCall, compiled, record_task
 from sbnref.lab.tasks import TASKS, Typical
 
-TASK = TASKS["batch_norm"]
+TASK, MOMENTS = TASKS["batch_norm"], TASKS["moments"]
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "teach.md").read_text()
 folder = Path(tempfile.mkdtemp())
 
 
-def grade(text: str, *parts: str, examples: int = 12):
+def grade(text: str, *parts: str, task=MOMENTS, examples: int = 12):
     """The report on a file of kernels with that text."""
     file = folder / "mine.cu"
     file.write_text(text)
-    return check_kernels(file, TASK, parts, examples=examples, seed=1)
+    return check_kernels(file, task, parts, examples=examples, seed=1)
 
 
 def changed(text: str, *changes: tuple[str, str]) -> str:
@@ -92,7 +92,7 @@ for name, (wrong, question, _) in BROKEN.items():
         said = f"moves {found['moved'] / found['least']:.2f} times the least"
         assert found["moved"] > 5 * found["least"]
     else:
-        fault = grade(texts[name], question, examples=24).parts[0].fault
+        fault = grade(texts[name], question, examples=40).parts[0].fault
         if question == "legal":
             said = f"line {fault.line}: {fault.what}"
         else:
@@ -110,7 +110,7 @@ def recorded(text: str, sizes: tuple[int, int, int]):
     """The recording of a file with that text."""
     file = folder / "recorded.cu"
     file.write_text(text)
-    return record_task(file, TASK, sizes)
+    return record_task(file, MOMENTS, sizes)
 
 
 sectors = []
@@ -160,7 +160,7 @@ ticket = changed(
     ),
     ("    cudaFree(partials);", "    cudaFree(tickets);\n    cudaFree(partials);"),
 )
-report = grade(ticket, "legal", "right", "efficient")
+report = grade(ticket, "legal", "right", "efficient", task=TASK)
 assert report.passed, report
 print(f"2. {report.parts[-1].counted['launches']} launches, score {report.score:.2f}")
 assert report.parts[-1].counted["launches"] == 2

@@ -16,7 +16,7 @@ __device__ double sum_over_block(double value) {
     return sum;
 }
 
-// Where element i of channel c is in x and y, which are (N, C, S).
+// Where element i of channel c is in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(
@@ -48,30 +48,15 @@ __global__ void statistics(
     var[c] = fmax(squares / count - average * average, 0.0);
 }
 
-__global__ void normalize(
-    const float* x, float* y, const float* mean, const float* var, int count, int C,
-    int S, float eps) {
-    const int c = blockIdx.x;
-    const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
-    for (int i = threadIdx.x; i < count; i += kThreads)
-        y[at(c, i, C, S)] = (x[at(c, i, C, S)] - center) * scale;
-}
-
-void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
+void moments(const float* x, float* mean, float* var, int N, int C, int S) {
     const int count = N * S, splits = min(4, (count + kThreads - 1) / kThreads);
     double* partials;
     unsigned* tickets;
-    float *mean, *var;
     cudaMalloc(&partials, 2 * C * splits * sizeof(double));
     cudaMalloc(&tickets, C * sizeof(unsigned));
     cudaMemset(tickets, 0, C * sizeof(unsigned));
-    cudaMalloc(&mean, C * sizeof(float));
-    cudaMalloc(&var, C * sizeof(float));
     statistics<<<C * splits, kThreads>>>(
         x, partials, tickets, mean, var, splits, count, C, S);
-    normalize<<<C, kThreads>>>(x, y, mean, var, count, C, S, eps);
     cudaFree(partials);
     cudaFree(tickets);
-    cudaFree(mean);
-    cudaFree(var);
 }
