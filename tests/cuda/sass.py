@@ -76,7 +76,7 @@ def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:
     """The first loop with accesses of at least so many bytes, on the way through it with most of them and fewest
     instructions.
 
-    That way leads through its largest block: a round at the end of the data, which takes another, is the exception.
+    After the last load that way leads through the largest block: a round at the end of the data takes another one.
     """
     blocks = _blocks(code, narrowest)
     loops = sorted((to, at) for at, block in blocks.items() for to in block.successors if to <= at)  # head, last
@@ -158,9 +158,10 @@ def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
 
 
 def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
-    """Of the ways from the head of a loop through its largest block to the last, all of them forwards."""
+    """Of the ways from the head of a loop through its largest block after the loads to the last, all of them forwards."""
     inside = {at: block for at, block in blocks.items() if head <= at <= last}
-    largest = max(inside, key=lambda at: inside[at].size)
+    loaded = max((at for at, block in inside.items() if block.loads), default=head)
+    largest = max((at for at in inside if at > loaded), key=lambda at: inside[at].size, default=loaded)
 
     @functools.cache
     def best(at: int, to: int) -> tuple[int, ...] | None:  # accesses, -instructions, loads, bytes loaded
