@@ -158,7 +158,7 @@ def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
 
 
 def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
-    """Of the ways from the head of a loop through its largest block after the loads to the last, all of them forwards."""
+    """Of the ways from a loop's head through its largest block after the loads to its last, all of them forwards."""
     inside = {at: block for at, block in blocks.items() if head <= at <= last}
     loaded = max((at for at, block in inside.items() if block.loads), default=head)
     largest = max((at for at in inside if at > loaded), key=lambda at: inside[at].size, default=loaded)

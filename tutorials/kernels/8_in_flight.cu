@@ -2,7 +2,7 @@
 // the first. Little's law: memory is busy while bandwidth times latency bytes are under
 // way. On an H100, 3.35 TB/s (data sheet) times 600 ns (assumed) are 15 KB for each of
 // 132 multiprocessors. As nvcc 13.0 compiles the statistics for sm_90, they hold 1280
-// threads each: 20 KB with one load of every thread, and 80 KB with four. A thread that
+// threads each: 20 KB with one load of every thread, and 82 KB with four. A thread that
 // computes has nothing under way.
 #pragma once
 
