@@ -226,19 +226,20 @@ class Benchmark:
                 yield {**made, "traffic": moved / self.floor.bandwidth, "beyond_cache": 2 * size > cache}
 
     def measure_ladder(self) -> Iterator[Row]:
-        """A row for each rung of the ladder of kernels in the tutorials, forward, float32."""
+        """A row for each rung of the ladder of kernels in the tutorials, forward."""
         sys.path.append(str(Path(__file__).resolve().parent.parent / "tutorials"))
         from kernels import ladder
 
         gpu = torch.cuda.get_device_properties("cuda")
         resident = gpu.multi_processor_count * (gpu.max_threads_per_multi_processor // ladder.THREADS)
         for shape, (name, rung) in itertools.product(LADDER_SHAPES, ladder.RUNGS.items()):
-            size = math.prod(shape) * torch.float32.itemsize
+            size = math.prod(shape) * rung.dtype.itemsize
             copies, repetitions = counts(size, gpu.L2_cache_size, self.floor.bandwidth)
-            xs = [tensor(shape, torch.float32, name == "7 channels-last") for _ in range(copies)]
+            xs = [tensor(shape, rung.dtype, name == "7 channels-last") for _ in range(copies)]
             calls = [ladder.Call(name, x, blocks=resident) for x in xs]
-            want = F.batch_norm(xs[0], None, None, training=True)
-            torch.testing.assert_close(calls[0].run(), want, rtol=1e-4, atol=1e-4)
+            want = F.batch_norm(xs[0].float(), None, None, training=True).to(rung.dtype)
+            rtol = max(1e-4, torch.finfo(rung.dtype).eps)
+            torch.testing.assert_close(calls[0].run(), want, rtol=rtol, atol=1e-4)
 
             def forward(i: int, calls: list[Any] = calls) -> Tensor:
                 return calls[i % len(calls)].run()

@@ -32,6 +32,7 @@ STATIC = OUT / "static" / "kernels"
 # Small enough to be looked at, and large enough for a tail, several blocks to a channel and two tiles of channels.
 CHANNELS_FIRST, CHANNELS_LAST = (6, 2, 10, 10), (2, 40, 4, 4)
 OWN = (6, 2, 100)  # two blocks of 256 threads have something to do, and a tail
+HALF = (6, 2, 10, 12)  # the spatial size is a multiple of eight
 BLOCKS, THREADS = 8, 64
 NEEDS = (
     "<p>The player needs JavaScript, and a page that comes from a server: <code>make docs-serve</code> runs one.</p>"
@@ -84,13 +85,17 @@ def rungs() -> dict[str, Recording]:
     from kernels import ladder
 
     def of(rung: str, title: str, channels_last: bool) -> Recording:
-        x = example(CHANNELS_LAST if channels_last else CHANNELS_FIRST, channels_last=channels_last)
+        shape = CHANNELS_LAST if channels_last else HALF if ladder.RUNGS[rung].width == 8 else CHANNELS_FIRST
+        x = example(shape, channels_last=channels_last).to(ladder.RUNGS[rung].dtype)
         call = ladder.Call(rung, x, blocks=BLOCKS, threads=THREADS)
         return record(call, title, call.rung.functions)
 
-    found = {rung: of(rung, rung, ladder.RUNGS[rung].tile > 1) for rung in ladder.RUNGS}
-    last = found.pop("7 channels-last")
-    return found | {"3 on channels-last": of("3 split", "3 on channels-last", True), "7 channels-last": last}
+    found = {}
+    for rung in ladder.RUNGS:
+        if rung == "7 channels-last":
+            found["3 on channels-last"] = of("3 split", "3 on channels-last", True)
+        found[rung] = of(rung, rung, ladder.RUNGS[rung].tile > 1)
+    return found
 
 
 def own() -> dict[str, Recording]:

@@ -105,6 +105,7 @@ def test_a_recording_counts_what_the_counter_of_traffic_counts(rung, channels_la
     if rung.startswith("7"):
         channels_last = True
     x = example((2, 40, 3, 3) if channels_last else (6, 2, 10, 10), channels_last=channels_last)
+    x = x.to(ladder.RUNGS[rung].dtype)
     recording = record(ladder.Call(rung, x, blocks=8, threads=64), rung, ladder.RUNGS[rung].functions)
     counted = count(ladder.Call(rung, x, blocks=8, threads=64))
     counts = recording.counts()

@@ -60,7 +60,7 @@ class Call:
 
     Args:
         kernels: what to launch.
-        x: (N, C, \\*) float32, contiguous or channels-last.
+        x: (N, C, \\*), contiguous or channels-last; float32 unless the kernels take the pointer for another one.
         splits: how many blocks may share a channel.
         weight: w, what this rank weighs.
 
@@ -86,7 +86,7 @@ class Call:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
-        mean, var = x.new_empty(2, c)
+        mean, var = x.new_empty(2, c, dtype=torch.float32)
         self.arrays = {
             "x": x,
             "y": torch.empty_like(x),

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbnref.lab.traffic import issue_ceiling
+from sbnref.lab.traffic import WARP, issue_ceiling
 
 
 def disassembler() -> str | None:
@@ -34,12 +34,17 @@ class Loop:
 
     Attributes:
         instructions: that a warp issues for a round.
-        loads, stores: of 16 bytes among them.
+        loads, stores: of global memory among them, those that are wide enough to be counted.
+        loaded: bytes, by a thread's loads.
+        begin, end: addresses of its first and its last instruction.
     """
 
     instructions: int
     loads: int
     stores: int
+    loaded: int
+    begin: int
+    end: int
 
     @property
     def per_access(self) -> float:
@@ -67,17 +72,41 @@ def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
     }
 
 
-def streaming_loop(code: list[tuple[int, str]]) -> Loop:
-    """The first loop that moves 16 bytes at a time, on the way through it with most accesses and fewest instructions.
+def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:
+    """The first loop with accesses of at least so many bytes, on the way through it with most of them and fewest
+    instructions.
 
-    That way leads through its largest block: a round at the end of the data, which takes another, is the exception.
+    After the last load that way leads through the largest block: a round at the end of the data takes another one.
     """
-    blocks = _blocks(code)
+    blocks = _blocks(code, narrowest)
     loops = sorted((to, at) for at, block in blocks.items() for to in block.successors if to <= at)  # head, last
     found = (loop for head, last in loops if (loop := _fastest(blocks, head, last)) is not None)
     loop = next(found, None)
-    assert loop is not None, "no loop moves 16 bytes at a time"
+    assert loop is not None, f"no loop moves {narrowest} bytes at a time"
     return loop
+
+
+def in_flight(code: list[tuple[int, str]], loop: Loop) -> int:
+    """Bytes that a thread's loads in a loop ask for before the first of their results is used, at most."""
+    pending: dict[int, int] = {}  # registers, and the bytes in each
+    most = 0
+    for at, text in code:
+        if not loop.begin <= at <= loop.end:
+            continue
+        registers = [int(r) for r in re.findall(r"\bR(\d+)", text)]
+        if pending.keys() & registers:
+            pending = {}
+        if (found := access(text)) and found[0] == "LDG":
+            size = found[1]
+            pending |= {registers[0] + k: min(size, 4) for k in range(-(-size // 4))}
+            most = max(most, sum(pending.values()))
+    return most
+
+
+def resident_threads(registers: int, threads: int) -> int:
+    """Threads that a multiprocessor holds, in blocks of so many: registers are given to warps 256 at a time."""
+    warps = min(65536 // (-(-registers // 8) * 256), 64)
+    return warps // (threads // WARP) * threads
 
 
 @dataclass
@@ -85,10 +114,21 @@ class _Block:
     size: int
     loads: int
     stores: int
+    loaded: int
+    end: int
     successors: list[int]
 
 
-def _blocks(code: list[tuple[int, str]]) -> dict[int, _Block]:
+def access(text: str) -> tuple[str, int] | None:
+    """Whether an instruction is a load (``LDG``) or a store (``STG``) of global memory, and its bytes."""
+    found = re.search(r"\b(LDG|STG)((?:\.[A-Z0-9]+)*)", text)
+    if found is None:
+        return None
+    bits = re.search(r"\.[US]?(8|16|64|128)\b", found[2])
+    return found[1], int(bits[1]) // 8 if bits else 4
+
+
+def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
     """The basic blocks, by the address where they begin."""
     jump = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
     targets = {int(m[1], 16) for _, text in code if (m := jump.search(text))}
@@ -98,10 +138,14 @@ def _blocks(code: list[tuple[int, str]]) -> dict[int, _Block]:
         if current is None or at in targets:
             if current is not None:
                 current.successors.append(at)
-            current = blocks[at] = _Block(0, 0, 0, [])
+            current = blocks[at] = _Block(0, 0, 0, 0, at, [])
         current.size += 1
-        current.loads += bool(re.search(r"\bLDG\.[A-Z0-9.]*128", text))
-        current.stores += bool(re.search(r"\bSTG\.[A-Z0-9.]*128", text))
+        current.end = at
+        if (found := access(text)) and found[1] >= narrowest:
+            load = found[0] == "LDG"
+            current.loads += load
+            current.stores += not load
+            current.loaded += load * found[1]
         if m := jump.search(text):
             current.successors.append(int(m[1], 16))
             always = not re.match(r"@|.*BRA\s+(?:\.\S+\s+)?!?U?P\d", text)
@@ -114,23 +158,24 @@ def _blocks(code: list[tuple[int, str]]) -> dict[int, _Block]:
 
 
 def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
-    """Of the ways from the head of a loop through its largest block to the last, all of them forwards."""
+    """Of the ways from a loop's head through its largest block after the loads to its last, all of them forwards."""
     inside = {at: block for at, block in blocks.items() if head <= at <= last}
-    largest = max(inside, key=lambda at: inside[at].size)
+    loaded = max((at for at, block in inside.items() if block.loads), default=head)
+    largest = max((at for at in inside if at > loaded), key=lambda at: inside[at].size, default=loaded)
 
     @functools.cache
-    def best(at: int, to: int) -> tuple[int, int, int] | None:  # accesses, -instructions, loads
+    def best(at: int, to: int) -> tuple[int, ...] | None:  # accesses, -instructions, loads, bytes loaded
         block = inside[at]
-        own = (block.loads + block.stores, -block.size, block.loads)
+        own = (block.loads + block.stores, -block.size, block.loads, block.loaded)
         if at == to:
             return own
         ways = [way for s in block.successors if at < s <= to and s in inside and (way := best(s, to))]
-        return tuple(a + b for a, b in zip(own, max(ways), strict=True)) if ways else None  # type: ignore[return-value]
+        return tuple(a + b for a, b in zip(own, max(ways), strict=True)) if ways else None
 
     halves = best(head, largest), best(largest, last)
     if None in halves:
         return None
     block = inside[largest]
-    accesses, size, loads = (a + b for a, b in zip(*halves, strict=True))  # type: ignore[arg-type]
-    accesses, size, loads = accesses - block.loads - block.stores, size + block.size, loads - block.loads
-    return Loop(-size, loads, accesses - loads) if accesses else None
+    twice = (block.loads + block.stores, -block.size, block.loads, block.loaded)
+    accesses, size, loads, loaded = (a + b - c for a, b, c in zip(*halves, twice, strict=True))  # type: ignore[arg-type]
+    return Loop(-size, loads, accesses - loads, loaded, head, inside[last].end) if accesses else None

@@ -33,8 +33,9 @@ PAYLOAD = [name for name, rung in ladder.RUNGS.items() if len(rung.functions) ==
 
 
 def tensor(rung: str, shape: tuple[int, ...], mean: float = 1, seed: int = 0) -> torch.Tensor:
-    """Random numbers with standard deviation 1, in the layout that the rung is for."""
+    """Random numbers with standard deviation 1, of the dtype and in the layout that the rung is for."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    x = x.to(ladder.RUNGS[rung].dtype)
     return x.contiguous(memory_format=torch.channels_last) if rung.startswith("7") and x.dim() == 4 else x
 
 
@@ -43,6 +44,12 @@ def reference(x: torch.Tensor) -> torch.Tensor:
     dims = [d for d in range(x.dim()) if d != 1]
     deviations = x.double() - x.double().mean(dims, keepdim=True)
     return (deviations / (deviations.square().mean(dims, keepdim=True) + 1e-5).sqrt()).float()
+
+
+def assert_close(y: torch.Tensor, x: torch.Tensor) -> None:
+    """y is x normalized, to the precision of its dtype."""
+    rtol = max(1e-5, torch.finfo(y.dtype).eps)
+    torch.testing.assert_close(y, reference(x).to(y.dtype), rtol=rtol, atol=1e-5)
 
 
 def payload(x: torch.Tensor, weight: float) -> torch.Tensor:
@@ -69,7 +76,7 @@ def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape,
         turns(order)
         call = ladder.Call(rung, x)
         y = call.run()
-        torch.testing.assert_close(y, reference(x), rtol=1e-5, atol=1e-5)
+        assert_close(y, x)
         if rung in PAYLOAD:
             torch.testing.assert_close(call.payload, payload(x, 1), rtol=1e-6, atol=1e-6)
         assert not call.tickets.any()
@@ -81,13 +88,20 @@ def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape,
 
 @pytest.mark.parametrize("rung", [name for name in ladder.RUNGS if name not in ("4 wide", "7 channels-last")])
 def test_a_rung_reads_through_strides(rung):
-    x = tensor("7", SHAPES["ragged"])
-    torch.testing.assert_close(ladder.Call(rung, x).run(), reference(x), rtol=1e-5, atol=1e-5)
+    x = tensor("7 channels-last", SHAPES["ragged"]).to(ladder.RUNGS[rung].dtype)
+    assert_close(ladder.Call(rung, x).run(), x)
 
 
-def test_the_last_rung_refuses_channels_that_are_apart():
-    with pytest.raises(ValueError, match="expects channels side by side, got strides"):
-        ladder.Call("7 channels-last", torch.zeros(2, 3, 4, 4))
+@pytest.mark.parametrize(
+    ("rung", "expected"),
+    [
+        ("7 channels-last", r"channels side by side, got strides \(48, 16, 4, 1\)"),
+        ("9 half", "torch.float16, got torch.float32"),
+    ],
+)
+def test_a_rung_refuses_other_layouts_and_dtypes(rung, expected):
+    with pytest.raises(ValueError, match=f"rung {rung} expects {expected}"):
+        ladder.Call(rung, torch.zeros(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("rung", ladder.RUNGS)
@@ -108,10 +122,10 @@ def test_payloads_of_ranks_add_up(rung):
         call.payload.copy_(total)
         call.run(call.rung.functions[1])
     got = torch.cat([call.y for call in calls])
-    torch.testing.assert_close(got, reference(torch.cat(parts)), rtol=1e-5, atol=1e-5)
+    assert_close(got, torch.cat(parts))
 
 
-@pytest.mark.parametrize("rung", ladder.RUNGS)
+@pytest.mark.parametrize("rung", [name for name, rung in ladder.RUNGS.items() if rung.dtype == torch.float32])
 def test_a_mean_far_above_the_deviations(rung):
     x = tensor(rung, (4, 3, 16, 16), mean=1e4)
     error = (ladder.Call(rung, x).run() - reference(x)).abs().max()
@@ -129,6 +143,8 @@ FLOORS = {  # launches, blocks, reads of x, writes of y
     "5 payload": (2, 64, 2, 1),
     "6 backwards": (2, 64, 2, 1),
     "7 channels-last": (2, 132, 2, 1),
+    "8 in flight": (2, 64, 2, 1),
+    "9 half": (2, 32, 2, 1),
 }
 
 
@@ -137,7 +153,7 @@ def test_what_a_rung_moves(rung, floor):
     x = tensor(rung, (33, 8, 16, 16))
     counts = ladder.count(ladder.Call(rung, x))
     launches, blocks, reads, writes = floor
-    size = 4 * x.numel()
+    size = x.nbytes
     # Besides, every block leaves a partial result for every channel, at most twice the bytes of three float64;
     # the blocks of the second launch read as much of the payload.
     partials = 75 * counts.blocks * ladder.RUNGS[rung].tile
@@ -153,14 +169,14 @@ def test_wide_accesses_are_a_quarter_of_the_instructions():
 
 
 def test_on_channels_last_a_channel_per_thread_wastes_no_sector():
-    x = tensor("7", (4, 32, 16, 16))
+    x = tensor("7 channels-last", (4, 32, 16, 16))
     wasteful, thrifty = (ladder.count(ladder.Call(rung, x)).moved for rung in ("2 Welford", "7 channels-last"))
     assert wasteful / (3 * 4 * x.numel()) > 7.9
     assert wasteful / thrifty > 4  # the partial results count on a tensor this small
 
 
 def test_backwards_the_second_pass_fetches_less():
-    x = tensor("6", (33, 8, 16, 16))
+    x = tensor("6 backwards", (33, 8, 16, 16))
     calls = [ladder.Call(rung, x) for rung in ("5 payload", "6 backwards")]
     forwards, backwards = (ladder.fetched(call, ladder.count(call), x.nbytes) for call in calls)
     assert forwards > 0.95
@@ -168,7 +184,7 @@ def test_backwards_the_second_pass_fetches_less():
 
 
 def test_the_second_pass_starts_where_the_first_one_ended():
-    x = tensor("6", (33, 8, 16, 16))
+    x = tensor("6 backwards", (33, 8, 16, 16))
     for rung, backwards in (("5 payload", False), ("6 backwards", True)):
         call = ladder.Call(rung, x)
         trace = ladder.count(call).trace
@@ -204,11 +220,18 @@ def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
             ladder.Call(rung, tensor(rung, (2, 3, 32, 32)), kernels=tmp_path).run()
 
 
+RUNG_OF = {
+    (torch.float32, False): "1 naive",
+    (torch.float32, True): "7 channels-last",
+    (torch.float16, False): "9 half",
+}
+
+
 def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
     gpu = benchmark("gpu")
     monkeypatch.setattr(gpu, "LADDER_SHAPES", [(2, 5, 8, 8)])
     monkeypatch.setattr(gpu, "eager_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
-    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, channels_last: tensor("7" if channels_last else "1", shape))
+    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, last: tensor(RUNG_OF[dtype, last], shape))
     chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
 
@@ -220,8 +243,10 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
 
     rows = list(gpu.Benchmark(Floor(), [], None).measure_ladder())
     assert [row["layer"] for row in rows] == list(ladder.RUNGS)
-    assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"]
-    assert {row["over_floor"] for row in rows} == {1e-3 / (3 * 4 * 2 * 5 * 8 * 8 / 1e9)}
+    assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"] + ["contiguous"] * 2
+    for row in rows:
+        size = 2 * 5 * 8 * 8 * (2 if row["dtype"] == "float16" else 4)
+        assert row["over_floor"] == 1e-3 / (3 * size / 1e9)
     _, inputs = tabulate(rows)
     assert sum(map(len, inputs.values())) == len(rows)
 

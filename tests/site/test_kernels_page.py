@@ -132,7 +132,7 @@ def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(brow
 
 def test_every_recording_of_the_site_plays_to_its_counts(browser):
     titles = json.loads((HTML / "_static" / "kernels" / "index.json").read_text())
-    assert len(titles) == 8 + 4 + 8  # of the ladder, of tutorial 12, of the package
+    assert len(titles) == 10 + 4 + 8  # of the ladder, of tutorial 12, of the package
     browser.open("kernels.html")
     for name, title in titles.items():
         browser.run("location.hash = arguments[0]", name)

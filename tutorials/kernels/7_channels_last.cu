@@ -1,11 +1,29 @@
 // Rung 7, channels-last: neighbouring threads take neighbouring channels, because these
 // are neighbours in memory. A block works on 32 channels: every warp reads a row of
-// them, and the block's warps read different rows.
+// them, and the block's warps read different rows. A thread loads only 4 bytes at a
+// time, so it loads four rows before it uses the first.
 #pragma once
 
 #include "6_backwards.cu"
 
 constexpr int kRows = kThreads / kWarp;  // that a block reads at once
+constexpr int kLoads = 4;                // of a thread, in flight together
+
+// Calls take(i, load(i)) for i = first, first + step, ... in [0, n). Of every kLoads,
+// all loads are issued before the first value is used. Going backwards, step is
+// negative.
+template <typename Load, typename Take>
+__device__ void in_rounds(
+    int64_t first, int64_t step, int64_t n, const Load& load, const Take& take) {
+    const auto inside = [&](int64_t i) { return 0 <= i && i < n; };
+    for (int64_t round = first; inside(round); round += kLoads * step) {
+        decltype(load(round)) values[kLoads];
+        for (int u = 0; u < kLoads; ++u)
+            if (inside(round + u * step)) values[u] = load(round + u * step);
+        for (int u = 0; u < kLoads; ++u)
+            if (inside(round + u * step)) take(round + u * step, values[u]);
+    }
+}
 
 // This thread's part of x: every step-th row of a channel, from `first` on.
 struct Column {
@@ -21,8 +39,10 @@ struct Column {
 __global__ void channels_last_statistics(Problem p) {
     const Column column(p, blockIdx.x);
     Moments<float> mine{};
-    for (int64_t row = column.first; row < p.count(); row += column.step)
-        add(mine, p.x[row * p.C + column.channel]);
+    in_rounds(
+        column.first, column.step, p.count(),
+        [&](int64_t row) { return p.x[row * p.C + column.channel]; },
+        [&](int64_t, float x) { add(mine, x); });
 
     __shared__ Moments<double> of_thread[kThreads];
     of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};
@@ -43,10 +63,10 @@ __global__ void channels_last_normalize(Problem p) {
     if (column.channel >= p.C) return;
     const Line line = lines[threadIdx.x % kWarp];
     const int64_t last = last_position(column.first, column.step, p.count());
-    for (int64_t row = last; row >= 0; row -= column.step) {
-        const int64_t at = row * p.C + column.channel;
-        p.y[at] = line(p.x[at]);
-    }
+    in_rounds(
+        last, -column.step, p.count(),
+        [&](int64_t row) { return p.x[row * p.C + column.channel]; },
+        [&](int64_t row, float x) { p.y[row * p.C + column.channel] = line(x); });
 }
 
 inline void channels_last_stats(const Problem& p) {

@@ -1,4 +1,4 @@
-"""The ladder of kernels: seven files for the laboratory, which compiles them, calls them and counts what they do."""
+"""The ladder of kernels: nine files for the laboratory, which compiles them, calls them and counts what they do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sbnref import lab
@@ -36,6 +37,7 @@ class Rung:
         splits: whether several blocks share a channel.
         width: elements that a thread takes at once, where the spatial size is a multiple of it.
         tile: channels that a block works on.
+        dtype: of x and y.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Rung:
     splits: bool = True
     width: int = 1
     tile: int = 1
+    dtype: torch.dtype = torch.float32
 
 
 RUNGS = {
@@ -57,13 +60,19 @@ RUNGS = {
     "7 channels-last": Rung(
         "7_channels_last.cu", ("channels_last_stats", "channels_last_apply"), tile=32
     ),
+    "8 in flight": Rung(
+        "8_in_flight.cu", ("in_flight_stats", "in_flight_apply"), width=4
+    ),
+    "9 half": Rung(
+        "9_half.cu", ("half_stats", "half_apply"), width=8, dtype=torch.float16
+    ),
 }
 
 
 def all_rungs(folder: Path = KERNELS, threads: int = THREADS) -> Kernels:
     """The rungs as one file: the last one includes the others."""
     functions = {name: None for rung in RUNGS.values() for name in rung.functions}
-    return Kernels(folder / "7_channels_last.cu", tuple(functions), threads)
+    return Kernels(folder / "9_half.cu", tuple(functions), threads)
 
 
 class Call(lab.Call):
@@ -71,7 +80,7 @@ class Call(lab.Call):
 
     Args:
         rung: a key of :data:`RUNGS`.
-        x: (N, C, \\*) float32, contiguous or channels-last.
+        x: (N, C, \\*) of the rung's dtype, contiguous or channels-last.
         weight: w, what this rank weighs.
         blocks: how many to launch at least, where several share a channel and there is work for them.
         threads: of a block.
@@ -80,7 +89,7 @@ class Call(lab.Call):
     Attributes:
         y: as x, the normalized tensor.
         payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; rungs 1 to 4 leave it alone.
-        mean, var: (C,) float32; rungs 5 to 7 leave them alone.
+        mean, var: (C,) float32; rungs 5 to 9 leave them alone.
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class Call(lab.Call):
         kernels: Path = KERNELS,
     ) -> None:
         self.rung = RUNGS[rung]
+        if x.dtype != self.rung.dtype:
+            raise ValueError(f"rung {rung} expects {self.rung.dtype}, got {x.dtype}")
         c, elements = x.shape[1], x[:, 0].numel()
         s = x[:1, :1].numel() or 1
         if self.rung.tile > 1 and not (channels_last(x) or 1 in (c, s)):

@@ -84,12 +84,8 @@ print("3. the two ranks have normalized by the statistics of all elements")
 # 4. Deviations from a value of the data are small, so their running mean is rounded finely.
 kernels = changed(
     "7_channels_last.cu",
-    "add(mine, p.x[row * p.C + column.channel]);",
-    """{
-        const float value = p.x[row * p.C + column.channel];
-        if (mine.count == 0) shift = value;
-        add(mine, value - shift);
-    }""",
+    "add(mine, x);",
+    "if (mine.count == 0) shift = x; add(mine, x - shift);",
 )
 source = kernels / "7_channels_last.cu"
 text = source.read_text().replace(
