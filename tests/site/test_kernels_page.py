@@ -85,6 +85,7 @@ def at_the_end(name: str) -> dict[str, int]:
 def test_it_plays_to_the_counts_of_the_simulation(browser, recordings):
     recording = recordings["forward"]
     show(browser, recording)
+    browser.click("[name=first]")
     assert set(shown(browser).values()) == {0}
     choose(browser, "speed", 256)
     browser.click("[name=play]")
@@ -101,7 +102,6 @@ def test_a_step_has_a_sentence_and_its_line(browser, recordings):
 
     recording = recordings["forward"]
     show(browser, recording)
-    browser.click("[name=forth]")
     assert browser.find(".words").text == "Step 1: mean, block 0, warp 0: all lanes read 128 bytes of x, 4 sectors."
     assert "sum += p.x[p.at(c, i)];" in browser.find(".current").text
     shuffle = next(i for i, step in enumerate(recording.steps, 1) if step.act is Act.SHUFFLE)
@@ -126,7 +126,7 @@ def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(brow
     assert "now" in error.get_attribute("class")
     show(browser, recordings["forward"], recordings["race"], width=PHONE)
     browser.tap("[name=forth]")
-    browser.wait("document.querySelector('[name=time]').value === '1'")
+    browser.wait("document.querySelector('[name=time]').value === '2'")
     assert browser.cut_off(".player *") == []
 
 
@@ -149,6 +149,14 @@ def test_a_link_holds_the_choice(browser):
     browser.wait(f"{titles} === '3 split' && location.hash === '#3-split'")
     browser.open("kernels.html#nothing-of-the-kind")
     browser.wait(f"{titles} === '1 naive'")
+    assert browser.find("output").text.startswith("step 1 of ")
+
+
+def test_a_link_to_a_step_opens_there(browser):
+    browser.open("kernels.html#3-split+4-wide@12")
+    browser.wait("document.querySelector('output').innerText.startsWith('step 12 of ')", 30)
+    browser.run("location.hash = '2-welford'")  # a link without a step
+    browser.wait("document.querySelector('output').innerText.startsWith('step 1 of ')", 30)
 
 
 @pytest.mark.parametrize(("tutorial", "players"), [("05_from_formula_to_kernel", 7), ("12_your_own_kernel", 4)])

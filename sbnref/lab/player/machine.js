@@ -46,6 +46,11 @@ export class Machine {
     this.rows = Array.from({ length: blocks * this.warps }, () => ({ lanes: [], act: null, waits: false }));
   }
 
+  /** The step that accesses memory first, counted from 1; 0 if none does. */
+  get firstAccess() {
+    return this.steps.findIndex((step) => step.act <= WRITE_SHARED) + 1;
+  }
+
   /** The step done last; null before the first. @returns {Step | null} */
   get last() {
     return this.steps[this.time - 1] ?? null;

@@ -275,13 +275,10 @@ class View {
 
   /** The line of the kernel, and the line of the helper that it calls, if it does. */
   showSource() {
-    const site = this.recording.sites[this.machine.last?.site] ?? [];
+    const { last, steps } = this.machine;
+    const site = this.recording.sites[(last ?? steps[0])?.site] ?? [];
     const [inner, outer] = [site[0], site.at(-1)];
     if (outer) this.showLine(this.find(".source"), this.find(".file"), outer);
-    else if (!this.find(".source").children.length && this.recording.sites.length) {
-      this.showLine(this.find(".source"), this.find(".file"), this.recording.sites[0].at(-1) ?? [0, 1]);
-      this.find(".current")?.classList.remove("current");
-    }
     const within = this.find(".within");
     within.classList.toggle("empty", site.length < 2);
     if (site.length > 1) this.showLine(within.querySelector(".source"), within.firstChild, inner, "which calls ");
@@ -309,7 +306,7 @@ class Player {
     root.innerHTML = CONTROLS;
     this.find = (name) => root.querySelector(`[name=${name}]`);
     this.views = [];
-    this.time = 0;
+    this.time = null; // until there are recordings
     this.timer = null;
     this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed)));
     this.find("speed").value = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : 16;
@@ -351,7 +348,7 @@ class Player {
     this.views = recordings.map((recording) => new View(recording, this.root.querySelector(".legend")));
     this.root.querySelector(".views").replaceChildren(...this.views.map((view) => view.root));
     this.find("time").max = this.length;
-    this.setTime(Math.min(this.time, this.length));
+    this.setTime(this.time ?? Math.max(0, ...this.views.map((view) => view.machine.firstAccess)));
   }
 
   /** @param {Error} error Of loading. */
@@ -396,7 +393,7 @@ class Player {
   }
 }
 
-/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide`. */
+/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide@12`, at step 12. */
 class Choice {
   constructor(player, folder, index) {
     Object.assign(this, { player, folder, names: Object.keys(index) });
@@ -418,8 +415,10 @@ class Choice {
   }
 
   read() {
-    const [left, right = ""] = decodeURIComponent(location.hash.slice(1)).split("+");
+    const [names, step] = decodeURIComponent(location.hash.slice(1)).split("@");
+    const [left, right = ""] = names.split("+");
     if (this.names.includes(left)) {
+      this.player.time = /^\d+$/.test(step) ? Number(step) : null;
       this.player.find("left").value = left;
       this.player.find("right").value = this.names.includes(right) ? right : "";
     }
