@@ -34,8 +34,20 @@ __global__ void reverse(Problem p) {
     p.y[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
 }
 
+// As above, in an array of another name; only legal where each thread reads what it wrote itself.
+template <bool kReversed>
+__global__ void copy(Problem p) {
+    __shared__ float tile[kThreads];
+    tile[threadIdx.x] = 0;
+    __syncthreads();
+    tile[threadIdx.x] = p.x[threadIdx.x];
+    p.y[kReversed ? kThreads - 1 - threadIdx.x : threadIdx.x] = tile[threadIdx.x];
+}
+
 void forward(const Problem& p) { mean<<<p.C, kThreads, 0, p.stream>>>(p); }
 void race(const Problem& p) { reverse<<<1, kThreads, 0, p.stream>>>(p); }
+void still(const Problem& p) { copy<false><<<1, kThreads, 0, p.stream>>>(p); }
+void turned(const Problem& p) { copy<true><<<1, kThreads, 0, p.stream>>>(p); }
 """
 
 
@@ -44,7 +56,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
     """A recording of each function above."""
     file = tmp_path_factory.mktemp("kernels") / "mine.cu"
     file.write_text(KERNELS)
-    kernels = Kernels(file, ("forward", "race"), 64)
+    kernels = Kernels(file, ("forward", "race", "still", "turned"), 64)
     x = example((2, 4, 6, 6))
     return {name: record(Call(kernels, x), f"<{name}>", [name]) for name in kernels.functions}
 
@@ -128,6 +140,28 @@ def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(brow
     browser.tap("[name=forth]")
     browser.wait("document.querySelector('[name=time]').value === '2'")
     assert browser.cut_off(".player *") == []
+
+
+def test_the_first_difference_of_two_recordings_is_named_and_a_button_goes_there(browser, recordings):
+    show(browser, recordings["forward"], recordings["race"])
+    assert browser.find(".difference").text.startswith(
+        "The two differ first at step 1: in <forward>, all lanes read 128 bytes of x, 4 sectors; "
+        "in <race>, all lanes write 4 bytes each of shared in shared memory."
+    )
+    for names, words in (
+        (("race", "still"), "in <race>, lane 0 reads 4 bytes of x, 1 sector; in <still>, all lanes read 128 bytes"),
+        (("still", "turned"), "in both, all lanes write 128 bytes of y, 4 sectors, but with different"),
+    ):
+        one, other = (recordings[name] for name in names)
+        show(browser, one, other)
+        step = next(i for i, (a, b) in enumerate(zip(one.steps, other.steps, strict=False), 1) if a.lanes != b.lanes)
+        assert browser.find(".difference").text.startswith(f"The two differ first at step {step}: {words}")
+        browser.click("[name=differ]")
+        assert browser.find("output").text.startswith(f"step {step} of ")
+    show(browser, recordings["race"], recordings["race"])
+    assert browser.find(".difference").text == "The two do the same at every step."
+    show(browser, recordings["race"])
+    assert not browser.find(".difference").is_displayed()
 
 
 def test_every_recording_of_the_site_plays_to_its_counts(browser):

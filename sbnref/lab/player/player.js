@@ -6,7 +6,7 @@
  * Otherwise it plays what the page holds in <script type="application/json" class="recording">.
  */
 
-import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
+import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, difference, plural } from "./machine.js";
 
 const TREE = 24; // pixels, for the arcs of a shuffle
 const SPEEDS = [1, 4, 16, 64, 256]; // steps a second
@@ -46,6 +46,7 @@ const CONTROLS = `
     <li class="cell">untouched</li>
   </ul>
   <p class="problem" role="alert"></p>
+  <p class="difference" hidden><span></span> <button type="button" name="differ"></button></p>
   <div class="views"></div>`;
 
 const VIEW = `
@@ -316,6 +317,7 @@ class Player {
   listen() {
     const moves = {
       first: () => 0, back: () => this.time - 1, forth: () => this.time + 1, end: () => this.length,
+      differ: () => this.differ,
     }; // prettier-ignore
     for (const [name, to] of Object.entries(moves)) this.find(name).addEventListener("click", () => this.goTo(to()));
     this.find("time").addEventListener("input", (event) => this.goTo(Number(event.target.value)));
@@ -348,7 +350,20 @@ class Player {
     this.views = recordings.map((recording) => new View(recording, this.root.querySelector(".legend")));
     this.root.querySelector(".views").replaceChildren(...this.views.map((view) => view.root));
     this.find("time").max = this.length;
+    this.compare(recordings);
     this.setTime(this.time ?? Math.max(0, ...this.views.map((view) => view.machine.firstAccess)));
+  }
+
+  /** Says where two recordings differ. */
+  compare([left, right]) {
+    const line = this.root.querySelector(".difference");
+    line.hidden = !right;
+    if (!right) return;
+    const { step, words } = difference(left, right);
+    this.differ = step;
+    line.firstChild.textContent = words;
+    this.find("differ").hidden = step === 0;
+    this.find("differ").textContent = `Go to step ${step}`;
   }
 
   /** @param {Error} error Of loading. */
