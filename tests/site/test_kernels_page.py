@@ -142,6 +142,22 @@ def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(brow
     assert browser.cut_off(".player *") == []
 
 
+def test_a_phone_shows_controls_words_and_picture_together(browser):
+    browser.open("kernels.html#2-welford@40", PHONE, 844)
+    browser.wait("document.querySelector('.view') !== null", 30)
+    script = """document.querySelector('.said').scrollIntoView({ block: 'start', behavior: 'instant' });
+        scrollBy({ top: -document.querySelector('.controls').getBoundingClientRect().bottom, behavior: 'instant' });
+        const whole = (e) => [0, 1].every((at) => {
+            const { x, top, bottom } = e.getBoundingClientRect();
+            return e.contains(document.elementFromPoint(x + 3, at ? bottom - 1 : top + 1));
+        });
+        return [...document.querySelectorAll('.controls button, .words, .lanes, .memory')].filter((e) => !whole(e))
+            .map((e) => e.outerHTML)"""
+    assert browser.run(script) == []
+    browser.find("[name=forth]").click()  # where it is, with no scrolling before
+    assert browser.find("output").text.startswith("step 41 of ")
+
+
 def test_the_first_difference_of_two_recordings_is_named_and_a_button_goes_there(browser, recordings):
     show(browser, recordings["forward"], recordings["race"])
     assert browser.find(".difference").text.startswith(

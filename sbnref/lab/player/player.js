@@ -30,7 +30,7 @@ const CONTROLS = `
     <button type="button" name="play">Play</button>
     <button type="button" name="forth" aria-label="One step on">▶</button>
     <button type="button" name="end" aria-label="To the end">⏭</button>
-    <label>Speed <select name="speed"></select></label>
+    <select name="speed" aria-label="Steps a second" title="Steps a second"></select>
     <input type="range" name="time" min="0" value="0" aria-label="Step" />
     <output></output>
   </div>
@@ -53,7 +53,6 @@ const VIEW = `
   <h3></h3>
   <p class="error" hidden></p>
   <div class="said"><p class="words" aria-live="polite"></p></div>
-  <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <div class="side">
     <div>
       <h4>Lanes of the warps, by block · warp</h4>
@@ -71,6 +70,7 @@ const VIEW = `
       <div class="within" hidden><h4></h4><div class="source excerpt"></div></div>
     </div>
   </div>
+  <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <details><summary>Every step in words</summary><ol></ol></details>`;
 
 /** @param {string} tag @param {string} [text] */
@@ -309,7 +309,7 @@ class Player {
     this.views = [];
     this.time = null; // until there are recordings
     this.timer = null;
-    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed)));
+    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed}/s`, speed)));
     this.find("speed").value = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : 16;
     this.listen();
   }
