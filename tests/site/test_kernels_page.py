@@ -34,8 +34,20 @@ __global__ void reverse(Problem p) {
     p.y[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
 }
 
+// As above, in an array of another name; only legal where each thread reads what it wrote itself.
+template <bool kReversed>
+__global__ void copy(Problem p) {
+    __shared__ float tile[kThreads];
+    tile[threadIdx.x] = 0;
+    __syncthreads();
+    tile[threadIdx.x] = p.x[threadIdx.x];
+    p.y[kReversed ? kThreads - 1 - threadIdx.x : threadIdx.x] = tile[threadIdx.x];
+}
+
 void forward(const Problem& p) { mean<<<p.C, kThreads, 0, p.stream>>>(p); }
 void race(const Problem& p) { reverse<<<1, kThreads, 0, p.stream>>>(p); }
+void still(const Problem& p) { copy<false><<<1, kThreads, 0, p.stream>>>(p); }
+void turned(const Problem& p) { copy<true><<<1, kThreads, 0, p.stream>>>(p); }
 """
 
 
@@ -44,7 +56,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
     """A recording of each function above."""
     file = tmp_path_factory.mktemp("kernels") / "mine.cu"
     file.write_text(KERNELS)
-    kernels = Kernels(file, ("forward", "race"), 64)
+    kernels = Kernels(file, ("forward", "race", "still", "turned"), 64)
     x = example((2, 4, 6, 6))
     return {name: record(Call(kernels, x), f"<{name}>", [name]) for name in kernels.functions}
 
@@ -85,6 +97,7 @@ def at_the_end(name: str) -> dict[str, int]:
 def test_it_plays_to_the_counts_of_the_simulation(browser, recordings):
     recording = recordings["forward"]
     show(browser, recording)
+    browser.click("[name=first]")
     assert set(shown(browser).values()) == {0}
     choose(browser, "speed", 256)
     browser.click("[name=play]")
@@ -101,7 +114,6 @@ def test_a_step_has_a_sentence_and_its_line(browser, recordings):
 
     recording = recordings["forward"]
     show(browser, recording)
-    browser.click("[name=forth]")
     assert browser.find(".words").text == "Step 1: mean, block 0, warp 0: all lanes read 128 bytes of x, 4 sectors."
     assert "sum += p.x[p.at(c, i)];" in browser.find(".current").text
     shuffle = next(i for i, step in enumerate(recording.steps, 1) if step.act is Act.SHUFFLE)
@@ -126,8 +138,46 @@ def test_a_missing_barrier_is_shown_beside_another_recording_on_a_phone_too(brow
     assert "now" in error.get_attribute("class")
     show(browser, recordings["forward"], recordings["race"], width=PHONE)
     browser.tap("[name=forth]")
-    browser.wait("document.querySelector('[name=time]').value === '1'")
+    browser.wait("document.querySelector('[name=time]').value === '2'")
     assert browser.cut_off(".player *") == []
+
+
+def test_a_phone_shows_controls_words_and_picture_together(browser):
+    browser.open("kernels.html#2-welford@40", PHONE, 844)
+    browser.wait("document.querySelector('.view') !== null", 30)
+    script = """document.querySelector('.said').scrollIntoView({ block: 'start', behavior: 'instant' });
+        scrollBy({ top: -document.querySelector('.controls').getBoundingClientRect().bottom, behavior: 'instant' });
+        const whole = (e) => [0, 1].every((at) => {
+            const { x, top, bottom } = e.getBoundingClientRect();
+            return e.contains(document.elementFromPoint(x + 3, at ? bottom - 1 : top + 1));
+        });
+        return [...document.querySelectorAll('.controls button, .words, .lanes, .memory')].filter((e) => !whole(e))
+            .map((e) => e.outerHTML)"""
+    assert browser.run(script) == []
+    browser.find("[name=forth]").click()  # where it is, with no scrolling before
+    assert browser.find("output").text.startswith("step 41 of ")
+
+
+def test_the_first_difference_of_two_recordings_is_named_and_a_button_goes_there(browser, recordings):
+    show(browser, recordings["forward"], recordings["race"])
+    assert browser.find(".difference").text.startswith(
+        "The two differ first at step 1: in <forward>, all lanes read 128 bytes of x, 4 sectors; "
+        "in <race>, all lanes write 4 bytes each of shared in shared memory."
+    )
+    for names, words in (
+        (("race", "still"), "in <race>, lane 0 reads 4 bytes of x, 1 sector; in <still>, all lanes read 128 bytes"),
+        (("still", "turned"), "in both, all lanes write 128 bytes of y, 4 sectors, but with different"),
+    ):
+        one, other = (recordings[name] for name in names)
+        show(browser, one, other)
+        step = next(i for i, (a, b) in enumerate(zip(one.steps, other.steps, strict=False), 1) if a.lanes != b.lanes)
+        assert browser.find(".difference").text.startswith(f"The two differ first at step {step}: {words}")
+        browser.click("[name=differ]")
+        assert browser.find("output").text.startswith(f"step {step} of ")
+    show(browser, recordings["race"], recordings["race"])
+    assert browser.find(".difference").text == "The two do the same at every step."
+    show(browser, recordings["race"])
+    assert not browser.find(".difference").is_displayed()
 
 
 def test_every_recording_of_the_site_plays_to_its_counts(browser):
@@ -149,6 +199,14 @@ def test_a_link_holds_the_choice(browser):
     browser.wait(f"{titles} === '3 split' && location.hash === '#3-split'")
     browser.open("kernels.html#nothing-of-the-kind")
     browser.wait(f"{titles} === '1 naive'")
+    assert browser.find("output").text.startswith("step 1 of ")
+
+
+def test_a_link_to_a_step_opens_there(browser):
+    browser.open("kernels.html#3-split+4-wide@12")
+    browser.wait("document.querySelector('output').innerText.startsWith('step 12 of ')", 30)
+    browser.run("location.hash = '2-welford'")  # a link without a step
+    browser.wait("document.querySelector('output').innerText.startsWith('step 1 of ')", 30)
 
 
 @pytest.mark.parametrize(("tutorial", "players"), [("05_from_formula_to_kernel", 7), ("12_your_own_kernel", 4)])

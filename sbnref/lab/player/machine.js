@@ -46,6 +46,11 @@ export class Machine {
     this.rows = Array.from({ length: blocks * this.warps }, () => ({ lanes: [], act: null, waits: false }));
   }
 
+  /** The step that accesses memory first, counted from 1; 0 if none does. */
+  get firstAccess() {
+    return this.steps.findIndex((step) => step.act <= WRITE_SHARED) + 1;
+  }
+
   /** The step done last; null before the first. @returns {Step | null} */
   get last() {
     return this.steps[this.time - 1] ?? null;
@@ -104,6 +109,13 @@ export class Machine {
     return `Step ${this.time}: ${who}: ${lanesInWords(step.lanes)} ${this.actInWords(step)}.`;
   }
 
+  /** All of a step that two recordings have to agree on: not its line, nor the name of a shared array. */
+  essence(index) {
+    const step = this.steps[index];
+    const { name, shared } = this.recording.arrays[step?.array] ?? {};
+    return JSON.stringify({ ...step, site: null, array: shared || name });
+  }
+
   actInWords(step) {
     const { name } = this.recording.arrays[step.array] ?? {};
     const s = step.lanes.length === 1 ? "s" : "";
@@ -120,6 +132,31 @@ export class Machine {
     const of = `${plural(step.bytes * step.lanes.length, "byte")} of ${name}, ${plural(size, "sector")}${before}`;
     return step.act === TICKET ? `take${s} a ticket, ${of}` : `${step.act === READ ? "read" : "write"}${s} ${of}`;
   }
+}
+
+/**
+ * The first step that two recordings do not agree on, counted from 1, and a sentence about it; step 0 if there is none.
+ *
+ * @param {object} left @param {object} right Recordings. @returns {{ step: number, words: string }}
+ */
+export function difference(left, right) {
+  const [a, b] = [new Machine(left), new Machine(right)];
+  const length = Math.max(a.steps.length, b.steps.length);
+  let step = 1;
+  while (step <= length && a.essence(step - 1) === b.essence(step - 1)) step++;
+  if (step > length) return { step: 0, words: "The two do the same at every step." };
+  const [one, other] = [a, b].map((machine) => machine.steps[step - 1]);
+  const together = one?.block === other?.block && one?.warp === other?.warp;
+  const [first, second] = [a, b].map((machine) => {
+    machine.goTo(step);
+    if (machine.time < step) return "the recording has ended";
+    const { lanes, block, warp } = machine.last;
+    const where = together ? "" : ` of block ${block}, warp ${warp}`;
+    return `${lanesInWords(lanes)}${where} ${machine.actInWords(machine.last)}`;
+  });
+  const both = `in both, ${first}, but with different lanes or addresses`;
+  const how = first === second ? both : `in ${left.title}, ${first}; in ${right.title}, ${second}`;
+  return { step, words: `The two differ first at step ${step}: ${how}.` };
 }
 
 /** @param {number[]} lanes */

@@ -6,7 +6,7 @@
  * Otherwise it plays what the page holds in <script type="application/json" class="recording">.
  */
 
-import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, plural } from "./machine.js";
+import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, difference, plural } from "./machine.js";
 
 const TREE = 24; // pixels, for the arcs of a shuffle
 const SPEEDS = [1, 4, 16, 64, 256]; // steps a second
@@ -30,7 +30,7 @@ const CONTROLS = `
     <button type="button" name="play">Play</button>
     <button type="button" name="forth" aria-label="One step on">▶</button>
     <button type="button" name="end" aria-label="To the end">⏭</button>
-    <label>Speed <select name="speed"></select></label>
+    <select name="speed" aria-label="Steps a second" title="Steps a second"></select>
     <input type="range" name="time" min="0" value="0" aria-label="Step" />
     <output></output>
   </div>
@@ -46,13 +46,13 @@ const CONTROLS = `
     <li class="cell">untouched</li>
   </ul>
   <p class="problem" role="alert"></p>
+  <p class="difference" hidden><span></span> <button type="button" name="differ"></button></p>
   <div class="views"></div>`;
 
 const VIEW = `
   <h3></h3>
   <p class="error" hidden></p>
   <div class="said"><p class="words" aria-live="polite"></p></div>
-  <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <div class="side">
     <div>
       <h4>Lanes of the warps, by block · warp</h4>
@@ -70,6 +70,7 @@ const VIEW = `
       <div class="within" hidden><h4></h4><div class="source excerpt"></div></div>
     </div>
   </div>
+  <table class="counters"><caption>So far</caption><tbody></tbody></table>
   <details><summary>Every step in words</summary><ol></ol></details>`;
 
 /** @param {string} tag @param {string} [text] */
@@ -275,13 +276,10 @@ class View {
 
   /** The line of the kernel, and the line of the helper that it calls, if it does. */
   showSource() {
-    const site = this.recording.sites[this.machine.last?.site] ?? [];
+    const { last, steps } = this.machine;
+    const site = this.recording.sites[(last ?? steps[0])?.site] ?? [];
     const [inner, outer] = [site[0], site.at(-1)];
     if (outer) this.showLine(this.find(".source"), this.find(".file"), outer);
-    else if (!this.find(".source").children.length && this.recording.sites.length) {
-      this.showLine(this.find(".source"), this.find(".file"), this.recording.sites[0].at(-1) ?? [0, 1]);
-      this.find(".current")?.classList.remove("current");
-    }
     const within = this.find(".within");
     within.classList.toggle("empty", site.length < 2);
     if (site.length > 1) this.showLine(within.querySelector(".source"), within.firstChild, inner, "which calls ");
@@ -309,9 +307,9 @@ class Player {
     root.innerHTML = CONTROLS;
     this.find = (name) => root.querySelector(`[name=${name}]`);
     this.views = [];
-    this.time = 0;
+    this.time = null; // until there are recordings
     this.timer = null;
-    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed} a second`, speed)));
+    this.find("speed").append(...SPEEDS.map((speed) => new Option(`${speed}/s`, speed)));
     this.find("speed").value = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : 16;
     this.listen();
   }
@@ -319,6 +317,7 @@ class Player {
   listen() {
     const moves = {
       first: () => 0, back: () => this.time - 1, forth: () => this.time + 1, end: () => this.length,
+      differ: () => this.differ,
     }; // prettier-ignore
     for (const [name, to] of Object.entries(moves)) this.find(name).addEventListener("click", () => this.goTo(to()));
     this.find("time").addEventListener("input", (event) => this.goTo(Number(event.target.value)));
@@ -351,7 +350,20 @@ class Player {
     this.views = recordings.map((recording) => new View(recording, this.root.querySelector(".legend")));
     this.root.querySelector(".views").replaceChildren(...this.views.map((view) => view.root));
     this.find("time").max = this.length;
-    this.setTime(Math.min(this.time, this.length));
+    this.compare(recordings);
+    this.setTime(this.time ?? Math.max(0, ...this.views.map((view) => view.machine.firstAccess)));
+  }
+
+  /** Says where two recordings differ. */
+  compare([left, right]) {
+    const line = this.root.querySelector(".difference");
+    line.hidden = !right;
+    if (!right) return;
+    const { step, words } = difference(left, right);
+    this.differ = step;
+    line.firstChild.textContent = words;
+    this.find("differ").hidden = step === 0;
+    this.find("differ").textContent = `Go to step ${step}`;
   }
 
   /** @param {Error} error Of loading. */
@@ -396,7 +408,7 @@ class Player {
   }
 }
 
-/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide`. */
+/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide@12`, at step 12. */
 class Choice {
   constructor(player, folder, index) {
     Object.assign(this, { player, folder, names: Object.keys(index) });
@@ -418,8 +430,10 @@ class Choice {
   }
 
   read() {
-    const [left, right = ""] = decodeURIComponent(location.hash.slice(1)).split("+");
+    const [names, step] = decodeURIComponent(location.hash.slice(1)).split("@");
+    const [left, right = ""] = names.split("+");
     if (this.names.includes(left)) {
+      this.player.time = /^\d+$/.test(step) ? Number(step) : null;
       this.player.find("left").value = left;
       this.player.find("right").value = this.names.includes(right) ? right : "";
     }
