@@ -151,7 +151,7 @@ def run_program(
     )
     _show(report, json)
     if finder() is None:
-        typer.echo("sbnref: lines are missing because addr2line is not on the PATH; install binutils", err=True)
+        typer.echo("sbnref: lines are missing because addr2line is not on the PATH; install binutils or llvm", err=True)
     raise typer.Exit(not report.passed)
 
 
@@ -303,7 +303,7 @@ def trace(
     error = or_exit(run)
     typer.echo(f"Saved {output}")
     if finder() is None:
-        hint = "line numbers are missing because addr2line is not on the PATH; install binutils"
+        hint = "line numbers are missing because addr2line is not on the PATH; install binutils or llvm"
         typer.echo(f"sbnref: {hint}", err=True)
     if error is not None:
         typer.echo(f"sbnref: {error}", err=True)

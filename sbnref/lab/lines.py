@@ -10,6 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Frame = tuple[str, int]  # a file, and a line of it
+OPTIONS = {  # of each command that finds lines; the file comes last
+    "addr2line": ("--inlines", "--addresses", "--exe"),
+    "llvm-addr2line": ("--inlines", "--addresses", "--exe"),
+    "llvm-symbolizer": ("--output-style=GNU", "--functions=none", "--inlines", "--addresses", "--obj"),
+}
 
 
 def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
@@ -28,7 +33,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
     if (command := finder()) is None:
         return found
     said = subprocess.run(
-        [command, "--inlines", "--addresses", f"--exe={library}"],
+        [command, *OPTIONS[command], str(library)],
         input="\n".join(hex(a - 1) for a in addresses),  # a call ends one byte before the address that it returns to
         capture_output=True,
         text=True,
@@ -47,4 +52,4 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
 
 def finder() -> str | None:
     """Return the command that finds lines, of binutils or of LLVM; None if neither is on the PATH."""
-    return next(filter(shutil.which, ("addr2line", "llvm-addr2line")), None)
+    return next(filter(shutil.which, OPTIONS), None)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
+from sbnref.lab.lines import OPTIONS
 from sbnref.lab.run import run
 
 pytestmark = pytest.mark.slow
@@ -58,6 +60,15 @@ def test_a_fault_is_reported_with_its_line(name):
     assert not report.passed
     for order in ("descending", "random:1", "random:2"):
         assert not run(FAULTS, [name], order=order, timeout=60).passed
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_each_command_that_finds_lines_finds_them(command, monkeypatch):
+    if shutil.which(command) is None:
+        pytest.skip(f"{command} is not on the PATH")
+    monkeypatch.setattr("sbnref.lab.lines.finder", lambda: command)
+    fault = run(FAULTS, ["missing_barrier"], timeout=60).fault
+    assert (fault.at[0].file, fault.at[0].line) == (str(FAULTS), PLANTED["missing_barrier"][0])
 
 
 # ---- the command ----
