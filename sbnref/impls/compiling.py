@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -27,6 +28,15 @@ class DoesNotCompile(RuntimeError):
 def compiler() -> str:
     """The command of the C++ compiler: ``CXX``, or the first that is on the PATH of c++, g++ and clang++."""
     return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
+
+
+@functools.cache
+def is_clang(command: str) -> bool:
+    """Whether a compiler is clang, by whatever name."""
+    try:
+        return "clang" in subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return False  # compiling says why
 
 
 def cache() -> Path:

@@ -71,6 +71,17 @@ def test_each_command_that_finds_lines_finds_them(command, monkeypatch):
     assert (fault.at[0].file, fault.at[0].line) == (str(FAULTS), PLANTED["missing_barrier"][0])
 
 
+def test_clang_reports_accesses_too(monkeypatch):
+    if shutil.which("clang++") is None:
+        pytest.skip("clang++ is not on the PATH")
+    monkeypatch.setenv("CXX", "clang++")
+    assert run(SUM, timeout=60).passed
+    for name in ("shared_race", "uninitialized", "out_of_bounds"):
+        fault = run(FAULTS, [name], timeout=60).fault
+        assert PLANTED[name][1] in fault.what
+        assert fault.at[0].line == PLANTED[name][0]
+
+
 # ---- the command ----
 
 

@@ -9,18 +9,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..compiling import CSRC, DoesNotCompile, cached, call_compiler
+from ..compiling import CSRC, DoesNotCompile, cached, call_compiler, compiler, is_clang
 from .rewrite import included, rewrite
 
 SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
-# The compiler reports every access. Aggregates are not taken apart, so that a float4 is read as one; each operation is
-# rounded by itself, as the kernels ask of the GPU where it matters. addr2line 2.40 takes wrong files from DWARF 5.
-FLAGS = (
-    "--param=tsan-distinguish-volatile=1",
+# Each operation is rounded by itself, as the kernels ask of the GPU where it matters. addr2line 2.40 takes wrong files
+# from DWARF 5.
+_FLAGS = (
     "-O1",
-    "-fno-tree-sra",
     "-gdwarf-4",
     "-w",
     "-ffp-contract=off",
@@ -28,8 +26,22 @@ FLAGS = (
     "-fstack-clash-protection",  # no frame reaches beyond the page below its stack
     "-Wfatal-errors",
     "-fno-show-column",  # of what was rewritten
+)
+_GCC = (
+    "--param=tsan-distinguish-volatile=1",
+    "-fno-tree-sra",  # a float4 is read as one
     "-fno-diagnostics-show-caret",
 )
+_CLANG = (
+    *("-mllvm", "-tsan-distinguish-volatile"),
+    *("-mllvm", "-tsan-instrument-read-before-write"),  # of x += 1 too
+    "-fno-caret-diagnostics",
+)
+
+
+def instrument() -> tuple[str, ...]:
+    """Return the flags with which the compiler reports every access."""
+    return _FLAGS + (_CLANG if is_clang(compiler()) else _GCC)
 
 
 def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str] = ()) -> Path:
@@ -69,7 +81,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
     from torch.utils.cpp_extension import include_paths
 
     system = [word for path in include_paths() for word in ("-isystem", path)]
-    arguments = [*FLAGS, *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *system]
+    arguments = [*instrument(), *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *system]
 
     def compile(source: Path) -> Path:
         built = folder / f"{source.stem}.simulated.o"
@@ -108,12 +120,14 @@ def _compile(
                 source.write_text(unit)
             includes = [f"-I{SIMULATION / 'include'}", *(f"-I{path}" for path in search)]
             made = Path(folder) / "program.o"
-            call_compiler(made, *FLAGS, *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search)))
+            call_compiler(
+                made, *instrument(), *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search))
+            )
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
             # The linker keeps the first of equal templates: the simulation must not run those that are watched.
             call_compiler(built, *link, *map(str, objects), str(made), *libraries)
 
-    about = [*FLAGS, *link, *more, *map(str, search), *map(str, objects), unit or ""]
+    about = [*instrument(), *link, *more, *map(str, search), *map(str, objects), unit or ""]
     return cached(file.stem, sources, about, compile, suffix)
 
 
