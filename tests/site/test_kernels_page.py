@@ -209,7 +209,7 @@ def test_a_link_to_a_step_opens_there(browser):
     browser.wait("document.querySelector('output').innerText.startsWith('step 1 of ')", 30)
 
 
-@pytest.mark.parametrize(("tutorial", "players"), [("05_from_formula_to_kernel", 7), ("12_your_own_kernel", 4)])
+@pytest.mark.parametrize(("tutorial", "players"), [("05_from_formula_to_kernel", 9), ("12_your_own_kernel", 4)])
 def test_the_players_of_a_tutorial_start_when_opened(browser, tutorial, players):
     browser.open(f"learn/{tutorial}.html", PHONE)
     names = browser.run("return [...document.querySelectorAll('details .player')].map((e) => e.dataset.show)")
