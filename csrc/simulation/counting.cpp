@@ -39,7 +39,7 @@ struct Instruction {
 };
 
 std::vector<Launch>& launched = *new std::vector<Launch>;  // outlives the report at the exit
-std::vector<std::vector<Instruction>> of_warp;             // of the running block, by sites
+std::vector<std::vector<Instruction>> of_warp;             // of the running block, by sites and memories
 bool tracing = false;
 std::vector<int64_t> trace;  // (accesses of a warp, sectors): launch, block, time, access, sector
 int64_t traced_accesses;
@@ -105,8 +105,9 @@ void count(const Array& array, uintptr_t address, size_t bytes, Access access, u
     }
     const unsigned warp = here.thread / kWarp;
     if (of_warp.size() <= warp) of_warp.resize(warp + 1);
-    if (of_warp[warp].size() <= site) of_warp[warp].resize(site + 1);
-    Instruction& i = of_warp[warp][site];
+    const size_t at = 2 * size_t{site} + shared;  // a copy has one site for both memories
+    if (of_warp[warp].size() <= at) of_warp[warp].resize(at + 1);
+    Instruction& i = of_warp[warp][at];
     i.shared = shared;
     const uint32_t time = i.executed[here.thread % kWarp]++;
     i.times = std::max(i.times, time + 1);
