@@ -21,23 +21,21 @@ void* __tsan_memcpy(void* to, const void* from, size_t bytes) { return copy(to, 
 void* __tsan_memmove(void* to, const void* from, size_t bytes) { return copy(to, from, bytes); }
 void* __tsan_memset(void* to, int value, size_t bytes) { return fill(to, value, bytes); }
 
-#define HOOKS(n)                                                                        \
-    void __tsan_read##n(void* a) { access(a, n, Access::Read, HERE); }                  \
-    void __tsan_write##n(void* a) { access(a, n, Access::Write, HERE); }                \
-    void __tsan_unaligned_read##n(void* a) { access(a, n, Access::Read, HERE); }        \
-    void __tsan_unaligned_write##n(void* a) { access(a, n, Access::Write, HERE); }      \
-    void __tsan_volatile_read##n(void* a) { access(a, n, Access::Read, HERE, true); }   \
-    void __tsan_volatile_write##n(void* a) { access(a, n, Access::Write, HERE, true); } \
-    void __tsan_read_write##n(void* a) {                                                \
-        access(a, n, Access::Read, HERE);                                               \
-        access(a, n, Access::Write, HERE);                                              \
-    }
+#define READ_AND_WRITE(n, prefix, is_volatile)                                                \
+    void __tsan_##prefix##read##n(void* a) { access(a, n, Access::Read, HERE, is_volatile); } \
+    void __tsan_##prefix##write##n(void* a) { access(a, n, Access::Write, HERE, is_volatile); }
+#define HOOKS(n)                         \
+    READ_AND_WRITE(n, , false)           \
+    READ_AND_WRITE(n, unaligned_, false) \
+    READ_AND_WRITE(n, volatile_, true)   \
+    READ_AND_WRITE(n, unaligned_volatile_, true)
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
 #undef HOOKS
+#undef READ_AND_WRITE
 
 void __tsan_atomic_thread_fence(int) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 void __tsan_atomic_signal_fence(int) {}

@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 
 # How templates came to be, which is long and of the simulation's own headers.
-_NOISE = re.compile(r"required (?:from|by)|In (?:substitution|instantiation) of|^compilation terminated")
+_NOISE = re.compile(
+    r"required (?:from|by)|[Ii]n (?:substitution|instantiation) of|^compilation terminated"
+    r"|note: (?:while|during|\(skipping)|^\d+ errors? generated"
+)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout

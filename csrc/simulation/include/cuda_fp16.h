@@ -55,6 +55,7 @@ CUDASIM_BUILTIN unsigned short float_to_bfloat16(float value) {
         T x, y;                                                                                             \
         T2() = default;                                                                                     \
         T2(T x, T y) : x(x), y(y) {}                                                                        \
+        CUDASIM_COPIES(T2)                                                                                  \
     };                                                                                                      \
     CUDASIM_BUILTIN T operator+(T a, T b) { return T(float(a) + float(b)); }                                \
     CUDASIM_BUILTIN T operator-(T a, T b) { return T(float(a) - float(b)); }                                \

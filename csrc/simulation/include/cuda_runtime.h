@@ -29,8 +29,8 @@
 #define __CUDA_RUNTIME_H__
 #define __DRIVER_TYPES_H__
 // Device functions become part of the kernel, as nvcc makes them: GCC does not report a structure that a call returns
-// into memory.
-#define __global__ __attribute__((flatten))
+// into memory. A frame that is too large has to be that of the kernel.
+#define __global__ __attribute__((flatten, noinline))
 #define __device__
 #define __host__
 #define __constant__
@@ -55,6 +55,11 @@ namespace std {
 using ::cudasim_memcpy;
 using ::cudasim_memset;
 }  // namespace std
+#if defined(__clang__) && __clang_major__ < 16 && defined(__ELF__)
+#if __has_feature(thread_sanitizer)
+asm("memcpy = __tsan_memcpy\nmemmove = __tsan_memmove\nmemset = __tsan_memset");  // what later versions call
+#endif
+#endif
 
 // ---- where a thread is ----
 
@@ -66,14 +71,37 @@ static constexpr int warpSize __attribute__((unused)) = 32;
 
 // ---- vectors ----
 
-#define CUDASIM_VECTORS(T, name, two, four)                                     \
-    struct name##1 { T x; };                                                    \
-    struct alignas(two) name##2 { T x, y; };                                    \
-    struct name##3 { T x, y, z; };                                              \
-    struct alignas(four) name##4 { T x, y, z, w; };                             \
-    CUDASIM_BUILTIN name##1 make_##name##1(T x) { return {x}; }                 \
-    CUDASIM_BUILTIN name##2 make_##name##2(T x, T y) { return {x, y}; }         \
-    CUDASIM_BUILTIN name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
+// Clang takes structures apart: one that a GPU accesses as a whole reports its own copies.
+#ifdef __clang__
+#define CUDASIM_COPIES(name)                                                                           \
+    __attribute__((always_inline)) name(const name& from) { cudasim::copy(this, &from, sizeof from); } \
+    __attribute__((always_inline)) name& operator=(const name& from) {                                 \
+        return cudasim::copy(this, &from, sizeof from), *this;                                         \
+    }
+#define CUDASIM_WHOLE(name, ...)  \
+    name() = default;             \
+    constexpr name __VA_ARGS__ {} \
+    CUDASIM_COPIES(name)
+#else
+#define CUDASIM_COPIES(name)
+#define CUDASIM_WHOLE(...)
+#endif
+#define CUDASIM_VECTORS(T, name, two, four) \
+    struct name##3 { T x, y, z; };          \
+    CUDASIM_OTHERS(T, name, two, four)
+#define CUDASIM_OTHERS(T, name, two, four)                                                   \
+    struct name##1 { T x; };                                                                 \
+    struct alignas(two) name##2 {                                                            \
+        T x, y;                                                                              \
+        CUDASIM_WHOLE(name##2, (T x, T y = {}) : x(x), y(y))                                 \
+    };                                                                                       \
+    struct alignas(four) name##4 {                                                           \
+        T x, y, z, w;                                                                        \
+        CUDASIM_WHOLE(name##4, (T x, T y = {}, T z = {}, T w = {}) : x(x), y(y), z(z), w(w)) \
+    };                                                                                       \
+    CUDASIM_BUILTIN name##1 make_##name##1(T x) { return {x}; }                              \
+    CUDASIM_BUILTIN name##2 make_##name##2(T x, T y) { return {x, y}; }                      \
+    CUDASIM_BUILTIN name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }              \
     CUDASIM_BUILTIN name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 CUDASIM_VECTORS(signed char, char, 2, 4)
 CUDASIM_VECTORS(unsigned char, uchar, 2, 4)
@@ -86,20 +114,10 @@ CUDASIM_VECTORS(long long, longlong, 16, 16)
 CUDASIM_VECTORS(unsigned long long, ulonglong, 16, 16)
 CUDASIM_VECTORS(float, float, 8, 16)
 CUDASIM_VECTORS(double, double, 16, 16)
-struct uint1 {
-    unsigned x;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
-};
-CUDASIM_BUILTIN uint1 make_uint1(unsigned x) { return {x}; }
-CUDASIM_BUILTIN uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-CUDASIM_BUILTIN uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
-CUDASIM_BUILTIN uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+CUDASIM_OTHERS(unsigned, uint, 8, 16)
 #undef CUDASIM_VECTORS
+#undef CUDASIM_OTHERS
+#undef CUDASIM_WHOLE
 
 // ---- barriers, fences, warps ----
 

@@ -35,6 +35,8 @@ _GCC = (
 _CLANG = (
     *("-mllvm", "-tsan-distinguish-volatile"),
     *("-mllvm", "-tsan-instrument-read-before-write"),  # of x += 1 too
+    *("-mllvm", "-disable-loop-idiom-all"),  # a loop is not a memset
+    "-fno-delete-null-pointer-checks",  # a kernel's read at a null pointer is there to be reported
     "-fno-caret-diagnostics",
 )
 
