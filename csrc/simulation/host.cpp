@@ -247,8 +247,16 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
     return cudaSuccess;
 }
 
+#ifdef __APPLE__  // declares the functions of C without noexcept, and another one for <assert.h>
+#define CUDASIM_NOEXCEPT
+#define CUDASIM_ASSERT_FAIL __assert_rtn(const char*, const char* file, int line, const char* text)
+#else
+#define CUDASIM_NOEXCEPT noexcept
+#define CUDASIM_ASSERT_FAIL __assert_fail(const char* text, const char* file, unsigned line, const char*)
+#endif
+
 // In kernels, clock() counts cycles of the GPU.
-extern "C" clock_t clock() noexcept {
+extern "C" clock_t clock() CUDASIM_NOEXCEPT {
     if (running) return static_cast<clock_t>(clock64());
     timespec used;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
@@ -258,9 +266,9 @@ extern "C" clock_t clock() noexcept {
 long long clock64() { return static_cast<long long>(milliseconds() * 1.755e6); }
 
 // What <assert.h> calls.
-extern "C" void __assert_fail(const char* text, const char* file, unsigned line, const char*) noexcept {
+extern "C" void CUDASIM_ASSERT_FAIL CUDASIM_NOEXCEPT {
     const std::string what = "assertion failed: " + std::string(text);
     if (cudasim::running) fault(what, __builtin_return_address(0));
-    std::fprintf(stderr, "%s:%u: %s\n", file, line, what.c_str());
+    std::fprintf(stderr, "%s:%u: %s\n", file, static_cast<unsigned>(line), what.c_str());
     std::abort();
 }
