@@ -75,8 +75,9 @@ def test_clang_reports_accesses_too(monkeypatch):
     if shutil.which("clang++") is None:
         pytest.skip("clang++ is not on the PATH")
     monkeypatch.setenv("CXX", "clang++")
-    assert run(SUM, timeout=60).passed
-    for name in ("shared_race", "uninitialized", "out_of_bounds"):
+    for program in (SUM, HERE / "programs" / "vector_loads.cu"):
+        assert run(program, timeout=60).passed
+    for name in ("shared_race", "uninitialized", "out_of_bounds", "misaligned", "null_pointer", "too_many_locals"):
         fault = run(FAULTS, [name], timeout=60).fault
         assert PLANTED[name][1] in fault.what
         assert fault.at[0].line == PLANTED[name][0]
