@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <unordered_map>
 
 #include "host.h"
 #include "state.h"
@@ -309,6 +310,9 @@ void* dynamic_shared(const char* name, size_t element) {
 
 namespace {
 
+// Addresses at which a launch is to access a type, and the alignment that the type has and they lack.
+std::unordered_map<uintptr_t, size_t>& misaligned_at = *new std::unordered_map<uintptr_t, size_t>;
+
 void check(uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile = false) {
     if (!running) return check_host(address, bytes, access, from);
     if (is_own_stack(address) || address - reinterpret_cast<uintptr_t>(&built_in) < sizeof built_in ||
@@ -329,10 +333,11 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
         fault(std::string(verb(access)) + " " + array->in_words(address, bytes) + " after it was freed", from);
     if (array->space == Space::Constant && access != Access::Read)
         fault("writes " + array->in_words(address, bytes) + ", which is constant", from);
-    if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes != 0)
+    const auto misaligned = misaligned_at.find(address);
+    if (misaligned != misaligned_at.end() && bytes >= misaligned->second)
         fault(
             std::string(verb(access)) + " " + bytes_in_words(bytes) + " of " + array->name +
-                " at an address that is no multiple of " + std::to_string(bytes),
+                " at an address that is no multiple of " + std::to_string(misaligned->second),
             from);
     const bool shared = array->space == Space::Shared;
     const Act act = access == Access::Atomic && !shared ? Act::Atomic
@@ -349,6 +354,10 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
 
 void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile) {
     check(reinterpret_cast<uintptr_t>(address), bytes, access, from, is_volatile);
+}
+
+void expect_misaligned(uintptr_t address, size_t alignment) {
+    if (running) misaligned_at[address] = alignment;
 }
 
 void* copy(void* to, const void* from, size_t bytes) {

@@ -37,6 +37,21 @@ HOOKS(16)
 #undef HOOKS
 #undef READ_AND_WRITE
 
+// What the compiler calls under -fsanitize=alignment, before an access to a type at an address that is not aligned for
+// it.
+struct Misaligned {
+    struct {
+        const char* file;
+        uint32_t line, column;
+    } where;
+    const void* type;
+    unsigned char log_alignment;
+    unsigned char kind;  // 0: a load, 1: a store, 2: a reference, others: of a member
+};
+void __ubsan_handle_type_mismatch_v1(const Misaligned* found, uintptr_t address) {
+    if (found->kind <= 2) expect_misaligned(address, size_t{1} << found->log_alignment);
+}
+
 void __tsan_atomic_thread_fence(int) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 void __tsan_atomic_signal_fence(int) {}
 

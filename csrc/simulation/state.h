@@ -126,6 +126,7 @@ const Site& site_of(uint32_t number);
 void watch(
     Array& array, uintptr_t address, size_t bytes, Access access, const void* from, uint32_t number, bool is_volatile);
 void settle();  // what the running thread did last has been done, and nothing of it follows
+void expect_misaligned(uintptr_t address, size_t alignment);  // of the next access there, if it is as wide
 Site last_write(Array& array, uintptr_t address);
 void watch_fence();
 void watch_barrier(uint32_t block);

@@ -22,7 +22,7 @@ _FLAGS = (
     "-gdwarf-4",
     "-w",
     "-ffp-contract=off",
-    "-fsanitize=thread",
+    "-fsanitize=thread,alignment",
     "-fstack-clash-protection",  # no frame reaches beyond the page below its stack
     "-Wfatal-errors",
     "-fno-show-column",  # of what was rewritten

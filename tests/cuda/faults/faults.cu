@@ -71,6 +71,16 @@ __global__ void misaligned(float* x) {
     const float4 v = *vectors;  // fault misaligned: reads 16 bytes of x at an address that is no multiple of 16
     if (v.x == 1) x[0] = v.w;
 }
+struct alignas(8) Pair {
+    float a, b;
+};
+__global__ void misaligned_structure(float* x) {
+    const Pair pair = *reinterpret_cast<Pair*>(x + 1);  // fault misaligned_structure: reads 8 bytes of x at an address
+    x[0] = pair.a + pair.b;
+}
+__global__ void misaligned_double(float* x) {
+    *reinterpret_cast<double*>(x + 1) = 1;  // fault misaligned_double: writes 8 bytes of x at an address that is no
+}
 __global__ void uninitialized_shared(float* x) {
     __shared__ float s[kSize];
     if (threadIdx.x > 3) s[threadIdx.x] = 1;
@@ -153,6 +163,8 @@ int main(int argc, char** argv) {
         {"negative_index", negative_index},
         {"shared_out_of_bounds", shared_out_of_bounds},
         {"misaligned", misaligned},
+        {"misaligned_structure", misaligned_structure},
+        {"misaligned_double", misaligned_double},
         {"uninitialized_shared", uninitialized_shared},
         {"divergent_shuffle", divergent_shuffle},
         {"own_lane", own_lane},
