@@ -7,7 +7,7 @@ on inputs that are rotated so that the cache does not hold them: once called fro
 the GPU has the host's time in it, and once as the replay of a CUDA graph, where none has. The results are saved after
 every shape.
 
-The floor of a pass is what nobody can do without, each part measured in the same run: its memory traffic (three times
+The floor of a pass is the least time it can take, each part measured in the same run: its memory traffic (three times
 the input's size forward, five times backward) at the bandwidth that copying has, two launches of a kernel that does
 nothing, and for a layer that synchronizes the all-reduce of its payload on a group of one. Our kernels alone are timed
 beside the whole step, and have the floor without the collective.
@@ -126,7 +126,7 @@ def seconds_each(work: Work, timing: str) -> float:
 
 
 class Floor:
-    """What nobody can do without, in seconds."""
+    """The least time that a pass can take, in seconds."""
 
     def __init__(self) -> None:
         self.bandwidth = copying()
@@ -178,7 +178,7 @@ class Benchmark:
             self.save()
 
     def save(self) -> None:
-        """Write what there is, so that whoever ends this process loses one shape."""
+        """Write the results so far: if this process is killed, only one shape is lost."""
         left_out = [(shape, str(dtype), channels_last) for shape, dtype, channels_last in self.left]
         rows = [row for row in self.results.rows if row["suite"] == "gpu"]
         self.results.notes = {

@@ -189,7 +189,7 @@ def large(elements: int) -> None:
     assert elements % (8 * 17) == 0
     assert elements // 8 % 2 == 1
     x, dy = (torch.empty(elements, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
-    x[-8:], dy[-8:] = 3e4, 1e3  # whoever loses the last ones, or takes others for them, is far off
+    x[-8:], dy[-8:] = 3e4, 1e3  # a kernel that drops or replaces the last ones is far off
     rows = elements // 8
     for shape, along in (((rows, 8), 0), ((1, 8, rows), 2), ((rows // 17, 17, 8), 0)):
         large_step(x.view(shape), dy.view(shape), along)
@@ -378,7 +378,7 @@ def check_all(outcomes: list[Outcome], output: Path) -> None:
         command = [sys.executable, str(HERE / "gpu_check.py"), "--part", "small_step" if part in SANITIZERS else part]
         if part in SANITIZERS:
             command = [str(sanitizer), "--tool", part, *SANITIZE, *SANITIZERS[part], *command]
-            # Its caching allocator hides where a tensor ends, and what nobody has written yet.
+            # Its caching allocator hides the ends of tensors, and uninitialized memory.
             environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         if part == "benchmark":
             command = [sys.executable, str(HERE / "gpu.py"), "--output", str(output)]

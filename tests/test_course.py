@@ -276,7 +276,7 @@ def test_a_submission_cannot_bring_its_own_checker(autograder):
     told.write_text('{"previous_submissions": [{"results": "told before"}]}')
     results = conforms(autograder({**BESIDE, "mine.py": HOSTILE}))
     for place in (autograder.place, autograder.place / "results"):
-        assert not place.stat().st_mode & 0o022, "whoever outlives the grading can put other results there"
+        assert not place.stat().st_mode & 0o022, "a process that outlives the grading could put other results there"
     assert not told.stat().st_mode & 0o077
     assert results["score"] == 0
     assert "mine.py cannot be imported: RuntimeError: found " in results["tests"][0]["output"]
@@ -406,7 +406,7 @@ def test_teachers_are_told_where_nothing_can_be_confined(tmp_path, monkeypatch, 
     assert "mine.py ran unconfined (not here), as the user who grades" in capsys.readouterr().out
 
 
-def test_root_runs_what_is_handed_in_as_somebody_else(autograder, monkeypatch):
+def test_root_runs_submissions_as_another_user(autograder, monkeypatch):
     """Where nothing can be confined: then it is the user who may not do these things."""
     user = gradescope.other_user()
     if user is None:

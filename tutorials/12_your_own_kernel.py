@@ -85,6 +85,14 @@ check(task.template(), ["right"])
 # .. literalinclude:: ../../tutorials/kernels/own/1_formula.cu
 #    :language: cuda
 #
+# ``sum_over_block`` comes from ``laboratory.cuh``, the header that the kernels of the
+# tutorials share:
+#
+# .. literalinclude:: ../../csrc/laboratory/laboratory.cuh
+#    :language: cuda
+#    :start-at: // The sum over the threads
+#    :end-before: // y = (x - center)
+#
 # The barrier between the two sums is easily forgotten. What if it is not there?
 
 barrier = "    __syncthreads();  // before the next sum uses the same shared memory\n"

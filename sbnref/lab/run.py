@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..debugging.report import Report
 from ..impls.compiling import DoesNotCompile
 from ..impls.simulation import SIMULATION, compile_program
+from .kernels import LABORATORY
 from .lines import lines_of
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def run(
     if not path.is_file():
         raise ValueError(f"expected a CUDA source file, got {file}, which is no file")
     try:
-        program = compile_program(path, [Path(folder) for folder in search], flags)
+        program = compile_program(path, [*map(Path, search), LABORATORY], flags)
     except DoesNotCompile as error:
         if "undefined reference to `main'" not in str(error):
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..impls.simulation import compile_library
-from .kernels import compile_for_gpu, declare, report
+from .kernels import LABORATORY, compile_for_gpu, declare, report
 from .recording import Recording, refuse_large, sites_of, take
 from .tasks import TYPES, Task, Typical
 
@@ -35,7 +35,7 @@ def compiled(file: Path, tasks: Iterable[Task], cuda: bool = False) -> Path:
             "    const cudaError_t error = cudaGetLastError();\n"
             "    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);\n}\n"
         )
-    return compile_for_gpu(file, unit) if cuda else compile_library(file, unit=unit)
+    return compile_for_gpu(file, unit) if cuda else compile_library(file, [LABORATORY], unit=unit)
 
 
 class TaskCall:

@@ -50,9 +50,9 @@ def changed(source: str, old: str, new: str) -> Path:
     return folder
 
 
-# 2. The simulation names a thread that reads what another one wrote since the last barrier, or what nobody has written
-# yet: which of the two depends on who comes first, that there is a mistake does not. A GPU says nothing. It may even
-# be right most of the time.
+# 2. The simulation reports a thread that reads an element which another thread wrote since the last barrier, or which no
+# thread has written yet. Which of the two it reports depends on the order of the threads; that it reports one does not.
+# A GPU reports nothing. Its result may even be right most of the time.
 kernels = changed("2_welford.cu", "__syncthreads();", "")
 for order in ("ascending", "descending", "random:0"):
     ladder.set_order(order, kernels)

@@ -30,8 +30,8 @@ print("1.", report)
 assert "thread 1 reads what was never written: [2], line 5" in report
 assert "never written" not in watch(1, library=unwritten)
 
-# 2. At -O2 the value stays in a register: one read and one write are left. nvcc drops the same accesses, because nobody
-# else may look at *s between them; what the watch counts is what an optimizing compiler leaves.
+# 2. At -O2 the value stays in a register: one read and one write are left. nvcc drops the same accesses, because no
+# other thread may look at *s between them; the watch counts what an optimizing compiler leaves.
 calls = {}
 source = lesson["save"](
     "twice.cpp", "float twice(float* s) { *s += 1; *s += 1; return *s; }"

@@ -1,4 +1,4 @@
-"""The judgement of somebody's four functions: what they were to give is worked out here, where they do not run."""
+"""Judge four submitted functions. The expected results are computed here, in a process that does not run them."""
 
 from __future__ import annotations
 

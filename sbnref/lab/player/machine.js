@@ -38,7 +38,7 @@ export class Machine {
     this.begin(0);
   }
 
-  /** The next kernel starts: nobody has done anything, and shared memory holds nothing. */
+  /** The next kernel starts: no thread has done anything, and shared memory is empty. */
   begin(launch) {
     this.launch = launch;
     const { blocks = 0, threads = 0 } = this.recording.launches[launch] ?? {};

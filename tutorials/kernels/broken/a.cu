@@ -1,8 +1,6 @@
 // The threads of a block add up in a tree: in each step half of them take what the
 // other half has.
-#include <cuda_runtime.h>
-
-constexpr int kThreads = 256;
+#include "laboratory.cuh"
 
 // Where element i of channel c is in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }

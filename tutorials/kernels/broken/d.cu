@@ -1,20 +1,6 @@
 // Several blocks share a channel. Each leaves its sums in memory, and the one that
 // takes the last ticket adds them up.
-#include <cuda_runtime.h>
-
-constexpr int kThreads = 256;
-
-// The sum over the threads of a block, for all of them.
-__device__ double sum_over_block(double value) {
-    __shared__ double of_warp[kThreads / 32];
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_down_sync(~0u, value, distance);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    double sum = 0;
-    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
-    return sum;
-}
+#include "laboratory.cuh"
 
 // Where element i of channel c is in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }

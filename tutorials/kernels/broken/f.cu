@@ -1,9 +1,8 @@
 // The lanes of a warp add up by shuffles; the warps leave what they found in shared
 // memory, the sums first and behind them those of the squares.
-#include <cuda_runtime.h>
+#include "laboratory.cuh"
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int kWarps = kThreads / kWarp;
 
 // Where element i of channel c is in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
@@ -17,14 +16,14 @@ __global__ void statistics(
         sum += value;
         square += value * value;
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
         sum += __shfl_down_sync(~0u, sum, distance);
         square += __shfl_down_sync(~0u, square, distance);
     }
     __shared__ double of_warp[kWarps];
-    if (threadIdx.x % 32 == 0) {
-        of_warp[threadIdx.x / 32] = sum;
-        of_warp[threadIdx.x / 32 + kWarps] = square;
+    if (threadIdx.x % kWarp == 0) {
+        of_warp[threadIdx.x / kWarp] = sum;
+        of_warp[threadIdx.x / kWarp + kWarps] = square;
     }
     __syncthreads();
     if (threadIdx.x != 0) return;

@@ -1,20 +1,6 @@
 // Step 4, wide: a thread moves four elements with one instruction, where they are side
 // by side and begin at a multiple of 16 bytes.
-#include <cuda_runtime.h>
-
-constexpr int kThreads = 256;
-
-// The sum over the threads of a block, for all of them.
-__device__ double sum_over_block(double value) {
-    __shared__ double of_warp[kThreads / 32];
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_down_sync(~0u, value, distance);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    double sum = 0;
-    for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w];
-    return sum;
-}
+#include "laboratory.cuh"
 
 // Where element i of channel c is in x and y, which are (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
@@ -34,11 +20,6 @@ __device__ int partial(int which, int split, int c, int splits, int C) {
 }
 
 template <int V>
-struct alignas(4 * V) Floats {
-    float at[V];
-};
-
-template <int V>
 __global__ void statistics(
     const float* x, double* partials, int splits, int count, int C, int S) {
     const int c = blockIdx.x / splits, split = blockIdx.x % splits;
@@ -47,7 +28,7 @@ __global__ void statistics(
     const float first = x[at(c, 0, C, S)];
     float sum = 0, squares = 0;
     for (int i = begin; i < count; i += step) {
-        const auto values = *reinterpret_cast<const Floats<V>*>(x + at(c, i, C, S));
+        const Floats<V> values = floats<V>(x + at(c, i, C, S));
         for (int k = 0; k < V; ++k) {
             const float deviation = values.at[k] - first;
             sum += deviation;
@@ -85,9 +66,9 @@ __global__ void normalize(
               step = V * splits * kThreads;
     const float center = mean[c], scale = 1 / sqrtf(var[c] + eps);
     for (int i = begin; i < count; i += step) {
-        auto values = *reinterpret_cast<const Floats<V>*>(x + at(c, i, C, S));
+        Floats<V> values = floats<V>(x + at(c, i, C, S));
         for (float& value : values.at) value = (value - center) * scale;
-        *reinterpret_cast<Floats<V>*>(y + at(c, i, C, S)) = values;
+        floats<V>(y + at(c, i, C, S)) = values;
     }
 }
 

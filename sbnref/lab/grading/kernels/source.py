@@ -8,7 +8,7 @@ from ....impls.simulation.rewrite import blank
 
 MOST_CHARACTERS = 200_000
 HEADERS = (
-    *("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cooperative_groups.h"),
+    *("cuda_runtime.h", "laboratory.cuh", "cuda_fp16.h", "cuda_bf16.h", "cooperative_groups.h"),
     *("cooperative_groups/reduce.h", "cassert", "cfloat", "climits", "cmath", "cstdint", "cstdio", "limits"),
     *("assert.h", "float.h", "limits.h", "math.h", "stdint.h", "stdio.h", "type_traits"),
 )
