@@ -56,7 +56,7 @@ def build() -> None:
     """The kernels are compiled for this GPU, or found where they were."""
     from sbnref.impls import cuda
 
-    print(cuda.library().build_info())
+    print(cuda.operators().build_info())
 
 
 def conformance() -> None:

@@ -3,8 +3,8 @@
 // knows no assembly.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>

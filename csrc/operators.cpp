@@ -1,32 +1,15 @@
-// The four stages as PyTorch operators: the launch plan and the workspace. See tensors.h for what they take.
-#include <ATen/ops/zeros.h>
-#include <c10/core/DeviceGuard.h>
+// The operators for CUDA tensors and for the simulation: the launch plan and the workspace.
+#include "operators.h"
 
 #include <map>
 #include <mutex>
-#include <tuple>
 #include <utility>
 
 #include "plan.h"
 #include "runtime.h"
-#include "stages.h"
-#include "tensors.h"
 
 namespace sbnref {
 namespace {
-
-// ---- the plan ----
-
-// A dense tensor that starts on a boundary of the widest access: itself, as nearly always, or a copy.
-Tensor on_boundary(const Tensor& x) {
-    return reinterpret_cast<uintptr_t>(x.data_ptr()) % kAccessBytes == 0 ? x : x.clone();
-}
-
-Plan plan_for(const Tensor& x, int unroll) {
-    const Shape shape = shape_of(x);
-    return make_plan(
-        shape.outer, shape.channels, shape.inner, static_cast<int>(x.element_size()), unroll, current_device());
-}
 
 // ---- the workspace: where the blocks of a launch meet ----
 
@@ -36,107 +19,112 @@ Plan plan_for(const Tensor& x, int unroll) {
 // alongside anything, so what is captured gets a set of its own, which is part of the graph.
 struct Tickets {
     unsigned* counters = nullptr;
-    Tensor captured;  // holds them while they are used, where they are part of a graph
+    OptionalTensor captured;  // holds them while they are used, where they are part of a graph
 };
 
-Tickets tickets(const Tensor& x) {
-    if (capturing()) {
-        const Tensor captured = at::zeros({kTickets}, x.options().dtype(at::kInt));
+Tickets tickets(const Tensor& x, Stream stream) {
+    if (capturing(stream)) {
+        const int64_t size = kTickets;
+        const Tensor captured = torch::stable::new_zeros(x, {&size, 1}, ScalarType::Int);
         return {static_cast<unsigned*>(captured.data_ptr()), captured};
     }
     static std::mutex mutex;
     static std::map<std::pair<int, Stream>, unsigned*> of_stream;  // 16 KiB each, until the process ends
     const std::lock_guard<std::mutex> lock(mutex);
-    unsigned*& mine = of_stream[{x.get_device(), current_stream()}];
-    if (mine == nullptr) mine = static_cast<unsigned*>(zeroed_memory(kTickets * sizeof(unsigned)));
+    unsigned*& mine = of_stream[{x.get_device_index(), stream}];
+    if (mine == nullptr) mine = zeroed_counters(kTickets, stream, x);
     return {mine, {}};
 }
 
 struct WorkspaceTensors {
-    Tensor partials;
+    OptionalTensor partials;
     Tickets tickets;
     operator Workspace() const {
-        if (!partials.defined()) return {};
-        return {partials.data_ptr<double>(), partials.numel(), tickets.counters};
+        if (!partials) return {};
+        return {static_cast<double*>(partials->data_ptr()), partials->numel(), tickets.counters};
     }
 };
 
-WorkspaceTensors workspace_for(const Plan& plan, const Tensor& x) {
+WorkspaceTensors workspace_for(const Plan& plan, const Tensor& x, Stream stream) {
     if (plan.splits == 1) return {};
-    return {empty_statistics({plan.blocks() * plan.tile_channels * 2}, x), tickets(x)};
+    return {empty_statistics({plan.blocks() * plan.tile_channels * 2}, x), tickets(x, stream)};
 }
 
-// ---- the operators ----
+// ---- the machine ----
 
-Tensor forward_stats_op(const Tensor& x_in, int64_t weight) {
-    const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = on_boundary(dense(x_in));
-    const Tensor payload = empty_statistics({3 * x.size(1) + 2}, x);
-    const Plan plan = plan_for(x, kForwardUnroll);
-    forward_stats(
-        plan, {buffer(x), static_cast<double>(weight), buffer(payload)}, workspace_for(plan, x), current_stream());
-    return payload;
+Plan plan_for(const Tensor& x, int unroll) {
+    const Shape shape = shape_of(x);
+    return make_plan(
+        shape.outer, shape.channels, shape.inner, static_cast<int>(x.element_size()), unroll, current_device());
 }
 
-std::tuple<Tensor, Tensor> forward_apply_op(
-    const Tensor& x_in, const Tensor& total, std::optional<int64_t> divisor, const OptionalTensor& gamma,
-    const OptionalTensor& beta, double eps, const OptionalTensor& running_mean, const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
-    const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = on_boundary(dense(x_in)), y = at::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
-    ForwardApply stage = forward_apply_stage(
-        x, total, divisor, gamma, beta, eps, running_mean, running_var, num_batches_tracked, momentum, y, saved);
-    const Tickets ticket = stage.num_batches_tracked ? tickets(x) : Tickets{};
-    stage.tickets = ticket.counters;
-    forward_apply(plan_for(x, kForwardUnroll), stage, current_stream());
-    return {y, saved};
-}
+struct Gpu {
+    // The tensor itself, as nearly always, if it starts on a boundary of the widest access, otherwise a copy.
+    static Tensor placed(const Tensor& dense) {
+        return starts_on(dense, kAccessBytes) ? dense : torch::stable::clone(dense);
+    }
 
-Tensor backward_stats_op(const Tensor& dy_in, const Tensor& x_in, const Tensor& saved) {
-    const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x));
-    const int64_t C = x.size(1);
-    const Tensor payload = empty_statistics({2 * C}, x);
-    const Plan plan = plan_for(x, kBackwardUnroll);
-    backward_stats(
-        plan, {buffer(dy), buffer(x), statistics("saved", saved, 4 * C, x), buffer(payload)}, workspace_for(plan, x),
-        current_stream());
-    return payload;
-}
+    static void run(const Tensor& x, const ForwardStats& stage) {
+        const OnDevice device(x);
+        const Plan plan = plan_for(x, kForwardUnroll);
+        forward_stats(plan, stage, workspace_for(plan, x, device.stream), device.stream);
+    }
+    static void run(const Tensor& x, ForwardApply stage) {
+        const OnDevice device(x);
+        const Tickets ticket = stage.num_batches_tracked ? tickets(x, device.stream) : Tickets{};
+        stage.tickets = ticket.counters;
+        forward_apply(plan_for(x, kForwardUnroll), stage, device.stream);
+    }
+    static void run(const Tensor& x, const BackwardStats& stage) {
+        const OnDevice device(x);
+        const Plan plan = plan_for(x, kBackwardUnroll);
+        backward_stats(plan, stage, workspace_for(plan, x, device.stream), device.stream);
+    }
+    static void run(const Tensor& x, const BackwardApply& stage) {
+        const OnDevice device(x);
+        backward_apply(plan_for(x, kBackwardUnroll), stage, device.stream);
+    }
+};
 
-Tensor backward_apply_op(
-    const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma,
-    const at::Scalar& k) {
-    const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x)), dx = at::empty_like(x);
-    const BackwardApply stage = backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx);
-    backward_apply(plan_for(x, kBackwardUnroll), stage, current_stream());
-    return dx;
-}
+// How this library was built. CUDA is "simulation" where it is simulated.
+std::tuple<std::string, std::string> build_info() { return {__VERSION__, cuda_release()}; }
 
-// Stage 4 and the gradients of gamma and beta, in one kernel.
-std::tuple<Tensor, Tensor, Tensor> gradients_op(
-    const Tensor& dy_in, const Tensor& x_in, const Tensor& total, const Tensor& saved, const Tensor& gamma,
-    const Tensor& beta, const at::Scalar& k, int64_t ranks) {
-    const c10::DeviceGuard guard(x_in.device());
-    const Tensor x = on_boundary(dense(x_in)), dy = on_boundary(laid_out_like(dy_in, x)), dx = at::empty_like(x);
-    const Tensor dgamma = empty_gradient(gamma), dbeta = empty_gradient(beta);
-    const BackwardApply stage =
-        backward_apply_stage(dy, x, total, saved, gamma, k.toDouble(), dx, dgamma, dbeta, ranks);
-    backward_apply(plan_for(x, kBackwardUnroll), stage, current_stream());
-    return {dx, dgamma, dbeta};
+// The plan for a dense tensor that is (outer, channels, inner) in memory, on a chip of so many multiprocessors; 0 for
+// this one. The numbers are those that sbnref/debugging/launch_plan.py names.
+std::vector<int64_t> launch_plan(
+    int64_t outer, int64_t channels, int64_t inner, int64_t element_size, bool backward, int64_t multiprocessors) {
+    const Device device = multiprocessors > 0 ? device_of(static_cast<int>(multiprocessors)) : current_device();
+    const Plan plan = make_plan(
+        outer, channels, inner, static_cast<int>(element_size), backward ? kBackwardUnroll : kForwardUnroll, device);
+    return {
+        static_cast<int64_t>(plan.layout),
+        plan.inner,
+        plan.blocks(),
+        plan.threads,
+        plan.vector,
+        plan.lanes,
+        plan.rows(),
+        plan.edges.columns,
+        plan.tile_channels,
+        plan.tiles,
+        plan.splits};
 }
 
 }  // namespace
 
-TORCH_LIBRARY(sbnref, m) { define_stages(m); }
+STABLE_TORCH_LIBRARY(sbnref, m) {
+    define_stages(m);
+    m.def("build_info() -> (str compiler, str cuda)");
+    m.def(
+        "launch_plan(int outer, int channels, int inner, int element_size, bool backward, int multiprocessors) "
+        "-> int[]");
+}
 
-TORCH_LIBRARY_IMPL(sbnref, SBNREF_DISPATCH_KEY, m) {
-    m.impl("forward_stats", forward_stats_op);
-    m.impl("forward_apply", forward_apply_op);
-    m.impl("backward_stats", backward_stats_op);
-    m.impl("backward_apply", backward_apply_op);
-    m.impl("gradients", gradients_op);
+STABLE_TORCH_LIBRARY_IMPL(sbnref, SBNREF_DISPATCH_KEY, m) { implement_stages<Gpu>(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(sbnref, CompositeExplicitAutograd, m) {
+    m.impl("build_info", TORCH_BOX(&build_info));
+    m.impl("launch_plan", TORCH_BOX(&launch_plan));
 }
 
 }  // namespace sbnref

@@ -2,20 +2,20 @@
 #pragma once
 
 #include "plan.h"
-#include "stages.h"
+#include "tensors.h"
 
-#ifdef SBNREF_CUDASIM
-#include <c10/core/CPUAllocator.h>
+#ifndef SBNREF_CUDASIM
+#include <cuda_runtime_api.h>
 
-#include <cstring>
-#else
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
-#include <c10/cuda/CUDAStream.h>
+#include <string>
+
+// PyTorch's, in the library that one without CUDA does not have.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
 namespace sbnref {
+
+inline Device device_of(int multiprocessors) { return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads}; }
 
 #ifdef SBNREF_CUDASIM
 
@@ -29,35 +29,67 @@ inline Device& simulated_device() {
     return device;
 }
 inline Device current_device() { return simulated_device(); }
-inline Stream current_stream() { return nullptr; }
-inline bool capturing() { return false; }
-// From where tensors have theirs, so that whoever knows their memory knows all that a kernel may touch.
-inline void* zeroed_memory(size_t bytes) { return std::memset(c10::GetCPUAllocator()->raw_allocate(bytes), 0, bytes); }
+inline std::string cuda_release() { return "simulation"; }
+inline bool capturing(Stream) { return false; }
+// From where tensors have theirs: a test that watches their memory has to know all that a kernel may touch.
+inline unsigned* zeroed_counters(int64_t count, Stream, const Tensor& x) {
+    return static_cast<unsigned*>((new Tensor(torch::stable::new_zeros(x, {&count, 1}, ScalarType::Int)))->data_ptr());
+}
+
+struct OnDevice {
+    Stream stream = nullptr;
+    explicit OnDevice(const Tensor&) {}
+};
 
 #else
 
 #define SBNREF_DISPATCH_KEY CUDA
 
-inline Device current_device() {
-    int multiprocessors = 0;
-    C10_CUDA_CHECK(
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
-    return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads};
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
-inline Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-inline bool capturing() {
+
+inline Device current_device() {
+    int device = 0, multiprocessors = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    return device_of(multiprocessors);
+}
+inline std::string cuda_release() {
+    return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+inline bool capturing(Stream stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    C10_CUDA_CHECK(cudaStreamIsCapturing(static_cast<cudaStream_t>(current_stream()), &status));
+    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status));
     return status != cudaStreamCaptureStatusNone;
 }
-// On the current device, zero before what the current stream does next. Another thread may be capturing a graph.
-inline void* zeroed_memory(size_t bytes) {
-    const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
+// On the current device, zero before what the stream does next. Another thread may be capturing a graph.
+inline unsigned* zeroed_counters(int64_t count, Stream stream, const Tensor&) {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check(cudaThreadExchangeStreamCaptureMode(&mode));
     void* memory = nullptr;
-    C10_CUDA_CHECK(cudaMalloc(&memory, bytes));
-    C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(current_stream())));
-    return memory;
+    const cudaError_t allocated = cudaMalloc(&memory, count * sizeof(unsigned));
+    const cudaError_t cleared =
+        allocated != cudaSuccess
+            ? allocated
+            : cudaMemsetAsync(memory, 0, count * sizeof(unsigned), static_cast<cudaStream_t>(stream));
+    check(cudaThreadExchangeStreamCaptureMode(&mode));
+    check(cleared);
+    return static_cast<unsigned*>(memory);
 }
+
+namespace {
+
+// Makes a tensor's device the current one, and has PyTorch's current stream there.
+struct OnDevice {
+    torch::stable::accelerator::DeviceGuard guard;
+    Stream stream = nullptr;
+    explicit OnDevice(const Tensor& x) : guard(x.get_device_index()) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    }
+};
+
+}  // namespace
 
 #endif
 

@@ -46,7 +46,6 @@ class SyncBatchNormFunction(torch.autograd.Function):
 
         ctx.save_for_backward(x, gamma, beta, saved)
         ctx.layer = eps, weight, divisor, group
-        ctx.k = weight / max(count, 1)
         ctx.impl = impl
         return y
 
@@ -56,13 +55,14 @@ class SyncBatchNormFunction(torch.autograd.Function):
             return *_differentiable_backward(ctx, dy), *[None] * 6
 
         x, gamma, beta, saved = ctx.saved_tensors
-        group = ctx.layer[-1]
+        _, weight, _, group = ctx.layer
         total = sum_payloads(ctx.impl.backward_stats(dy, x, saved), group)
-        impl, ranks = ctx.impl, world_size(group)
-        all_wanted = ctx.needs_input_grad[0] and gamma is not None and beta is not None
-        if all_wanted and (in_one_go := getattr(impl, "gradients", None)):
-            return *in_one_go(dy, x, total, saved, gamma, beta, ctx.k, ranks), *[None] * 6
-        dx = impl.backward_apply(dy, x, total, saved, gamma, ctx.k) if ctx.needs_input_grad[0] else None
+        impl, ranks, dx = ctx.impl, world_size(group), None
+        if ctx.needs_input_grad[0]:
+            if in_one_go := getattr(impl, "gradients", None):
+                return *in_one_go(dy, x, total, saved, gamma, beta, weight, ranks), *[None] * 6
+            k = weight / max(x.numel() // x.shape[1], 1)
+            dx = impl.backward_apply(dy, x, total, saved, gamma, k)
         return dx, *parameter_gradients(total, ranks, gamma, beta), *[None] * 6
 
 

@@ -63,7 +63,7 @@ def start_simulation(ranks: sbnref.Ranks) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SBNREF_CUDASIM", "1")
         environment.setenv("SBNREF_IMPL", "cuda")
-        load = "from sbnref.impls import cuda; cuda.library()"  # before the ranks' time runs
+        load = "from sbnref.impls import cuda; cuda.simulation()"  # before the ranks' time runs
         subprocess.run((sys.executable, "-c", load), check=True)
         chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
     assert {impl.__name__ for impl in chosen} == {"sbnref.impls.cuda"}

@@ -35,7 +35,7 @@ def calls(x: torch.Tensor) -> dict[str, tuple]:
         "forward_apply": (x, total, 2, gamma, beta, 1e-5, mean, var, torch.tensor(1), 0.1),
         "backward_stats": (torch.randn_like(x), x, saved),
         "backward_apply": (torch.randn_like(x), x, total[: 2 * channels].clone(), saved, gamma, 0.1),
-        "gradients": (torch.randn_like(x), x, total[: 2 * channels].clone(), saved, gamma, beta, 0.1, 3),
+        "gradients": (torch.randn_like(x), x, total[: 2 * channels].clone(), saved, gamma, beta, 5, 3),
     }
 
 
@@ -61,24 +61,22 @@ def check_refusals(operators: Any) -> None:
     x = torch.randn(4, 3)
     args = {name: list(values) for name, values in calls(x).items()}
 
-    def refuses(error: type[Exception], message: str, name: str, position: int, value: object) -> None:
+    def refuses(message: str, name: str, position: int, value: object) -> None:
         changed = [*args[name][:position], value, *args[name][position + 1 :]]
-        with pytest.raises(error, match=message):
+        with pytest.raises(RuntimeError, match=message):
             getattr(operators, name)(*changed)
 
-    refuses(ValueError, r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
-    refuses(TypeError, "expected a tensor of float16, bfloat16, float32 or float64, got", "forward_stats", 0, x.int())
-    refuses(
-        ValueError, "expected total with 11 contiguous float64 numbers on cpu, got", "forward_apply", 1, torch.zeros(8)
-    )
-    refuses(ValueError, r"expected gamma of shape \[3\] on cpu, got \[4\]", "forward_apply", 3, torch.zeros(4))
-    refuses(ValueError, "expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
-    refuses(ValueError, r"expected dy like x, \[4, 3\]", "backward_stats", 0, x[:2])
+    refuses(r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
+    refuses("expected a tensor of float16, bfloat16, float32 or float64, got Int", "forward_stats", 0, x.int())
+    refuses("expected total with 11 contiguous float64 numbers on x's device, got", "forward_apply", 1, torch.zeros(8))
+    refuses(r"expected gamma of shape \[3\] on x's device, got \[4\]", "forward_apply", 3, torch.zeros(4))
+    refuses("expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
+    refuses(r"expected dy like x, \[4, 3\] of Float, got \[2, 3\] of Float", "backward_stats", 0, x[:2])
     beta = off_by_one(torch.ones(3))
-    refuses(ValueError, "expected beta to start on a multiple of 4 bytes", "forward_apply", 4, beta)
-    refuses(ValueError, r"expected total with 6 contiguous float64 numbers", "gradients", 2, torch.zeros(6))
+    refuses("expected beta to start on a multiple of 4 bytes", "forward_apply", 4, beta)
+    refuses("expected total with 6 contiguous float64 numbers", "gradients", 2, torch.zeros(6))
     without = [*args["forward_apply"][:8], None, None]
-    with pytest.raises(ValueError, match="expected num_batches_tracked for momentum=None, got None"):
+    with pytest.raises(RuntimeError, match="expected num_batches_tracked for momentum=None, got None"):
         operators.forward_apply(*without)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..impls import cuda
 
+LAYOUTS = ("channels-first", "short runs", "channels-last")  # as csrc/plan.h numbers them
+
 
 def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) -> dict[str, Any]:
     """How the kernels share out the work on a dense tensor.
@@ -33,9 +35,12 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
     channels = x.shape[1]
     inner = x.numel() if channels == 1 else x.stride(1)
     outer = x.numel() // (channels * inner) if x.numel() else 0
-    return cuda.library().launch_plan(
-        outer, channels, inner if outer else 1, x.element_size(), backward=backward, multiprocessors=multiprocessors
+    plan = cuda.operators().launch_plan(
+        outer, channels, inner if outer else 1, x.element_size(), backward, multiprocessors
     )
+    layout, *numbers = plan
+    names = ("inner", "grid", "block", "vector", "lanes", "rows", "edges", "tile_channels", "tiles", "splits")
+    return {"layout": LAYOUTS[layout], **dict(zip(names, numbers, strict=True))}
 
 
 def plan_in_words(plan: dict[str, Any]) -> str:

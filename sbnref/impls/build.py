@@ -1,8 +1,10 @@
-"""Finding an implementation's library of operators: built ahead of time, built on first use and cached, or why not.
+"""Find an implementation's library of operators: installed with the package, or built on first use and cached.
 
 :data:`KERNELS` are the kernels compiled by nvcc for CUDA tensors; :data:`SIMULATION`, which ``SBNREF_CUDASIM=1`` asks
 for, is the same sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU
 tensors. :data:`CPU` are kernels of their own for CPU tensors, compiled for the instructions that the machine has.
+
+The operators use PyTorch's stable ABI: a library that was built with one version serves all from 2.11 on.
 
 Environment variables:
 
@@ -20,30 +22,31 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
-import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from .compiling import CSRC, cache, compiler
+from .compiling import CSRC, DoesNotCompile, cache, call_compiler, compiler
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = Path(__file__).resolve().parents[1] / "libraries"  # those that a wheel brings
+INSTALLED_CUDA = 13  # the release that a wheel's CUDA kernels need
 
-HOST_SOURCES = ("operators.cpp", "bindings.cpp", "plan.cpp")
+HOST_SOURCES = ("operators.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
 
-NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr")
+STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of PyTorch's interface, what 2.11 has
+NVCC_FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr")
 SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM")
 
 
@@ -55,23 +58,20 @@ class Library:
         name: the file's, where it is built on first use.
         what: it is, in words.
         sources: below :data:`CSRC`.
-        flags: of the host's compiler.
-        cuda: whether nvcc compiles it too, for the GPUs at hand.
-        installed: the module that it is in an installation which built it ahead of time; None if none builds it.
-        ahead: the environment variable that has an installation do so.
-        module: whether it is a Python module besides registering operators.
+        flags: of the compiler.
+        cuda: whether nvcc compiles it, for the GPUs at hand.
+        installed: the file's name in a wheel that contains it; None if none does.
         more_flags: the environment variable with more flags for compiling and linking; None if there is none.
-        simulated: files of kernels that are compiled for the simulation, and linked with it.
+        simulated: files of kernels that are compiled for the simulation, and linked with it. Such a library is a Python
+            module besides.
     """
 
     name: str
     what: str
     sources: tuple[str, ...]
-    flags: tuple[str, ...] = ("-O2",)
+    flags: tuple[str, ...]
     cuda: bool = False
     installed: str | None = None
-    ahead: str | None = None
-    module: bool = True
     more_flags: str | None = None
     simulated: tuple[str, ...] = ()
 
@@ -80,39 +80,34 @@ KERNELS = Library(
     "sbnref_kernels",
     "its CUDA kernels",
     HOST_SOURCES + CUDA_SOURCES,
+    NVCC_FLAGS,
     cuda=True,
-    installed="sbnref._kernels",
-    ahead="SBNREF_BUILD_CUDA",
+    installed=f"cuda{INSTALLED_CUDA}.so",
 )
 SIMULATION = Library(
     "sbnref_simulation",
     "the simulation of its kernels",
-    HOST_SOURCES,
+    (*HOST_SOURCES, "simulation/bindings.cpp"),
     SIMULATION_FLAGS,
     simulated=CUDA_SOURCES,
 )
-_CAPABILITY = torch.backends.cpu.get_cpu_capability()  # what this machine has, by PyTorch's name
-_INSTRUCTIONS = {
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
-    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
-}.get(_CAPABILITY, ())
+#: By the name of what the machine has: the flags for its instructions.
+INSTRUCTIONS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "default": (),
+}
+_MACHINE = torch.backends.cpu.get_cpu_capability().lower()  # by PyTorch's name
+if _MACHINE not in INSTRUCTIONS:
+    _MACHINE = "default"
 # Where multiplications are never fused with additions, the results do not depend on the instructions.
-CPU_FLAGS = ("-O3", "-ffp-contract=off", "-fvisibility=hidden", *_INSTRUCTIONS)
+CPU_FLAGS = ("-O3", "-ffp-contract=off", "-fvisibility=hidden")
 CPU = Library(
     "sbnref_cpu",
     "its kernels for CPU tensors",
-    (
-        "cpu/operators.cpp",
-        "cpu/forward_stats.cpp",
-        "cpu/forward_apply.cpp",
-        "cpu/backward_stats.cpp",
-        "cpu/backward_apply.cpp",
-    ),
-    CPU_FLAGS,
-    # The instructions are in the name: a machine that has others does not find it, and builds its own.
-    installed="sbnref._cpu_" + _CAPABILITY.lower().replace(" ", "_"),
-    ahead="SBNREF_BUILD_CPU",
-    module=False,
+    tuple(f"cpu/{name}.cpp" for name in ("operators", *(Path(source).stem for source in CUDA_SOURCES))),
+    (*CPU_FLAGS, *INSTRUCTIONS[_MACHINE]),
+    installed=f"cpu_{_MACHINE}.so",
     more_flags="SBNREF_CPU_FLAGS",
 )
 LIBRARIES = {"cpu": CPU, "cuda": KERNELS, "simulation": SIMULATION}  # as the command line names them
@@ -166,11 +161,11 @@ def why_not_yet(library: Library) -> str | None:
 
 
 def built(library: Library) -> Path | None:
-    """The library's file, built ahead of time or before, with the flags asked for; None where it has to be built."""
-    if library.installed is not None and not _more_flags(library):
-        spec = importlib.util.find_spec(library.installed)
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin)
+    """The library's file, installed or built before, with the flags asked for; None where it has to be built."""
+    if library.installed is not None and not _more_flags(library) and not (library.cuda and _older_cuda()):
+        file = INSTALLED / library.installed
+        if file.exists():
+            return file
     folder = _cache_folder(library)
     there = os.path.exists(folder / "finished")  # pathlib raises where the folder may not be looked into
     return folder / f"{library.name}.so" if there else None
@@ -205,64 +200,87 @@ def compiled(library: Library) -> int:
     return len(list(_cache_folder(library).glob("*.o")))
 
 
-def extension(library: Library) -> Any:
-    """The library as setuptools builds it ahead of time.
+def compile_sources(
+    library: Library, folder: Path, command: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+) -> list[Path]:
+    """Compile a library's sources into objects.
+
+    Args:
+        library: whose.
+        folder: where the objects go.
+        command: of the compiler, nvcc or the host's if empty.
+        flags: more of them.
 
     Raises:
-        BuildError: it needs CUDA, and PyTorch has none, nvcc is missing, the two do not fit, or no GPU is named.
+        DoesNotCompile: the compiler refuses a file.
+        RuntimeError: there is no compiler.
     """
-    from torch.utils import cpp_extension
-
-    link_folder = None
-    if library.cuda:
-        link_folder = use_toolkit(Path("build") / "cudart")  # in setuptools' folder
-        _check_gpus()
-    assert library.installed is not None
-    kind = cpp_extension.CUDAExtension if library.cuda else cpp_extension.CppExtension
-    return kind(
-        library.installed,
-        [os.path.relpath(CSRC / source) for source in library.sources],
-        include_dirs=[str(CSRC)],
-        library_dirs=[] if link_folder is None else [str(link_folder)],
-        extra_compile_args={"cxx": list(library.flags), "nvcc": list(NVCC_FLAGS)},
+    command = command or (
+        (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-fPIC", "-std=c++17")
     )
+    headers = [f"-I{CSRC}", "-isystem", str(Path(torch.__file__).parent / "include"), STABLE]
+    if library.simulated:
+        import pybind11
+
+        for include in (pybind11.get_include(), sysconfig.get_paths()["include"]):
+            headers += ["-isystem", include]
+        headers.append(f"-DTORCH_EXTENSION_NAME={library.name}")
+
+    def compile(source: str) -> Path:
+        made = folder / f"{Path(source).stem}.o"
+        call_compiler(made, *library.flags, *flags, *headers, "-c", str(CSRC / source), command=command)
+        return made
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile, library.sources))
+
+
+def nvcc_command() -> tuple[str, ...]:
+    """Return the command of nvcc that compiles and links for the GPUs asked for."""
+    home = find_cuda().home
+    return (
+        str(home / "bin" / "nvcc"),
+        f"-ccbin={compiler()}",
+        *(f"-L{home / folder}" for folder in ("lib64", "lib")),
+        *gpu_flags(_architectures()),
+    )
+
+
+def gpu_flags(architectures: list[str]) -> list[str]:
+    """nvcc's flags for architectures such as ``9.0``, ``9.0a`` or ``9.0+PTX``."""
+    flags = []
+    for architecture in architectures:
+        code = architecture.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{code},code=sm_{code}")
+        if architecture.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{code},code=compute_{code}")
+    return flags
 
 
 def _open(library: Library, file: Path) -> ModuleType | None:
     try:
-        if not library.module:
+        if not library.simulated:
             torch.ops.load_library(file)
             return None
-        if _installed(file):
-            assert library.installed is not None
-            return importlib.import_module(library.installed)
         spec = importlib.util.spec_from_file_location(library.name, file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
-        if _installed(file):
+        if file.parent == INSTALLED:
             raise BuildError(
-                f"the library that was installed with sbnref does not load with PyTorch {torch.__version__}: {error}. "
-                f"Install sbnref again: {library.ahead}=1 pip install --no-build-isolation --force-reinstall ."
+                f"{file}, which was installed with sbnref, does not load with PyTorch {torch.__version__}: {error}. "
+                "Install sbnref again"
             ) from error
         raise BuildError(f"{file} does not load: {error}. Delete {file.parent} to build it again") from error
     return module
 
 
-def _installed(file: Path) -> bool:
-    return file.parent.resolve() == _PACKAGE
-
-
 def _compile(library: Library, folder: Path) -> None:
-    from torch.utils import cpp_extension
-
     what = f"{library.what} for {', '.join(_architectures())}" if library.cuda else library.what
     print(f"sbnref: building {what} in {folder}, once; this takes a minute or less", file=sys.stderr, flush=True)
-    (folder / "lock").unlink(missing_ok=True)  # of a build that was interrupted: we hold the lock that counts
-    more = shlex.split(_more_flags(library))
-    link_folder = use_toolkit(folder) if library.cuda else None
+    more = tuple(shlex.split(_more_flags(library)))
     start = time.monotonic()
     try:
         objects: list[Path] = []
@@ -270,41 +288,21 @@ def _compile(library: Library, folder: Path) -> None:
             from .simulation import compile_kernels
 
             sources = [CSRC / source for source in library.simulated]
-            objects = compile_kernels(sources, folder, [*library.flags, *more])
-        with _tools_of_the_builder():
-            cpp_extension.load(
-                library.name,
-                [str(CSRC / source) for source in library.sources],
-                extra_include_paths=[str(CSRC)],
-                extra_cflags=[*library.flags, *more],
-                extra_cuda_cflags=list(NVCC_FLAGS),
-                extra_ldflags=[*([f"-L{link_folder}"] if link_folder else []), *more, *map(str, objects)],
-                build_directory=str(folder),
-                with_cuda=library.cuda,
-                is_python_module=False,
-            )
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"compiling {what} failed. The compiler said:\n{error}") from error
+            objects = compile_kernels(sources, folder, [*library.flags, STABLE, *more])
+        objects += compile_sources(library, folder, flags=more)
+        command = nvcc_command() if library.cuda else (compiler(),)
+        file = folder / f"{library.name}.so"
+        call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)
+    except (DoesNotCompile, RuntimeError, OSError) as error:
+        raise BuildError(f"compiling {what} failed. {error}") from error
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _tools_of_the_builder() -> Iterator[None]:
-    """Set the environment variables by which PyTorch's builder finds ninja and the compiler.
-
-    It runs the command ``ninja``. pip installs that beside this Python, in a folder that need not be on the PATH.
-    """
-    before = dict(os.environ)
-    os.environ["CXX"] = compiler()
-    if shutil.which("ninja") is None:
-        import ninja
-
-        os.environ["PATH"] = os.pathsep.join([before.get("PATH", os.defpath), ninja.BIN_DIR])
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def link_flags() -> tuple[str, ...]:
+    """What a library of operators is linked with: PyTorch, which Python has loaded by then."""
+    if platform.system() == "Darwin":
+        return ("-undefined", "dynamic_lookup")
+    return (f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu")
 
 
 def _more_flags(library: Library) -> str:
@@ -341,6 +339,8 @@ def _architectures() -> list[str]:
 
 def _check_tools(library: Library) -> None:
     """Raise :class:`BuildError` for what building would fail on, in words that help."""
+    if os.name == "nt":
+        raise BuildError("the kernels cannot be built on Windows; use WSL")
     if not CSRC.is_dir():
         raise BuildError(f"the kernels' sources are missing, expected them in {CSRC}; install sbnref again")
     if shutil.which(compiler()) is None:
@@ -348,8 +348,8 @@ def _check_tools(library: Library) -> None:
             f"building needs a C++ compiler, and there is no {compiler()!r} on the PATH; "
             "install g++ (Debian, Ubuntu: apt install g++) or name one in CXX"
         )
-    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
-        raise BuildError("building needs ninja; install it with: pip install ninja")
+    if library.simulated and importlib.util.find_spec("pybind11") is None:
+        raise BuildError("building the simulation needs pybind11; install it with: pip install pybind11")
     if library.cuda:
         find_cuda()
         _check_gpus()
@@ -369,11 +369,21 @@ def find_cuda() -> Toolkit:
     try:
         return find_toolkit(torch.version.cuda)
     except NoToolkit as error:
-        raise BuildError(f"PyTorch {torch.__version__} was built with CUDA {torch.version.cuda}, and {error}") from None
+        ours = f" (the kernels in wheels need CUDA {INSTALLED_CUDA})" if _older_cuda() else ""
+        version, cuda = torch.__version__, torch.version.cuda
+        raise BuildError(f"PyTorch {version} was built with CUDA {cuda}{ours}, and {error}") from None
+
+
+def _older_cuda() -> bool:
+    """Whether PyTorch has an older CUDA than the kernels in a wheel."""
+    return torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) < INSTALLED_CUDA
 
 
 def _check_gpus() -> None:
-    if not _architectures():
+    architectures = _architectures()
+    if unknown := [name for name in architectures if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)]:
+        raise BuildError(f"expected numbers such as 9.0 or 9.0+PTX in TORCH_CUDA_ARCH_LIST, got {', '.join(unknown)}")
+    if not architectures:
         raise BuildError(
             "no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES, or to build for another "
             "machine name its GPUs in TORCH_CUDA_ARCH_LIST, such as 9.0"
@@ -386,12 +396,3 @@ def toolkit_in_words() -> str:
         return str(find_cuda())
     except BuildError as error:
         return f"none: {error}"
-
-
-def use_toolkit(own: Path) -> Path | None:
-    """Have PyTorch's builder take the toolkit; returns a folder that the linker has to search besides."""
-    from torch.utils import cpp_extension
-
-    toolkit = find_cuda()
-    cpp_extension.CUDA_HOME = str(toolkit.home)  # found when it was imported, by other rules; read at each use
-    return toolkit.link_folder(own)

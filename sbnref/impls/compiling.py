@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -86,22 +86,31 @@ def compile_for_host(built: Path, *arguments: str) -> None:
     call_compiler(built, "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments)
 
 
-def call_compiler(built: Path, *arguments: str) -> None:
-    """Make a file of C++17 with one call of the host's compiler.
+def call_compiler(built: Path, *arguments: str, command: Sequence[str] = ()) -> None:
+    """Make a file with one call of a compiler.
+
+    Args:
+        built: the file.
+        arguments: of the compiler, without its output.
+        command: of the compiler, with its first arguments; the host's for C++17 if empty. That one is ended after
+            :data:`MOST_SECONDS`.
 
     Raises:
         DoesNotCompile: the compiler refuses it, or was not done in time.
         RuntimeError: there is no compiler.
     """
+    seconds = None if command else MOST_SECONDS
+    command = command or (compiler(), "-std=c++17")
     unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be building it too
-    command = [compiler(), "-std=c++17", *arguments, "-o", str(unfinished)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
+        done = subprocess.run(
+            [*command, *arguments, "-o", str(unfinished)], capture_output=True, text=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         raise DoesNotCompile(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
     except OSError as error:
         raise RuntimeError(
-            f"compiling takes a C++ compiler, and {compiler()!r} cannot be run: {error.strerror}; "
+            f"compiling takes a C++ compiler, and {command[0]!r} cannot be run: {error.strerror}; "
             "install g++ or name one in CXX"
         ) from None
     if done.returncode != 0:

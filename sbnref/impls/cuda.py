@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -35,13 +36,23 @@ def _wrong_device(device: torch.device) -> str | None:
     return None
 
 
-def library() -> ModuleType:
-    """The kernels' library, loaded: what is no tensor operation, such as the launch plan for a shape.
+def operators() -> Any:
+    """The kernels' operators, loaded: the stages, ``build_info`` and ``launch_plan``.
 
     Raises:
-        BuildError: it can be neither found nor built.
+        BuildError: the library can be neither found nor built.
     """
-    module = build.load(_wanted())
+    build.load(_wanted())
+    return torch.ops.sbnref
+
+
+def simulation() -> ModuleType:
+    """The controls of the simulation, such as the order of threads.
+
+    Raises:
+        BuildError: the simulation can be neither found nor built.
+    """
+    module = build.load(build.SIMULATION)
     assert module is not None
     return module
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from ..running import RunningStats
 
@@ -64,13 +63,14 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         x: Tensor,  # (N, C, *)
         total: Tensor,  # (2C,)
         saved: Tensor,  # (4, C)
-        gamma: Tensor,  # (C,)
-        beta: Tensor,  # (C,)
-        k: float,
+        gamma: Tensor | None,  # (C,)
+        beta: Tensor | None,  # (C,)
+        weight: int,
         ranks: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
         """Like ``backward_apply``, with the gradients of gamma and beta, averaged over the ranks, in the same call."""
-        return operators().gradients(dy, x, total, saved, gamma, beta, k, ranks)
+        dx, dgamma, dbeta = operators().gradients(dy, x, total, saved, gamma, beta, weight, ranks)
+        return dx, None if gamma is None else dgamma, None if beta is None else dbeta
 
     return forward_stats, forward_apply, backward_stats, backward_apply, gradients
 
@@ -85,7 +85,7 @@ def register_shapes(namespace: str) -> None:
 
     @torch.library.register_fake(f"{namespace}::forward_apply")
     def _(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
-        return _empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
+        return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
 
     @torch.library.register_fake(f"{namespace}::backward_stats")
     def _(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
@@ -93,17 +93,11 @@ def register_shapes(namespace: str) -> None:
 
     @torch.library.register_fake(f"{namespace}::backward_apply")
     def _(dy: Tensor, x: Tensor, *args: object) -> Tensor:
-        return _empty_like(x)
+        return torch.empty_like(x)
 
     @torch.library.register_fake(f"{namespace}::gradients")
     def _(
-        dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor, beta: Tensor, *args: object
+        dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor | None, beta: Tensor | None, *args: object
     ) -> tuple[Tensor, ...]:
-        return _empty_like(x), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """As the operators allocate it: with x's strides, or those of the nearest memory format where x is not dense."""
-    if torch.ops.aten.is_non_overlapping_and_dense(x):
-        return torch.empty_like(x)
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+        empty = x.new_empty(0, dtype=torch.float64)
+        return torch.empty_like(x), *(empty if p is None else p.new_empty(p.shape) for p in (gamma, beta))

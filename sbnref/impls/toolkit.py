@@ -41,25 +41,6 @@ class Toolkit:
     def __str__(self) -> str:
         return f"CUDA {self.release} in {self.home}, {self.origin}"
 
-    def link_folder(self, own: Path) -> Path | None:
-        """Where the linker finds what ``-lcudart`` asks for, beside where PyTorch sends it; None if it needs no more.
-
-        The packages hold the library under the name that programs load, ``libcudart.so.13``, and not under the one that
-        linkers look for.
-
-        Args:
-            own: a folder to make a link of that name in, if need be.
-        """
-        libraries = [self.home / "lib64", self.home / "lib"]
-        named = [library for folder in libraries for library in sorted(folder.glob("libcudart.so.*"))]
-        if not named or any((folder / "libcudart.so").exists() for folder in libraries):
-            return None
-        own.mkdir(parents=True, exist_ok=True)
-        link = own / "libcudart.so"
-        link.unlink(missing_ok=True)  # it may lead to what is gone
-        link.symlink_to(named[0])
-        return own
-
 
 def find_toolkit(wanted: str) -> Toolkit:
     """The toolkit to build with for a PyTorch of the CUDA release ``wanted``, such as ``13.0``.

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC, NVCC_FLAGS, use_toolkit
-from ..impls.compiling import DoesNotCompile, cached
+from ..impls.build import CSRC, NVCC_FLAGS, nvcc_command
+from ..impls.compiling import DoesNotCompile, cached, call_compiler
 from ..impls.simulation import compile_library
 from ..impls.simulation.rewrite import included
 
@@ -261,20 +261,13 @@ def _about(kernels: Kernels, said: str) -> str:
 
 def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:
     """Compile a translation unit that includes a file with nvcc, and return the library."""
-    from torch.utils import cpp_extension
 
     def compile(built: Path) -> None:
         source = built.with_name("kernels.cu")
         source.write_text(unit)
-        link_folder = use_toolkit(built.parent)
-        cpp_extension.load(
-            built.stem,
-            [str(source)],
-            extra_include_paths=[str(CSRC), str(LABORATORY)],
-            extra_cuda_cflags=[*NVCC_FLAGS, *flags],
-            extra_ldflags=[] if link_folder is None else [f"-L{link_folder}"],
-            build_directory=str(built.parent),
-            is_python_module=False,
+        includes = (f"-I{CSRC}", f"-I{LABORATORY}")
+        call_compiler(
+            built, "-shared", "-Xcompiler=-fPIC", *NVCC_FLAGS, *flags, *includes, str(source), command=nvcc_command()
         )
 
     about = [unit, *flags, os.environ.get("TORCH_CUDA_ARCH_LIST", "")]

@@ -94,7 +94,7 @@ def _compile(what: str, task: str | None, kernels: Kernels) -> None:
         from .own_stages import cuda
 
         os.environ["SBNREF_CUDASIM"] = "1"
-        cuda.library()
+        cuda.simulation()
     elif task is not None:
         compiled(kernels.file, [find_task(task)])
     else:

@@ -88,7 +88,7 @@ class Traffic(Report):
         x = torch.zeros(shape, dtype=dtype)
         if channels_last:
             x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-        library = cuda.library()
+        library = cuda.simulation()
         library.simulate_multiprocessors(multiprocessors)
         try:
             self.stages = [_count(stage, x, call, multiprocessors) for stage, call in _calls(x).items()]
@@ -143,7 +143,7 @@ def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: int) -> StageTraffic:
-    library = cuda.library()
+    library = cuda.simulation()
     library.start_counting()
     try:
         call()

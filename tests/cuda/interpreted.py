@@ -125,7 +125,7 @@ def interpreted(tmp_path_factory, includes) -> Iterator[Callable]:  # noqa: F811
     compile_all(folder, includes)
     with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
         environment.setenv("SBNREF_CUDASIM", "1")
-        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.library()"), check=True)
+        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.simulation()"), check=True)
         ranks.run(_load, folder)
         environment.undo()
         yield lambda function, *args: ranks.run(function, *args)[0]

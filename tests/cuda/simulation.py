@@ -15,7 +15,7 @@ def simulation() -> Iterator[Callable]:
     """``simulation(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
     with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
         environment.setenv("SBNREF_CUDASIM", "1")
-        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.library()"), check=True)
+        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.simulation()"), check=True)
         assert ranks.run(build.simulated) == [True]
         environment.undo()
         yield lambda function, *args: ranks.run(function, *args)[0]

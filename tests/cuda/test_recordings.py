@@ -14,7 +14,7 @@ SHAPES = [((6, 2, 10, 10), False), ((2, 40, 4, 4), True), ((3, 5, 7, 7), False)]
 
 def counted(shape: tuple[int, ...], channels_last: bool) -> dict[str, list[dict[str, object]]]:
     """What each stage does to memory, by the counter of traffic."""
-    library, found = cuda.library(), {}
+    library, found = cuda.simulation(), {}
     for stage, call in calls(example(shape, channels_last=channels_last)).items():
         library.start_counting()
         try:

@@ -31,7 +31,7 @@ def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulation):
 
 
 def check_orders() -> None:
-    library = cuda.library()
+    library = cuda.simulation()
     try:
         for shape, layout, dtype in itertools.product(
             checks.SHAPES, checks.LAYOUTS[:3], (torch.float16, torch.float64)
