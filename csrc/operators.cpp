@@ -19,35 +19,34 @@ namespace {
 // alongside anything, so what is captured gets a set of its own, which is part of the graph.
 struct Tickets {
     unsigned* counters = nullptr;
-    OptionalTensor captured;  // holds them while they are used, where they are part of a graph
+    std::optional<Tensor> captured;  // holds them while they are used, where they are part of a graph
 };
 
 Tickets tickets(const Tensor& x, Stream stream) {
     if (capturing(stream)) {
-        const int64_t size = kTickets;
-        const Tensor captured = torch::stable::new_zeros(x, {&size, 1}, ScalarType::Int);
-        return {static_cast<unsigned*>(captured.data_ptr()), captured};
+        const Tensor captured = zeros(x);
+        return {static_cast<unsigned*>(captured.data), captured};
     }
     static std::mutex mutex;
     static std::map<std::pair<int, Stream>, unsigned*> of_stream;  // 16 KiB each, until the process ends
     const std::lock_guard<std::mutex> lock(mutex);
-    unsigned*& mine = of_stream[{x.get_device_index(), stream}];
-    if (mine == nullptr) mine = zeroed_counters(kTickets, stream, x);
+    unsigned*& mine = of_stream[{x.device, stream}];
+    if (mine == nullptr) mine = zeroed_counters(x, stream);
     return {mine, {}};
 }
 
 struct WorkspaceTensors {
-    OptionalTensor partials;
+    std::optional<Tensor> partials;
     Tickets tickets;
     operator Workspace() const {
         if (!partials) return {};
-        return {static_cast<double*>(partials->data_ptr()), partials->numel(), tickets.counters};
+        return {static_cast<double*>(partials->data), partials->size, tickets.counters};
     }
 };
 
 WorkspaceTensors workspace_for(const Plan& plan, const Tensor& x, Stream stream) {
     if (plan.splits == 1) return {};
-    return {empty_statistics({plan.blocks() * plan.tile_channels * 2}, x), tickets(x, stream)};
+    return {allocate_statistics(plan.blocks() * plan.tile_channels * 2, x), tickets(x, stream)};
 }
 
 // ---- the machine ----
@@ -61,7 +60,7 @@ Plan plan_for(const Tensor& x, int unroll) {
 struct Gpu {
     // The tensor itself, as nearly always, if it starts on a boundary of the widest access, otherwise a copy.
     static Tensor placed(const Tensor& dense) {
-        return starts_on(dense, kAccessBytes) ? dense : torch::stable::clone(dense);
+        return dense.starts_on(kAccessBytes) ? dense : Tensor(torch::stable::clone(dense.handle));
     }
 
     static void run(const Tensor& x, const ForwardStats& stage) {

@@ -9,81 +9,91 @@
 
 namespace sbnref {
 
+using Handle = torch::stable::Tensor;
+
 template <typename Machine>
-Tensor forward_stats_op(Tensor x, int64_t weight) {
-    x = Machine::placed(dense(x));
-    const Tensor payload = empty_statistics({3 * x.size(1) + 2}, x);
+Handle forward_stats_op(const Handle& x_in, int64_t weight) {
+    const Tensor x = Machine::placed(dense(x_in)), payload = allocate_statistics(3 * x.channels() + 2, x);
     Machine::run(x, ForwardStats{buffer(x), static_cast<double>(weight), buffer(payload)});
-    return payload;
+    return payload.handle;
+}
+
+// Where num_batches_tracked lies; null if there is none.
+inline int64_t* counter(const OptionalTensor& tensor, const Tensor& x) {
+    if (!tensor) return nullptr;
+    const Tensor count = *tensor;
+    expect(
+        count.size == 1 && count.dtype == aoti_torch_dtype_int64() && count.beside(x),
+        "num_batches_tracked as one int64 number on x's device, got ", count);
+    return static_cast<int64_t*>(count.data);
 }
 
 template <typename Machine>
-std::tuple<Tensor, Tensor> forward_apply_op(
-    Tensor x, Tensor total, std::optional<int64_t> divisor, OptionalTensor gamma, OptionalTensor beta, double eps,
-    OptionalTensor running_mean, OptionalTensor running_var, OptionalTensor num_batches_tracked,
-    std::optional<double> momentum) {
+std::tuple<Handle, Handle> forward_apply_op(
+    const Handle& x_in, const Handle& total, std::optional<int64_t> divisor, const OptionalTensor& gamma,
+    const OptionalTensor& beta, double eps, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
     expect(momentum || !running_mean || num_batches_tracked, "num_batches_tracked for momentum=None, got None");
-    expect(
-        !num_batches_tracked ||
-            (num_batches_tracked->numel() == 1 && num_batches_tracked->scalar_type() == ScalarType::Long &&
-             num_batches_tracked->device() == x.device()),
-        "num_batches_tracked as one int64 number on x's device");
-    x = Machine::placed(dense(x));
-    const Tensor y = torch::stable::empty_like(x), saved = empty_statistics({4, x.size(1)}, x);
+    const Tensor x = Machine::placed(dense(x_in)), y = allocate_like(x),
+                 saved = allocate_statistics(4, x.channels(), x);
+    int64_t* const steps = counter(num_batches_tracked, x);
     Machine::run(
         x, ForwardApply{
-               buffer(x), statistics("total", total, 3 * x.size(1) + 2, x), divisor.value_or(0),
+               buffer(x), statistics("total", total, 3 * x.channels() + 2, x), divisor.value_or(0),
                per_channel("gamma", gamma, x), per_channel("beta", beta, x), eps,
                per_channel("running_mean", running_mean, x), per_channel("running_var", running_var, x),
-               running_mean && num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->data_ptr()) : nullptr,
-               nullptr, !momentum, momentum.value_or(0), buffer(y), buffer(saved)});
-    return {y, saved};
+               running_mean ? steps : nullptr, nullptr, !momentum, momentum.value_or(0), buffer(y), buffer(saved)});
+    return {y.handle, saved.handle};
 }
 
 template <typename Machine>
-Tensor backward_stats_op(Tensor dy, Tensor x, Tensor saved) {
-    x = Machine::placed(dense(x)), dy = Machine::placed(laid_out_like(dy, x));
-    const Tensor payload = empty_statistics({2 * x.size(1)}, x);
+Handle backward_stats_op(const Handle& dy_in, const Handle& x_in, const Handle& saved) {
+    const Tensor x = Machine::placed(dense(x_in)), dy = Machine::placed(laid_out_like(dy_in, x)),
+                 payload = allocate_statistics(2 * x.channels(), x);
     Machine::run(
-        x, BackwardStats{buffer(dy), buffer(x), statistics("saved", saved, 4 * x.size(1), x), buffer(payload)});
-    return payload;
+        x, BackwardStats{buffer(dy), buffer(x), statistics("saved", saved, 4 * x.channels(), x), buffer(payload)});
+    return payload.handle;
 }
 
-// Stage 4 and the gradients of gamma and beta, in one go. Where gamma or beta is not there, its gradient is empty.
 template <typename Machine>
-std::tuple<Tensor, Tensor, Tensor> apply_backward(
-    Tensor dy, Tensor x, const Tensor& total, const Tensor& saved, const OptionalTensor& gamma,
-    const OptionalTensor& beta, double k, int64_t ranks) {
-    x = Machine::placed(dense(x)), dy = Machine::placed(laid_out_like(dy, x));
-    const int64_t C = x.size(1);
-    const Tensor dx = torch::stable::empty_like(x);
+Handle backward_apply_op(
+    const Handle& dy_in, const Handle& x_in, const Handle& total, const Handle& saved, const OptionalTensor& gamma,
+    double k) {
+    const Tensor x = Machine::placed(dense(x_in)), dy = Machine::placed(laid_out_like(dy_in, x)), dx = allocate_like(x);
+    const int64_t C = x.channels();
+    Machine::run(
+        x, BackwardApply{
+               buffer(dy),
+               buffer(x),
+               statistics("total", total, 2 * C, x),
+               statistics("saved", saved, 4 * C, x),
+               per_channel("gamma", gamma, x),
+               k,
+               buffer(dx),
+               {},
+               {},
+               1});
+    return dx.handle;
+}
+
+// Stage 4 and the gradients of gamma and beta, in one go. The gradient of a parameter that is not there is empty.
+template <typename Machine>
+std::tuple<Handle, Handle, Handle> gradients_op(
+    const Handle& dy_in, const Handle& x_in, const Handle& total, const Handle& saved, const OptionalTensor& gamma,
+    const OptionalTensor& beta, int64_t weight, int64_t ranks) {
+    const Tensor x = Machine::placed(dense(x_in)), dy = Machine::placed(laid_out_like(dy_in, x)), dx = allocate_like(x);
+    const int64_t C = x.channels();
+    const double k = static_cast<double>(weight) / static_cast<double>(std::max<int64_t>(x.size / C, 1));
     const auto gradient = [&](const OptionalTensor& parameter) {
-        return parameter ? torch::stable::new_empty(*parameter, {&C, 1}) : empty_statistics({0}, x);
+        return parameter ? allocate_vector(C, Tensor(*parameter).dtype, x) : allocate_statistics(0, x);
     };
     const Tensor dgamma = gradient(gamma), dbeta = gradient(beta);
-    const auto written = [&](const char* name, const Tensor& tensor) {
-        return tensor.numel() == 0 ? Buffer{} : per_channel(name, tensor, x);
-    };
     Machine::run(
         x, BackwardApply{
                buffer(dy), buffer(x), statistics("total", total, 2 * C, x), statistics("saved", saved, 4 * C, x),
-               per_channel("gamma", gamma, x), k, buffer(dx), written("dgamma", dgamma), written("dbeta", dbeta),
-               static_cast<double>(ranks)});
-    return {dx, dgamma, dbeta};
-}
-
-template <typename Machine>
-Tensor backward_apply_op(Tensor dy, Tensor x, Tensor total, Tensor saved, OptionalTensor gamma, double k) {
-    return std::get<0>(apply_backward<Machine>(dy, x, total, saved, gamma, {}, k, 1));
-}
-
-template <typename Machine>
-std::tuple<Tensor, Tensor, Tensor> gradients_op(
-    Tensor dy, Tensor x, Tensor total, Tensor saved, OptionalTensor gamma, OptionalTensor beta, int64_t weight,
-    int64_t ranks) {
-    const int64_t count = dense(x).numel() / x.size(1);
-    const double k = static_cast<double>(weight) / static_cast<double>(std::max<int64_t>(count, 1));
-    return apply_backward<Machine>(dy, x, total, saved, gamma, beta, k, ranks);
+               per_channel("gamma", gamma, x), k, buffer(dx), gamma ? buffer(dgamma) : Buffer{},
+               beta ? buffer(dbeta) : Buffer{}, static_cast<double>(ranks)});
+    return {dx.handle, dgamma.handle, dbeta.handle};
 }
 
 inline void define_stages(torch::stable::detail::StableLibrary& m) {

@@ -17,6 +17,12 @@ namespace sbnref {
 
 inline Device device_of(int multiprocessors) { return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads}; }
 
+// Tickets as a tensor.
+inline Tensor zeros(const Tensor& x) {
+    const int64_t size = kTickets;
+    return torch::stable::new_zeros(x.handle, {&size, 1}, torch::headeronly::ScalarType::Int);
+}
+
 #ifdef SBNREF_CUDASIM
 
 // Tensors that the simulation works on lie in the host's memory.
@@ -32,8 +38,8 @@ inline Device current_device() { return simulated_device(); }
 inline std::string cuda_release() { return "simulation"; }
 inline bool capturing(Stream) { return false; }
 // From where tensors have theirs: a test that watches their memory has to know all that a kernel may touch.
-inline unsigned* zeroed_counters(int64_t count, Stream, const Tensor& x) {
-    return static_cast<unsigned*>((new Tensor(torch::stable::new_zeros(x, {&count, 1}, ScalarType::Int)))->data_ptr());
+inline unsigned* zeroed_counters(const Tensor& x, Stream) {
+    return static_cast<unsigned*>((new Tensor(zeros(x)))->data);
 }
 
 struct OnDevice {
@@ -64,15 +70,14 @@ inline bool capturing(Stream stream) {
     return status != cudaStreamCaptureStatusNone;
 }
 // On the current device, zero before what the stream does next. Another thread may be capturing a graph.
-inline unsigned* zeroed_counters(int64_t count, Stream stream, const Tensor&) {
+inline unsigned* zeroed_counters(const Tensor&, Stream stream) {
+    constexpr size_t kBytes = kTickets * sizeof(unsigned);
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check(cudaThreadExchangeStreamCaptureMode(&mode));
     void* memory = nullptr;
-    const cudaError_t allocated = cudaMalloc(&memory, count * sizeof(unsigned));
+    const cudaError_t allocated = cudaMalloc(&memory, kBytes);
     const cudaError_t cleared =
-        allocated != cudaSuccess
-            ? allocated
-            : cudaMemsetAsync(memory, 0, count * sizeof(unsigned), static_cast<cudaStream_t>(stream));
+        allocated != cudaSuccess ? allocated : cudaMemsetAsync(memory, 0, kBytes, static_cast<cudaStream_t>(stream));
     check(cudaThreadExchangeStreamCaptureMode(&mode));
     check(cleared);
     return static_cast<unsigned*>(memory);
@@ -84,8 +89,8 @@ namespace {
 struct OnDevice {
     torch::stable::accelerator::DeviceGuard guard;
     Stream stream = nullptr;
-    explicit OnDevice(const Tensor& x) : guard(x.get_device_index()) {
-        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    explicit OnDevice(const Tensor& x) : guard(x.device) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.device, &stream));
     }
 };
 

@@ -67,11 +67,11 @@ def check_refusals(operators: Any) -> None:
             getattr(operators, name)(*changed)
 
     refuses(r"expected x of shape \(N, C, \*\) with C > 0, got \[4\]", "forward_stats", 0, x[:, 0])
-    refuses("expected a tensor of float16, bfloat16, float32 or float64, got Int", "forward_stats", 0, x.int())
+    refuses(r"expected a tensor of float16, bfloat16, float32 or float64, got \[4, 3\] of Int", "forward_stats", 0, x.int())
     refuses("expected total with 11 contiguous float64 numbers on x's device, got", "forward_apply", 1, torch.zeros(8))
     refuses(r"expected gamma of shape \[3\] on x's device, got \[4\]", "forward_apply", 3, torch.zeros(4))
     refuses("expected num_batches_tracked as one int64", "forward_apply", 8, torch.zeros(1))
-    refuses(r"expected dy like x, \[4, 3\] of Float, got \[2, 3\] of Float", "backward_stats", 0, x[:2])
+    refuses(r"expected dy like x, \[4, 3\] of Float on the same device, got \[2, 3\] of Float", "backward_stats", 0, x[:2])
     beta = off_by_one(torch.ones(3))
     refuses("expected beta to start on a multiple of 4 bytes", "forward_apply", 4, beta)
     refuses("expected total with 6 contiguous float64 numbers", "gradients", 2, torch.zeros(6))
