@@ -123,6 +123,7 @@ STABLE_TORCH_LIBRARY_IMPL(sbnref, SBNREF_DISPATCH_KEY, m) { implement_stages<Gpu
 
 STABLE_TORCH_LIBRARY_IMPL(sbnref, CompositeExplicitAutograd, m) {
     m.impl("build_info", TORCH_BOX(&build_info));
+    m.impl("failure", TORCH_BOX(&failure_op));
     m.impl("launch_plan", TORCH_BOX(&launch_plan));
 }
 

@@ -11,6 +11,28 @@ namespace sbnref {
 
 using Handle = torch::stable::Tensor;
 
+// Why the last call on this thread failed.
+inline std::string& failure() {
+    thread_local std::string message;
+    return message;
+}
+
+// An operator that returns tensors, as PyTorch calls it. No exception may leave it: the library in a wheel has a C++
+// runtime of its own. If f throws, the tensors are undefined, None in Python, and failure() has the message.
+template <auto f>
+void boxed(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+    try {
+        torch::stable::detail::boxer<std::remove_pointer_t<decltype(f)>, f>::boxed_fn(stack, inputs, outputs);
+    } catch (const std::exception& error) {
+        failure() = error.what();
+        for (uint64_t i = 0; i < outputs; ++i) {
+            AtenTensorHandle undefined = nullptr;
+            aoti_torch_new_uninitialized_tensor(&undefined);
+            stack[i] = torch::stable::detail::from(undefined);
+        }
+    }
+}
+
 template <typename Machine>
 Handle forward_stats_op(const Handle& x_in, int64_t weight) {
     const Tensor x = Machine::placed(dense(x_in)), payload = allocate_statistics(3 * x.channels() + 2, x);
@@ -96,7 +118,10 @@ std::tuple<Handle, Handle, Handle> gradients_op(
     return {dx.handle, dgamma.handle, dbeta.handle};
 }
 
+inline std::string failure_op() { return failure(); }
+
 inline void define_stages(torch::stable::detail::StableLibrary& m) {
+    m.def("failure() -> str");
     m.def("forward_stats(Tensor x, SymInt weight) -> Tensor");
     m.def(
         "forward_apply(Tensor x, Tensor total, int? divisor, Tensor? gamma, Tensor? beta, float eps, "
@@ -112,11 +137,11 @@ inline void define_stages(torch::stable::detail::StableLibrary& m) {
 
 template <typename Machine>
 void implement_stages(torch::stable::detail::StableLibrary& m) {
-    m.impl("forward_stats", TORCH_BOX(&forward_stats_op<Machine>));
-    m.impl("forward_apply", TORCH_BOX(&forward_apply_op<Machine>));
-    m.impl("backward_stats", TORCH_BOX(&backward_stats_op<Machine>));
-    m.impl("backward_apply", TORCH_BOX(&backward_apply_op<Machine>));
-    m.impl("gradients", TORCH_BOX(&gradients_op<Machine>));
+    m.impl("forward_stats", boxed<&forward_stats_op<Machine>>);
+    m.impl("forward_apply", boxed<&forward_apply_op<Machine>>);
+    m.impl("backward_stats", boxed<&backward_stats_op<Machine>>);
+    m.impl("backward_apply", boxed<&backward_apply_op<Machine>>);
+    m.impl("gradients", boxed<&gradients_op<Machine>>);
 }
 
 }  // namespace sbnref

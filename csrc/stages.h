@@ -95,7 +95,8 @@ void each_array(const Workspace& w, const F& f) {
     f("partials", Buffer{w.partials, w.partials_size, Dtype::Double}), f("tickets", Buffer{w.tickets, kTickets});
 }
 
-// Of a sum of w mean^2: a variance between the ranks below this share is a rounding error. See sbnref/modes.py: combine.
+// Of a sum of w mean^2: a variance between the ranks below this share is a rounding error. See sbnref/modes.py:
+// combine.
 constexpr double kNoise = 0x1p-50;
 
 // Accesses that a thread has in flight to each tensor it reads: four in all.

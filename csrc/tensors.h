@@ -26,7 +26,8 @@ template <typename... Parts>
 void expect(bool condition, const Parts&... parts) {
     if (condition) return;
     std::ostringstream message;
-    (message << "expected " << ... << parts);
+    message << "expected ";
+    (message << ... << parts);
     throw std::runtime_error(message.str());
 }
 

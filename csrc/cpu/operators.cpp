@@ -44,6 +44,9 @@ STABLE_TORCH_LIBRARY(sbnref_cpu, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(sbnref_cpu, CPU, m) { implement_stages<Cpu>(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(sbnref_cpu, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }
+STABLE_TORCH_LIBRARY_IMPL(sbnref_cpu, CompositeExplicitAutograd, m) {
+    m.impl("build_info", TORCH_BOX(&build_info));
+    m.impl("failure", TORCH_BOX(&failure_op));
+}
 
 }  // namespace sbnref::cpu

@@ -15,15 +15,21 @@ from ..running import RunningStats
 def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
     """Return the four stages of :mod:`sbnref.impls.reference` and ``gradients``, from ``torch.ops.<namespace>``."""
 
-    def operators() -> Any:
-        return getattr(torch.ops, namespace)
+    def call(stage: str, *args: Any) -> Any:
+        """Call an operator. Exceptions do not leave a library: one that failed returns None."""
+        operators = getattr(torch.ops, namespace)
+        result = getattr(operators, stage).default(*args)
+        if (result[0] if isinstance(result, tuple) else result) is None:
+            torch.empty_like(args[0])  # where memory is missing, PyTorch's own error says so
+            raise RuntimeError(f"{stage}: {operators.failure()}")
+        return result
 
     def forward_stats(
         x: Tensor,  # (N, C, *)
         weight: int,
     ) -> Tensor:  # (3C + 2,)
         """Return the payload of this rank."""
-        return operators().forward_stats(x, weight)
+        return call("forward_stats", x, weight)
 
     def forward_apply(
         x: Tensor,  # (N, C, *)
@@ -37,7 +43,7 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
     ) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C)
         """Normalize by the statistics of all ranks, and update the running ones."""
         mean, var, steps = running or (None, None, None)
-        return operators().forward_apply(x, total, divisor, gamma, beta, eps, mean, var, steps, momentum)
+        return call("forward_apply", x, total, divisor, gamma, beta, eps, mean, var, steps, momentum)
 
     def backward_stats(
         dy: Tensor,  # (N, C, *)
@@ -45,7 +51,7 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         saved: Tensor,  # (4, C)
     ) -> Tensor:  # (2C,)
         """Return the payload of this rank's upstream gradient."""
-        return operators().backward_stats(dy, x, saved)
+        return call("backward_stats", dy, x, saved)
 
     def backward_apply(
         dy: Tensor,  # (N, C, *)
@@ -56,7 +62,7 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         k: float,
     ) -> Tensor:  # dx (N, C, *)
         """Return the derivative of the loss, summed over all ranks, by this rank's input."""
-        return operators().backward_apply(dy, x, total, saved, gamma, k)
+        return call("backward_apply", dy, x, total, saved, gamma, k)
 
     def gradients(
         dy: Tensor,  # (N, C, *)
@@ -69,7 +75,7 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         ranks: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # dx (N, C, *), dgamma (C,), dbeta (C,)
         """Like ``backward_apply``, with the gradients of gamma and beta, averaged over the ranks, in the same call."""
-        dx, dgamma, dbeta = operators().gradients(dy, x, total, saved, gamma, beta, weight, ranks)
+        dx, dgamma, dbeta = call("gradients", dy, x, total, saved, gamma, beta, weight, ranks)
         return dx, None if gamma is None else dgamma, None if beta is None else dbeta
 
     return forward_stats, forward_apply, backward_stats, backward_apply, gradients
