@@ -6,7 +6,7 @@ PIP_VERSION := 26.3
 PYTEST := $(BIN)/pytest --verbose
 unexport MAKEFLAGS  # ninja, which builds the kernels, takes no jobs of `make -j`
 
-.PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs docs-serve lock clean build-cpu
+.PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs wheels docs-serve lock clean build-cpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -76,6 +76,12 @@ docs: .venv/.dev build-cpu  ## build the site into docs/_build/html, running the
 test-site: docs  ## test the built site in a headless Chromium
 	$(PYTEST) -n 2 tests/site
 
+wheels: .venv/.wheels  ## build the wheels of all platforms into dist, and check them (Linux on x86-64)
+	rm -rf dist
+	$(BIN)/python .ci/wheels.py
+	for wheel in dist/*linux*.whl; do $(BIN)/auditwheel show $$wheel; done
+	$(BIN)/twine check --strict dist/*
+
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
 
@@ -90,7 +96,8 @@ clean:  ## remove what the other targets made
 	(57 and 2.8 GB on Linux unless PIP_EXTRA_INDEX_URL names an index with CPU builds, see README.md)
 .venv/.test: CONTENT := the packages of the quick tests: up to 10 more than those of the demo, 2 MB
 .venv/.dev: CONTENT := the packages of all tests, the linters and the site: about 100 more, 0.2 GB
-.venv/.demo .venv/.test .venv/.dev: .venv/.%: constraints.txt pyproject.toml | .venv/bin/python
+.venv/.wheels: CONTENT := PyTorch, the compilers zig and nvcc, and the checkers of wheels, 0.5 GB to download
+.venv/.demo .venv/.test .venv/.dev .venv/.wheels: .venv/.%: constraints.txt pyproject.toml | .venv/bin/python
 	@echo "Installing into .venv, once: $(CONTENT)"
 	$(PIP) install --constraint constraints.txt --editable '.[$*]'
 	touch $@

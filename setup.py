@@ -1,18 +1,24 @@
-"""Find the packages, and build libraries ahead of time where SBNREF_BUILD_CPU or _CUDA asks for it."""
+"""Find the packages, and put libraries of kernels into a wheel.
+
+A wheel contains the libraries in the folder that SBNREF_LIBRARIES names, for the platform that SBNREF_PLATFORM names.
+Without that folder, an installation compiles the kernels for CPU tensors where PyTorch and a compiler are at hand (pip
+hides PyTorch unless it is given --no-build-isolation), and those for CUDA too if SBNREF_BUILD_CUDA=1 asks for them.
+"""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import setuptools
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 # Older ones refuse pyproject.toml with a page of errors, none of which says this.
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(f"expected setuptools 77 or newer, got {setuptools.__version__}; run: pip install 'setuptools>=77'")
 
-NO = ("", "0", "false", "no", "off")
-wanted = [name for name in ("SBNREF_BUILD_CPU", "SBNREF_BUILD_CUDA") if os.environ.get(name, "").lower() not in NO]
 # The kernels' sources and the tutorials travel with the package. Answers to what a course grades do not.
 ANSWERS = ("solutions", "own")
 packages = find_packages(include=["sbnref", "sbnref.*"])
@@ -20,13 +26,68 @@ for beside in ("csrc", "tutorials"):
     for folder, below, _ in os.walk(beside):
         below[:] = [name for name in below if name not in ANSWERS and name[0] not in "._"]
         packages.append(".".join(["sbnref", *Path(folder).parts]))
-options = {"packages": packages, "package_dir": {"sbnref.csrc": "csrc", "sbnref.tutorials": "tutorials"}}
-if wanted:
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from torch.utils.cpp_extension import BuildExtension
 
-    from sbnref.impls.build import LIBRARIES, extension
+ready = os.environ.get("SBNREF_LIBRARIES")
+compiling = False
+if not ready:
+    try:
+        import torch  # noqa: F401
 
-    modules = [extension(library) for library in LIBRARIES.values() if library.ahead in wanted]
-    options |= {"ext_modules": modules, "cmdclass": {"build_ext": BuildExtension}}
-setup(**options)
+        compiling = True
+    except ImportError:
+        pass
+
+
+def compiled() -> dict[str, Path]:
+    """Return the libraries, by the names that they have in the package."""
+    if ready:
+        return {file.name: file for file in Path(ready).glob("*.so")}
+    sys.path.insert(0, str(Path(__file__).parent))
+    from sbnref.impls import build
+
+    files = {}
+    for library in (build.CPU, build.KERNELS):
+        if library.cuda and os.environ.get("SBNREF_BUILD_CUDA", "") in ("", "0"):
+            continue
+        try:
+            files[library.installed] = build.built(library) or build.build(library)
+        except build.BuildError as error:
+            if library.cuda:
+                raise
+            print(f"sbnref: installed without its kernels for CPU tensors: {error}", file=sys.stderr)
+    return files
+
+
+class WithLibraries(build_py):
+    """Copies the libraries beside the modules."""
+
+    def run(self) -> None:
+        super().run()
+        if (ready or compiling) and not self.editable_mode:
+            folder = Path(self.build_lib) / "sbnref" / "libraries"
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, file in compiled().items():
+                shutil.copyfile(file, folder / name)
+
+
+class ForAnyPython(bdist_wheel):
+    """The libraries do not depend on the version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        platform = super().get_tag()[2]
+        return "py3", "none", os.environ.get("SBNREF_PLATFORM") or platform
+
+
+class ForOnePlatform(Distribution):
+    """A distribution with libraries is not for any platform."""
+
+    def has_ext_modules(self) -> bool:
+        return bool(ready or compiling)
+
+
+setup(
+    packages=packages,
+    package_dir={"sbnref.csrc": "csrc", "sbnref.tutorials": "tutorials"},
+    cmdclass={"build_py": WithLibraries, "bdist_wheel": ForAnyPython},
+    distclass=ForOnePlatform,
+)

@@ -3,14 +3,14 @@
 // knows no assembly.
 #pragma once
 
+#include <cuda_runtime.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
-#include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "stages.h"
@@ -21,8 +21,11 @@ namespace sbnref {
 
 // Throws if the launch failed. The simulation reports what a kernel did that CUDA does not allow.
 inline void check_launch(const char* kernel) {
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
-        throw std::runtime_error(std::string("launching the kernel ") + kernel + ": " + cudaGetErrorString(error));
+    const cudaError_t error = cudaGetLastError();
+    if (error == cudaSuccess) return;
+    char message[256];  // no std::string: in a wheel, nvcc's compiler and the linker have different C++ libraries
+    std::snprintf(message, sizeof message, "launching the kernel %s: %s", kernel, cudaGetErrorString(error));
+    throw std::runtime_error(message);
 }
 
 // The arrays that a launch may access: in the simulation, no others.

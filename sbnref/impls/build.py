@@ -28,6 +28,7 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,38 +202,32 @@ def compiled(library: Library) -> int:
 
 
 def compile_sources(
-    library: Library, folder: Path, command: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+    sources: Sequence[str], folder: Path, command: tuple[str, ...], flags: Sequence[str] = ()
 ) -> list[Path]:
-    """Compile a library's sources into objects.
+    """Compile sources that use PyTorch's stable interface.
 
     Args:
-        library: whose.
+        sources: below :data:`CSRC`.
         folder: where the objects go.
-        command: of the compiler, nvcc or the host's if empty.
+        command: of the compiler.
         flags: more of them.
+
+    Returns:
+        The objects.
 
     Raises:
         DoesNotCompile: the compiler refuses a file.
         RuntimeError: there is no compiler.
     """
-    command = command or (
-        (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-fPIC", "-std=c++17")
-    )
-    headers = [f"-I{CSRC}", "-isystem", str(Path(torch.__file__).parent / "include"), STABLE]
-    if library.simulated:
-        import pybind11
-
-        for include in (pybind11.get_include(), sysconfig.get_paths()["include"]):
-            headers += ["-isystem", include]
-        headers.append(f"-DTORCH_EXTENSION_NAME={library.name}")
+    headers = (f"-I{CSRC}", "-isystem", str(Path(torch.__file__).parent / "include"), STABLE)
 
     def compile(source: str) -> Path:
         made = folder / f"{Path(source).stem}.o"
-        call_compiler(made, *library.flags, *flags, *headers, "-c", str(CSRC / source), command=command)
+        call_compiler(made, *flags, *headers, "-c", str(CSRC / source), command=command)
         return made
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile, library.sources))
+        return list(pool.map(compile, sources))
 
 
 def nvcc_command() -> tuple[str, ...]:
@@ -283,14 +278,18 @@ def _compile(library: Library, folder: Path) -> None:
     more = tuple(shlex.split(_more_flags(library)))
     start = time.monotonic()
     try:
-        objects: list[Path] = []
+        objects, flags = [], [*library.flags, *more]
         if library.simulated:
+            import pybind11
+
             from .simulation import compile_kernels
 
             sources = [CSRC / source for source in library.simulated]
-            objects = compile_kernels(sources, folder, [*library.flags, STABLE, *more])
-        objects += compile_sources(library, folder, flags=more)
-        command = nvcc_command() if library.cuda else (compiler(),)
+            objects = compile_kernels(sources, folder, [*flags, STABLE])
+            includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
+            flags += [f"-DTORCH_EXTENSION_NAME={library.name}", *(f"-I{include}" for include in includes)]
+        command = (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-std=c++17", "-fPIC")
+        objects += compile_sources(library.sources, folder, command, flags)
         file = folder / f"{library.name}.so"
         call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)
     except (DoesNotCompile, RuntimeError, OSError) as error:

@@ -1,0 +1,141 @@
+"""Build the wheels: the package with compiled kernels, for Linux on x86-64 and aarch64, and for macOS on arm64.
+
+Run by ``make wheels`` on Linux x86-64. The C++ compiler is ziglang's, which has the C libraries of all these platforms;
+the CUDA kernels, in the wheel for x86-64 only, are compiled by the nvcc that ``sbnref info`` finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from sbnref.impls import build
+from sbnref.impls.toolkit import find_toolkit
+
+ROOT = Path(__file__).resolve().parents[1]
+#: By the platform's name in a wheel: zig's name for it, and the instructions to compile for.
+PLATFORMS = {
+    "manylinux_2_28_x86_64": ("x86_64-linux-gnu.2.28", ("avx512", "avx2", "default")),
+    "manylinux_2_28_aarch64": ("aarch64-linux-gnu.2.28", ("default",)),
+    "macosx_11_0_arm64": ("aarch64-macos.11.0", ("default",)),
+}
+GPUS = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+CUDA_RELEASE = f"{build.INSTALLED_CUDA}.0"
+
+
+def zig(target: str) -> tuple[str, ...]:
+    """Return the command of the C++ compiler for a platform."""
+    return sys.executable, "-m", "ziglang", "c++", "-target", target, "-fPIC", "-std=c++17"
+
+
+def run(*command: object) -> None:
+    """Run a command, and end with its error if it fails."""
+    subprocess.run([str(word) for word in command], check=True)
+
+
+def stand_in(target: str, folder: Path) -> list[str]:
+    """Return the linker's flags for PyTorch's library, which is not here for every platform.
+
+    On Linux it is linked to a stand-in with the functions of PyTorch's C interface, so that any other function that a
+    library lacks is an error. On macOS they are looked up when the library is loaded.
+    """
+    if "macos" in target:
+        return ["-undefined", "dynamic_lookup"]
+    headers = (Path(torch.__file__).parent / "include").glob("torch/csrc/**/c/shim.h")
+    names = {name for header in headers for name in re.findall(r"\b((?:aoti_)?torch_\w+)\(", header.read_text())}
+    source = folder / "torch.c"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
+    run(
+        *zig(target)[:-1],
+        "-x",
+        "c",
+        "-w",
+        "-shared",
+        "-Wl,-soname,libtorch_cpu.so",
+        source,
+        "-o",
+        folder / "libtorch_cpu.so",
+    )
+    return [f"-L{folder}", "-ltorch_cpu"]
+
+
+def link(target: str, objects: list[Path], torch_flags: list[str], library: Path) -> None:
+    """Link objects to a library without debugging symbols."""
+    run(*zig(target), "-shared", "-s", *objects, *torch_flags, "-o", library)
+    print(f"{library}: {library.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def cpu_kernels(platform: str, folder: Path, libraries: Path) -> None:
+    """Build the kernels for CPU tensors, one library for each set of instructions."""
+    target, instructions = PLATFORMS[platform]
+    torch_flags = stand_in(target, folder)
+    for name in instructions:
+        objects = folder / name
+        objects.mkdir()
+        flags = (*build.CPU_FLAGS, *build.INSTRUCTIONS[name])
+        made = build.compile_sources(build.CPU.sources, objects, zig(target), flags)
+        link(target, made, torch_flags, libraries / f"cpu_{name}.so")
+
+
+def cuda_kernels(platform: str, folder: Path, libraries: Path) -> None:
+    """Build the CUDA kernels, with CUDA's runtime inside."""
+    target, _ = PLATFORMS[platform]
+    toolkit = find_toolkit(CUDA_RELEASE)
+    objects = folder / "cuda"
+    objects.mkdir()
+    nvcc = (str(toolkit.home / "bin" / "nvcc"), "-Xcompiler=-fPIC", "--compress-mode=size", *build.gpu_flags(GPUS))
+    includes = ("-isystem", str(toolkit.home / "include"))
+    made = build.compile_sources(build.CUDA_SOURCES, objects, nvcc, build.NVCC_FLAGS)
+    made += build.compile_sources(build.HOST_SOURCES, objects, zig(target), ("-O2", "-fvisibility=hidden", *includes))
+    runtime = next(file for name in ("lib64", "lib") if (file := toolkit.home / name / "libcudart_static.a").exists())
+    link(
+        target,
+        [*made, runtime],
+        [*stand_in(target, folder), "-ldl", "-lpthread", "-lrt"],
+        libraries / build.KERNELS.installed,
+    )
+
+
+def main() -> None:
+    """Build what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=list(PLATFORMS), help="all by default")
+    parser.add_argument("--without-cuda", action="store_true", help="leave the CUDA kernels out")
+    arguments = parser.parse_args()
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        sys.exit("expected Linux on x86-64, which nvcc compiles for")
+    wheels, work = ROOT / "dist", ROOT / "build" / "wheels"
+    shutil.rmtree(work, ignore_errors=True)
+    for platform in arguments.platforms:
+        folder, libraries = work / platform, work / platform / "libraries"
+        libraries.mkdir(parents=True)
+        cpu_kernels(platform, folder, libraries)
+        if platform.endswith("x86_64") and not arguments.without_cuda:
+            cuda_kernels(platform, folder, libraries)
+        os.environ |= {"SBNREF_LIBRARIES": str(libraries), "SBNREF_PLATFORM": platform}
+        shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools would add the last platform's libraries
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            wheels,
+            ROOT,
+        )
+    for wheel in wheels.glob("*.whl"):
+        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
