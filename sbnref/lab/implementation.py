@@ -107,9 +107,7 @@ class StageKernels:
             update_running_stats(running, combine(given["total"], divisor), given["momentum"])
         return (outputs["y"], outputs["saved"]) if stage == "forward_apply" else next(iter(outputs.values()))
 
-    def _simulate(
-        self, call: TaskCall, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-    ) -> dict[str, Tensor]:
+    def _simulate(self, call: TaskCall, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         found = call.run(given, shapes, next(self._orders))
         if found["refused"] is not None:
             line, other = lines_in(self._file, Path(call.library._name), found["frames"].tolist())
@@ -117,7 +115,6 @@ class StageKernels:
             raise RuntimeError(found["refused"] + ("" if line is None else f" (line {line}{more})"))
         outputs: dict[str, Tensor] = found["outputs"]
         for name, value in outputs.items():
-            if (never := unwritten(value)).any():
-                first = never.nonzero()[0].tolist()
-                raise RuntimeError(f"some elements of {name} are never written, such as {name}{first}")
+            if (missing := unwritten(name, value)) is not None:
+                raise RuntimeError(missing)
         return outputs

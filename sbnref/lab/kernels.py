@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Call:
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
         pointers = (self.arrays[name].data_ptr() for name in ARRAYS)
         self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *pointers, None)
-        self._loaded: tuple[Kernels, Any] | None = None
+        self._loaded: tuple[Kernels | None, Any] = None, None
 
     def run(self, *functions: str) -> Tensor:
         """:meth:`launch`, and y."""
@@ -116,13 +117,16 @@ class Call:
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
         """
-        if self._loaded is None or self._loaded[0] is not self.kernels:
+        if self._loaded[0] is not self.kernels:
             self._loaded = self.kernels, library(self.kernels, self.x.is_cuda)
         lib = self._loaded[1]
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         else:
-            self._upload(lib)
+            addresses = upload(lib, {f"p.{name}": array for name, array in self.arrays.items()})
+            self.addresses = {name.removeprefix("p."): address for name, address in addresses.items()}
+            for name, address in self.addresses.items():
+                setattr(self._problem, name, address)
         try:
             for function in functions or self.kernels.functions:
                 error = getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))
@@ -131,16 +135,6 @@ class Call:
         finally:
             if not self.x.is_cuda:
                 lib.cudasim_download()
-
-    def _upload(self, lib: Any) -> None:
-        lib.cudasim_reset()
-        lib.cudasim_free_all()
-        self.addresses = {}
-        for name, array in self.arrays.items():
-            pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
-            element = ctypes.c_int64(array.itemsize)
-            self.addresses[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, 1)
-            setattr(self._problem, name, self.addresses[name])
 
 
 def channels_last(x: Tensor) -> bool:
@@ -182,21 +176,10 @@ def count(call: Call) -> Counts:
         call.run()
     finally:
         lib.cudasim_trace(0)
-    trace, launches = numbers(lib.cudasim_traced).view(-1, 5), report(lib)["launches"]
-    return Counts(
-        launches=len(launches),
-        blocks=launches[0]["blocks"] if launches else 0,
-        read=sum(launch["bytes_read"] for launch in launches),
-        written=sum(launch["bytes_written"] for launch in launches),
-        requests=len(trace[:, 3].unique()),
-        trace=trace,
-    )
-
-
-def report(lib: Any) -> dict[str, Any]:
-    """What the simulation reports since the last launch began: the fault, and a dict for each launch."""
-    found: dict[str, Any] = json.loads(lib.cudasim_report())
-    return found
+    trace, launches = numbers(lib.cudasim_traced).view(-1, 5), json.loads(lib.cudasim_report())["launches"]
+    blocks = launches[0]["blocks"] if launches else 0
+    read, written = (sum(launch[key] for launch in launches) for key in ("bytes_read", "bytes_written"))
+    return Counts(len(launches), blocks, read, written, len(trace[:, 3].unique()), trace)
 
 
 def set_order(order: str, kernels: Kernels) -> None:
@@ -207,17 +190,42 @@ def set_order(order: str, kernels: Kernels) -> None:
 
 
 def library(kernels: Kernels, cuda: bool = False) -> Any:
-    """The kernels as the file has them now, compiled once; the next process finds them.
+    """Return the kernels as the file has them now, compiled once; the next process finds them.
 
     Raises:
-        RuntimeError: they do not compile.
+        DoesNotCompile: the file is why; it has no such function, for example.
+        RuntimeError: there is no compiler, or the simulation does not compile.
     """
-    lib = ctypes.CDLL(str(compiled(kernels, cuda)))
+    unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
+    try:
+        file = kernels.file
+        built = compile_for_gpu(file, unit, threads) if cuda else compile_library(file, [LABORATORY], [threads], unit)
+    except DoesNotCompile as error:
+        raise DoesNotCompile(_about(kernels, str(error))) from None
+    lib = ctypes.CDLL(str(built))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
     if not cuda:
         declare(lib)
     return lib
+
+
+def upload(lib: Any, arrays: Mapping[str, Tensor], unwritten: Container[str] = ()) -> dict[str, int]:
+    """Put arrays into the simulated GPU's memory, which is empty before, and return their addresses.
+
+    Args:
+        lib: the library.
+        arrays: by the names that reports give them.
+        unwritten: the names of those whose elements the kernels must write before they read them.
+    """
+    lib.cudasim_reset()
+    lib.cudasim_free_all()
+    addresses = {}
+    for name, array in arrays.items():
+        pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
+        element, known = ctypes.c_int64(array.itemsize), int(name not in unwritten)
+        addresses[name] = lib.cudasim_upload(name.encode(), pointer, size, element, known)
+    return addresses
 
 
 def declare(lib: Any) -> None:
@@ -226,22 +234,6 @@ def declare(lib: Any) -> None:
         getattr(lib, f"cudasim_{name}").restype = ctypes.c_char_p
     lib.cudasim_upload.restype = ctypes.c_void_p
     lib.cudasim_acts.restype = lib.cudasim_traced.restype = ctypes.c_int64
-
-
-def compiled(kernels: Kernels, cuda: bool = False) -> Path:
-    """The library's file, compiled unless it is there.
-
-    Raises:
-        DoesNotCompile: the file is why; it has no such function, for example.
-        RuntimeError: there is no compiler, or the simulation does not compile.
-    """
-    unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
-    if cuda:
-        return compile_for_gpu(kernels.file, unit, threads)
-    try:
-        return compile_library(kernels.file, [LABORATORY], [threads], unit)
-    except DoesNotCompile as error:
-        raise DoesNotCompile(_about(kernels, str(error))) from None
 
 
 def translation_unit(kernels: Kernels) -> str:

@@ -16,9 +16,8 @@ import enum
 import itertools
 import json
 import math
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC
-from ..impls.simulation import SIMULATION
 from .kernels import SECTOR, Call, channels_last, library, numbers
-from .lines import Frame, lines_of
+from .lines import Place, places
 
 WARP = 32
 MOST_ELEMENTS = 4096  # of x: what a screen shows
 MOST_STEPS = 5000  # what stays below 300 kB
-_PRIMITIVES = ("device.cuh", "exports.cuh")  # what calls their functions is of interest
 
 
 class Act(enum.IntEnum):
@@ -128,7 +124,7 @@ class Recording:
     channels_last: bool
     launches: list[Launch]
     arrays: list[Array]
-    sites: list[list[Frame]]
+    sites: list[list[Place]]
     steps: list[Event]
     error: str | None = None
 
@@ -157,12 +153,14 @@ class Recording:
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has, and as short as the player takes it."""
         files = list(dict.fromkeys(file for site in self.sites for file, _ in site))
-        begins = [next((i for i, s in enumerate(self.steps) if s.launch == k), len(self.steps)) for k in self._numbers]
+        first = {step.launch: i for i, step in reversed([*enumerate(self.steps)])}
         return {
             "title": self.title,
             "shape": list(self.shape),
             "channelsLast": self.channels_last,
-            "launches": [vars(launch) | {"begin": begins[k]} for k, launch in enumerate(self.launches)],
+            "launches": [
+                vars(launch) | {"begin": first.get(k, len(self.steps))} for k, launch in enumerate(self.launches)
+            ],
             "arrays": [vars(array) for array in self.arrays],
             "files": [{"name": Path(f).name, "text": Path(f).read_text(errors="replace")} for f in files],
             "sites": [[[files.index(file), line] for file, line in site] for site in self.sites],
@@ -170,10 +168,6 @@ class Recording:
             "counts": self.counts(),
             "error": self.error,
         }
-
-    @property
-    def _numbers(self) -> range:
-        return range(len(self.launches))
 
 
 def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Recording:
@@ -184,23 +178,15 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
         RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
             but the recording's end.
     """
-    x = call.x
-    refuse_large(x.shape)
+    refuse_large(call.x.shape)
     lib, title = library(call.kernels), title or call.kernels.file.name
-    return take(lib, lambda: call.launch(*functions), x.shape, title, channels_last(x))
+    return take(lib, lambda: call.launch(*functions), call.x.shape, title, channels_last(call.x))
 
 
 def take(
     lib: Any, run: Callable[[], object], shape: Sequence[int], title: str, channels_last: bool = False
 ) -> Recording:
-    """Record what a library's kernels do while something runs.
-
-    Args:
-        lib: the library, loaded; see :func:`~sbnref.lab.kernels.declare`.
-        run: launches the kernels.
-        shape: of the input, or the sizes of a task.
-        title: of the recording.
-        channels_last: whether the channels of the input are side by side.
+    """Record what the kernels of a library do while ``run`` launches them, on an input of a shape or on a task's sizes.
 
     Raises:
         ValueError: the kernels do too much for a recording.
@@ -217,17 +203,20 @@ def take(
     numbered: dict[int, int] = {}  # the sites of this recording, in the order of their first acts
     for act in acts:
         act[4] = numbered.setdefault(act[4], len(numbered))
-    steps = [] if len(acts) > WARP * MOST_STEPS else list(_steps(acts, failed=error is not None))
-    if len(steps) > MOST_STEPS or len(acts) > WARP * MOST_STEPS:
+    too_many = len(acts) > WARP * MOST_STEPS
+    steps = [] if too_many else list(_steps(acts, failed=error is not None))
+    if too_many or len(steps) > MOST_STEPS:
         raise ValueError(
             f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
             "take a smaller tensor"
         )
     recorded = json.loads(lib.cudasim_recorded())
     launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
-    sites = sites_of(
-        Path(lib._name), [recorded["sites"][site] for site in numbered], {one["line"] for one in recorded["launches"]}
-    )
+    sites = places(Path(lib._name), [recorded["sites"][site] for site in numbered])
+    launched = {one["line"] for one in recorded["launches"]}
+    for site in sites:
+        while len(site) > 1 and site[-1].line in launched:
+            site.pop()
     arrays = _arrays(recorded["arrays"], acts)
     return Recording(title, tuple(shape), channels_last, launches, arrays, sites, steps, error)
 
@@ -271,15 +260,12 @@ def bank_conflicts(step: Event) -> int:
 
 def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
     """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/simulation/recording.cpp``."""
-    last = acts[-1] if failed and acts else None
     for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
         warps: dict[int, _Warp] = defaultdict(_Warp)
         for act in of_block:
             step = warps[act[2] // WARP].take(act)
-            if act is last:
-                yield from _in_turns([warps[w] for w in sorted(warps)], ends_with=step)
-                return
-        yield from _in_turns([warps[w] for w in sorted(warps)])
+        ends_with = step if failed and act is acts[-1] else None
+        yield from _in_turns([warp for _, warp in sorted(warps.items())], ends_with)
 
 
 class _Warp:
@@ -315,26 +301,22 @@ class _Warp:
             node = node[1]
 
 
-def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Event]:
+def _in_turns(warps: list[_Warp], ends_with: Event | None) -> Iterator[Event]:
     """The steps of a block's warps: one of each in turn, none past a barrier that another has yet to reach."""
     left = [iter(warp) for warp in warps]
     while left:
-        going = left
-        while going:
-            still = []
-            for warp in going:
-                step = next(warp, None)
-                if step is None:
-                    left = [other for other in left if other is not warp]
-                elif step is not ends_with:
-                    step.lanes = dict(sorted(step.lanes.items()))
-                    step.conflicts = bank_conflicts(step) if step.act.is_shared else 0
-                    yield step
-                    if step.act is not Act.BARRIER:
-                        still.append(warp)
-                else:
-                    left = [other for other in left if other is not warp]
-            going = still
+        turns = deque(left)
+        while turns:
+            warp = turns.popleft()
+            step = next(warp, None)
+            if step is None or step is ends_with:
+                left = [other for other in left if other is not warp]
+                continue
+            step.lanes = dict(sorted(step.lanes.items()))
+            step.conflicts = bank_conflicts(step) if step.act.is_shared else 0
+            yield step
+            if step.act is not Act.BARRIER:
+                turns.append(warp)
     if ends_with is not None:
         yield ends_with
 
@@ -345,16 +327,8 @@ def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Ev
 def _arrays(found: list[dict[str, Any]], acts: list[list[int]]) -> list[Array]:
     starts = _without_gaps({one["address"]: one["bytes"] for one in found if one["address"]})
     narrowest = {array: min(act[7] for act in acts if act[5] == array) for array in {act[5] for act in acts}}
-    return [
-        Array(
-            one["name"].removeprefix("p."),
-            not one["address"],
-            starts.get(one["address"], 0),
-            one["bytes"],
-            narrowest[i],
-        )
-        for i, one in enumerate(found)
-    ]
+    named = [(one["name"].removeprefix("p."), one["address"], one["bytes"]) for one in found]
+    return [Array(name, not at, starts.get(at, 0), size, narrowest[i]) for i, (name, at, size) in enumerate(named)]
 
 
 def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
@@ -366,30 +340,6 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
         starts[address] = to + (gap if starts and gap < SECTOR else gap % SECTOR + SECTOR * bool(starts))
         end, to = address + size, starts[address] + size
     return starts
-
-
-def sites_of(lib: Path, sites: list[list[int]], launched: Collection[int] = ()) -> list[list[Frame]]:
-    """The lines of each site in the kernels' own sources, innermost first.
-
-    Args:
-        lib: the library.
-        sites: addresses in it, of the calls that lead there.
-        launched: the lines of launches, which are left out.
-    """
-    lines = lines_of(lib, {address for site in sites for address in site})
-    here, simulation = os.path.realpath(CSRC), os.path.realpath(SIMULATION)
-    found: list[list[Frame]] = []
-    for site in sites:
-        frames: list[Frame] = []
-        for file, line in itertools.chain.from_iterable(lines[address] for address in site):
-            folder, name = os.path.split(file)
-            system = folder.startswith("/usr/") or "/include/c++/" in folder or "/torch/include" in folder
-            if not (system or folder.startswith(simulation) or (folder.startswith(here) and name in _PRIMITIVES)):
-                frames.append((file, line))
-        while len(frames) > 1 and frames[-1][1] in launched:
-            frames.pop()
-        found.append(list(dict.fromkeys(frames)))
-    return found
 
 
 def _short(step: Event) -> list[Any]:

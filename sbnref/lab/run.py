@@ -15,26 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
 from ..impls.compiling import DoesNotCompile
-from ..impls.simulation import SIMULATION, compile_program
-from .kernels import LABORATORY
-from .lines import lines_of
+from ..impls.simulation import compile_program
+from .kernels import LABORATORY, SECTOR
+from .lines import Place, places
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SECTOR = 32  # bytes
 _FAULTY = 99  # the exit status of a program that a fault ended
-
-
-@dataclass(frozen=True)
-class Place:
-    """A line of a source file."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,8 @@ class Fault:
     """
 
     what: str
-    at: tuple[Place, ...] = ()
-    other: tuple[Place, ...] = ()
+    at: Sequence[Place] = ()
+    other: Sequence[Place] = ()
     handled: bool = False
 
 
@@ -70,12 +58,14 @@ class Run(Report):
     """
 
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
-        found = _Lines(program, report)
-        self.fault = None if report["fault"] is None else found.fault(report["fault"])
-        self.refused = [found.fault(fault) for fault in report["refused"]]
-        self.leaks = [
-            Fault(f"{leak['name']}, {leak['bytes']} bytes", found.places(leak["at"])) for leak in report["leaks"]
-        ]
+        faults = [*filter(None, [report["fault"]]), *report["refused"]]
+        sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
+        found = iter(places(program, sites + [leak["at"] for leak in report["leaks"]]))  # in this order
+
+        known = [Fault(fault["what"], next(found), next(found), fault.get("handled", False)) for fault in faults]
+        self.fault = known.pop(0) if report["fault"] else None
+        self.refused = known
+        self.leaks = [Fault(f"{leak['name']}, {leak['bytes']} bytes", next(found)) for leak in report["leaks"]]
         self.launches: list[dict[str, Any]] = report["launches"]
         self.status = status
 
@@ -118,7 +108,9 @@ class Run(Report):
             where = f", allocated at {leak.at[0]}" if leak.at else ""
             parts.append(Text(f"warning: never freed: {leak.what}{where}", "yellow"))
         if self.status < 0:
-            parts.append(Text(f"✗ the program was ended by {_signal(-self.status)}", "bold red"))
+            number = -self.status
+            name = signal.Signals(number).name if number in [*signal.Signals] else f"signal {number}"
+            parts.append(Text(f"✗ the program was ended by {name}", "bold red"))
         elif self.status not in (0, _FAULTY):
             parts.append(Text(f"✗ the program exited with {self.status}", "bold red"))
         return Group(*parts)
@@ -165,51 +157,16 @@ def run(
         raise ValueError(f"expected a program, got {file}, which has no main()") from None
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        environment = {**os.environ, "SBNREF_LAB_REPORT": str(report)}
-        if launches is not None:
-            environment["SBNREF_LAB_LAUNCHES"] = str(launches)
-        if order is not None:
-            environment["SBNREF_CUDASIM_ORDER"] = order
+        options = {"SBNREF_LAB_REPORT": report, "SBNREF_LAB_LAUNCHES": launches, "SBNREF_CUDASIM_ORDER": order}
+        environment = {name: str(value) for name, value in options.items() if value is not None}
         try:
-            status = subprocess.run([program, *arguments], env=environment, timeout=timeout).returncode
+            done = subprocess.run([program, *arguments], env=os.environ | environment, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"{file} was not done after {timeout:g} s and was ended") from None
+        found: dict[str, Any] = {"fault": None, "refused": [], "launches": [], "leaks": []}
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
-        else:
-            found = {"fault": None, "refused": [], "launches": [], "leaks": []}
-    return Run(program, found, status)
-
-
-class _Lines:
-    """The lines of all addresses in a report, looked up at once."""
-
-    def __init__(self, program: Path, report: dict[str, Any]) -> None:
-        faults = [*report["refused"], *([] if report["fault"] is None else [report["fault"]])]
-        sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
-        sites += [leak["at"] for leak in report["leaks"]]
-        self._found = lines_of(program, {address for site in sites for address in site})
-
-    def places(self, site: list[int]) -> tuple[Place, ...]:
-        """The lines of user code at which a thread was, innermost first."""
-        frames = [frame for address in site for frame in self._found[address]]
-        frames = [frame for frame in frames if _is_of_the_user(frame[0])]
-        return tuple(Place(*frame) for frame in dict.fromkeys(frames))
-
-    def fault(self, fault: dict[str, Any]) -> Fault:
-        at, other = self.places(fault["at"]), self.places(fault.get("other", []))
-        return Fault(fault["what"], at, other, fault.get("handled", False))
-
-
-def _is_of_the_user(file: str) -> bool:
-    return not file.startswith(("/usr/include", "/usr/lib", str(SIMULATION.resolve()), "??"))
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return Run(program, found, done.returncode)
 
 
 def _table(launches: list[dict[str, Any]]) -> RenderableType:
@@ -226,24 +183,13 @@ def _table(launches: list[dict[str, Any]]) -> RenderableType:
     table.add_column("kernel", style="bold", overflow="fold")
     for name in ("launches", "grid", "block", "read", "written", "sectors", "of bytes", "shared", "conflicts"):
         table.add_column(name, justify="right")
+    keys = ("bytes_read", "bytes_written", "sectors", "conflicts")
     for same in rows.values():
-        first = same[0]
-        total = {
-            key: sum(launch[key] for launch in same) for key in ("bytes_read", "bytes_written", "sectors", "conflicts")
-        }
-        moved = SECTOR * total["sectors"]
-        table.add_row(
-            first["kernel"],
-            str(len(same)),
-            _size(first["grid"]),
-            _size(first["block"]),
-            _bytes(total["bytes_read"]),
-            _bytes(total["bytes_written"]),
-            f"{total['sectors']:,}",
-            f"{(total['bytes_read'] + total['bytes_written']) / moved:.0%}" if moved else "–",
-            _bytes(first["shared_bytes"]),
-            f"{total['conflicts']:,}",
-        )
+        read, written, sectors, conflicts = (sum(launch[key] for launch in same) for key in keys)
+        used = f"{(read + written) / (SECTOR * sectors):.0%}" if sectors else "–"
+        grid, block, shared = _size(same[0]["grid"]), _size(same[0]["block"]), _bytes(same[0]["shared_bytes"])
+        moved = _bytes(read), _bytes(written), f"{sectors:,}", used
+        table.add_row(same[0]["kernel"], str(len(same)), grid, block, *moved, shared, f"{conflicts:,}")
     return table
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..impls.simulation import compile_library
-from .kernels import LABORATORY, compile_for_gpu, declare, report
-from .recording import Recording, refuse_large, sites_of, take
+from .kernels import LABORATORY, compile_for_gpu, declare, upload
+from .lines import places
+from .recording import Recording, refuse_large, take
 from .tasks import TYPES, Task, Typical
 
 # The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
@@ -49,6 +50,7 @@ class TaskCall:
     def __init__(self, built: str | Path, signature: str) -> None:
         task = Task(signature, "", inputs=lambda _: {}, oracle=dict, typical=())
         self._parameters, self.library = task.parameters, ctypes.CDLL(str(built))
+        declare(self.library)
         self._function = getattr(self.library, f"sbnref_{task.name}")
         self._function.restype = ctypes.c_char_p
         self._addresses: dict[str, int] = {}
@@ -77,18 +79,12 @@ class TaskCall:
             :func:`lines_in`; and the numbers of :data:`COUNTED`.
         """
         lib = self.library
-        declare(lib)
         lib.cudasim_set_order(order.encode())
-        lib.cudasim_reset()
-        lib.cudasim_free_all()
         outputs = {name: mark_unwritten(array) for name, array in self._outputs(shapes, torch.device("cpu")).items()}
-        for name, array in self._arrays(given, outputs):
-            size, element = ctypes.c_int64(array.numel() * array.itemsize), ctypes.c_int64(array.itemsize)
-            pointer, known = ctypes.c_void_p(array.data_ptr()), int(name not in outputs)
-            self._addresses[name] = lib.cudasim_upload(name.encode(), pointer, size, element, known)
+        self._addresses = upload(lib, dict(self._arrays(given, outputs)), outputs)
         error = self._call(given, self._addresses)
         lib.cudasim_download()
-        found = report(lib)
+        found = json.loads(lib.cudasim_report())
         fault = found["fault"] or {"at": [], "other": []}
         launches = found["launches"]
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
@@ -126,12 +122,11 @@ class TaskCall:
         return ((p.name, (outputs | given)[p.name]) for p in self._parameters if p.is_array)
 
     def _call(self, given: dict[str, Any], addresses: dict[str, int]) -> str | None:
-        error = self._function(
-            *(
-                ctypes.c_void_p(addresses[p.name]) if p.is_array else TYPES[p.type][1](given[p.name])
-                for p in self._parameters
-            )
-        )
+        values = [
+            ctypes.c_void_p(addresses[p.name]) if p.is_array else TYPES[p.type][1](given[p.name])
+            for p in self._parameters
+        ]
+        error = self._function(*values)
         return error and error.decode()
 
 
@@ -161,7 +156,6 @@ def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = 
         if (refused := call.run(given, shapes)["refused"]) is not None:
             raise RuntimeError(refused)
 
-    declare(call.library)
     return take(call.library, run, sizes, title or file.name)
 
 
@@ -178,13 +172,9 @@ def lines_in(file: Path, built: Path, frames: list[int]) -> tuple[int | None, in
         built: the library that was made of it.
         frames: the addresses of two sites, a 0 behind each.
     """
-    sites: list[list[int]] = [[]]
-    for address in frames:
-        if address:
-            sites[-1].append(address)
-        else:
-            sites.append([])
-    found = [next((line for path, line in site if Path(path) == file), None) for site in sites_of(built, sites)]
+    ends = [i for i, address in enumerate(frames) if address == 0][:2]
+    sites = [frames[start:end] for start, end in zip([0, *(i + 1 for i in ends)], ends, strict=False)]
+    found = [next((line for path, line in site if Path(path) == file), None) for site in places(built, sites)]
     line, other, *_ = [*found, None, None]
     return line, other
 
@@ -196,7 +186,9 @@ def mark_unwritten(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def unwritten(tensor: Tensor) -> Tensor:
-    """Where a tensor is as :func:`mark_unwritten` left it: bool, of its shape."""
+def unwritten(name: str, tensor: Tensor) -> str | None:
+    """Return a sentence about the elements that are as :func:`mark_unwritten` left them; None if there are none."""
     bits, pattern = UNWRITTEN[tensor.itemsize]
-    return tensor.view(bits) == pattern
+    if not (never := tensor.view(bits) == pattern).any():
+        return None
+    return f"some elements of {name} are never written, such as {name}{never.nonzero()[0].tolist()}"

@@ -17,14 +17,16 @@ from torch import Tensor
 from ..debugging.launch_plan import launch_plan, plan_in_words
 from ..debugging.report import Report
 from ..impls import build, cuda
+from .kernels import SECTOR
+from .own_stages import calls
+from .recording import WARP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import RenderableType
 
-SECTOR = 32  # bytes
-ACCESS, WARP = 16, 32  # bytes of the widest access of a thread; threads that share an instruction
+ACCESS = 16  # bytes of the widest access of a thread
 ISSUED = 4 * 1.755e9  # instructions that a multiprocessor of an H100 issues to its warps each second
 
 
@@ -91,7 +93,7 @@ class Traffic(Report):
         library = cuda.library()
         library.simulate_multiprocessors(multiprocessors)
         try:
-            self.stages = [_count(stage, x, call, multiprocessors) for stage, call in _calls(x).items()]
+            self.stages = [_count(stage, x, call, multiprocessors) for stage, call in calls(x).items()]
         finally:
             library.simulate_multiprocessors(0)
 
@@ -126,20 +128,6 @@ class Traffic(Report):
         layout = "channels-last" if self.channels_last else "channels-first"
         title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"
         return Group(title, "", table, "", *(f"{s.stage}: {plan_in_words(s.plan)}" for s in self.stages))
-
-
-def _calls(x: Tensor) -> dict[str, Callable[[], object]]:
-    """The four stages on x, each with inputs of the right shape."""
-    channels = x.shape[1]
-    gamma, beta = x.new_ones(2, channels)
-    total = torch.ones(3 * channels + 2, dtype=torch.float64)
-    saved = torch.ones(4, channels, dtype=torch.float64)
-    return {
-        "forward_stats": lambda: cuda.forward_stats(x, 1),
-        "forward_apply": lambda: cuda.forward_apply(x, total, None, gamma, beta, 1e-5, None, None),
-        "backward_stats": lambda: cuda.backward_stats(x, x, saved),
-        "backward_apply": lambda: cuda.backward_apply(x, x, total[: 2 * channels].clone(), saved, gamma, 1.0),
-    }
 
 
 def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: int) -> StageTraffic:

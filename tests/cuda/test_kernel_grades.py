@@ -56,10 +56,13 @@ void saxpy(const float* x, const float* y, float* z, float a, int n) { kernel<<<
 class InThisProcess:
     """Instead of a process of its own, which takes longer to start than these kernels to grade."""
 
-    unconfined = apart = deadline = None
+    unconfined = None
 
     def __init__(self, job):
         self.job = job
+
+    def allow(self, seconds):
+        pass
 
     def start(self, seconds):
         self.functions = runpy.run_path(self.job.target)

@@ -68,18 +68,6 @@ def receive(of: socket.socket, seconds: float | None = None) -> Any:
         raise Garbage(f"a message that cannot be read: {type(error).__name__}") from error
 
 
-def waiting(of: socket.socket) -> bool:
-    """Whether something has come, or the other end was closed."""
-    of.settimeout(0)
-    try:
-        of.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        pass
-    return True
-
-
 def _read(of: socket.socket, count: int, deadline: float | None) -> bytearray:
     read = bytearray()
     while len(read) < count:

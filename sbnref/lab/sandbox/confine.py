@@ -22,17 +22,8 @@ _SET_PDEATHSIG, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 22, 24, 38
 # Of the audit interface: the architecture's number, and the calls that make a socket or connect one: also by io_uring.
 _CALLS = {"x86_64": (0xC000003E, (41, 42, 425)), "aarch64": (0xC00000B7, (198, 203, 425))}
 _DEADLY = (
-    "SIGABRT",
-    "SIGBUS",
-    "SIGFPE",
-    "SIGILL",
-    "SIGINT",
-    "SIGKILL",
-    "SIGSEGV",
-    "SIGSYS",
-    "SIGTERM",
-    "SIGTRAP",
-    "SIGXCPU",
+    *("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGINT", "SIGKILL"),
+    *("SIGSEGV", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGXCPU"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ...conformance.stages import ContractError
 from ...debugging.report import in_words
-from ...impls import STAGES, Implementation, user_module
+from ...impls import STAGES, Implementation, reference, user_module
 from ...impls.build import CSRC
 from . import channel, confine, worker
 
@@ -36,14 +37,7 @@ PASSED_ON = (  # of the environment: what Python and PyTorch need to be found an
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
 )
-
-
-TENSORS = {  # that a stage may not change, by their places among its arguments
-    "forward_stats": {0: "x"},
-    "forward_apply": {0: "x", 1: "total", 3: "gamma", 4: "beta"},
-    "backward_stats": {0: "dy", 1: "x", 2: "saved"},
-    "backward_apply": {0: "dy", 1: "x", 2: "total", 3: "saved", 4: "gamma"},
-}
+NAMES = {stage: [*inspect.signature(getattr(reference, stage)).parameters] for stage in STAGES}  # of arguments
 
 
 class Refused(ValueError):
@@ -55,7 +49,8 @@ class Died(Exception):
 
     def __init__(self, what: str, printed: str, hung: bool = False) -> None:
         super().__init__(what)
-        self.what, self.printed, self.hung = what, printed, hung
+        self.what, self.printed = what, printed
+        self.status = "timed out" if hung else "crashed"
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Job:
         target: a file, or a module's name.
         directory: where a module's name is looked for, and relative paths start.
         memory: gigabytes that the code may take, on Linux.
-        seconds: of computing that it may take altogether, on Linux.
+        seconds: of computing that it may take on each core, on Linux.
         forbidden: modules and functions that it may not use.
         confined: whether it is not to run where it cannot be confined.
         place: where its folders are made; None for the system's place.
@@ -98,11 +93,22 @@ class Student:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.apart: float | None = None
-        self.deadline = time.monotonic() + 3600
+        self.allow(3600)
         self.unconfined: str | None = None
         self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
+
+    def allow(self, seconds: float) -> None:
+        """Give the calls from now on so many seconds, all together, and make them without forks."""
+        self.apart: float | None = None
+        self._seconds, self.deadline = seconds, time.monotonic() + seconds
+
+    def shrink_apart(self) -> float:
+        """Make the calls from now on in forks, for more time; return until when there should be another call."""
+        self.apart = max(1.0, self._seconds / 20)
+        until = time.monotonic() + 0.8 * self._seconds
+        self.deadline = until + GRACE
+        return until
 
     def start(self, seconds: float | None = None) -> None:
         """Start the process, or another one, and have the code brought in.
@@ -119,9 +125,8 @@ class Student:
                 "on Windows code is graded in WSL, the Windows Subsystem for Linux, with sbnref installed there"
             )
         self.close()
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="sbnref-check-", dir=self.job.place, ignore_cleanup_errors=True
-        )
+        place = self.job.place
+        self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", dir=place, ignore_cleanup_errors=True)
         folder = os.path.realpath(self._folder.name)
         beside = Path(folder, "grader")
         beside.mkdir()
@@ -134,17 +139,11 @@ class Student:
         hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
         # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
-        job = {
-            "target": self.job.target,
-            "directory": self.job.directory,
-            "memory": self.job.memory,
-            "seconds": self.job.seconds,
-            "forbidden": list(self.job.forbidden),
-            "functions": list(self.job.functions),
+        job = vars(self.job) | {
+            "seconds": self.job.seconds * (os.cpu_count() or 1),
             "folder": folder,
             "package": str(user_module.OURS),
-            "hidden": list(map(str, hidden)),
-            "confined": self.job.confined,
+            "hide": list(map(str, hidden)),
         }
         command = (sys.executable, "-X", "faulthandler", str(beside / "worker.py"))
         self._channel, theirs = socket.socketpair()
@@ -165,6 +164,8 @@ class Student:
         self._printed = _Tail(self._process.stdout)
         unconfined = self._receive(START).get("unconfined")
         self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
+        # What can be confined must be confined whenever it is started again, on every rank.
+        self.job = replace(self.job, confined=self.unconfined is None)
         told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
             raise Refused(plain(told["refused"]))
@@ -192,10 +193,7 @@ class Student:
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._channel.close()
         self._folder.cleanup()
@@ -221,13 +219,12 @@ class Student:
             self.start()
         if stage not in self._functions:
             raise NotImplementedError(f"there is no function {stage}")
-        if channel.waiting(self._channel):
-            self._lost()
         self._asked += 1
         seconds = self._left() if self.apart is None else min(self.apart, self._left())
         request = {
             "id": self._asked,
             "stage": stage,
+            "names": NAMES.get(stage, ()),
             "arguments": arguments,
             "apart": None if self.apart is None else seconds,
         }
@@ -235,17 +232,15 @@ class Student:
             channel.send(self._channel, request, max(seconds, 0.1))
         told = self._receive(seconds if self.apart is None else seconds + GRACE)
         if type(told.get("id")) is not int or told["id"] != self._asked:
-            self._lost()
+            self._end("sent the grader an unsolicited message")
         if "died" in told:
             raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
         if "not written" in told:
             raise NotImplementedError(plain(told["not written"]))
         if "raised" in told:
             raise ContractError(f"raised {plain(told['raised'])}")
-        changed = told.get("changed")
-        for place, name in TENSORS.get(stage, {}).items():
-            if isinstance(changed, list) and any(type(one) is int and one == place for one in changed):
-                raise ContractError(f"{stage} changed its input {name}; work on a copy")
+        if "changed" in told:
+            raise ContractError(f"{stage} changed its input {plain(told['changed'])}; work on a copy")
         result = told.get("result")
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -258,9 +253,8 @@ class Student:
 
     def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
         """Take over what the code made of the running statistics."""
-        if stage != "forward_apply" or arguments[6] is None:
-            return
-        for mine, theirs in zip(arguments[6], moved if isinstance(moved, (tuple, list)) else (), strict=False):
+        mine_all = arguments[6] if stage == "forward_apply" else None
+        for mine, theirs in zip(mine_all or (), moved if isinstance(moved, (tuple, list)) else (), strict=False):
             if mine is None:
                 continue
             if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
@@ -281,16 +275,6 @@ class Student:
             self._end("sent the grader what is no answer")
         return told
 
-    def _lost(self) -> None:
-        """Handle an unsolicited message or a closed connection."""
-        try:
-            channel.receive(self._channel, 0.1)
-        except (TimeoutError, channel.Garbage):
-            pass
-        except channel.Closed:
-            self._end()
-        self._end("sent the grader an unsolicited message")
-
     def _end(self, what: str | None = None, hung: bool = False) -> None:
         """Raise what became of the process; it is over."""
         assert self._process is not None
@@ -299,10 +283,8 @@ class Student:
                 what = worker.death_in_words(self._process.wait(GRACE))
             except subprocess.TimeoutExpired:
                 what = "closed the connection to the grader"
-        process, printed = self._process, self._printed
         self.close()
-        assert process.poll() is not None
-        raise Died(what, printed.text(), hung)
+        raise Died(what, self._printed.text(), hung)
 
 
 def user_of(name: str) -> dict[str, Any]:
@@ -318,13 +300,12 @@ class _Tail:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = b""
-        self._pipe = pipe
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread = threading.Thread(target=self._read, args=[pipe], daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
-        with self._pipe:
-            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while chunk := os.read(pipe.fileno(), 1 << 16):
                 self._kept = (self._kept + chunk)[-KEPT:]
 
     def text(self, wait: float = 1) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...tasks import Task
+from ..report import in_digits
 
 FEW = 16  # elements: as many as a report shows
 
@@ -33,7 +34,7 @@ class Case:
             if not isinstance(value, Tensor):
                 words.append(f"{name} = {value}")
             elif value.numel() <= FEW:
-                words.append(f"{name} = {_numbers(value.tolist())}")
+                words.append(f"{name} = {in_digits(value.tolist())}")
             else:
                 words.append(f"{name} of shape {tuple(value.shape)}, values: {self.values}")
         turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
@@ -74,9 +75,3 @@ def cases(task: Task, seed: int) -> Any:
         return Case(given, source.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))
 
     return draw_case()
-
-
-def _numbers(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_numbers, value))}]"
-    return f"{value:.7g}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ....debugging.report import Report, jsonable
+from ..report import GradeReport, Rows, in_digits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,13 +60,14 @@ class Part:
 
     name: str
     status: str
-    score: float
+    score: float = 0.0
     tried: int = 0
     fault: Fault | None = None
     counted: dict[str, int] = field(default_factory=dict)
 
 
-class KernelGrade(Report):
+@dataclass
+class KernelGrade(GradeReport):
     """What :func:`sbnref.lab.grading.kernels.check.check_kernels` found. Printing it shows the report.
 
     Attributes:
@@ -76,8 +77,10 @@ class KernelGrade(Report):
         unconfined: why the process of the kernels could not be confined; None where it was.
     """
 
-    def __init__(self, target: str, parts: list[Part], seed: int, unconfined: str | None) -> None:
-        self.target, self.parts, self.seed, self.unconfined = target, parts, seed, unconfined
+    target: str
+    parts: list[Part]
+    seed: int
+    unconfined: str | None
 
     @property
     def score(self) -> float:
@@ -89,69 +92,34 @@ class KernelGrade(Report):
         """Whether nothing is wrong; being efficient is a matter of degree."""
         return all(part.status in ("passed", "measured") for part in self.parts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
-        report = {
-            "target": self.target,
-            "score": self.score,
-            "seed": self.seed,
-            "unconfined": self.unconfined,
-            "parts": [asdict(part) for part in self.parts],
-        }
-        return jsonable(report)
-
     def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.padding import Padding
-        from rich.text import Text
-
-        parts: list[RenderableType] = []
-        told: Fault | None = None
+        results: list[tuple[bool, str, str, Rows]] = []
+        shown: Fault | None = None
         for part in self.parts:
             good = part.status == "passed" or (part.status == "measured" and part.score == 1)
-            mark = Text("✓ ", "bold green") if good else Text("✗ ", "bold red")
             tried = f", tried on {part.tried} inputs" if part.tried else ""
             score = f", {part.score:.2f}" if part.status == "measured" else ""
-            parts.append(mark + Text(f"{part.name}: ", "bold") + Text(f"{part.status}{tried}{score}"))
-            rows = _rows(part.fault) if part.fault and part.fault is not told else []
-            told = part.fault
-            if part.counted:
-                rows += _spending(part.counted)
-            if rows:
-                parts.append(Padding(_table(rows), (0, 0, 1, 4)))
-        parts.append(Text(f"score {self.score:.2f}", "bold"))
-        parts.append(Text(f"the same inputs again: --seed {self.seed}", "dim"))
-        if self.unconfined is not None:
-            parts.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
-        return Group(*parts)
+            rows = _wrong(part.fault) if part.fault and part.fault is not shown else []
+            shown = part.fault
+            results.append((good, part.name, f"{part.status}{tried}{score}", rows + _counted(part.counted)))
+        return self._draw(results, f"score {self.score:.2f}", "inputs")
 
 
-def _rows(fault: Fault) -> list[tuple[str, str]]:
-    rows = [("wrong", fault.what)]
+def _wrong(fault: Fault) -> Rows:
+    line = there = None
     if fault.line is not None:
         other = f"; the other access is in line {fault.other}" if fault.other is not None else ""
-        rows.append(("line", f"{fault.line}{other}"))
-    if fault.on is not None:
-        rows.append(("on", fault.on))
+        line = f"{fault.line}{other}"
     if fault.index is not None:
-        rows.append(
-            (
-                "there",
-                f"{fault.output}{list(fault.index)} is {_number(fault.given)}; expected {_number(fault.expected)}",
-            )
-        )
-    if fault.hint is not None:
-        rows.append(("hint", fault.hint))
-    if fault.printed:
-        rows.append(("printed", fault.printed))
-    return rows
+        given, expected = in_digits(fault.given), in_digits(fault.expected)
+        there = f"{fault.output}{list(fault.index)} is {given}; expected {expected}"
+    rows = {"wrong": fault.what, "line": line, "on": fault.on, "there": there, "hint": fault.hint}
+    return [(name, text) for name, text in (rows | {"printed": fault.printed}).items() if text]
 
 
-def _number(value: float | None) -> str:
-    return "NaN" if value is None or value != value else f"{value:.7g}"
-
-
-def _spending(counted: dict[str, int]) -> list[tuple[str, str]]:
+def _counted(counted: dict[str, int]) -> Rows:
+    if not counted:
+        return []
     moved, least = counted["moved"], counted["least"]
     others = f"{counted['accesses']:,} accesses by warps, {counted['conflicts']:,} bank conflicts"
     return [
@@ -159,15 +127,3 @@ def _spending(counted: dict[str, int]) -> list[tuple[str, str]]:
         ("blocks", f"{counted['blocks']}; an H100 has 132 multiprocessors"),
         ("also", f"{others}, {counted['launches']} launches"),
     ]
-
-
-def _table(rows: list[tuple[str, str]]) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-    table.add_column(style="dim", min_width=8)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, Text(text))
-    return table
