@@ -84,7 +84,7 @@ def test_hints_follow_from_what_the_smallest_step_still_has():
 def test_other_hints():
     base = {"quantity": "dx", "what": "dx is off", "features": ["N"]}
     for stage, changed, text in (
-        ("backward_stats", {"what": "the same call gave two different results for x"}, "an order that changes"),
+        ("backward_stats", {"what": "the same call gave two different results for x"}, "a changing order"),
         ("forward_stats", {"what": "raised RuntimeError: f may not be called by code that is graded"}, "forbidden"),
         ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
         ("backward_apply", {"features": ["float64"]}, "something on the way is float32"),

@@ -110,7 +110,7 @@ class StageKernels:
     def _simulate(self, call: TaskCall, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         found = call.run(given, shapes, next(self._orders))
         if found["refused"] is not None:
-            line, other = lines_in(self._file, Path(call.library._name), found["frames"].tolist())
+            line, other = lines_in(self._file, Path(call.library._name), found["sites"])
             more = "" if other is None else f"; the other access is in line {other}"
             raise RuntimeError(found["refused"] + ("" if line is None else f" (line {line}{more})"))
         outputs: dict[str, Tensor] = found["outputs"]

@@ -75,29 +75,17 @@ class Call:
         addresses: of the arrays in the simulated GPU's memory, after a launch.
     """
 
-    y: Tensor
-    mean: Tensor
-    var: Tensor
-    partials: Tensor
-    payload: Tensor
-    tickets: Tensor
-    addresses: dict[str, int]
-
     def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
-        mean, var = x.new_empty(2, c, dtype=torch.float32)
-        self.arrays = {
-            "x": x,
-            "y": torch.empty_like(x),
-            "mean": mean,
-            "var": var,
-            "payload": x.new_zeros(3 * c + 2, dtype=torch.float64),
-            "partials": x.new_empty(c * splits * 3, dtype=torch.float64),
-            "tickets": x.new_zeros(c, dtype=torch.int32),
-        }
-        vars(self).update(self.arrays)
+        self.y = torch.empty_like(x)
+        self.mean, self.var = x.new_empty(2, c, dtype=torch.float32)
+        self.payload = x.new_zeros(3 * c + 2, dtype=torch.float64)
+        self.partials = x.new_empty(c * splits * 3, dtype=torch.float64)
+        self.tickets = x.new_zeros(c, dtype=torch.int32)
+        self.arrays: dict[str, Tensor] = {name: getattr(self, name) for name in ARRAYS}
+        self.addresses: dict[str, int] = {}
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
         pointers = (self.arrays[name].data_ptr() for name in ARRAYS)
         self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *pointers, None)
@@ -210,14 +198,12 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
     return lib
 
 
-def upload(lib: Any, arrays: Mapping[str, Tensor], unwritten: Container[str] = ()) -> dict[str, int]:
-    """Put arrays into the simulated GPU's memory, which is empty before, and return their addresses.
-
-    Args:
-        lib: the library.
-        arrays: by the names that reports give them.
-        unwritten: the names of those whose elements the kernels must write before they read them.
-    """
+def upload(
+    lib: Any,
+    arrays: Mapping[str, Tensor],  # by the names that reports give them
+    unwritten: Container[str] = (),  # the names of those that kernels must write before they read them
+) -> dict[str, int]:
+    """Put arrays into the simulated GPU's memory, which is empty before, and return their addresses."""
     lib.cudasim_reset()
     lib.cudasim_free_all()
     addresses = {}

@@ -29,13 +29,11 @@ class Place(NamedTuple):
         return f"{self.file}:{self.line}"
 
 
-def places(library: Path, sites: Sequence[Iterable[int]]) -> list[list[Place]]:
-    """Return the lines of user code of each site, innermost first.
-
-    Args:
-        library: the file.
-        sites: of each the addresses in the library to which the calls that lead there return.
-    """
+def places(
+    library: Path,
+    sites: Sequence[Iterable[int]],  # of each the addresses in the library to which the calls that lead there return
+) -> list[list[Place]]:
+    """Return the lines of user code of each site, innermost first."""
     lines = lines_of(library, {address for site in sites for address in site})
     return [
         list(dict.fromkeys(place for address in site for place in lines[address] if _is_of_the_user(place.file)))
@@ -53,15 +51,10 @@ def _is_of_the_user(file: str) -> bool:
 
 
 def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Place]]:
-    """The lines of calls.
+    """Return the lines of calls, by the addresses in a library to which they return.
 
-    Args:
-        library: the file.
-        returns: addresses in it to which calls return.
-
-    Returns:
-        For each address the line of the call, and after it those into which it was inlined; what is not known is
-        left out, and so is every line where no command is installed that finds them.
+    After the line of a call come those into which it was inlined. Unknown lines are left out; all are unknown if no
+    command is installed that finds lines.
     """
     addresses = sorted(set(returns))
     found: dict[int, list[Place]] = {address: [] for address in addresses}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..impls import STAGES, build, cuda
 from ..running import RunningStats
 from .kernels import channels_last, declare
-from .recording import Recording, refuse_large, take
+from .recording import Recording, take
 
 
 def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Recording]:
@@ -25,7 +25,6 @@ def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Record
         ValueError: the tensor is too large for a recording.
         RuntimeError: the process does not simulate the kernels; set ``SBNREF_CUDASIM=1`` before they are loaded.
     """
-    refuse_large(x.shape)
     if (reason := cuda.why_not(torch.device("cpu"))) is not None:
         raise RuntimeError(f"a recording takes the simulation: {reason}")
     lib = ctypes.CDLL(str(build.built(build.SIMULATION)))

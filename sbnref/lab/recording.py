@@ -178,7 +178,6 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
         RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
             but the recording's end.
     """
-    refuse_large(call.x.shape)
     lib, title = library(call.kernels), title or call.kernels.file.name
     return take(lib, lambda: call.launch(*functions), call.x.shape, title, channels_last(call.x))
 
@@ -189,8 +188,9 @@ def take(
     """Record what the kernels of a library do while ``run`` launches them, on an input of a shape or on a task's sizes.
 
     Raises:
-        ValueError: the kernels do too much for a recording.
+        ValueError: the shape is too large, or the kernels do too much for a recording.
     """
+    refuse_large(shape)
     error = None
     lib.cudasim_record(1)
     try:

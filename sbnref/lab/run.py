@@ -27,19 +27,12 @@ _FAULTY = 99  # the exit status of a program that a fault ended
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that CUDA does not allow.
+    """Something that CUDA does not allow."""
 
-    Attributes:
-        what: in a sentence; of kernels it names the kernel, the block and the thread.
-        at: where it happened: the line, and the lines of the calls that led there. Empty if no line is known.
-        other: likewise for the access that it collides with.
-        handled: whether the program has asked for the error of a refused call.
-    """
-
-    what: str
-    at: Sequence[Place] = ()
-    other: Sequence[Place] = ()
-    handled: bool = False
+    what: str  # in a sentence; of kernels it names the kernel, the block and the thread
+    at: Sequence[Place] = ()  # the line, and the lines of the calls that led there; empty if no line is known
+    other: Sequence[Place] = ()  # likewise for the access that it collides with
+    handled: bool = False  # whether the program has asked for the error of a refused call
 
 
 class Run(Report):
@@ -117,28 +110,16 @@ class Run(Report):
 
 
 def run(
-    file: str | Path,
-    arguments: Sequence[str] = (),
+    file: str | Path,  # CUDA source with main()
+    arguments: Sequence[str] = (),  # of the program
     *,
-    search: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    launches: int | None = None,
-    order: str | None = None,
-    timeout: float | None = None,
+    search: Iterable[str | Path] = (),  # folders with headers, besides the file's own
+    flags: Iterable[str] = (),  # more of the compiler's, such as -DN=64
+    launches: int | None = None,  # after so many the program ends, as if all was well
+    order: str | None = None,  # of the turns of blocks and threads: ascending, descending or random:SEED
+    timeout: float | None = None,  # seconds for the program
 ) -> Run:
     """Compile a CUDA program and run it in the simulation. Its output goes where this process's goes.
-
-    Args:
-        file: CUDA source with ``main()``.
-        arguments: of the program.
-        search: folders in which headers may lie besides the file's.
-        flags: more of the compiler's, such as ``-DN=64``.
-        launches: after so many the program ends, as if all was well.
-        order: in which blocks and threads take their turns: ``'ascending'``, ``'descending'`` or ``'random:SEED'``.
-        timeout: seconds that the program may take.
-
-    Returns:
-        What it did.
 
     Raises:
         ValueError: no such file, or it uses something that the simulation does not have.

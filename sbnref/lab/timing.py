@@ -14,18 +14,14 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], Any]
 
 
-def interleaved(works: dict[str, Work], seconds: float, before: Work | None = None) -> dict[str, list[float]]:
-    """Run the works in turn, again and again for about ``seconds``, so that what disturbs one disturbs all.
+def interleaved(
+    works: dict[str, Work],  # by name
+    seconds: float,  # how long to go on; there are at least five rounds
+    before: Work | None = None,  # is run before each timing: a barrier, for example
+) -> dict[str, list[float]]:  # for each name the seconds of every round
+    """Run the works in turn, again and again, so that what disturbs one disturbs all, after three runs of each.
 
     The turns are drawn anew in every round: what one leaves in the caches, or throws out of them, is found by all.
-
-    Args:
-        works: what to time, by name. Each is run three times first.
-        seconds: how long to go on; there are at least five rounds.
-        before: run before each timing, a barrier for example.
-
-    Returns:
-        For each name the seconds of every round.
     """
     for work in works.values():
         for _ in range(3):

@@ -20,31 +20,21 @@ COMPILING = 900  # seconds; the package's own kernels take the longest
 
 
 def trace(
-    what: str,
-    shape: tuple[int, ...],
-    output: Path,
+    what: str,  # a file of kernels, or one of the package's own stages
+    shape: tuple[int, ...],  # of the input, (N, C, *), or the sizes of the task
+    output: Path,  # the page
     *,
-    task: str | None = None,
-    channels_last: bool = False,
-    functions: Sequence[str] = (),
-    threads: int = 64,
-    splits: int = 1,
-    timeout: float = 20,
+    task: str | None = None,  # whose function the file defines; None for functions that take a Problem
+    channels_last: bool = False,  # whether the channels are side by side in memory
+    functions: Sequence[str] = (),  # of the file, in their order; forward if none is named
+    threads: int = 64,  # of a block
+    splits: int = 1,  # blocks that may share a channel
+    timeout: float = 20,  # seconds for the kernels
 ) -> str | None:
-    """Record kernels on a tensor of random numbers, in a process of their own, and write a page that plays them.
-
-    Args:
-        what: a file of kernels, or one of the package's own stages.
-        shape: of the input, (N, C, \\*).
-        output: the page.
-        channels_last: whether the channels lie side by side in memory.
-        functions: of the file, in their order; ``forward`` where none is named.
-        threads: of a block.
-        splits: blocks that may share a channel.
-        timeout: seconds that the kernels may take.
+    """Record kernels on random numbers, in a process of their own, and write a page that plays them.
 
     Returns:
-        What the simulation refused, where the recording ends; None where it refused nothing.
+        What the simulation refused, where the recording ends; None if it refused nothing.
 
     Raises:
         ValueError: there is no such file, or the shape or a number does not do.

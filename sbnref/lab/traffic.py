@@ -32,31 +32,17 @@ ISSUED = 4 * 1.755e9  # instructions that a multiprocessor of an H100 issues to 
 
 @dataclass(frozen=True)
 class StageTraffic:
-    """What one stage did.
-
-    Attributes:
-        stage: its name.
-        launches: of kernels.
-        bytes_read: that the threads asked for.
-        bytes_written: likewise.
-        floor_read: the sizes of the tensors it has to read.
-        floor_written: the sizes of those it has to write.
-        sector_efficiency: the bytes asked for over the bytes of the sectors that were touched. 1 wastes nothing; it is
-            more where the threads of a warp ask for the same bytes.
-        ceiling: terabytes a second that an H100 can issue this stage's instructions for, where every access is of 16
-            bytes; None where they are narrower. What memory gives, about 3.35 on an H100, should be less.
-        plan: how the work was shared out, see :func:`launch_plan`.
-    """
+    """What one stage did."""
 
     stage: str
-    launches: int
-    bytes_read: int
+    launches: int  # of kernels
+    bytes_read: int  # that the threads asked for
     bytes_written: int
-    floor_read: int
+    floor_read: int  # the sizes of the tensors that it has to read
     floor_written: int
-    sector_efficiency: float
-    ceiling: float | None
-    plan: dict[str, Any]
+    sector_efficiency: float  # bytes asked for over those of the sectors; above 1 where threads ask for the same bytes
+    ceiling: float | None  # TB/s that an H100 can issue 16-byte accesses for; its memory's 3.35 should be less
+    plan: dict[str, Any]  # how the work was shared out, see launch_plan
 
 
 class Traffic(Report):
@@ -115,16 +101,9 @@ class Traffic(Report):
         for name in ("launches", "read", "of floor", "written", "of floor", "sectors", "TB/s"):
             table.add_column(name, justify="right")
         for s in self.stages:
-            table.add_row(
-                s.stage,
-                str(s.launches),
-                _mebibytes(s.bytes_read),
-                _ratio(s.bytes_read, s.floor_read),
-                _mebibytes(s.bytes_written),
-                _ratio(s.bytes_written, s.floor_written),
-                f"{s.sector_efficiency:.1%}",
-                "–" if s.ceiling is None else f"≤ {s.ceiling:.1f}",
-            )
+            moved = *_moved(s.bytes_read, s.floor_read), *_moved(s.bytes_written, s.floor_written)
+            ceiling = "–" if s.ceiling is None else f"≤ {s.ceiling:.1f}"
+            table.add_row(s.stage, str(s.launches), *moved, f"{s.sector_efficiency:.1%}", ceiling)
         layout = "channels-last" if self.channels_last else "channels-first"
         title = f"input {tuple(self.shape)}, {str(self.dtype).removeprefix('torch.')}, {layout}"
         return Group(title, "", table, "", *(f"{s.stage}: {plan_in_words(s.plan)}" for s in self.stages))
@@ -155,11 +134,6 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
     )
 
 
-def issue_ceiling(instructions: float, multiprocessors: int = 132) -> float:
-    """Terabytes a second that an H100 can issue so many warp instructions for each 16-byte access for."""
-    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
-
-
 def _ceiling(stage: str, element_size: int, plan: dict[str, Any], multiprocessors: int) -> float | None:
     """From the instructions that the kernel may take, which a test compares with the compiler's output."""
     if plan["vector"] * element_size < ACCESS:
@@ -168,9 +142,11 @@ def _ceiling(stage: str, element_size: int, plan: dict[str, Any], multiprocessor
     return issue_ceiling(instructions, multiprocessors)
 
 
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.3f} MiB"
+def issue_ceiling(instructions: float, multiprocessors: int = 132) -> float:
+    """Terabytes a second that an H100 can issue so many warp instructions for each 16-byte access for."""
+    return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
 
 
-def _ratio(size: int, floor: int) -> str:
-    return f"{size / floor:.4f}" if floor else "–"
+def _moved(size: int, floor: int) -> tuple[str, str]:
+    """Bytes, and their ratio to the floor."""
+    return f"{size / 2**20:.3f} MiB", f"{size / floor:.4f}" if floor else "–"

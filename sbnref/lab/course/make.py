@@ -83,10 +83,9 @@ def _files(settings: Settings, site: Path | None) -> dict[str, bytes]:
     with zipfile.ZipFile(grader, "w") as archive:
         for name in ("setup.sh", "run_autograder"):
             add(archive, name, (FILES / name).read_bytes(), mode=0o755)
-        for name, text in {"settings.json": kept, **own}.items():
+        requirements = _requirements(wheel, "check").encode()
+        for name, text in {"settings.json": kept, **own, "requirements.txt": requirements, wheel: packed}.items():
             add(archive, name, text)
-        add(archive, "requirements.txt", _requirements(wheel, "check").encode())
-        add(archive, wheel, packed)
     return files | {"gradescope/autograder.zip": grader.getvalue()}
 
 

@@ -99,19 +99,11 @@ class Settings:
     def command(self, *names: str) -> str:
         """What grades stages, or parts, on the cases that students see, as it is typed."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
-        option = "--stage" if file == FUNCTIONS else "--part"
-        words = ["sbnref", "lab", "check", file, *(["--task", self.task] if file == KERNELS else [])]
-        words += [word for name in names for word in (option, name)]
-        words += [
-            "--seed",
-            str(self.seed),
-            "--examples",
-            str(self.examples),
-            "--timeout",
-            str(self.timeout).removesuffix(".0"),
-        ]
-        if file == FUNCTIONS:
-            words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
+        kernels, timeout = file == KERNELS, str(self.timeout).removesuffix(".0")
+        words = ["sbnref lab check", file, *([f"--task {self.task}"] if kernels else [])]
+        words += [f"{'--part' if kernels else '--stage'} {name}" for name in names]
+        words += [f"--seed {self.seed} --examples {self.examples} --timeout {timeout}"]
+        words += [] if kernels else [f"--forbid {name}" for name in self.forbid]
         return " ".join(words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -81,15 +82,8 @@ class Judge:
 
     def _search(self, stage: str, saved_by: Implementation) -> Found[TrainingStep, Failure]:
         """For so much of the time that two searches end in it."""
-        return search_steps(
-            stage,
-            self.impl,
-            saved_by=saved_by,
-            examples=self.examples,
-            seed=self.seed,
-            seconds=0.3 * self.timeout,
-            student=self.student,
-        )
+        limits: dict[str, Any] = {"examples": self.examples, "seed": self.seed, "seconds": 0.3 * self.timeout}
+        return search_steps(stage, self.impl, saved_by=saved_by, student=self.student, **limits)
 
     def run_suite(self) -> None:
         """The whole layer, on real process groups. Every rank has a process of its own for the code."""
@@ -97,12 +91,10 @@ class Judge:
         job = self.student.job
         name = f"graded: {job.target}"
         broken: list[Failure] = []
-        todo = cases()
-        for world_size in sorted({case.world_size for case in todo}):
+        todo = sorted(cases(), key=lambda case: case.world_size)
+        for world_size, of_size in itertools.groupby(todo, key=lambda case: case.world_size):
             with Ranks(world_size, timeout=self.timeout) as ranks:
-                for case in todo:
-                    if case.world_size != world_size:
-                        continue
+                for case in of_size:
                     try:
                         ranks.run(_run_case, name, job, self.timeout, case.check)
                     except (RankError, TimeoutError) as error:

@@ -26,46 +26,26 @@ class _Fails(Exception):
 
 @dataclass
 class Found(Generic[Case, Fault]):
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        status: ``'passed'``, ``'failed'``, ``'crashed'`` or ``'timed out'``.
-        tried: how many cases.
-        fault: what is wrong on the smallest case that fails; None if none fails.
-        case: that case.
-        died: whether the code's process ended.
-        cut_short: whether the search ran out of time.
-    """
-
-    status: str = "passed"
-    tried: int = 0
-    fault: Fault | None = None
-    case: Case | None = None
-    died: bool = False
-    cut_short: bool = False
+    status: str = "passed"  # or failed, crashed, timed out
+    tried: int = 0  # cases
+    fault: Fault | None = None  # on the smallest case that fails
+    case: Case | None = None  # that case
+    died: bool = False  # whether the code's process ended
+    cut_short: bool = False  # whether the search ran out of time
 
 
 def search(
-    cases: SearchStrategy[Case],
-    trial: Callable[[Case], Fault | None],
-    on_death: Callable[[Case, Died], Fault],
-    *,
-    examples: int,
-    seed: int,
-    seconds: float = float("inf"),
-    student: Student | None = None,
+    cases: SearchStrategy[Case],  # the simplest first
+    trial: Callable[[Case], Fault | None],  # what is wrong on a case
+    on_death: Callable[[Case, Died], Fault],  # what is wrong on a case on which the code's process died
+    examples: int,  # how many cases to try
+    seed: int,  # of the cases
+    seconds: float = float("inf"),  # after which no case is tried, unless the process died
+    student: Student | None = None,  # runs the code; after a death, in forks of another process
 ) -> Found[Case, Fault]:
-    """Try cases, and where one fails smaller ones, down to the smallest that fails.
-
-    Args:
-        cases: the simplest first.
-        trial: returns what is wrong on a case.
-        on_death: returns what is wrong on a case on which the code's process died.
-        examples: how many cases to try.
-        seed: of the cases.
-        seconds: after which no case is tried. If the process dies, there is more time, to shrink the case.
-        student: runs the code; after a death, in forks of another process.
-    """
+    """Try cases, and where one fails smaller ones, down to the smallest that fails."""
     found: Found[Case, Fault] = Found()
     until = time.monotonic() + seconds
 

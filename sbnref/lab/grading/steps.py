@@ -5,6 +5,7 @@ The ranks of a step take their turns in one process, and the all-reduce between 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -114,115 +115,88 @@ def steps(draw: Callable[..., Any], seed: int) -> TrainingStep:
 
 @dataclass
 class Failure:
-    """A stage gone wrong.
+    """What is wrong with a stage."""
 
-    Attributes:
-        step: the training step in words.
-        what: what went wrong, in a sentence.
-        quantity: of what, where numbers differ.
-        rank: on which rank.
-        index: the worst place.
-        expected: the number there, or all numbers where they are few.
-        given: what the stage gave in the same place.
-        relative: the largest difference over the largest magnitude in its channel.
-        features: what of the smallest step must matter, for the hint.
-        printed: what the process printed last, where it ended.
-    """
-
-    step: str
-    what: str
-    quantity: str | None = None
+    step: str  # the training step in words
+    what: str  # went wrong, in a sentence
+    quantity: str | None = None  # whose numbers differ
     rank: int | None = None
-    index: tuple[int, ...] | None = None
-    expected: list[float] | float | None = None
-    given: list[float] | float | None = None
-    relative: float | None = None
-    features: tuple[str, ...] = ()
-    printed: str = ""
-
-
-class _Wrong(Exception):
-    """Carries what is wrong out of a stage's run."""
-
-    def __init__(self, what: str, **numbers: Any) -> None:
-        super().__init__(what)
-        self.what, self.numbers = what, numbers
+    index: tuple[int, ...] | None = None  # the worst place
+    expected: list[float] | float | None = None  # the number there, or all numbers where they are few
+    given: list[float] | float | None = None  # what the stage gave in the same place
+    relative: float | None = None  # the largest difference, over the largest magnitude in its channel
+    features: tuple[str, ...] = ()  # of the smallest step, which must matter: for the hint
+    printed: str = ""  # last, by a process that ended
 
 
 def examine(stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
-    """Run one stage on every rank of a step, twice, and hold what it gives to float64.
+    """Run one stage on every rank of a step, twice, and compare the results with float64.
 
-    Args:
-        stage: which.
-        impl: whose.
-        step: on what.
-        saved_by: whose ``forward_apply`` makes ``saved`` for a backward stage.
+    For a backward stage, ``forward_apply`` of ``saved_by`` makes ``saved``.
     """
+    failure = functools.partial(Failure, str(step), features=features_of(step))
     shares = step.shares()
     exact = [Exact(share) for share in shares]
     expected = [e.forward_stats() for e in exact]
     total: Tensor | None = None
     saved: list[Tensor | None] = [None] * len(shares)
+    rank = 0
     try:
         if stage != "forward_stats":
             total = torch.stack([e["payload"].value for e in expected]).sum(0)
             expected = [e.forward_apply(total) for e in exact]
         if stage.startswith("backward"):
-            saved = [
-                _call("forward_apply", saved_by, share, rank, total, None)["saved"] for rank, share in enumerate(shares)
-            ]
+            for rank, share in enumerate(shares):
+                saved[rank] = _call("forward_apply", saved_by, share, total)["saved"]
             expected = [e.backward_stats() for e in exact]
         if stage == "backward_apply":
             total = torch.stack([e["backward payload"].value for e in expected]).sum(0)
             expected = [e.backward_apply(total) for e in exact]
         for rank, share in enumerate(shares):
-            once, again = (_call(stage, impl, share, rank, total, saved[rank]) for _ in range(2))
+            once, again = (_call(stage, impl, share, total, saved[rank]) for _ in range(2))
             for quantity, bounded in expected[rank].items():
-                _hold(rank, quantity, once[quantity], bounded)
+                if (numbers := _off(quantity, once[quantity], bounded)) is not None:
+                    return failure(quantity=quantity, rank=rank, **numbers)
             for quantity, value in once.items():
                 if not torch.equal(value.nan_to_num(), again[quantity].nan_to_num()):
-                    raise _Wrong(
-                        f"the same call gave two different results for {quantity}", quantity=quantity, rank=rank
-                    )
-    except _Wrong as wrong:
-        return Failure(str(step), wrong.what, features=features_of(step), **wrong.numbers)
+                    what = f"the same call gave two different results for {quantity}"
+                    return failure(what, quantity=quantity, rank=rank)
+    except ContractError as error:
+        return failure(str(error), rank=rank)
     return None
 
 
 def _call(
-    stage: str, impl: Implementation, share: Share, rank: int, total: Tensor | None, saved: Tensor | None
+    stage: str, impl: Implementation, share: Share, total: Tensor | None, saved: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Call code that may do anything, and see that it leaves its inputs alone."""
+    """Call code that may do anything; raise ContractError if it raises an error or changes its inputs."""
     inputs = {"x": share.x, "dy": share.dy, "gamma": share.gamma, "total": total, "saved": saved}
-    before = {name: t.clone() for name, t in inputs.items() if t is not None}
+    before = [(name, t, t.clone()) for name, t in inputs.items() if t is not None]
     try:
         out = run_stage(stage, impl, share, total, saved)
-    except ContractError as error:
-        raise _Wrong(str(error), rank=rank) from None
-    except (NotImplementedError, Died):
+    except (ContractError, NotImplementedError, Died):
         raise
     except (Exception, SystemExit) as error:
-        raise _Wrong(f"raised {error_in_words(error)}", rank=rank) from None
-    for name, tensor in before.items():
-        if not torch.equal(tensor.nan_to_num(), inputs[name].nan_to_num()):  # type: ignore[union-attr]
-            raise _Wrong(f"{stage} changed its input {name}; work on a copy", rank=rank)
+        raise ContractError(f"raised {error_in_words(error)}") from None
+    for name, tensor, copy in before:
+        if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
+            raise ContractError(f"{stage} changed its input {name}; work on a copy")
     return out
 
 
-def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:
+def _off(quantity: str, got: Tensor, bounded: Bounded) -> dict[str, Any] | None:
+    """What a failure tells of a quantity that differs by more than rounding."""
     apart = difference(got, bounded.value, bounded.allowed, bounded.unit)
     if apart.share <= 1:
-        return
+        return None
     few = got.numel() <= MAX_NUMBERS
-    raise _Wrong(
-        f"{quantity} is off by {apart.absolute:.3g}, {times_allowed(apart.share)}",
-        quantity=quantity,
-        rank=rank,
-        index=apart.index,
-        relative=apart.relative,
-        expected=bounded.value.tolist() if few else apart.want,
-        given=got.double().tolist() if few else apart.got,
-    )
+    return {
+        "what": f"{quantity} is off by {apart.absolute:.3g}, {times_allowed(apart.share)}",
+        "index": apart.index,
+        "relative": apart.relative,
+        "expected": bounded.value.tolist() if few else apart.want,
+        "given": got.double().tolist() if few else apart.got,
+    }
 
 
 def features_of(step: TrainingStep) -> tuple[str, ...]:
@@ -252,25 +226,17 @@ def search_steps(
     seconds: float = float("inf"),
     student: Student | None = None,
 ) -> Found[TrainingStep, Failure]:
-    """Look for the smallest training step on which a stage is wrong.
-
-    Args:
-        stage: one of :data:`sbnref.impls.STAGES`.
-        impl: whose stage.
-        saved_by: whose ``forward_apply`` makes ``saved`` for a backward stage.
-        examples, seed, seconds, student: as for :func:`~sbnref.lab.grading.search.search`.
+    """Look for the smallest training step on which a stage is wrong: see :func:`examine` and :func:`search`.
 
     Raises:
         NotImplementedError: the stage raised it, which says that it is still to be written.
     """
+
+    def died(step: TrainingStep, death: Died) -> Failure:
+        return Failure(str(step), death.what, features=features_of(step), printed=death.printed)
+
     found = search(
-        steps(seed),
-        lambda step: examine(stage, impl, step, saved_by),
-        lambda step, death: Failure(str(step), death.what, features=features_of(step), printed=death.printed),
-        examples=examples,
-        seed=seed,
-        seconds=seconds,
-        student=student,
+        steps(seed), lambda step: examine(stage, impl, step, saved_by), died, examples, seed, seconds, student
     )
     if found.fault is not None and found.cut_short:
         found.fault.step += CUT_SHORT

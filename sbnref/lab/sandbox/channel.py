@@ -86,10 +86,8 @@ def _read(of: socket.socket, count: int, deadline: float | None) -> bytearray:
 
 
 def _describe(value: Any, data: list[bytes]) -> Any:
-    if value is None or isinstance(value, (bool, int, float)):
-        return {"is": value}
-    if isinstance(value, str):
-        return {"is": value[:20_000]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"is": value[:20_000] if isinstance(value, str) else value}
     if isinstance(value, dict):
         return {"dict": [[str(name), _describe(item, data)] for name, item in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -110,18 +108,15 @@ def _restore(described: Any, data: memoryview) -> Any:
     place = room = 0
 
     def whole(numbers: Any) -> list[int]:
-        if not isinstance(numbers, list) or len(numbers) > 64:
-            raise ValueError("no list of sizes")
-        if not all(type(number) is int and 0 <= number <= MOST_DATA for number in numbers):
+        known = isinstance(numbers, list) and len(numbers) <= 64
+        if not known or not all(type(number) is int and 0 <= number <= MOST_DATA for number in numbers):
             raise ValueError("sizes that are none")
-        return numbers
+        return list(numbers)
 
     def restore(described: Any) -> Any:
         nonlocal place, room
         ((how, value),) = described.items()
         if how == "is":
-            if value is not None and not isinstance(value, (bool, int, float, str)):
-                raise ValueError("a value that is none")
             return value
         if how == "dict":
             return {str(name): restore(item) for name, item in value}
@@ -144,7 +139,4 @@ def _restore(described: Any, data: memoryview) -> Any:
         room += span
         return torch.empty_strided(shape, strides, dtype=dtype).copy_(dense)
 
-    value = restore(described)
-    if place != len(data):
-        raise ValueError("bytes that belong to no tensor")
-    return value
+    return restore(described)

@@ -55,59 +55,40 @@ class Died(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What to grade, and what it may take.
+    """What to grade, and what it may take."""
 
-    Attributes:
-        target: a file, or a module's name.
-        directory: where a module's name is looked for, and relative paths start.
-        memory: gigabytes that the code may take, on Linux.
-        seconds: of computing that it may take on each core, on Linux.
-        forbidden: modules and functions that it may not use.
-        confined: whether it is not to run where it cannot be confined.
-        place: where its folders are made; None for the system's place.
-        functions: that it may define, and is asked for.
-        hide: folders and files that it is not to see, where it can be confined.
-        user: the user that it runs as; None for the user who grades. Only root can name another one.
-    """
-
-    target: str
-    directory: str = field(default_factory=os.getcwd)
-    memory: float = 4
-    seconds: float = 600
-    forbidden: Sequence[str] = ("sbnref",)
-    confined: bool = False
-    place: str | None = None
-    functions: Sequence[str] = STAGES
-    hide: Sequence[str | Path] = ()
-    user: str | None = None
+    target: str  # a file, or a module's name
+    directory: str = field(default_factory=os.getcwd)  # where modules are looked for, and relative paths start
+    memory: float = 4  # gigabytes, on Linux
+    seconds: float = 600  # of computing on each core, on Linux
+    forbidden: Sequence[str] = ("sbnref",)  # modules and functions
+    confined: bool = False  # whether it must not run where it cannot be confined
+    place: str | None = None  # where its folders are made; None for the system's place
+    functions: Sequence[str] = STAGES  # that it may define
+    hide: Sequence[str | Path] = ()  # folders and files that it must not see, where it can be confined
+    user: str | None = None  # that it runs as, if root grades; None for the user who grades
 
 
 class Student:
-    """Somebody's functions, as an implementation whose functions run in a process of their own.
-
-    Attributes:
-        unconfined: why the process could not be confined; None where it is.
-        apart: seconds for a call in a fork of that process, which is lost if the code dies; None to call without.
-        deadline: when a call has to have ended, by :func:`time.monotonic`.
-    """
+    """Somebody's functions, which run in a process of their own."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.allow(3600)
-        self.unconfined: str | None = None
+        self.unconfined: str | None = None  # why the process could not be confined
         self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def allow(self, seconds: float) -> None:
         """Give the calls from now on so many seconds, all together, and make them without forks."""
-        self.apart: float | None = None
-        self._seconds, self.deadline = seconds, time.monotonic() + seconds
+        self._apart: float | None = None  # seconds for a call in a fork, which is lost if the code dies
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
 
     def shrink_apart(self) -> float:
         """Make the calls from now on in forks, for more time; return until when there should be another call."""
-        self.apart = max(1.0, self._seconds / 20)
+        self._apart = max(1.0, self._seconds / 20)
         until = time.monotonic() + 0.8 * self._seconds
-        self.deadline = until + GRACE
+        self._deadline = until + GRACE
         return until
 
     def start(self, seconds: float | None = None) -> None:
@@ -121,9 +102,7 @@ class Student:
             Died: the process did not come that far.
         """
         if os.name == "nt":
-            raise Refused(
-                "on Windows code is graded in WSL, the Windows Subsystem for Linux, with sbnref installed there"
-            )
+            raise Refused("on Windows code is graded in WSL, the Windows Subsystem for Linux; install sbnref there")
         self.close()
         place = self.job.place
         self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", dir=place, ignore_cleanup_errors=True)
@@ -169,9 +148,8 @@ class Student:
         told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
             raise Refused(plain(told["refused"]))
-        functions = told.get("functions")
-        names = {name for name in functions if type(name) is str} if isinstance(functions, list) else set()
-        self._functions = [name for name in self.job.functions if name in names]
+        names = told.get("functions")
+        self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
             raise Refused(
                 f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
@@ -205,7 +183,7 @@ class Student:
 
     def _left(self) -> float:
         """Seconds until the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
+        return max(0.0, self._deadline - time.monotonic())
 
     def call(self, stage: str, *arguments: Any) -> Any:
         """What a function gives.
@@ -220,17 +198,12 @@ class Student:
         if stage not in self._functions:
             raise NotImplementedError(f"there is no function {stage}")
         self._asked += 1
-        seconds = self._left() if self.apart is None else min(self.apart, self._left())
-        request = {
-            "id": self._asked,
-            "stage": stage,
-            "names": NAMES.get(stage, ()),
-            "arguments": arguments,
-            "apart": None if self.apart is None else seconds,
-        }
+        apart = None if self._apart is None else min(self._apart, self._left())
+        seconds = self._left() if apart is None else apart + GRACE
+        request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": apart}
         with suppress(OSError):  # the process is gone; the answer will be missing
-            channel.send(self._channel, request, max(seconds, 0.1))
-        told = self._receive(seconds if self.apart is None else seconds + GRACE)
+            channel.send(self._channel, request | {"names": NAMES.get(stage, ())}, max(seconds, 0.1))
+        told = self._receive(seconds)
         if type(told.get("id")) is not int or told["id"] != self._asked:
             self._end("sent the grader an unsolicited message")
         if "died" in told:
@@ -248,18 +221,9 @@ class Student:
                 raise ContractError(
                     f"{stage} must return CPU tensors of at most {channel.MOST_DATA >> 20} MiB, but returned {kind}"
                 )
-        self._move(stage, arguments, told.get("running"))
+        if stage == "forward_apply" and arguments[6] is not None and isinstance(told.get("running"), (tuple, list)):
+            _move(arguments[6], told["running"])
         return result
-
-    def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
-        """Take over what the code made of the running statistics."""
-        mine_all = arguments[6] if stage == "forward_apply" else None
-        for mine, theirs in zip(mine_all or (), moved if isinstance(moved, (tuple, list)) else (), strict=False):
-            if mine is None:
-                continue
-            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
-                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
-            mine.copy_(theirs)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         """What the process tells next; :class:`Died` if that is nothing or no answer."""
@@ -285,6 +249,15 @@ class Student:
                 what = "closed the connection to the grader"
         self.close()
         raise Died(what, self._printed.text(), hung)
+
+
+def _move(running: Sequence[Tensor | None], moved: Sequence[Any]) -> None:
+    """Take over the running statistics as the code has left them."""
+    for mine, theirs in zip(running, moved, strict=False):
+        if mine is not None:
+            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
+            mine.copy_(theirs)
 
 
 def user_of(name: str) -> dict[str, Any]:

@@ -120,12 +120,8 @@ class Judge:
         outputs = out.get("outputs") if isinstance(out, dict) else None
         for p in self.task.parameters:
             got = outputs.get(p.name) if isinstance(outputs, dict) else None
-            if p.is_output and not (
-                isinstance(got, Tensor)
-                and not got.is_meta
-                and got.dtype == TYPES[p.type][0]
-                and got.shape == expected[p.name].shape
-            ):
+            kind = (got.dtype, got.shape, got.is_meta) if isinstance(got, Tensor) else None
+            if p.is_output and kind != (TYPES[p.type][0], expected[p.name].shape, False):
                 raise ContractError("the process of the kernels gave no answer")
         if not all(type(out.get(name)) is int for name in COUNTED):
             raise ContractError("the process of the kernels gave no counts")
@@ -135,7 +131,7 @@ class Judge:
         first, second = (self._call(case, order) for order in ("ascending", case.order))
         for out in (first, second):
             if out["refused"] is not None:
-                line, other = self._lines(out["frames"])
+                line, other = self._lines(out["sites"])
                 return Fault(plain(out["refused"]), str(case), line, other)
         for name, value in first["outputs"].items():
             if (missing := unwritten(name, value)) is not None:
@@ -172,11 +168,12 @@ class Judge:
         line, _ = self._lines(self.student.call("writer", case.given, _shapes(expected), fault.output, element))
         return replace(fault, line=line, hint=FAR_FROM_ZERO if case.values == "large mean" else None)
 
-    def _lines(self, frames: object) -> tuple[int | None, int | None]:
+    def _lines(self, sites: object) -> tuple[int | None, int | None]:
         """The lines of the file in which something happened, and in which what it collides with did."""
-        if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
+        found = [site[:1000] for site in sites if isinstance(site, list)] if isinstance(sites, list) else []
+        if not all(type(address) is int for site in found for address in site):
             return None, None
-        return lines_in(self.source, self.built, frames.tolist()[:1000])
+        return lines_in(self.source, self.built, found)
 
     # ---- the questions ----
 
@@ -190,17 +187,13 @@ class Judge:
             except ContractError as error:
                 return Fault(str(error), str(case))
 
+        def died(case: Case, death: Died) -> Fault:
+            return Fault(death.what, str(case), printed=death.printed)
+
         self.student.allow(self.timeout)
         self._stopped = 0
-        found = search(
-            cases(self.task, self.seed),
-            trial,
-            lambda case, death: Fault(death.what, str(case), printed=death.printed),
-            examples=self.examples,
-            seed=self.seed,
-            seconds=0.7 * self.timeout,
-            student=self.student,
-        )
+        inputs, seconds = cases(self.task, self.seed), 0.7 * self.timeout
+        found = search(inputs, trial, died, self.examples, self.seed, seconds, self.student)
         fault, case, status = found.fault, found.case, found.status
         if fault is not None and case is not None:
             if case.is_small:

@@ -38,14 +38,13 @@ class RefusedFile(Exception):
 
 
 @contextmanager
-def job_of(file: Path, target: str, task: Task, **limits: Any) -> Iterator[tuple[Job, Path, Path]]:
+def job_of(
+    file: Path,  # with the task's function
+    target: str,  # the file, as its author knows it
+    task: Task,
+    **limits: Any,  # of the job: memory, seconds, hide and user
+) -> Iterator[tuple[Job, Path, Path]]:
     """The job, the source as it is compiled, and its library; all are gone in the end.
-
-    Args:
-        file: with the task's function.
-        target: the file, as its author knows it.
-        task: what the function has to compute.
-        limits: of the job: ``memory``, ``seconds``, ``hide`` and ``user``.
 
     Raises:
         RefusedFile: the file contains something that is not allowed, or does not compile.
