@@ -1,19 +1,7 @@
 """Tasks for CUDA kernels: what a function has to compute, on which inputs, and how exactly.
 
-A task is a few lines of Python. A lecturer's own is a file that defines ``task``::
-
-    from sbnref.lab.tasks import Task
-
-    task = Task(
-        "void saxpy(const float* x, const float* y, float* z, float a, int n)",
-        "z[i] = a x[i] + y[i] for i < n",
-        inputs=lambda draw: {"n": (n := draw.size()), "x": draw.array(n), "y": draw.array(n), "a": 2.5},
-        oracle=lambda x, y, a, n: {"z": a * x + y},
-        typical=(1 << 16,),
-    )
-
-Students write the function in a file of ordinary CUDA. It launches kernels on the arrays, which lie in the GPU's
-memory.
+A task is a few lines of Python; ``docs/cuda_without_a_gpu.md`` shows a lecturer's own. Students write the function in a
+file of ordinary CUDA. It launches kernels on the arrays, which lie in the GPU's memory.
 """
 
 from __future__ import annotations
@@ -150,7 +138,7 @@ class Task:
 
     def allowed(self, given: dict[str, Any], expected: Tensor) -> Tensor:
         """Return the error of each element of a result that passes, float64."""
-        atol = self.atol if isinstance(self.atol, (int, float)) else self.atol(**_wide(given))
+        atol = self.atol(**_wide(given)) if callable(self.atol) else self.atol
         return atol + self.rtol * expected.abs() + torch.finfo(torch.float32).tiny
 
     def small(self, elements: int = 300) -> tuple[int, ...]:
