@@ -54,16 +54,15 @@ class Settings:
         _expect(all(type(p) is int and p >= 0 for p in self.points.values()), "whole points, 0 or more", self.points)
         _expect(any(self.points.values()), "points for something", self.points)
         _expect(isinstance(self.task, str), "the name of a task, or a Python file", self.task)
-        _expect(
-            _is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share
-        )
+        share, timeout = (n if type(n) in (int, float) else -1 for n in (self.hidden_share, self.timeout))
+        _expect(0 <= share <= 1, "hidden_share, 0 to 1", self.hidden_share)
         _expect(self.hidden_shown in SHOWN, f"hidden_shown among {SHOWN}", self.hidden_shown)
         seeds = {"seed": self.seed, "hidden_seed": self.hidden_seed}
         known = all(type(s) is int and 0 <= s <= LAST_SEED for s in seeds.values())
         _expect(known, f"whole numbers as seeds, 0 to {LAST_SEED}", seeds)
         _expect(self.seed != self.hidden_seed, "a hidden_seed that is not the seed", seeds)
         _expect(type(self.examples) is int and self.examples >= 1, "examples, 1 or more", self.examples)
-        _expect(_is_number(self.timeout) and 1 <= self.timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
+        _expect(1 <= timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
         forbid = self.forbid
         listed = isinstance(forbid, (list, tuple)) and all(isinstance(name, str) for name in forbid)
         _expect(listed and all(re.fullmatch(r"\w[\w.]*", name) for name in forbid), "forbid, a list of names", forbid)
@@ -105,10 +104,6 @@ class Settings:
         words += [f"--seed {self.seed} --examples {self.examples} --timeout {timeout}"]
         words += [] if kernels else [f"--forbid {name}" for name in self.forbid]
         return " ".join(words)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
 
 
 def _expect(right: bool, what: str, given: Any) -> None:

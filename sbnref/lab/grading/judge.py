@@ -99,8 +99,6 @@ class Judge:
                         ranks.run(_run_case, name, job, self.timeout, case.check)
                     except (RankError, TimeoutError) as error:
                         broken.append(Failure(case.name, str(error).strip().splitlines()[-1]))
-                with suppress(RankError, TimeoutError):
-                    ranks.run(_close)
         failure = replace(broken[0], step=", ".join(f.step for f in broken)) if broken else None
         self.results["layer"] = _graded("layer", "failed" if broken else "passed", len(todo), failure)
 
@@ -127,8 +125,3 @@ def _run_case(name: str, job: Job, timeout: float, check: Callable[[str, str], A
         register_impl(name, _students[0].implementation())
     _students[0].allow(START + timeout)
     check(name, "cpu")
-
-
-def _close() -> None:
-    for student in _students:
-        student.close()

@@ -21,10 +21,6 @@ _AT_FDCWD, _AT_RECURSIVE, _RDONLY = -100, 0x8000, 1
 _SET_PDEATHSIG, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 22, 24, 38
 # Of the audit interface: the architecture's number, and the calls that make a socket or connect one: also by io_uring.
 _CALLS = {"x86_64": (0xC000003E, (41, 42, 425)), "aarch64": (0xC00000B7, (198, 203, 425))}
-_DEADLY = (
-    *("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGINT", "SIGKILL"),
-    *("SIGSEGV", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGXCPU"),
-)
 
 
 def confine(folder: str, hidden: Sequence[str]) -> None:
@@ -43,7 +39,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
         if reason := os.read(told, 1000):
             os.waitpid(child, 0)
             raise OSError(reason.decode())
-        _end_like(child)
+        _end_with(child)
     os.close(told)
     try:
         end_with_parent()
@@ -54,7 +50,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
                 file.write(text)
         if (child := os.fork()) != 0:
             os.close(tell)
-            _end_like(child)
+            _end_with(child)
         # This is the first process of the new namespace. All others end with it; no signal of theirs can end it, so it
         # is none for code that may want to.
         end_with_parent()
@@ -132,23 +128,6 @@ def _end_with(child: int) -> NoReturn:
         code = os.waitstatus_to_exitcode(ended[1])
     finally:  # whatever happens: to return would be to go on with what only the child may do
         os._exit(code if code >= 0 else 128 - code)
-
-
-def _end_like(child: int) -> NoReturn:
-    """Wait for a child and end as it did, by the same signal if it was one."""
-    code = 1
-    try:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        number = -code if code < 0 else code - 128
-        if number in {getattr(signal, name) for name in _DEADLY}:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            if number != signal.SIGKILL:
-                signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-    finally:
-        os._exit(code if code >= 0 else 1)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:

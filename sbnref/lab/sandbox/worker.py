@@ -16,10 +16,11 @@ import signal
 import socket
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 ANSWERED = 77  # the exit code of a fork that has answered
 
@@ -74,12 +75,7 @@ def main() -> None:
             send(grader, {"id": request["id"], "died": died[0], "hung": died[1]})
 
 
-class RunningStats(NamedTuple):
-    """What moves in training, as the package has it."""
-
-    mean: Any
-    var: Any
-    num_batches_tracked: Any
+RunningStats = namedtuple("RunningStats", ("mean", "var", "num_batches_tracked"))  # as the package has it
 
 
 def _answer(
@@ -124,12 +120,11 @@ def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] |
 
 
 def death_in_words(code: int) -> str:
-    """How a process ended, from its exit code; negative for a signal."""
-    if code >= 0:
-        return f"ended the process, with exit code {code}"
-    with suppress(ValueError):
-        return f"crashed the process, with signal {signal.Signals(-code).name}"
-    return f"crashed the process, with signal {-code}"
+    """How a process ended, from its exit code: negative for a signal, or more than 128 if a process waited for it."""
+    number = -code if code < 0 else code - 128
+    if number in [*signal.Signals]:
+        return f"crashed the process, with signal {signal.Signals(number).name}"
+    return f"ended the process, with exit code {code}"
 
 
 class _Refuse:
