@@ -58,9 +58,9 @@ class StageKernels:
                 "`sbnref lab template forward_stats` prints a file to start from"
             )
         self._file, self._orders = file.resolve(), itertools.cycle(("ascending", "descending", "random:1"))
-        self._calls: dict[bool, dict[str, TaskCall]] = {}
+        self._calls = functools.cache(self._load)
         try:
-            self._call("", cuda=False)
+            self._calls(False)
         except RuntimeError as error:
             raise NotAnImplementation(str(error)) from None
         for stage in STAGES:
@@ -77,18 +77,16 @@ class StageKernels:
             return str(error)
         return None
 
-    def _call(self, stage: str, cuda: bool) -> TaskCall | None:
-        if cuda not in self._calls:
-            built = compiled(self._file, self._tasks, cuda)
-            self._calls[cuda] = {task.name: TaskCall(built, task.signature) for task in self._tasks}
-        return self._calls[cuda].get(stage)
+    def _load(self, cuda: bool) -> dict[str, TaskCall]:
+        built = compiled(self._file, self._tasks, cuda)
+        return {task.name: TaskCall(built, task.signature) for task in self._tasks}
 
     def _run(self, stage: str, *arguments: Any) -> Any:
         """Call a stage with the arguments of :mod:`sbnref.impls.reference`, and return what that one returns."""
         given = dict(zip(inspect.signature(getattr(reference, stage)).parameters, arguments, strict=True))
         x: Tensor = given["x"]
         channels, divisor, running = x.shape[1], given.get("divisor"), given.pop("running", None)
-        if (call := self._call(stage, x.is_cuda)) is None:
+        if (call := self._calls(x.is_cuda).get(stage)) is None:
             raise NotImplementedError(f"there is no function {stage}")
         for name, default in (("gamma", x.new_ones), ("beta", x.new_zeros)):
             if name in given and given[name] is None:

@@ -30,17 +30,11 @@ LABORATORY = CSRC / "laboratory"
 
 @dataclass(frozen=True)
 class Kernels:
-    """A file of kernels.
-
-    Attributes:
-        file: its path.
-        functions: of it, that take a ``Problem``, in the order in which they are called.
-        threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
-    """
+    """A file of kernels."""
 
     file: Path
-    functions: tuple[str, ...] = ("forward",)
-    threads: int = THREADS
+    functions: tuple[str, ...] = ("forward",)  #: that take a ``Problem``, in the order in which they are called
+    threads: int = THREADS  #: of a block, ``kThreads`` in the file; a power of two from 32 to 1024
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
@@ -132,22 +126,15 @@ def channels_last(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a call did to global memory, in the simulation.
+    """What a call did to global memory, in the simulation."""
 
-    Attributes:
-        launches: of kernels.
-        blocks: of the first kernel.
-        read, written: bytes that the threads asked for.
-        requests: access instructions of warps.
-        trace: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had
-            executed the instruction before), access and sector.
-    """
-
-    launches: int
-    blocks: int
-    read: int
+    launches: int  #: of kernels
+    blocks: int  #: of the first kernel
+    read: int  #: bytes that the threads asked for
     written: int
-    requests: int
+    requests: int  #: access instructions of warps
+    #: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had executed the
+    #: instruction before), access and sector
     trace: Tensor
 
     @property

@@ -33,11 +33,11 @@ def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Record
     return {stage: take(lib, works[stage], x.shape, stage, channels_last(x)) for stage in stages}
 
 
-def calls(x: Tensor) -> dict[str, Callable[[], object]]:
-    """The four stages of a training step on x, each with inputs of the right shape."""
+def calls(x: Tensor, *, tracking: bool = True) -> dict[str, Callable[[], object]]:
+    """The four stages of a training step on x, each with inputs of the right shape, tracking running statistics."""
     channels = x.shape[1]
     gamma, beta = x.new_ones(2, channels)
-    running = RunningStats(x.new_zeros(channels), x.new_ones(channels), torch.tensor(0))
+    running = RunningStats(x.new_zeros(channels), x.new_ones(channels), torch.tensor(0)) if tracking else None
     total = torch.ones(3 * channels + 2, dtype=torch.float64)
     total_back, saved = total[: 2 * channels].clone(), total.new_ones(4, channels)
     return {

@@ -51,29 +51,18 @@ class Act(enum.IntEnum):
 
 @dataclass
 class Event:
-    """What a warp does in one instruction.
+    """What a warp does in one instruction."""
 
-    Attributes:
-        launch: which of the kernels launched.
-        block, warp: who; the warp within its block.
-        act: what.
-        site: which of the recording's sites it stands at.
-        array: which of the recording's arrays it accesses; -1 for a shuffle or a barrier.
-        bytes: of each lane's element or vector.
-        lanes: the active ones, and where in the array each one's element begins, in bytes; in a shuffle, the lane
-            that it reads from.
-        conflicts: times that shared memory takes beyond what it has to, by the model above.
-    """
-
-    launch: int
+    launch: int  #: which of the kernels launched
     block: int
-    warp: int
+    warp: int  #: within its block
     act: Act
-    site: int
-    array: int
-    bytes: int
+    site: int  #: which of the recording's sites it stands at
+    array: int  #: which of the recording's arrays it accesses; -1 for a shuffle or a barrier
+    bytes: int  #: of each lane's element or vector
+    #: the active lanes, and where in the array each one's element begins, in bytes; in a shuffle the lane it reads from
     lanes: dict[int, int] = field(default_factory=dict)
-    conflicts: int = 0
+    conflicts: int = 0  #: times that shared memory takes beyond what it has to, by the model above
 
 
 @dataclass(frozen=True)
@@ -87,46 +76,27 @@ class Launch:
 
 @dataclass(frozen=True)
 class Array:
-    """An array that kernels accessed.
+    """An array that kernels accessed."""
 
-    Attributes:
-        name: in the source.
-        shared: whether it lies in shared memory, one for each block.
-        start: of its first byte, where memory is thought to begin at 0 and has no gaps; 0 in shared memory.
-        size: in bytes.
-        element: bytes of the narrowest access to it.
-    """
-
-    name: str
-    shared: bool
-    start: int
-    size: int
-    element: int
+    name: str  #: in the source
+    shared: bool  #: whether it lies in shared memory, one for each block
+    start: int  #: of its first byte, if memory began at 0 and had no gaps; 0 in shared memory
+    size: int  #: in bytes
+    element: int  #: bytes of the narrowest access to it
 
 
 @dataclass
 class Recording:
-    """A launch, or several.
-
-    Attributes:
-        title: what was recorded.
-        shape: of x.
-        channels_last: whether the channels of x are side by side.
-        launches: in their order.
-        arrays: that were accessed.
-        sites: for each, the lines of the calls that lead there, innermost first.
-        steps: in their order.
-        error: what the simulation refused; the last step is where.
-    """
+    """A launch, or several."""
 
     title: str
-    shape: tuple[int, ...]
-    channels_last: bool
+    shape: tuple[int, ...]  #: of x
+    channels_last: bool  #: whether the channels of x are side by side
     launches: list[Launch]
-    arrays: list[Array]
-    sites: list[list[Place]]
+    arrays: list[Array]  #: that were accessed
+    sites: list[list[Place]]  #: for each, the lines of the calls that lead there, innermost first
     steps: list[Event]
-    error: str | None = None
+    error: str | None = None  #: what the simulation refused; the last step is where
 
     def counts(self) -> dict[str, int]:
         """The counters at the end.

@@ -73,28 +73,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Task:
-    """What a function has to compute.
+    """What a function has to compute."""
 
-    Attributes:
-        signature: of the function, in C: arrays are pointers, those to be read are ``const``; types are ``float``,
-            ``double``, ``int``, ``unsigned`` and ``int64_t``.
-        text: what it has to compute, for students.
-        inputs: a dict of the ``const`` arrays and the numbers, by name, from a :class:`Draw`.
-        oracle: a dict of the arrays that are written, by name, from the inputs in float64.
-        typical: the sizes that are drawn for counting what the kernels move.
-        rtol: the relative error of an element that passes.
-        atol: the absolute error that passes besides; or a function of the inputs that returns it, for the only output.
-        passes: how many times the arrays' bytes the kernels move at least; 1 where each is moved once.
-    """
-
+    #: of the function, in C; arrays are pointers, those to be read are ``const``; types are ``float``, ``double``,
+    #: ``int``, ``unsigned`` and ``int64_t``
     signature: str
-    text: str
-    inputs: Callable[[Draw], dict[str, Any]]
-    oracle: Callable[..., dict[str, Tensor]]
-    typical: Sequence[int]
-    rtol: float = 1e-5
-    atol: float | Callable[..., Tensor] = 1e-5
-    passes: float = 1
+    text: str  #: what it has to compute, for students
+    inputs: Callable[[Draw], dict[str, Any]]  #: the ``const`` arrays and the numbers, by name, from a :class:`Draw`
+    oracle: Callable[..., dict[str, Tensor]]  #: the arrays that are written, by name, from the inputs in float64
+    typical: Sequence[int]  #: the sizes that are drawn for counting what the kernels move
+    rtol: float = 1e-5  #: the relative error of an element that passes
+    atol: float | Callable[..., Tensor] = 1e-5  #: the absolute error that passes besides, or a function of the inputs
+    passes: float = 1  #: how many times the arrays' bytes the kernels move at least; 1 where each is moved once
 
     @functools.cached_property
     def name(self) -> str:

@@ -22,31 +22,19 @@ DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Settings:
-    """What graders of a course grade.
+    """What graders of a course grade."""
 
-    Attributes:
-        points: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not
-            graded.
-        task: of the kernels, as ``sbnref lab check --task`` takes it: a name, or a Python file that defines one.
-        hidden_share: of the points, 0 to 1, that goes to cases which students do not see. ``efficient``, which is
-            counted on one tensor, has no such cases.
-        hidden_shown: when these are shown, ``'after_published'`` or ``'after_due_date'``.
-        seed: of the cases that students see.
-        hidden_seed: of those that they do not.
-        examples: cases to try on each stage or part.
-        timeout: seconds for a stage or part, a day at most.
-        forbid: modules and functions that the four functions may not use.
-    """
-
+    #: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not graded
     points: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*STAGES, *PARTS), 10))
-    task: str = "batch_norm"
+    task: str = "batch_norm"  #: of the kernels, by its name or a Python file that defines it
+    #: of the points, 0 to 1, for cases that students do not see; ``efficient``, counted on one tensor, has none
     hidden_share: float = 0.5
-    hidden_shown: str = SHOWN[0]
-    seed: int = 1
-    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))
-    examples: int = 100
-    timeout: float = 30
-    forbid: Sequence[str] = ()
+    hidden_shown: str = SHOWN[0]  #: when these are shown, ``'after_published'`` or ``'after_due_date'``
+    seed: int = 1  #: of the cases that students see
+    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))  #: of those that they do not
+    examples: int = 100  #: cases to try on each stage or part
+    timeout: float = 30  #: seconds for a stage or part, a day at most
+    forbid: Sequence[str] = ()  #: modules and functions that the four functions may not use
 
     def __post_init__(self) -> None:
         names = (*STAGES, *PARTS)

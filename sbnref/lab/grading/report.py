@@ -16,24 +16,16 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class StageGrade:
-    """How one stage did.
+    """How one stage did."""
 
-    Attributes:
-        stage: its name; ``'layer'`` for the suite over the whole layer.
-        status: ``'passed'``, ``'failed'``, ``'not written'``, ``'crashed'`` or ``'timed out'``.
-        tried: the training steps (of the suite: the cases) that it was tried on.
-        failure: what went wrong on the smallest step found, None where it passed: ``step``, ``what``; where numbers
-            differ ``quantity``, ``rank``, ``index``, ``expected``, ``given``; where the process ended ``printed``.
-        hint: where to look, None where it passed.
-        section: the section of the derivations to read, None where it passed.
-    """
-
-    stage: str
-    status: str
-    tried: int
+    stage: str  #: its name; ``'layer'`` for the suite over the whole layer
+    status: str  #: ``'passed'``, ``'failed'``, ``'not written'``, ``'crashed'`` or ``'timed out'``
+    tried: int  #: training steps, or cases of the suite
+    #: what is wrong on the smallest step found, by ``step`` and ``what``; where numbers differ ``quantity``, ``rank``,
+    #: ``index``, ``expected``, ``given``; where the process ended ``printed``
     failure: dict[str, Any] | None
-    hint: str | None
-    section: str | None
+    hint: str | None  #: where to look
+    section: str | None  #: the section of the derivations to read
 
 
 class GradeReport(Report):
@@ -51,14 +43,12 @@ class GradeReport(Report):
         """Everything, in types that JSON has."""
         return jsonable({**asdict(self), "score": self.score})  # type: ignore[call-overload]
 
-    def _draw(self, results: Sequence[tuple[bool, str, str, Rows]], total: str, cases: str) -> RenderableType:
-        """Draw the report.
-
-        Args:
-            results: of each stage or part whether it is good, its name, how it did, and what to add in a table.
-            total: how all of them did.
-            cases: what the seed is of.
-        """
+    def _draw(
+        self,
+        results: Sequence[tuple[bool, str, str, Rows]],  # of each: whether it is good, its name, how it did, a table
+        total: str,  # how all of them did
+        cases: str,  # what the seed is of
+    ) -> RenderableType:
         from rich.console import Group
         from rich.padding import Padding
         from rich.table import Table
@@ -84,20 +74,12 @@ class GradeReport(Report):
 
 @dataclass
 class Grade(GradeReport):
-    """What :func:`check` found. Printing it shows the report.
+    """What :func:`check` found. Printing it shows the report."""
 
-    Attributes:
-        target: the file or module.
-        stages: a :class:`StageGrade` for each.
-        seed: what the training steps follow from.
-        unconfined: why the code could not be confined, and might have done more than give wrong results; None where it
-            was.
-    """
-
-    target: str
+    target: str  #: the file or module
     stages: list[StageGrade]
-    seed: int = 0
-    unconfined: str | None = None
+    seed: int = 0  #: of the training steps
+    unconfined: str | None = None  #: why the code was not confined, and might have done more than return wrong results
 
     @property
     def score(self) -> float:

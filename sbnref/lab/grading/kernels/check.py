@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,12 @@ from ...sandbox.process import Died, Student, plain
 from ...task_call import COUNTED, lines_in, unwritten
 from ...tasks import TYPES, Task, Typical
 from .. import plan
-from .cases import Case, cases
 from .job import RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
 from .repro import program
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 STOPPED = Fault("the kernels do something illegal; see the part above")
 MULTIPROCESSORS = 132  # of an H100, each of which should have a block
@@ -78,7 +80,7 @@ def check_kernels(
             judge = Judge(task, source, built, student, examples, timeout, seed)
             grade = judge.grade(str(target), parts)
     except RefusedFile as refused:
-        return _no_grade(str(target), parts, refused.fault, seed)
+        return _no_grade(str(target), parts, refused.args[0], seed)
     if repro is not None and judge.smallest is not None:
         repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade
@@ -179,7 +181,8 @@ class Judge:
 
     def _search(self, name: str, question: Callable[[Case], Fault | None]) -> Part:
         """The answer on the smallest input where it is no, if there is one."""
-        from ..search import CUT_SHORT, search
+        from ..search import CUT_SHORT, search  # these take hypothesis
+        from .cases import cases
 
         def trial(case: Case) -> Fault | None:
             try:
@@ -212,6 +215,8 @@ class Judge:
 
     def _count(self) -> Part:
         """Count on typical sizes: how near the traffic is to the least, and whether each multiprocessor has a block."""
+        from .cases import Case
+
         self.student.allow(self.timeout)
         case = Case(self.task.given(Typical(self.task.typical)), "normal", "ascending")
 

@@ -30,11 +30,7 @@ run, writer = call.run, call.writer
 
 
 class RefusedFile(Exception):
-    """The file is not run, for a fault that is in its text."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.what)
-        self.fault = fault
+    """The file is not run, for a fault in its text, which is the argument."""
 
 
 @contextmanager

@@ -15,72 +15,45 @@ PARTS = ("legal", "right", "efficient")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with kernels.
+    """What is wrong with kernels."""
 
-    Attributes:
-        what: in a sentence, with kernel, block and thread where the simulation refused something.
-        on: the smallest input found on which it happens, in words; None where there is none to name.
-        line: of the file, where it happens; None where that is not known.
-        other: of the file, the line of the access that it collides with; None where there is none.
-        output: the array in which numbers differ.
-        index: where in it; None where it is not numbers that differ.
-        expected: the number there.
-        given: what the kernels wrote.
-        hint: where to look; None where there is nothing to add.
-        printed: what the process printed last, where it ended.
-    """
-
-    what: str
-    on: str | None = None
-    line: int | None = None
-    other: int | None = None
-    index: tuple[int, ...] | None = None
-    expected: float | None = None
-    given: float | None = None
-    hint: str | None = None
-    printed: str = ""
-    output: str = "y"
+    what: str  #: in a sentence, with kernel, block and thread where the simulation refused something
+    on: str | None = None  #: the smallest input found on which it happens, in words
+    line: int | None = None  #: of the file, where it happens
+    other: int | None = None  #: the line of the access that it collides with
+    index: tuple[int, ...] | None = None  #: where numbers differ
+    expected: float | None = None  #: the number there
+    given: float | None = None  #: what the kernels wrote
+    hint: str | None = None  #: where to look
+    printed: str = ""  #: last, by a process that ended
+    output: str = "y"  #: the array in which numbers differ
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three questions: whether the kernels are legal, right and efficient.
-
-    Attributes:
-        name: which.
-        status: ``'passed'``, ``'failed'``, ``'crashed'``, ``'timed out'`` or ``'not graded'``; ``'measured'`` for
-            ``efficient``, which is a matter of degree.
-        score: 0 to 1.
-        tried: inputs.
-        fault: what went wrong, on the smallest input found.
-        counted: of ``efficient``, on the task's typical sizes: the bytes that the kernels ``moved``, in whole sectors,
-            and the ``least`` that the task takes; ``accesses``, the instructions of warps that access global memory;
-            bank ``conflicts``; ``launches``, and the ``blocks`` of the launch that moves most.
-    """
+    """One of the three questions: whether the kernels are legal, right and efficient."""
 
     name: str
+    #: ``'passed'``, ``'failed'``, ``'crashed'``, ``'timed out'`` or ``'not graded'``; ``'measured'`` for ``efficient``,
+    #: which is a matter of degree
     status: str
-    score: float = 0.0
-    tried: int = 0
-    fault: Fault | None = None
+    score: float = 0.0  #: 0 to 1
+    tried: int = 0  #: inputs
+    fault: Fault | None = None  #: on the smallest input found
+    #: of ``efficient``, on the task's typical sizes, the bytes that the kernels ``moved``, in whole sectors, and the
+    #: ``least`` that the task takes; ``accesses``, the instructions of warps that access global memory; bank
+    #: ``conflicts``; ``launches``, and the ``blocks`` of the launch that moves most
     counted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class KernelGrade(GradeReport):
-    """What :func:`sbnref.lab.grading.kernels.check.check_kernels` found. Printing it shows the report.
+    """What :func:`sbnref.lab.grading.kernels.check.check_kernels` found. Printing it shows the report."""
 
-    Attributes:
-        target: the file.
-        parts: a :class:`Part` for each of ``legal``, ``right`` and ``efficient`` that was graded.
-        seed: what the inputs follow from.
-        unconfined: why the process of the kernels could not be confined; None where it was.
-    """
-
-    target: str
-    parts: list[Part]
-    seed: int
-    unconfined: str | None
+    target: str  #: the file
+    parts: list[Part]  #: of ``legal``, ``right`` and ``efficient`` those that were graded
+    seed: int  #: of the inputs
+    unconfined: str | None  #: why the process of the kernels was not confined
 
     @property
     def score(self) -> float:

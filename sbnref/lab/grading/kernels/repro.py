@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...tasks import Task
-from .cases import Case
 from .report import Fault
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 _COMPARE = """    std::vector<{type}> {name}_given({n});
     cudaMemcpy({name}_given.data(), {name}, {n} * sizeof({type}), cudaMemcpyDeviceToHost);
