@@ -93,9 +93,7 @@ class StageKernels:
                 given[name] = default(channels)
         for name in ("x", "dy", "gamma", "beta"):
             if name in given and given[name].dtype not in self.dtypes:
-                raise TypeError(
-                    f"expected {name} in torch.float32, which is what CUDA files take, got {given[name].dtype}"
-                )
+                raise TypeError(f"expected {name} in torch.float32, which CUDA files take, got {given[name].dtype}")
         given = {name: t.detach().contiguous() if isinstance(t, Tensor) else t for name, t in given.items()}
         given |= {"N": x.shape[0], "C": channels, "S": x.shape[2:].numel(), "D": divisor or 0}
         payload = 3 * channels + 2 if stage == "forward_stats" else 2 * channels

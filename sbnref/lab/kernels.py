@@ -38,12 +38,11 @@ class Kernels:
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
-_SIZES = ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")
 
 
 class _Problem(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_int64) for name in ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")),
         *((name, ctypes.c_double) for name in ("weight", "eps")),
         *((name, ctypes.c_void_p) for name in ARRAYS),
         ("stream", ctypes.c_void_p),
@@ -111,8 +110,7 @@ class Call:
                 setattr(self._problem, name, address)
         try:
             for function in functions or self.kernels.functions:
-                error = getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))
-                if error is not None:
+                if (error := getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))) is not None:
                     raise RuntimeError(error.decode())
         finally:
             if not self.x.is_cuda:
@@ -159,8 +157,7 @@ def count(call: Call) -> Counts:
 
 def set_order(order: str, kernels: Kernels) -> None:
     """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
-    error = library(kernels).cudasim_set_order(order.encode())
-    if error is not None:
+    if (error := library(kernels).cudasim_set_order(order.encode())) is not None:
         raise RuntimeError(error.decode())
 
 

@@ -99,12 +99,11 @@ class Recording:
     error: str | None = None  #: what the simulation refused; the last step is where
 
     def counts(self) -> dict[str, int]:
-        """The counters at the end.
+        """Return the counters at the end.
 
-        Returns:
-            ``read`` and ``written``, bytes that threads asked for in global memory; ``accesses``, instructions of
-            warps that access it; ``sectors`` that these moved, and ``again``, those of them that had been moved
-            before; ``steps``, all instructions recorded; ``barriers`` that warps waited at; ``conflicts`` of banks.
+        ``read`` and ``written`` are bytes that threads asked for in global memory; ``accesses``, instructions of warps
+        that access it; ``sectors``, those that these moved, and ``again``, those that had been moved before;
+        ``steps``, all instructions recorded; ``barriers``, those that warps waited at; ``conflicts``, those of banks.
         """
         counts = dict.fromkeys(("read", "written", "accesses", "sectors", "again", "barriers", "conflicts"), 0)
         seen: set[int] = set()
@@ -128,9 +127,7 @@ class Recording:
             "title": self.title,
             "shape": list(self.shape),
             "channelsLast": self.channels_last,
-            "launches": [
-                vars(launch) | {"begin": first.get(k, len(self.steps))} for k, launch in enumerate(self.launches)
-            ],
+            "launches": [vars(one) | {"begin": first.get(k, len(self.steps))} for k, one in enumerate(self.launches)],
             "arrays": [vars(array) for array in self.arrays],
             "files": [{"name": Path(f).name, "text": Path(f).read_text(errors="replace")} for f in files],
             "sites": [[[files.index(file), line] for file, line in site] for site in self.sites],
@@ -176,10 +173,8 @@ def take(
     too_many = len(acts) > WARP * MOST_STEPS
     steps = [] if too_many else list(_steps(acts, failed=error is not None))
     if too_many or len(steps) > MOST_STEPS:
-        raise ValueError(
-            f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
-            "take a smaller tensor"
-        )
+        most = f"at most {MOST_STEPS} instructions of warps for a recording"
+        raise ValueError(f"expected {most}, and these kernels execute more; take a smaller tensor")
     recorded = json.loads(lib.cudasim_recorded())
     launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
     sites = places(Path(lib._name), [recorded["sites"][site] for site in numbered])
@@ -194,10 +189,8 @@ def take(
 def refuse_large(shape: Sequence[int]) -> None:
     """Raise ValueError if a tensor of that shape is too large for a recording."""
     if math.prod(shape) > MOST_ELEMENTS:
-        raise ValueError(
-            f"expected a tensor of at most {MOST_ELEMENTS} elements for a recording, got shape {tuple(shape)}, "
-            f"which has {math.prod(shape)}"
-        )
+        most, given = f"at most {MOST_ELEMENTS} elements for a recording", f"shape {tuple(shape)}"
+        raise ValueError(f"expected a tensor of {most}, got {given}, which has {math.prod(shape)}")
 
 
 def sectors(start: int, step: Event) -> set[int]:

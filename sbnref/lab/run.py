@@ -36,19 +36,7 @@ class Fault:
 
 
 class Run(Report):
-    """What a program did. Printing it shows the first fault, or a table of the launches.
-
-    Attributes:
-        fault: the first, which ended the program; None if there is none.
-        refused: launches of an invalid configuration, and other calls that returned an error. They fail the run
-            unless the program has asked for the error, by ``cudaGetLastError`` for example.
-        leaks: arrays that were never freed.
-        launches: a dict for each: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block,
-            ``bytes_read`` and ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the
-            32-byte ``sectors`` that these touched, ``shared_accesses`` of warps and ``conflicts``, the turns that these
-            took besides because of bank conflicts.
-        status: the program's exit status, negative for a signal.
-    """
+    """What a program did. Printing it shows the first fault, or a table of the launches."""
 
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
         faults = [*filter(None, [report["fault"]]), *report["refused"]]
@@ -56,11 +44,18 @@ class Run(Report):
         found = iter(places(program, sites + [leak["at"] for leak in report["leaks"]]))  # in this order
 
         known = [Fault(fault["what"], next(found), next(found), fault.get("handled", False)) for fault in faults]
+        #: which ended the program
         self.fault = known.pop(0) if report["fault"] else None
+        #: launches of an invalid configuration, and other calls that returned an error; they fail the run unless the
+        #: program has asked for the error, by ``cudaGetLastError`` for example
         self.refused = known
+        #: arrays that were never freed
         self.leaks = [Fault(f"{leak['name']}, {leak['bytes']} bytes", next(found)) for leak in report["leaks"]]
+        #: of each ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block, ``bytes_read`` and
+        #: ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the 32-byte ``sectors``
+        #: that these touched, ``shared_accesses`` of warps and the ``conflicts`` of banks, in turns that they cost
         self.launches: list[dict[str, Any]] = report["launches"]
-        self.status = status
+        self.status = status  #: the program's exit status, negative for a signal
 
     @property
     def passed(self) -> bool:
@@ -89,11 +84,8 @@ class Run(Report):
         for fault in [*([] if self.fault is None else [self.fault]), *self.refused]:
             mark = ("warning: ", "yellow") if fault.handled else ("✗ ", "bold red")
             parts.append(Text.assemble(mark, (fault.what, "bold")))
-            parts += [
-                Text(f"    {word} {place}")
-                for word, places in (("at", fault.at), ("other access at", fault.other))
-                for place in places[:1]
-            ]
+            parts += [Text(f"    at {place}") for place in fault.at[:1]]
+            parts += [Text(f"    other access at {place}") for place in fault.other[:1]]
             parts += [Text(f"    called at {place}", "dim") for place in fault.at[1:]]
         if self.fault is None:
             parts.append(_table(self.launches))

@@ -83,14 +83,8 @@ class TaskCall:
         fault, launches = found["fault"] or {"at": [], "other": []}, found["launches"]
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
         largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
-        return {
-            "outputs": outputs,
-            "refused": error,
-            "sites": [fault["at"], fault["other"]],
-            "launches": len(launches),
-            "blocks": largest["blocks"],
-            **counts,
-        }
+        counts |= {"launches": len(launches), "blocks": largest["blocks"]}
+        return {"outputs": outputs, "refused": error, "sites": [fault["at"], fault["other"]], **counts}
 
     def writer(
         self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int

@@ -103,14 +103,11 @@ class Task:
         for text in match[2].split(",") if match else ():
             one = re.fullmatch(r"\s*(const\s+)?(\w+)\s*(\*?)\s*(\w+)\s*", text)
             if one is None or one[2] not in TYPES:
-                raise ValueError(
-                    f"expected parameters such as 'const float* x' or 'int n', of {', '.join(TYPES)}, got {text!r}"
-                )
+                known = f"'const float* x' or 'int n', of {', '.join(TYPES)}"
+                raise ValueError(f"expected parameters such as {known}, got {text!r}")
             found.append(Parameter(one[2], one[4], bool(one[3]), bool(one[3]) and not one[1]))
         if match is None or not any(parameter.is_output for parameter in found):
-            raise ValueError(
-                f"expected a signature such as 'void f(const float* x, float* y, int n)', got {self.signature!r}"
-            )
+            raise ValueError(f"expected a signature such as 'void f(const float* x, float* y)', got {self.signature!r}")
         return match[1], tuple(found)
 
     def given(self, draw: Draw) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,25 +33,22 @@ def interleaved(
     while done < 5 or (time.perf_counter() - start < seconds and done < 500):
         lots.shuffle(turns)
         for name, work in turns:
-            if before is not None:
-                before()
-            begin = time.perf_counter()
-            work()
-            rounds[name].append(time.perf_counter() - begin)
+            rounds[name].append(_seconds(work, before))
         done += 1
     return rounds
 
 
 def repeated(work: Work, count: int, before: Work) -> list[float]:
     """The seconds of ``count`` runs after three more. Every rank of a group runs as many, as a collective must."""
-    times = []
-    for i in range(count + 3):
+    return [_seconds(work, before) for _ in range(count + 3)][3:]
+
+
+def _seconds(work: Work, before: Work | None) -> float:
+    if before is not None:
         before()
-        begin = time.perf_counter()
-        work()
-        if i >= 3:
-            times.append(time.perf_counter() - begin)
-    return times
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def spread(times: Iterable[float]) -> dict[str, float]:
@@ -66,11 +64,7 @@ def peak_bytes(work: Work) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())), initial=0))
 
 
 def fill(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:

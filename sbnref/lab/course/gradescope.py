@@ -48,8 +48,7 @@ def main() -> None:
     place = Path(sys.argv[1]).resolve()
     os.chdir(place / "source")  # where a task's file is
     settings = Settings.load(Path("settings.json"))
-    # The second has the results of earlier submissions.
-    hide = [place / "source", place / "submission_metadata.json"]
+    hide = [place / "source", place / "submission_metadata.json"]  # which has the results of earlier submissions
     results = grade(place / "submission", settings, hide=hide, user=other_user())
     unfinished = place / "results" / "results.json.part"
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -20,12 +20,7 @@ from .steps import Failure, TrainingStep, search_steps
 
 
 class Judge:
-    """Grades one stage after the other.
-
-    Attributes:
-        results: by stage.
-        student: the functions, in a process of their own.
-    """
+    """Grades one stage after the other; ``results`` are by stage."""
 
     def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
@@ -70,10 +65,8 @@ class Judge:
                     what = f"what it saves leads {stage} astray, right with what the reference saves: {own.fault.what}"
                     blamed = replace(own.fault, what=what)
                     self.results["forward_apply"] = _graded("forward_apply", "failed", own.tried, blamed)
-        failure = found.fault
-        if failure is None and found.status == "timed out":
-            slow = f"is so slow that of {self.examples} training steps only {found.tried} could be tried in its time"
-            failure = Failure("", slow)
+        slow = f"is so slow that of {self.examples} training steps only {found.tried} could be tried in its time"
+        failure = found.fault or (Failure("", slow) if found.status == "timed out" else None)
         self.results[stage] = _graded(stage, found.status, tried, failure)
 
     def _status(self, stage: str) -> str:
@@ -111,7 +104,7 @@ class Judge:
 def _graded(stage: str, status: str, tried: int, failure: Failure | None) -> StageGrade:
     """How a stage did, with a hint."""
     if failure is None:
-        return StageGrade(stage, status, tried, None, None, None)
+        return StageGrade(stage, status, tried)
     told = asdict(failure)
     return StageGrade(stage, status, tried, told, *where_to_look(stage, status, told))
 

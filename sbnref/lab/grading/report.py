@@ -23,9 +23,9 @@ class StageGrade:
     tried: int  #: training steps, or cases of the suite
     #: what is wrong on the smallest step found, by ``step`` and ``what``; where numbers differ ``quantity``, ``rank``,
     #: ``index``, ``expected``, ``given``; where the process ended ``printed``
-    failure: dict[str, Any] | None
-    hint: str | None  #: where to look
-    section: str | None  #: the section of the derivations to read
+    failure: dict[str, Any] | None = None
+    hint: str | None = None  #: where to look
+    section: str | None = None  #: the section of the derivations to read
 
 
 class GradeReport(Report):

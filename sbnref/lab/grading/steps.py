@@ -67,18 +67,14 @@ class TrainingStep:
                 x = x + 1000
             elif self.values == "a mean for each rank":
                 x = x + over(x, random(self.channels) * 5)
-            dy = random(n, self.channels, *spatial)
-            x, dy = self._laid_out(x.to(self.dtype)), dy.to(self.dtype)
+            x, dy = x.to(self.dtype), random(n, self.channels, *spatial).to(self.dtype)
+            if self.layout == "channels last":
+                x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            elif self.layout == "with gaps":
+                x = torch.stack([x, x], -1)[..., 0]
             world_size = len(self.batch_sizes)
             shares.append(Share(x, dy, gamma, beta, running, 1e-5, momentum, self.stats_mode, world_size))
         return shares
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        if self.layout == "channels last":
-            return x.movedim(1, -1).contiguous().movedim(-1, 1)
-        if self.layout == "with gaps":
-            return torch.stack([x, x], -1)[..., 0]
-        return x
 
     def __str__(self) -> str:
         shapes = ", ".join(str((n, self.channels, *s)) for n, s in zip(self.batch_sizes, self.spatial, strict=True))
@@ -232,12 +228,13 @@ def search_steps(
         NotImplementedError: the stage raised it, which says that it is still to be written.
     """
 
+    def trial(step: TrainingStep) -> Failure | None:
+        return examine(stage, impl, step, saved_by)
+
     def died(step: TrainingStep, death: Died) -> Failure:
         return Failure(str(step), death.what, features=features_of(step), printed=death.printed)
 
-    found = search(
-        steps(seed), lambda step: examine(stage, impl, step, saved_by), died, examples, seed, seconds, student
-    )
+    found = search(steps(seed), trial, died, examples, seed, seconds, student)
     if found.fault is not None and found.cut_short:
         found.fault.step += CUT_SHORT
     return found

@@ -37,8 +37,8 @@ class Garbage(Exception):
     """What came is no message."""
 
 
-def send(to: socket.socket, message: Any, seconds: float | None = None) -> None:
-    """Send a message: dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind.
+def send(to: socket.socket, message: dict[str, Any], seconds: float | None = None) -> None:
+    """Send a message of dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind.
 
     Raises:
         OSError: the other end did not read it in time.
@@ -49,7 +49,7 @@ def send(to: socket.socket, message: Any, seconds: float | None = None) -> None:
     to.sendall(_LENGTHS.pack(len(text), sum(map(len, data))) + text + b"".join(data))
 
 
-def receive(of: socket.socket, seconds: float | None = None) -> Any:
+def receive(of: socket.socket, seconds: float | None = None) -> dict[str, Any]:
     """The next message.
 
     Raises:
@@ -63,7 +63,7 @@ def receive(of: socket.socket, seconds: float | None = None) -> Any:
         raise Garbage(f"a message of {text_length} + {data_length} bytes")
     text, data = _read(of, text_length, deadline), _read(of, data_length, deadline)
     try:
-        return _restore(json.loads(text), memoryview(data))
+        return dict(_restore(json.loads(text), memoryview(data)))
     except Exception as error:  # whatever it is that they have thought of
         raise Garbage(f"a message that cannot be read: {type(error).__name__}") from error
 

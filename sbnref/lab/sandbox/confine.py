@@ -137,11 +137,9 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int) -> Non
 
 def _set_attributes(path: str, flags: int, to: int = 0, clear: int = 0) -> None:
     attributes = (ctypes.c_uint64 * 4)(to, clear, 0, 0)
-    size = ctypes.sizeof(attributes)
-    _do(
-        "syscall", _MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), flags, attributes, ctypes.c_size_t(size),
-        what=f"mount_setattr {path}",
-    )  # fmt: skip
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    call = (_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), flags, attributes, size)
+    _do("syscall", *call, what=f"mount_setattr {path}")
 
 
 def _do(function: str, *arguments: object, what: str | None = None) -> None:

@@ -92,10 +92,7 @@ class Student:
         return until
 
     def start(self, seconds: float | None = None) -> None:
-        """Start the process, or another one, and have the code brought in.
-
-        Args:
-            seconds: that this may take, once the process is there; None for all that are left until the deadline.
+        """Start the process, or another one, and let it import the code within so many seconds, or by the deadline.
 
         Raises:
             Refused: it cannot be imported, or has none of the functions; or this is Windows.
@@ -151,10 +148,8 @@ class Student:
         names = told.get("functions")
         self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
-            raise Refused(
-                f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
-                "them; `sbnref lab template functions` prints a file to start from"
-            )
+            expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of them"
+            raise Refused(f"{expected}; `sbnref lab template functions` prints a file to start from")
 
     def _user(self, folder: str) -> dict[str, Any]:
         """As whom the process is started; the folder becomes theirs."""
@@ -217,10 +212,8 @@ class Student:
         result = told.get("result")
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
-                kind = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}"
-                raise ContractError(
-                    f"{stage} must return CPU tensors of at most {channel.MOST_DATA >> 20} MiB, but returned {kind}"
-                )
+                kind, most = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}", channel.MOST_DATA >> 20
+                raise ContractError(f"{stage} must return CPU tensors of at most {most} MiB, but returned {kind}")
         if stage == "forward_apply" and arguments[6] is not None and isinstance(told.get("running"), (tuple, list)):
             _move(arguments[6], told["running"])
         return result
@@ -235,8 +228,6 @@ class Student:
             self._end()
         except channel.Garbage as error:
             self._end(f"sent the grader {error}")
-        if not isinstance(told, dict):
-            self._end("sent the grader what is no answer")
         return told
 
     def _end(self, what: str | None = None, hung: bool = False) -> None:

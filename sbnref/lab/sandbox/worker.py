@@ -146,11 +146,9 @@ def _forbid(name: str) -> bool:
                 del sys.modules[loaded]  # who has it already keeps it
             sys.meta_path.insert(0, _Refuse(name))
             return True
-    path, _, attribute = name.rpartition(".")
-    try:
+    owner, (path, _, attribute) = None, name.rpartition(".")
+    with suppress(ImportError, AttributeError, ValueError):
         owner = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError):
-        return False
     if not callable(getattr(owner, attribute, None)):
         return False
 

@@ -52,8 +52,7 @@ class _Drawn:
         self._generator = torch.Generator().manual_seed(seed + draw(strategies.integers(0, 3)))
 
     def size(self, *sizes: int) -> int:
-        size: int = self._draw(strategies.sampled_from(sizes or SIZES))
-        return size
+        return int(self._draw(strategies.sampled_from(sizes or SIZES)))
 
     def array(self, *shape: int) -> Tensor:
         if self.values == "whole numbers":

@@ -87,18 +87,14 @@ def check_kernels(
 
 
 class Judge:
-    """Answers the three questions, one after the other.
-
-    Attributes:
-        smallest: the smallest input on which the function fails, if a report can show it.
-    """
+    """Answers the three questions, one after the other."""
 
     def __init__(
         self, task: Task, source: Path, built: Path, student: Student, examples: int, timeout: float, seed: int
     ) -> None:
         self.task, self.source, self.built, self.student = task, source, built, student
         self.examples, self.timeout, self.seed = examples, timeout, seed
-        self.smallest: Case | None = None
+        self.smallest: Case | None = None  # input on which the function fails, if a report can show it
         self._stopped = 0  # inputs of a search on which the kernels did something illegal
 
     def grade(self, target: str, parts: Sequence[str]) -> KernelGrade:
@@ -106,12 +102,9 @@ class Judge:
             self.student.start(self.timeout)
         except Died as death:
             return _no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, death.status)
-        questions = {
-            "legal": lambda: self._search("legal", self._legal),
-            "right": lambda: self._search("right", self._right),
-            "efficient": self._count,
-        }
-        return KernelGrade(target, [questions[part]() for part in parts], self.seed, self.student.unconfined)
+        questions = {"legal": self._legal, "right": self._right}
+        found = [self._search(part, questions[part]) if part in questions else self._count() for part in parts]
+        return KernelGrade(target, found, self.seed, self.student.unconfined)
 
     # ---- on one input ----
 
@@ -209,8 +202,8 @@ class Judge:
         elif self._stopped:  # right on some inputs only is not right
             status, fault = "not graded", STOPPED
         elif status == "timed out":
-            what = f"so slow that of {self.examples} inputs only {found.tried} could be tried in {self.timeout:g} s"
-            fault = Fault(what)
+            tried = f"only {found.tried} could be tried in {self.timeout:g} s"
+            fault = Fault(f"so slow that of {self.examples} inputs {tried}")
         return Part(name, status, float(status == "passed"), found.tried, fault)
 
     def _count(self) -> Part:

@@ -51,8 +51,6 @@ def job_of(
         raise RefusedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # as the compiler writes it into what it makes
-        if limits["user"] is not None:
-            os.chmod(place, 0o711)  # to come to the files in it
         # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
         alone = Path(place, "alone", "mine.cu")
         alone.parent.mkdir()
