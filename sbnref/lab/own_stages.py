@@ -47,7 +47,7 @@ def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Record
 
 def calls(x: Tensor, *, tracking: bool = True) -> dict[str, Callable[[], object]]:
     """The four stages of a training step on x, each with inputs of the right shape, tracking running statistics."""
-    channels = x.shape[1]
+    channels, dy = x.shape[1], x.clone()
     gamma, beta = x.new_ones(2, channels)
     running = RunningStats(x.new_zeros(channels), x.new_ones(channels), torch.tensor(0)) if tracking else None
     total = torch.ones(3 * channels + 2, dtype=torch.float64)
@@ -55,8 +55,8 @@ def calls(x: Tensor, *, tracking: bool = True) -> dict[str, Callable[[], object]
     return {
         "forward_stats": lambda: cuda.forward_stats(x, 1),
         "forward_apply": lambda: cuda.forward_apply(x, total, None, gamma, beta, 1e-5, running, 0.1),
-        "backward_stats": lambda: cuda.backward_stats(x, x, saved),
-        "backward_apply": lambda: cuda.backward_apply(x, x, total_back, saved, gamma, 1.0),
+        "backward_stats": lambda: cuda.backward_stats(dy, x, saved),
+        "backward_apply": lambda: cuda.backward_apply(dy, x, total_back, saved, gamma, 1.0),
     }
 
 
