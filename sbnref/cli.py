@@ -245,7 +245,7 @@ def traffic(
     os.environ["SBNREF_CUDASIM"] = "1"  # before the kernels are loaded
     import torch
 
-    from .lab.traffic import Traffic
+    from .lab.own_stages import Traffic
 
     def count() -> Traffic:
         kind = getattr(torch, dtype, None)

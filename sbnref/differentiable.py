@@ -43,11 +43,11 @@ def transformed_sync_batch_norm(
     x: Tensor,  # (N, C, *)
     gamma: Tensor | None,  # (C,)
     beta: Tensor | None,  # (C,)
-    running: RunningStats | None,  # updated in place
-    momentum: float | None,
     eps: float,
     stats_mode: str,
     group: ProcessGroup | None,
+    running: RunningStats | None,  # updated in place
+    momentum: float | None,
 ) -> Tensor:  # y (N, C, *)
     """Normalize ``x`` within a function transform.
 

@@ -87,38 +87,22 @@ def sync_batch_norm(
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
+    positional = input, running_mean, running_var, weight, bias, training, momentum, eps
     if type(input) is not Tensor and has_torch_function_unary(input):
         # The class of the input runs this function again, on plain tensors, and makes one of its own of the output.
+        # Its unwrapped form, if there is one: the ranks agree once a call, not twice.
+        function: Callable[..., Tensor] = getattr(sync_batch_norm, "__wrapped__", sync_batch_norm)
         return handle_torch_function(
-            getattr(sync_batch_norm, "__wrapped__", sync_batch_norm),  # the ranks agree once a call, not twice
+            function,
             (input,),
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            training,
-            momentum,
-            eps,
+            *positional,
             num_features=num_features,
             num_batches_tracked=num_batches_tracked,
             group=group,
             stats_mode=stats_mode,
             impl=impl,
         )
-    check_call(
-        input,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        training,
-        momentum,
-        eps,
-        num_features,
-        num_batches_tracked,
-        stats_mode,
-    )
+    check_call(*positional, num_features, num_batches_tracked, stats_mode)
     if not training:
         return _normalize_locally(input, running_mean, running_var, weight, bias, eps)
     check_eager_trace()
@@ -136,7 +120,7 @@ def sync_batch_norm(
     if transforming():
         if torch.compiler.is_compiling():  # compiled, a gradient would lose what reaches x by the statistics
             torch._dynamo.graph_break(msg="sbnref.SyncBatchNorm is not compiled within a transform of torch.func")
-        return transformed_sync_batch_norm(input, weight, bias, running, momentum, eps, stats_mode, process_group)
+        return transformed_sync_batch_norm(input, weight, bias, eps, stats_mode, process_group, running, momentum)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
 
 

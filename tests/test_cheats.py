@@ -100,7 +100,7 @@ os.write(int(sys.argv[1]), struct.pack("<II", 2**32 - 1, 2**32 - 1))
 import inspect
 for frame in inspect.stack():
     for name in list(frame.frame.f_globals):
-        if name in ("_Answer", "main"):
+        if name in ("_answer", "main"):
             getattr(frame.frame.f_globals[name], "__dict__", {})
     found = frame.frame.f_locals.get("job")
     if isinstance(found, dict):
@@ -109,7 +109,7 @@ for frame in inspect.stack():
     "replaces who answers": """
 import sys
 main = sys.modules["__main__"]
-main._Answer.__call__ = lambda self: {"id": self.request["id"], "result": None, "changed": [], "status": "passed"}
+main._answer = lambda function, request, words: {"id": request["id"], "result": None, "status": "passed"}
 """,
     "looks for what is expected": """
 import gc

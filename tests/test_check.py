@@ -21,7 +21,8 @@ from sbnref.lab.grading import template as start
 from sbnref.lab.grading.check import Grade, StageGrade, check, template
 from sbnref.lab.grading.hints import SECTIONS, where_to_look
 from sbnref.lab.grading.judge import Judge
-from sbnref.lab.grading.search import CUT_SHORT, search
+from sbnref.lab.grading.search import CUT_SHORT
+from sbnref.lab.grading.steps import search_steps
 from sbnref.lab.sandbox.process import Job
 
 
@@ -32,29 +33,29 @@ def replaced(**stages):
 
 def found(stage, **options):
     """The failure of a stage, with the hint and the section of the derivations for it."""
-    failure, _ = search(stage, replaced(**{stage: options.pop("function")}), **options)
+    failure = search_steps(stage, replaced(**{stage: options.pop("function")}), **options).fault
     return failure, *where_to_look(stage, "failed", vars(failure))
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_names_the_stage_of_each_planted_bug(bug):
     impl, guilty = BUGS[bug]
-    failures = {stage: search(stage, impl, examples=60 if stage == guilty else 10)[0] for stage in STAGES}
+    failures = {stage: search_steps(stage, impl, examples=60 if stage == guilty else 10).fault for stage in STAGES}
     assert [stage for stage in STAGES if failures[stage]] == [guilty]
     assert "1 rank " in failures[guilty].step or "2 ranks " in failures[guilty].step, "not shrunk"
 
 
 def test_finds_nothing_wrong_with_the_reference():
     for stage in STAGES:
-        failure, tried = search(stage, reference, examples=60)
-        assert failure is None
-        assert tried == 60
+        found = search_steps(stage, reference, examples=60)
+        assert found.fault is None
+        assert found.tried == 60
 
 
 def test_hints_follow_from_what_the_smallest_step_still_has():
     def hint_for(bug):
         impl, stage = BUGS[bug]
-        failure, _ = search(stage, impl)
+        failure = search_steps(stage, impl).fault
         return where_to_look(stage, "failed", vars(failure))
 
     assert hint_for("half-accumulation")[1] == "Floating point"
@@ -83,7 +84,7 @@ def test_hints_follow_from_what_the_smallest_step_still_has():
 def test_other_hints():
     base = {"quantity": "dx", "what": "dx is off", "features": ["N"]}
     for stage, changed, text in (
-        ("backward_stats", {"what": "the same call gave two different results for x"}, "an order that changes"),
+        ("backward_stats", {"what": "the same call gave two different results for x"}, "a changing order"),
         ("forward_stats", {"what": "raised RuntimeError: f may not be called by code that is graded"}, "forbidden"),
         ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
         ("backward_apply", {"features": ["float64"]}, "something on the way is float32"),
@@ -188,7 +189,7 @@ def test_what_is_saved_may_lie_as_its_owner_likes():
             backward_apply=lambda dy, x, t, saved, *rest: reference.backward_apply(dy, x, t, saved.flip(0), *rest),
         )
     )
-    assert {result["status"] for result in results.values()} == {"passed"}
+    assert {result.status for result in results.values()} == {"passed"}
 
 
 def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
@@ -197,8 +198,8 @@ def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
         return y, saved * 1.01
 
     results = statuses(replaced(forward_apply=forward_apply))
-    assert [stage for stage in STAGES if results[stage]["status"] == "failed"] == ["forward_apply"]
-    assert "what it saves leads backward" in results["forward_apply"]["failure"]["what"]
+    assert [stage for stage in STAGES if results[stage].status == "failed"] == ["forward_apply"]
+    assert "what it saves leads backward" in results["forward_apply"].failure["what"]
 
 
 @pytest.mark.slow
@@ -269,7 +270,7 @@ def test_every_run_has_numbers_of_its_own():
             seen.append(x.double().sum().item())
             return reference.forward_stats(x, weight)
 
-        search("forward_stats", replaced(forward_stats=forward_stats), examples=20, seed=seed)
+        search_steps("forward_stats", replaced(forward_stats=forward_stats), examples=20, seed=seed)
         return seen
 
     assert given(1) == given(1)
@@ -386,10 +387,9 @@ def test_the_suite_over_the_whole_layer(tmp_path, monkeypatch):
     judge = Judge(Job(str(path)), examples=1, timeout=60, seed=0)
     judge.run_suite()
     result = judge.results["layer"]
-    assert result["status"] == "failed"
-    assert result["tried"] == 2
-    assert result["failure"]["step"] == "two"
-    assert "a promise is broken" in result["failure"]["what"]
+    assert (result.status, result.tried) == ("failed", 2)
+    assert result.failure["step"] == "two"
+    assert "a promise is broken" in result.failure["what"]
 
 
 def test_importing_sbnref_brings_in_nothing_heavy():

@@ -88,8 +88,8 @@ def convert_sync_batchnorm(
 
 
 def conversions(
-    module: nn.Module,
-    group: Group = None,
+    module: nn.Module,  # is not changed
+    group: Group = None,  # and the others as in convert_sync_batchnorm
     stats_mode: str | None = None,
     impl: str | None = None,
     *,

@@ -6,24 +6,25 @@ They take float32. The implementation updates the running statistics by the rule
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..impls import STAGES
+from ..impls import STAGES, reference
 from ..impls.build import BuildError, find_cuda
 from ..impls.from_file import NotAnImplementation
 from ..impls.simulation.rewrite import blank
 from ..modes import combine
-from ..running import RunningStats, update_running_stats
+from ..running import update_running_stats
 from .task_call import TaskCall, compiled, lines_in, unwritten
 from .tasks import TASKS
-
-_FLOAT32 = {"x", "dy", "gamma", "beta"}
 
 
 class StageKernels:
@@ -41,6 +42,10 @@ class StageKernels:
     """
 
     dtypes = (torch.float32,)
+    forward_stats: Callable[..., Tensor]
+    forward_apply: Callable[..., tuple[Tensor, Tensor]]
+    backward_stats: Callable[..., Tensor]
+    backward_apply: Callable[..., Tensor]
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
@@ -53,11 +58,13 @@ class StageKernels:
                 "`sbnref lab template forward_stats` prints a file to start from"
             )
         self._file, self._orders = file.resolve(), itertools.cycle(("ascending", "descending", "random:1"))
-        self._calls: dict[bool, dict[str, TaskCall]] = {}
+        self._calls = functools.cache(self._load)
         try:
-            self._call("", cuda=False)
+            self._calls(False)
         except RuntimeError as error:
             raise NotAnImplementation(str(error)) from None
+        for stage in STAGES:
+            setattr(self, stage, functools.partial(self._run, stage))
 
     def why_not(self, device: torch.device) -> str | None:
         """Why the kernels cannot run on a device."""
@@ -70,67 +77,40 @@ class StageKernels:
             return str(error)
         return None
 
-    def forward_stats(self, x: Tensor, weight: int) -> Tensor:
-        return self._run("forward_stats", x, {"payload": (3 * x.shape[1] + 2,)}, weight=weight)["payload"]
+    def _load(self, cuda: bool) -> dict[str, TaskCall]:
+        built = compiled(self._file, self._tasks, cuda)
+        return {task.name: TaskCall(built, task.signature) for task in self._tasks}
 
-    def forward_apply(
-        self,
-        x: Tensor,
-        total: Tensor,
-        divisor: int | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        eps: float,
-        running: RunningStats | None,
-        momentum: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        gamma = x.new_ones(x.shape[1]) if gamma is None else gamma
-        beta = x.new_zeros(x.shape[1]) if beta is None else beta
-        shapes = {"y": tuple(x.shape), "saved": (4, x.shape[1])}
-        out = self._run("forward_apply", x, shapes, total=total, gamma=gamma, beta=beta, D=divisor or 0, eps=eps)
-        if running is not None:
-            update_running_stats(running, combine(total, divisor), momentum)
-        return out["y"], out["saved"]
-
-    def backward_stats(self, dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
-        return self._run("backward_stats", x, {"payload": (2 * x.shape[1],)}, dy=dy, saved=saved)["payload"]
-
-    def backward_apply(
-        self, dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor | None, k: float
-    ) -> Tensor:
-        gamma = x.new_ones(x.shape[1]) if gamma is None else gamma
-        given = {"dy": dy, "total": total, "saved": saved, "gamma": gamma, "k": k}
-        return self._run("backward_apply", x, {"dx": tuple(x.shape)}, **given)["dx"]
-
-    def _call(self, stage: str, cuda: bool) -> TaskCall | None:
-        if cuda not in self._calls:
-            built = compiled(self._file, self._tasks, cuda)
-            self._calls[cuda] = {task.name: TaskCall(built, task.signature) for task in self._tasks}
-        return self._calls[cuda].get(stage)
-
-    def _run(self, stage: str, x: Tensor, shapes: dict[str, tuple[int, ...]], **given: Any) -> dict[str, Tensor]:
-        """The results of a stage, by name, in the shapes that are given."""
-        if (call := self._call(stage, x.is_cuda)) is None:
+    def _run(self, stage: str, *arguments: Any) -> Any:
+        """Call a stage with the arguments of :mod:`sbnref.impls.reference`, and return what that one returns."""
+        given = dict(zip(inspect.signature(getattr(reference, stage)).parameters, arguments, strict=True))
+        x: Tensor = given["x"]
+        channels, divisor, running = x.shape[1], given.get("divisor"), given.pop("running", None)
+        if (call := self._calls(x.is_cuda).get(stage)) is None:
             raise NotImplementedError(f"there is no function {stage}")
-        given = {"x": x, **given}
-        for name in _FLOAT32 & given.keys():
-            if given[name].dtype not in self.dtypes:
-                raise TypeError(
-                    f"expected {name} in torch.float32, which is what CUDA files take, got {given[name].dtype}"
-                )
+        for name, default in (("gamma", x.new_ones), ("beta", x.new_zeros)):
+            if name in given and given[name] is None:
+                given[name] = default(channels)
+        for name in ("x", "dy", "gamma", "beta"):
+            if name in given and given[name].dtype not in self.dtypes:
+                raise TypeError(f"expected {name} in torch.float32, which CUDA files take, got {given[name].dtype}")
         given = {name: t.detach().contiguous() if isinstance(t, Tensor) else t for name, t in given.items()}
-        n, c = x.shape[:2]
-        given |= {"N": n, "C": c, "S": x.shape[2:].numel()}
-        if x.is_cuda:
-            return call.on_gpu(given, shapes, x.device)
+        given |= {"N": x.shape[0], "C": channels, "S": x.shape[2:].numel(), "D": divisor or 0}
+        payload = 3 * channels + 2 if stage == "forward_stats" else 2 * channels
+        shapes = {"y": tuple(x.shape), "dx": tuple(x.shape), "saved": (4, channels), "payload": (payload,)}
+        outputs = call.on_gpu(given, shapes, x.device) if x.is_cuda else self._simulate(call, given, shapes)
+        if running is not None:
+            update_running_stats(running, combine(given["total"], divisor), given["momentum"])
+        return (outputs["y"], outputs["saved"]) if stage == "forward_apply" else next(iter(outputs.values()))
+
+    def _simulate(self, call: TaskCall, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         found = call.run(given, shapes, next(self._orders))
         if found["refused"] is not None:
-            line, other = lines_in(self._file, Path(call.library._name), found["frames"].tolist())
+            line, other = lines_in(self._file, Path(call.library._name), found["sites"])
             more = "" if other is None else f"; the other access is in line {other}"
             raise RuntimeError(found["refused"] + ("" if line is None else f" (line {line}{more})"))
         outputs: dict[str, Tensor] = found["outputs"]
         for name, value in outputs.items():
-            if (never := unwritten(value)).any():
-                first = never.nonzero()[0].tolist()
-                raise RuntimeError(f"some elements of {name} are never written, such as {name}{first}")
+            if (missing := unwritten(name, value)) is not None:
+                raise RuntimeError(missing)
         return outputs

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,26 +30,19 @@ LABORATORY = CSRC / "laboratory"
 
 @dataclass(frozen=True)
 class Kernels:
-    """A file of kernels.
-
-    Attributes:
-        file: its path.
-        functions: of it, that take a ``Problem``, in the order in which they are called.
-        threads: of a block, ``kThreads`` in the file; a power of two from 32 to 1024.
-    """
+    """A file of kernels."""
 
     file: Path
-    functions: tuple[str, ...] = ("forward",)
-    threads: int = THREADS
+    functions: tuple[str, ...] = ("forward",)  #: that take a ``Problem``, in the order in which they are called
+    threads: int = THREADS  #: of a block, ``kThreads`` in the file; a power of two from 32 to 1024
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
-_SIZES = ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")
 
 
 class _Problem(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_int64) for name in ("N", "C", "S", "stride_n", "stride_c", "stride_s", "splits")),
         *((name, ctypes.c_double) for name in ("weight", "eps")),
         *((name, ctypes.c_void_p) for name in ARRAYS),
         ("stream", ctypes.c_void_p),
@@ -74,33 +68,21 @@ class Call:
         addresses: of the arrays in the simulated GPU's memory, after a launch.
     """
 
-    y: Tensor
-    mean: Tensor
-    var: Tensor
-    partials: Tensor
-    payload: Tensor
-    tickets: Tensor
-    addresses: dict[str, int]
-
     def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
         self.kernels, self.x = kernels, x
         n, c = x.shape[:2]
         s = x[:1, :1].numel() or 1
-        mean, var = x.new_empty(2, c, dtype=torch.float32)
-        self.arrays = {
-            "x": x,
-            "y": torch.empty_like(x),
-            "mean": mean,
-            "var": var,
-            "payload": x.new_zeros(3 * c + 2, dtype=torch.float64),
-            "partials": x.new_empty(c * splits * 3, dtype=torch.float64),
-            "tickets": x.new_zeros(c, dtype=torch.int32),
-        }
-        vars(self).update(self.arrays)
+        self.y = torch.empty_like(x)
+        self.mean, self.var = x.new_empty(2, c, dtype=torch.float32)
+        self.payload = x.new_zeros(3 * c + 2, dtype=torch.float64)
+        self.partials = x.new_empty(c * splits * 3, dtype=torch.float64)
+        self.tickets = x.new_zeros(c, dtype=torch.int32)
+        self.arrays: dict[str, Tensor] = {name: getattr(self, name) for name in ARRAYS}
+        self.addresses: dict[str, int] = {}
         strides = (c * s, 1, c) if channels_last(x) else (c * s, s, 1)
         pointers = (self.arrays[name].data_ptr() for name in ARRAYS)
         self._problem = _Problem(n, c, s, *strides, splits, weight, eps, *pointers, None)
-        self._loaded: tuple[Kernels, Any] | None = None
+        self._loaded: tuple[Kernels | None, Any] = None, None
 
     def run(self, *functions: str) -> Tensor:
         """:meth:`launch`, and y."""
@@ -116,31 +98,23 @@ class Call:
         Raises:
             RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
         """
-        if self._loaded is None or self._loaded[0] is not self.kernels:
+        if self._loaded[0] is not self.kernels:
             self._loaded = self.kernels, library(self.kernels, self.x.is_cuda)
         lib = self._loaded[1]
         if self.x.is_cuda:
             self._problem.stream = torch.cuda.current_stream().cuda_stream
         else:
-            self._upload(lib)
+            addresses = upload(lib, {f"p.{name}": array for name, array in self.arrays.items()})
+            self.addresses = {name.removeprefix("p."): address for name, address in addresses.items()}
+            for name, address in self.addresses.items():
+                setattr(self._problem, name, address)
         try:
             for function in functions or self.kernels.functions:
-                error = getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))
-                if error is not None:
+                if (error := getattr(lib, f"laboratory_{function}")(ctypes.byref(self._problem))) is not None:
                     raise RuntimeError(error.decode())
         finally:
             if not self.x.is_cuda:
                 lib.cudasim_download()
-
-    def _upload(self, lib: Any) -> None:
-        lib.cudasim_reset()
-        lib.cudasim_free_all()
-        self.addresses = {}
-        for name, array in self.arrays.items():
-            pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
-            element = ctypes.c_int64(array.itemsize)
-            self.addresses[name] = lib.cudasim_upload(f"p.{name}".encode(), pointer, size, element, 1)
-            setattr(self._problem, name, self.addresses[name])
 
 
 def channels_last(x: Tensor) -> bool:
@@ -150,22 +124,15 @@ def channels_last(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a call did to global memory, in the simulation.
+    """What a call did to global memory, in the simulation."""
 
-    Attributes:
-        launches: of kernels.
-        blocks: of the first kernel.
-        read, written: bytes that the threads asked for.
-        requests: access instructions of warps.
-        trace: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had
-            executed the instruction before), access and sector.
-    """
-
-    launches: int
-    blocks: int
-    read: int
+    launches: int  #: of kernels
+    blocks: int  #: of the first kernel
+    read: int  #: bytes that the threads asked for
     written: int
-    requests: int
+    requests: int  #: access instructions of warps
+    #: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had executed the
+    #: instruction before), access and sector
     trace: Tensor
 
     @property
@@ -182,42 +149,53 @@ def count(call: Call) -> Counts:
         call.run()
     finally:
         lib.cudasim_trace(0)
-    trace, launches = numbers(lib.cudasim_traced).view(-1, 5), report(lib)["launches"]
-    return Counts(
-        launches=len(launches),
-        blocks=launches[0]["blocks"] if launches else 0,
-        read=sum(launch["bytes_read"] for launch in launches),
-        written=sum(launch["bytes_written"] for launch in launches),
-        requests=len(trace[:, 3].unique()),
-        trace=trace,
-    )
-
-
-def report(lib: Any) -> dict[str, Any]:
-    """What the simulation reports since the last launch began: the fault, and a dict for each launch."""
-    found: dict[str, Any] = json.loads(lib.cudasim_report())
-    return found
+    trace, launches = numbers(lib.cudasim_traced).view(-1, 5), json.loads(lib.cudasim_report())["launches"]
+    blocks = launches[0]["blocks"] if launches else 0
+    read, written = (sum(launch[key] for launch in launches) for key in ("bytes_read", "bytes_written"))
+    return Counts(len(launches), blocks, read, written, len(trace[:, 3].unique()), trace)
 
 
 def set_order(order: str, kernels: Kernels) -> None:
     """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
-    error = library(kernels).cudasim_set_order(order.encode())
-    if error is not None:
+    if (error := library(kernels).cudasim_set_order(order.encode())) is not None:
         raise RuntimeError(error.decode())
 
 
 def library(kernels: Kernels, cuda: bool = False) -> Any:
-    """The kernels as the file has them now, compiled once; the next process finds them.
+    """Return the kernels as the file has them now, compiled once; the next process finds them.
 
     Raises:
-        RuntimeError: they do not compile.
+        DoesNotCompile: the file is why; it has no such function, for example.
+        RuntimeError: there is no compiler, or the simulation does not compile.
     """
-    lib = ctypes.CDLL(str(compiled(kernels, cuda)))
+    unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
+    try:
+        file = kernels.file
+        built = compile_for_gpu(file, unit, threads) if cuda else compile_library(file, [LABORATORY], [threads], unit)
+    except DoesNotCompile as error:
+        raise DoesNotCompile(_about(kernels, str(error))) from None
+    lib = ctypes.CDLL(str(built))
     for function in kernels.functions:
         getattr(lib, f"laboratory_{function}").restype = ctypes.c_char_p
     if not cuda:
         declare(lib)
     return lib
+
+
+def upload(
+    lib: Any,
+    arrays: Mapping[str, Tensor],  # by the names that reports give them
+    unwritten: Container[str] = (),  # the names of those that kernels must write before they read them
+) -> dict[str, int]:
+    """Put arrays into the simulated GPU's memory, which is empty before, and return their addresses."""
+    lib.cudasim_reset()
+    lib.cudasim_free_all()
+    addresses = {}
+    for name, array in arrays.items():
+        pointer, size = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel() * array.itemsize)
+        element, known = ctypes.c_int64(array.itemsize), int(name not in unwritten)
+        addresses[name] = lib.cudasim_upload(name.encode(), pointer, size, element, known)
+    return addresses
 
 
 def declare(lib: Any) -> None:
@@ -226,22 +204,6 @@ def declare(lib: Any) -> None:
         getattr(lib, f"cudasim_{name}").restype = ctypes.c_char_p
     lib.cudasim_upload.restype = ctypes.c_void_p
     lib.cudasim_acts.restype = lib.cudasim_traced.restype = ctypes.c_int64
-
-
-def compiled(kernels: Kernels, cuda: bool = False) -> Path:
-    """The library's file, compiled unless it is there.
-
-    Raises:
-        DoesNotCompile: the file is why; it has no such function, for example.
-        RuntimeError: there is no compiler, or the simulation does not compile.
-    """
-    unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
-    if cuda:
-        return compile_for_gpu(kernels.file, unit, threads)
-    try:
-        return compile_library(kernels.file, [LABORATORY], [threads], unit)
-    except DoesNotCompile as error:
-        raise DoesNotCompile(_about(kernels, str(error))) from None
 
 
 def translation_unit(kernels: Kernels) -> str:

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-Frame = tuple[str, int]  # a file, and a line of it
+from ..impls.simulation import CSRC, SIMULATION
+
 OPTIONS = {  # of each command that finds lines; the file comes last
     "addr2line": ("--inlines", "--addresses", "--exe"),
     "llvm-addr2line": ("--inlines", "--addresses", "--exe"),
@@ -17,19 +19,45 @@ OPTIONS = {  # of each command that finds lines; the file comes last
 }
 
 
-def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
-    """The lines of calls.
+class Place(NamedTuple):
+    """A line of a source file."""
 
-    Args:
-        library: the file.
-        returns: addresses in it to which calls return.
+    file: str
+    line: int
 
-    Returns:
-        For each address the line of the call, and after it those into which it was inlined; what is not known is
-        left out, and so is every line where no command is installed that finds them.
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def places(
+    library: Path,
+    sites: Sequence[Iterable[int]],  # of each the addresses in the library to which the calls that lead there return
+) -> list[list[Place]]:
+    """Return the lines of user code of each site, innermost first."""
+    lines = lines_of(library, {address for site in sites for address in site})
+    return [
+        list(dict.fromkeys(place for address in site for place in lines[address] if _is_of_the_user(place.file)))
+        for site in sites
+    ]
+
+
+def _is_of_the_user(file: str) -> bool:
+    """Whether a file is neither the system's nor part of the simulation."""
+    folder, name = os.path.split(file)
+    system = folder.startswith(("/usr/include", "/usr/lib")) or "/include/c++/" in folder or "/torch/include" in folder
+    simulated = folder.startswith(os.path.realpath(SIMULATION))
+    primitive = folder.startswith(os.path.realpath(CSRC)) and name in ("device.cuh", "exports.cuh")
+    return not (system or simulated or primitive)
+
+
+def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Place]]:
+    """Return the lines of calls, by the addresses in a library to which they return.
+
+    After the line of a call come those into which it was inlined. Unknown lines are left out; all are unknown if no
+    command is installed that finds lines.
     """
     addresses = sorted(set(returns))
-    found: dict[int, list[Frame]] = {address: [] for address in addresses}
+    found: dict[int, list[Place]] = {address: [] for address in addresses}
     if (command := finder()) is None:
         return found
     said = subprocess.run(
@@ -46,7 +74,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Frame]]:
             continue
         file, _, number = re.sub(r" \(discriminator \d+\)$", "", line).rpartition(":")
         if number.isdigit() and at in found and file != "??":
-            found[at].append((os.path.realpath(file), int(number)))
+            found[at].append(Place(os.path.realpath(file), int(number)))
     return found
 
 

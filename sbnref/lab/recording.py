@@ -16,9 +16,8 @@ import enum
 import itertools
 import json
 import math
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..impls.build import CSRC
-from ..impls.simulation import SIMULATION
 from .kernels import SECTOR, Call, channels_last, library, numbers
-from .lines import Frame, lines_of
+from .lines import Place, places
 
 WARP = 32
 MOST_ELEMENTS = 4096  # of x: what a screen shows
 MOST_STEPS = 5000  # what stays below 300 kB
-_PRIMITIVES = ("device.cuh", "exports.cuh")  # what calls their functions is of interest
 
 
 class Act(enum.IntEnum):
@@ -55,29 +51,18 @@ class Act(enum.IntEnum):
 
 @dataclass
 class Event:
-    """What a warp does in one instruction.
+    """What a warp does in one instruction."""
 
-    Attributes:
-        launch: which of the kernels launched.
-        block, warp: who; the warp within its block.
-        act: what.
-        site: which of the recording's sites it stands at.
-        array: which of the recording's arrays it accesses; -1 for a shuffle or a barrier.
-        bytes: of each lane's element or vector.
-        lanes: the active ones, and where in the array each one's element begins, in bytes; in a shuffle, the lane
-            that it reads from.
-        conflicts: times that shared memory takes beyond what it has to, by the model above.
-    """
-
-    launch: int
+    launch: int  #: which of the kernels launched
     block: int
-    warp: int
+    warp: int  #: within its block
     act: Act
-    site: int
-    array: int
-    bytes: int
+    site: int  #: which of the recording's sites it stands at
+    array: int  #: which of the recording's arrays it accesses; -1 for a shuffle or a barrier
+    bytes: int  #: of each lane's element or vector
+    #: the active lanes, and where in the array each one's element begins, in bytes; in a shuffle the lane it reads from
     lanes: dict[int, int] = field(default_factory=dict)
-    conflicts: int = 0
+    conflicts: int = 0  #: times that shared memory takes beyond what it has to, by the model above
 
 
 @dataclass(frozen=True)
@@ -91,54 +76,34 @@ class Launch:
 
 @dataclass(frozen=True)
 class Array:
-    """An array that kernels accessed.
+    """An array that kernels accessed."""
 
-    Attributes:
-        name: in the source.
-        shared: whether it lies in shared memory, one for each block.
-        start: of its first byte, where memory is thought to begin at 0 and has no gaps; 0 in shared memory.
-        size: in bytes.
-        element: bytes of the narrowest access to it.
-    """
-
-    name: str
-    shared: bool
-    start: int
-    size: int
-    element: int
+    name: str  #: in the source
+    shared: bool  #: whether it lies in shared memory, one for each block
+    start: int  #: of its first byte, if memory began at 0 and had no gaps; 0 in shared memory
+    size: int  #: in bytes
+    element: int  #: bytes of the narrowest access to it
 
 
 @dataclass
 class Recording:
-    """A launch, or several.
-
-    Attributes:
-        title: what was recorded.
-        shape: of x.
-        channels_last: whether the channels of x are side by side.
-        launches: in their order.
-        arrays: that were accessed.
-        sites: for each, the lines of the calls that lead there, innermost first.
-        steps: in their order.
-        error: what the simulation refused; the last step is where.
-    """
+    """A launch, or several."""
 
     title: str
-    shape: tuple[int, ...]
-    channels_last: bool
+    shape: tuple[int, ...]  #: of x
+    channels_last: bool  #: whether the channels of x are side by side
     launches: list[Launch]
-    arrays: list[Array]
-    sites: list[list[Frame]]
+    arrays: list[Array]  #: that were accessed
+    sites: list[list[Place]]  #: for each, the lines of the calls that lead there, innermost first
     steps: list[Event]
-    error: str | None = None
+    error: str | None = None  #: what the simulation refused; the last step is where
 
     def counts(self) -> dict[str, int]:
-        """The counters at the end.
+        """Return the counters at the end.
 
-        Returns:
-            ``read`` and ``written``, bytes that threads asked for in global memory; ``accesses``, instructions of
-            warps that access it; ``sectors`` that these moved, and ``again``, those of them that had been moved
-            before; ``steps``, all instructions recorded; ``barriers`` that warps waited at; ``conflicts`` of banks.
+        ``read`` and ``written`` are bytes that threads asked for in global memory; ``accesses``, instructions of warps
+        that access it; ``sectors``, those that these moved, and ``again``, those that had been moved before;
+        ``steps``, all instructions recorded; ``barriers``, those that warps waited at; ``conflicts``, those of banks.
         """
         counts = dict.fromkeys(("read", "written", "accesses", "sectors", "again", "barriers", "conflicts"), 0)
         seen: set[int] = set()
@@ -157,12 +122,12 @@ class Recording:
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has, and as short as the player takes it."""
         files = list(dict.fromkeys(file for site in self.sites for file, _ in site))
-        begins = [next((i for i, s in enumerate(self.steps) if s.launch == k), len(self.steps)) for k in self._numbers]
+        first = {step.launch: i for i, step in reversed([*enumerate(self.steps)])}
         return {
             "title": self.title,
             "shape": list(self.shape),
             "channelsLast": self.channels_last,
-            "launches": [vars(launch) | {"begin": begins[k]} for k, launch in enumerate(self.launches)],
+            "launches": [vars(one) | {"begin": first.get(k, len(self.steps))} for k, one in enumerate(self.launches)],
             "arrays": [vars(array) for array in self.arrays],
             "files": [{"name": Path(f).name, "text": Path(f).read_text(errors="replace")} for f in files],
             "sites": [[[files.index(file), line] for file, line in site] for site in self.sites],
@@ -170,10 +135,6 @@ class Recording:
             "counts": self.counts(),
             "error": self.error,
         }
-
-    @property
-    def _numbers(self) -> range:
-        return range(len(self.launches))
 
 
 def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Recording:
@@ -184,27 +145,19 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
         RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
             but the recording's end.
     """
-    x = call.x
-    refuse_large(x.shape)
     lib, title = library(call.kernels), title or call.kernels.file.name
-    return take(lib, lambda: call.launch(*functions), x.shape, title, channels_last(x))
+    return take(lib, lambda: call.launch(*functions), call.x.shape, title, channels_last(call.x))
 
 
 def take(
     lib: Any, run: Callable[[], object], shape: Sequence[int], title: str, channels_last: bool = False
 ) -> Recording:
-    """Record what a library's kernels do while something runs.
-
-    Args:
-        lib: the library, loaded; see :func:`~sbnref.lab.kernels.declare`.
-        run: launches the kernels.
-        shape: of the input, or the sizes of a task.
-        title: of the recording.
-        channels_last: whether the channels of the input are side by side.
+    """Record what the kernels of a library do while ``run`` launches them, on an input of a shape or on a task's sizes.
 
     Raises:
-        ValueError: the kernels do too much for a recording.
+        ValueError: the shape is too large, or the kernels do too much for a recording.
     """
+    refuse_large(shape)
     error = None
     lib.cudasim_record(1)
     try:
@@ -217,17 +170,18 @@ def take(
     numbered: dict[int, int] = {}  # the sites of this recording, in the order of their first acts
     for act in acts:
         act[4] = numbered.setdefault(act[4], len(numbered))
-    steps = [] if len(acts) > WARP * MOST_STEPS else list(_steps(acts, failed=error is not None))
-    if len(steps) > MOST_STEPS or len(acts) > WARP * MOST_STEPS:
-        raise ValueError(
-            f"expected at most {MOST_STEPS} instructions of warps for a recording, and these kernels execute more; "
-            "take a smaller tensor"
-        )
+    too_many = len(acts) > WARP * MOST_STEPS
+    steps = [] if too_many else list(_steps(acts, failed=error is not None))
+    if too_many or len(steps) > MOST_STEPS:
+        most = f"at most {MOST_STEPS} instructions of warps for a recording"
+        raise ValueError(f"expected {most}, and these kernels execute more; take a smaller tensor")
     recorded = json.loads(lib.cudasim_recorded())
     launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
-    sites = sites_of(
-        Path(lib._name), [recorded["sites"][site] for site in numbered], {one["line"] for one in recorded["launches"]}
-    )
+    sites = places(Path(lib._name), [recorded["sites"][site] for site in numbered])
+    launched = {one["line"] for one in recorded["launches"]}
+    for site in sites:
+        while len(site) > 1 and site[-1].line in launched:
+            site.pop()
     arrays = _arrays(recorded["arrays"], acts)
     return Recording(title, tuple(shape), channels_last, launches, arrays, sites, steps, error)
 
@@ -235,10 +189,8 @@ def take(
 def refuse_large(shape: Sequence[int]) -> None:
     """Raise ValueError if a tensor of that shape is too large for a recording."""
     if math.prod(shape) > MOST_ELEMENTS:
-        raise ValueError(
-            f"expected a tensor of at most {MOST_ELEMENTS} elements for a recording, got shape {tuple(shape)}, "
-            f"which has {math.prod(shape)}"
-        )
+        most, given = f"at most {MOST_ELEMENTS} elements for a recording", f"shape {tuple(shape)}"
+        raise ValueError(f"expected a tensor of {most}, got {given}, which has {math.prod(shape)}")
 
 
 def sectors(start: int, step: Event) -> set[int]:
@@ -271,15 +223,12 @@ def bank_conflicts(step: Event) -> int:
 
 def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
     """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/simulation/recording.cpp``."""
-    last = acts[-1] if failed and acts else None
     for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
         warps: dict[int, _Warp] = defaultdict(_Warp)
         for act in of_block:
             step = warps[act[2] // WARP].take(act)
-            if act is last:
-                yield from _in_turns([warps[w] for w in sorted(warps)], ends_with=step)
-                return
-        yield from _in_turns([warps[w] for w in sorted(warps)])
+        ends_with = step if failed and act is acts[-1] else None
+        yield from _in_turns([warp for _, warp in sorted(warps.items())], ends_with)
 
 
 class _Warp:
@@ -315,26 +264,22 @@ class _Warp:
             node = node[1]
 
 
-def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Event]:
+def _in_turns(warps: list[_Warp], ends_with: Event | None) -> Iterator[Event]:
     """The steps of a block's warps: one of each in turn, none past a barrier that another has yet to reach."""
     left = [iter(warp) for warp in warps]
     while left:
-        going = left
-        while going:
-            still = []
-            for warp in going:
-                step = next(warp, None)
-                if step is None:
-                    left = [other for other in left if other is not warp]
-                elif step is not ends_with:
-                    step.lanes = dict(sorted(step.lanes.items()))
-                    step.conflicts = bank_conflicts(step) if step.act.is_shared else 0
-                    yield step
-                    if step.act is not Act.BARRIER:
-                        still.append(warp)
-                else:
-                    left = [other for other in left if other is not warp]
-            going = still
+        turns = deque(left)
+        while turns:
+            warp = turns.popleft()
+            step = next(warp, None)
+            if step is None or step is ends_with:
+                left = [other for other in left if other is not warp]
+                continue
+            step.lanes = dict(sorted(step.lanes.items()))
+            step.conflicts = bank_conflicts(step) if step.act.is_shared else 0
+            yield step
+            if step.act is not Act.BARRIER:
+                turns.append(warp)
     if ends_with is not None:
         yield ends_with
 
@@ -345,16 +290,8 @@ def _in_turns(warps: list[_Warp], ends_with: Event | None = None) -> Iterator[Ev
 def _arrays(found: list[dict[str, Any]], acts: list[list[int]]) -> list[Array]:
     starts = _without_gaps({one["address"]: one["bytes"] for one in found if one["address"]})
     narrowest = {array: min(act[7] for act in acts if act[5] == array) for array in {act[5] for act in acts}}
-    return [
-        Array(
-            one["name"].removeprefix("p."),
-            not one["address"],
-            starts.get(one["address"], 0),
-            one["bytes"],
-            narrowest[i],
-        )
-        for i, one in enumerate(found)
-    ]
+    named = [(one["name"].removeprefix("p."), one["address"], one["bytes"]) for one in found]
+    return [Array(name, not at, starts.get(at, 0), size, narrowest[i]) for i, (name, at, size) in enumerate(named)]
 
 
 def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
@@ -366,30 +303,6 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
         starts[address] = to + (gap if starts and gap < SECTOR else gap % SECTOR + SECTOR * bool(starts))
         end, to = address + size, starts[address] + size
     return starts
-
-
-def sites_of(lib: Path, sites: list[list[int]], launched: Collection[int] = ()) -> list[list[Frame]]:
-    """The lines of each site in the kernels' own sources, innermost first.
-
-    Args:
-        lib: the library.
-        sites: addresses in it, of the calls that lead there.
-        launched: the lines of launches, which are left out.
-    """
-    lines = lines_of(lib, {address for site in sites for address in site})
-    here, simulation = os.path.realpath(CSRC), os.path.realpath(SIMULATION)
-    found: list[list[Frame]] = []
-    for site in sites:
-        frames: list[Frame] = []
-        for file, line in itertools.chain.from_iterable(lines[address] for address in site):
-            folder, name = os.path.split(file)
-            system = folder.startswith("/usr/") or "/include/c++/" in folder or "/torch/include" in folder
-            if not (system or folder.startswith(simulation) or (folder.startswith(here) and name in _PRIMITIVES)):
-                frames.append((file, line))
-        while len(frames) > 1 and frames[-1][1] in launched:
-            frames.pop()
-        found.append(list(dict.fromkeys(frames)))
-    return found
 
 
 def _short(step: Event) -> list[Any]:

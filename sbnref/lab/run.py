@@ -15,69 +15,47 @@ from typing import TYPE_CHECKING, Any
 
 from ..debugging.report import Report
 from ..impls.compiling import DoesNotCompile
-from ..impls.simulation import SIMULATION, compile_program
-from .kernels import LABORATORY
-from .lines import lines_of
+from ..impls.simulation import compile_program
+from .kernels import LABORATORY, SECTOR
+from .lines import Place, places
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SECTOR = 32  # bytes
 _FAULTY = 99  # the exit status of a program that a fault ended
 
 
 @dataclass(frozen=True)
-class Place:
-    """A line of a source file."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True)
 class Fault:
-    """Something that CUDA does not allow.
+    """Something that CUDA does not allow."""
 
-    Attributes:
-        what: in a sentence; of kernels it names the kernel, the block and the thread.
-        at: where it happened: the line, and the lines of the calls that led there. Empty if no line is known.
-        other: likewise for the access that it collides with.
-        handled: whether the program has asked for the error of a refused call.
-    """
-
-    what: str
-    at: tuple[Place, ...] = ()
-    other: tuple[Place, ...] = ()
-    handled: bool = False
+    what: str  # in a sentence; of kernels it names the kernel, the block and the thread
+    at: Sequence[Place] = ()  # the line, and the lines of the calls that led there; empty if no line is known
+    other: Sequence[Place] = ()  # likewise for the access that it collides with
+    handled: bool = False  # whether the program has asked for the error of a refused call
 
 
 class Run(Report):
-    """What a program did. Printing it shows the first fault, or a table of the launches.
-
-    Attributes:
-        fault: the first, which ended the program; None if there is none.
-        refused: launches of an invalid configuration, and other calls that returned an error. They fail the run
-            unless the program has asked for the error, by ``cudaGetLastError`` for example.
-        leaks: arrays that were never freed.
-        launches: a dict for each: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block,
-            ``bytes_read`` and ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the
-            32-byte ``sectors`` that these touched, ``shared_accesses`` of warps and ``conflicts``, the turns that these
-            took besides because of bank conflicts.
-        status: the program's exit status, negative for a signal.
-    """
+    """What a program did. Printing it shows the first fault, or a table of the launches."""
 
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
-        found = _Lines(program, report)
-        self.fault = None if report["fault"] is None else found.fault(report["fault"])
-        self.refused = [found.fault(fault) for fault in report["refused"]]
-        self.leaks = [
-            Fault(f"{leak['name']}, {leak['bytes']} bytes", found.places(leak["at"])) for leak in report["leaks"]
-        ]
+        faults = [*filter(None, [report["fault"]]), *report["refused"]]
+        sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
+        found = iter(places(program, sites + [leak["at"] for leak in report["leaks"]]))  # in this order
+
+        known = [Fault(fault["what"], next(found), next(found), fault.get("handled", False)) for fault in faults]
+        #: which ended the program
+        self.fault = known.pop(0) if report["fault"] else None
+        #: launches of an invalid configuration, and other calls that returned an error; they fail the run unless the
+        #: program has asked for the error, by ``cudaGetLastError`` for example
+        self.refused = known
+        #: arrays that were never freed
+        self.leaks = [Fault(f"{leak['name']}, {leak['bytes']} bytes", next(found)) for leak in report["leaks"]]
+        #: of each ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block, ``bytes_read`` and
+        #: ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the 32-byte ``sectors``
+        #: that these touched, ``shared_accesses`` of warps and the ``conflicts`` of banks, in turns that they cost
         self.launches: list[dict[str, Any]] = report["launches"]
-        self.status = status
+        self.status = status  #: the program's exit status, negative for a signal
 
     @property
     def passed(self) -> bool:
@@ -106,11 +84,8 @@ class Run(Report):
         for fault in [*([] if self.fault is None else [self.fault]), *self.refused]:
             mark = ("warning: ", "yellow") if fault.handled else ("✗ ", "bold red")
             parts.append(Text.assemble(mark, (fault.what, "bold")))
-            parts += [
-                Text(f"    {word} {place}")
-                for word, places in (("at", fault.at), ("other access at", fault.other))
-                for place in places[:1]
-            ]
+            parts += [Text(f"    at {place}") for place in fault.at[:1]]
+            parts += [Text(f"    other access at {place}") for place in fault.other[:1]]
             parts += [Text(f"    called at {place}", "dim") for place in fault.at[1:]]
         if self.fault is None:
             parts.append(_table(self.launches))
@@ -118,35 +93,25 @@ class Run(Report):
             where = f", allocated at {leak.at[0]}" if leak.at else ""
             parts.append(Text(f"warning: never freed: {leak.what}{where}", "yellow"))
         if self.status < 0:
-            parts.append(Text(f"✗ the program was ended by {_signal(-self.status)}", "bold red"))
+            number = -self.status
+            name = signal.Signals(number).name if number in [*signal.Signals] else f"signal {number}"
+            parts.append(Text(f"✗ the program was ended by {name}", "bold red"))
         elif self.status not in (0, _FAULTY):
             parts.append(Text(f"✗ the program exited with {self.status}", "bold red"))
         return Group(*parts)
 
 
 def run(
-    file: str | Path,
-    arguments: Sequence[str] = (),
+    file: str | Path,  # CUDA source with main()
+    arguments: Sequence[str] = (),  # of the program
     *,
-    search: Iterable[str | Path] = (),
-    flags: Iterable[str] = (),
-    launches: int | None = None,
-    order: str | None = None,
-    timeout: float | None = None,
+    search: Iterable[str | Path] = (),  # folders with headers, besides the file's own
+    flags: Iterable[str] = (),  # more of the compiler's, such as -DN=64
+    launches: int | None = None,  # after so many the program ends, as if all was well
+    order: str | None = None,  # of the turns of blocks and threads: ascending, descending or random:SEED
+    timeout: float | None = None,  # seconds for the program
 ) -> Run:
     """Compile a CUDA program and run it in the simulation. Its output goes where this process's goes.
-
-    Args:
-        file: CUDA source with ``main()``.
-        arguments: of the program.
-        search: folders in which headers may lie besides the file's.
-        flags: more of the compiler's, such as ``-DN=64``.
-        launches: after so many the program ends, as if all was well.
-        order: in which blocks and threads take their turns: ``'ascending'``, ``'descending'`` or ``'random:SEED'``.
-        timeout: seconds that the program may take.
-
-    Returns:
-        What it did.
 
     Raises:
         ValueError: no such file, or it uses something that the simulation does not have.
@@ -165,51 +130,16 @@ def run(
         raise ValueError(f"expected a program, got {file}, which has no main()") from None
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        environment = {**os.environ, "SBNREF_LAB_REPORT": str(report)}
-        if launches is not None:
-            environment["SBNREF_LAB_LAUNCHES"] = str(launches)
-        if order is not None:
-            environment["SBNREF_CUDASIM_ORDER"] = order
+        options = {"SBNREF_LAB_REPORT": report, "SBNREF_LAB_LAUNCHES": launches, "SBNREF_CUDASIM_ORDER": order}
+        environment = {name: str(value) for name, value in options.items() if value is not None}
         try:
-            status = subprocess.run([program, *arguments], env=environment, timeout=timeout).returncode
+            done = subprocess.run([program, *arguments], env=os.environ | environment, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"{file} was not done after {timeout:g} s and was ended") from None
+        found: dict[str, Any] = {"fault": None, "refused": [], "launches": [], "leaks": []}
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
-        else:
-            found = {"fault": None, "refused": [], "launches": [], "leaks": []}
-    return Run(program, found, status)
-
-
-class _Lines:
-    """The lines of all addresses in a report, looked up at once."""
-
-    def __init__(self, program: Path, report: dict[str, Any]) -> None:
-        faults = [*report["refused"], *([] if report["fault"] is None else [report["fault"]])]
-        sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
-        sites += [leak["at"] for leak in report["leaks"]]
-        self._found = lines_of(program, {address for site in sites for address in site})
-
-    def places(self, site: list[int]) -> tuple[Place, ...]:
-        """The lines of user code at which a thread was, innermost first."""
-        frames = [frame for address in site for frame in self._found[address]]
-        frames = [frame for frame in frames if _is_of_the_user(frame[0])]
-        return tuple(Place(*frame) for frame in dict.fromkeys(frames))
-
-    def fault(self, fault: dict[str, Any]) -> Fault:
-        at, other = self.places(fault["at"]), self.places(fault.get("other", []))
-        return Fault(fault["what"], at, other, fault.get("handled", False))
-
-
-def _is_of_the_user(file: str) -> bool:
-    return not file.startswith(("/usr/include", "/usr/lib", str(SIMULATION.resolve()), "??"))
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return Run(program, found, done.returncode)
 
 
 def _table(launches: list[dict[str, Any]]) -> RenderableType:
@@ -226,24 +156,13 @@ def _table(launches: list[dict[str, Any]]) -> RenderableType:
     table.add_column("kernel", style="bold", overflow="fold")
     for name in ("launches", "grid", "block", "read", "written", "sectors", "of bytes", "shared", "conflicts"):
         table.add_column(name, justify="right")
+    keys = ("bytes_read", "bytes_written", "sectors", "conflicts")
     for same in rows.values():
-        first = same[0]
-        total = {
-            key: sum(launch[key] for launch in same) for key in ("bytes_read", "bytes_written", "sectors", "conflicts")
-        }
-        moved = SECTOR * total["sectors"]
-        table.add_row(
-            first["kernel"],
-            str(len(same)),
-            _size(first["grid"]),
-            _size(first["block"]),
-            _bytes(total["bytes_read"]),
-            _bytes(total["bytes_written"]),
-            f"{total['sectors']:,}",
-            f"{(total['bytes_read'] + total['bytes_written']) / moved:.0%}" if moved else "–",
-            _bytes(first["shared_bytes"]),
-            f"{total['conflicts']:,}",
-        )
+        read, written, sectors, conflicts = (sum(launch[key] for launch in same) for key in keys)
+        used = f"{(read + written) / (SECTOR * sectors):.0%}" if sectors else "–"
+        grid, block, shared = _size(same[0]["grid"]), _size(same[0]["block"]), _bytes(same[0]["shared_bytes"])
+        moved = _bytes(read), _bytes(written), f"{sectors:,}", used
+        table.add_row(same[0]["kernel"], str(len(same)), grid, block, *moved, shared, f"{conflicts:,}")
     return table
 
 

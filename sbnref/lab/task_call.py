@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..impls.simulation import compile_library
-from .kernels import LABORATORY, compile_for_gpu, declare, report
-from .recording import Recording, refuse_large, sites_of, take
+from .kernels import LABORATORY, compile_for_gpu, declare, upload
+from .lines import places
+from .recording import Recording, take
 from .tasks import TYPES, Task, Typical
 
 # The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
@@ -39,12 +40,7 @@ def compiled(file: Path, tasks: Iterable[Task], cuda: bool = False) -> Path:
 
 
 class TaskCall:
-    """A task's function in a library.
-
-    Args:
-        built: the library.
-        signature: of the function.
-    """
+    """A task's function, of a signature, in a library that :func:`compiled` built."""
 
     def __init__(self, built: str | Path, signature: str) -> None:
         task = Task(signature, "", inputs=lambda _: {}, oracle=dict, typical=())
@@ -58,62 +54,48 @@ class TaskCall:
     ) -> dict[str, Tensor]:
         """Call the function on arrays of a GPU, see :meth:`run`, and return those that it wrote."""
         outputs = self._outputs(shapes, device)
-        if (error := self._call(given, {name: t.data_ptr() for name, t in self._arrays(given, outputs)})) is not None:
+        addresses = {name: array.data_ptr() for name, array in (given | outputs).items() if isinstance(array, Tensor)}
+        if (error := self._call(given, addresses)) is not None:
             raise RuntimeError(error)
         return outputs
 
     def run(
-        self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], order: str = "ascending"
+        self,
+        given: dict[str, Any],  # the arrays that are read, contiguous, and the numbers
+        shapes: Mapping[str, Sequence[int]],  # of the arrays that are written
+        order: str = "ascending",  # in which blocks and threads take turns
     ) -> dict[str, Any]:
         """Call the function once, in the simulation.
 
-        Args:
-            given: the arrays that are read, contiguous, and the numbers.
-            shapes: of the arrays that are written.
-            order: in which blocks and threads take turns.
-
         Returns:
-            ``outputs``, by name; ``refused``, what the simulation found, or None, and ``frames``, where that was, for
+            ``outputs``, by name; ``refused``, what the simulation found, or None, and ``sites``, where that was, for
             :func:`lines_in`; and the numbers of :data:`COUNTED`.
         """
         lib = self.library
         declare(lib)
         lib.cudasim_set_order(order.encode())
-        lib.cudasim_reset()
-        lib.cudasim_free_all()
         outputs = {name: mark_unwritten(array) for name, array in self._outputs(shapes, torch.device("cpu")).items()}
-        for name, array in self._arrays(given, outputs):
-            size, element = ctypes.c_int64(array.numel() * array.itemsize), ctypes.c_int64(array.itemsize)
-            pointer, known = ctypes.c_void_p(array.data_ptr()), int(name not in outputs)
-            self._addresses[name] = lib.cudasim_upload(name.encode(), pointer, size, element, known)
+        arrays = {p.name: (given | outputs)[p.name] for p in self._parameters if p.is_array}
+        self._addresses = upload(lib, arrays, outputs)
         error = self._call(given, self._addresses)
         lib.cudasim_download()
-        found = report(lib)
-        fault = found["fault"] or {"at": [], "other": []}
-        launches = found["launches"]
+        found = json.loads(lib.cudasim_report())
+        fault, launches = found["fault"] or {"at": [], "other": []}, found["launches"]
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
         largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
-        return {
-            "outputs": outputs,
-            "refused": error,
-            "frames": flat(fault["at"], fault["other"]),
-            "launches": len(launches),
-            "blocks": largest["blocks"],
-            **counts,
-        }
+        counts |= {"launches": len(launches), "blocks": largest["blocks"]}
+        return {"outputs": outputs, "refused": error, "sites": [fault["at"], fault["other"]], **counts}
 
-    def writer(self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int) -> Tensor:
-        """Call the function once more, and return how it came to write an element of an array last.
+    def writer(
+        self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int
+    ) -> list[list[int]]:
+        """Call the function once more, and return the site that wrote an element of an array last.
 
-        Args:
-            given, shapes: as for :meth:`run`.
-            name: of the array.
-            element: of it, in the order of memory.
+        The element's number is its place in memory. The other arguments are those of :meth:`run`.
         """
         size = self.run(given, shapes)["outputs"][name].itemsize
-        return flat(
-            json.loads(self.library.cudasim_last_write(ctypes.c_void_p(self._addresses[name] + element * size)))
-        )
+        address = ctypes.c_void_p(self._addresses[name] + element * size)
+        return [json.loads(self.library.cudasim_last_write(address))]
 
     def _outputs(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> dict[str, Tensor]:
         return {
@@ -122,16 +104,12 @@ class TaskCall:
             if p.is_output
         }
 
-    def _arrays(self, given: dict[str, Any], outputs: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        return ((p.name, (outputs | given)[p.name]) for p in self._parameters if p.is_array)
-
     def _call(self, given: dict[str, Any], addresses: dict[str, int]) -> str | None:
-        error = self._function(
-            *(
-                ctypes.c_void_p(addresses[p.name]) if p.is_array else TYPES[p.type][1](given[p.name])
-                for p in self._parameters
-            )
-        )
+        values = [
+            ctypes.c_void_p(addresses[p.name]) if p.is_array else TYPES[p.type][1](given[p.name])
+            for p in self._parameters
+        ]
+        error = self._function(*values)
         return error and error.decode()
 
 
@@ -152,7 +130,6 @@ def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = 
         RuntimeError: the file does not compile, or a tool is missing. A fault of the kernels ends the recording.
     """
     sizes = sizes or task.small()
-    refuse_large(sizes)
     given = task.given(Typical(sizes))
     call = TaskCall(compiled(file.resolve(), [task]), task.signature)
     shapes = {name: tuple(result.shape) for name, result in task.expected(given).items()}
@@ -161,30 +138,16 @@ def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = 
         if (refused := call.run(given, shapes)["refused"]) is not None:
             raise RuntimeError(refused)
 
-    declare(call.library)
     return take(call.library, run, sizes, title or file.name)
 
 
-def flat(*sites: list[int]) -> Tensor:
-    """Sites one behind the other, a 0 behind each: int64."""
-    return torch.tensor([address for site in sites for address in (*site, 0)], dtype=torch.int64)
-
-
-def lines_in(file: Path, built: Path, frames: list[int]) -> tuple[int | None, int | None]:
-    """The line of a file in which something happened, and the one in which what it collides with did.
-
-    Args:
-        file: the source.
-        built: the library that was made of it.
-        frames: the addresses of two sites, a 0 behind each.
-    """
-    sites: list[list[int]] = [[]]
-    for address in frames:
-        if address:
-            sites[-1].append(address)
-        else:
-            sites.append([])
-    found = [next((line for path, line in site if Path(path) == file), None) for site in sites_of(built, sites)]
+def lines_in(
+    file: Path,
+    built: Path,  # the library that was made of the file
+    sites: list[list[int]],  # of something that happened, and perhaps of what it collides with
+) -> tuple[int | None, int | None]:
+    """Return the lines of the file at which two sites are."""
+    found = [next((line for path, line in site if Path(path) == file), None) for site in places(built, sites)]
     line, other, *_ = [*found, None, None]
     return line, other
 
@@ -196,7 +159,9 @@ def mark_unwritten(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def unwritten(tensor: Tensor) -> Tensor:
-    """Where a tensor is as :func:`mark_unwritten` left it: bool, of its shape."""
+def unwritten(name: str, tensor: Tensor) -> str | None:
+    """Return a sentence about the elements that are as :func:`mark_unwritten` left them; None if there are none."""
     bits, pattern = UNWRITTEN[tensor.itemsize]
-    return tensor.view(bits) == pattern
+    if not (never := tensor.view(bits) == pattern).any():
+        return None
+    return f"some elements of {name} are never written, such as {name}{never.nonzero()[0].tolist()}"

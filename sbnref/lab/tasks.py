@@ -1,19 +1,7 @@
 """Tasks for CUDA kernels: what a function has to compute, on which inputs, and how exactly.
 
-A task is a few lines of Python. A lecturer's own is a file that defines ``task``::
-
-    from sbnref.lab.tasks import Task
-
-    task = Task(
-        "void saxpy(const float* x, const float* y, float* z, float a, int n)",
-        "z[i] = a x[i] + y[i] for i < n",
-        inputs=lambda draw: {"n": (n := draw.size()), "x": draw.array(n), "y": draw.array(n), "a": 2.5},
-        oracle=lambda x, y, a, n: {"z": a * x + y},
-        typical=(1 << 16,),
-    )
-
-Students write the function in a file of ordinary CUDA. It launches kernels on the arrays, which lie in the GPU's
-memory.
+A task is a few lines of Python; ``docs/cuda_without_a_gpu.md`` shows a lecturer's own. Students write the function in a
+file of ordinary CUDA. It launches kernels on the arrays, which lie in the GPU's memory.
 """
 
 from __future__ import annotations
@@ -85,28 +73,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Task:
-    """What a function has to compute.
+    """What a function has to compute."""
 
-    Attributes:
-        signature: of the function, in C: arrays are pointers, those to be read are ``const``; types are ``float``,
-            ``double``, ``int``, ``unsigned`` and ``int64_t``.
-        text: what it has to compute, for students.
-        inputs: a dict of the ``const`` arrays and the numbers, by name, from a :class:`Draw`.
-        oracle: a dict of the arrays that are written, by name, from the inputs in float64.
-        typical: the sizes that are drawn for counting what the kernels move.
-        rtol: the relative error of an element that passes.
-        atol: the absolute error that passes besides; or a function of the inputs that returns it, for the only output.
-        passes: how many times the arrays' bytes the kernels move at least; 1 where each is moved once.
-    """
-
+    #: of the function, in C; arrays are pointers, those to be read are ``const``; types are ``float``, ``double``,
+    #: ``int``, ``unsigned`` and ``int64_t``
     signature: str
-    text: str
-    inputs: Callable[[Draw], dict[str, Any]]
-    oracle: Callable[..., dict[str, Tensor]]
-    typical: Sequence[int]
-    rtol: float = 1e-5
-    atol: float | Callable[..., Tensor] = 1e-5
-    passes: float = 1
+    text: str  #: what it has to compute, for students
+    inputs: Callable[[Draw], dict[str, Any]]  #: the ``const`` arrays and the numbers, by name, from a :class:`Draw`
+    oracle: Callable[..., dict[str, Tensor]]  #: the arrays that are written, by name, from the inputs in float64
+    typical: Sequence[int]  #: the sizes that are drawn for counting what the kernels move
+    rtol: float = 1e-5  #: the relative error of an element that passes
+    atol: float | Callable[..., Tensor] = 1e-5  #: the absolute error that passes besides, or a function of the inputs
+    passes: float = 1  #: how many times the arrays' bytes the kernels move at least; 1 where each is moved once
 
     @functools.cached_property
     def name(self) -> str:
@@ -125,14 +103,11 @@ class Task:
         for text in match[2].split(",") if match else ():
             one = re.fullmatch(r"\s*(const\s+)?(\w+)\s*(\*?)\s*(\w+)\s*", text)
             if one is None or one[2] not in TYPES:
-                raise ValueError(
-                    f"expected parameters such as 'const float* x' or 'int n', of {', '.join(TYPES)}, got {text!r}"
-                )
+                known = f"'const float* x' or 'int n', of {', '.join(TYPES)}"
+                raise ValueError(f"expected parameters such as {known}, got {text!r}")
             found.append(Parameter(one[2], one[4], bool(one[3]), bool(one[3]) and not one[1]))
         if match is None or not any(parameter.is_output for parameter in found):
-            raise ValueError(
-                f"expected a signature such as 'void f(const float* x, float* y, int n)', got {self.signature!r}"
-            )
+            raise ValueError(f"expected a signature such as 'void f(const float* x, float* y)', got {self.signature!r}")
         return match[1], tuple(found)
 
     def given(self, draw: Draw) -> dict[str, Any]:
@@ -150,7 +125,7 @@ class Task:
 
     def allowed(self, given: dict[str, Any], expected: Tensor) -> Tensor:
         """Return the error of each element of a result that passes, float64."""
-        atol = self.atol if isinstance(self.atol, (int, float)) else self.atol(**_wide(given))
+        atol = self.atol(**_wide(given)) if callable(self.atol) else self.atol
         return atol + self.rtol * expected.abs() + torch.finfo(torch.float32).tiny
 
     def small(self, elements: int = 300) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,18 +15,14 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], Any]
 
 
-def interleaved(works: dict[str, Work], seconds: float, before: Work | None = None) -> dict[str, list[float]]:
-    """Run the works in turn, again and again for about ``seconds``, so that what disturbs one disturbs all.
+def interleaved(
+    works: dict[str, Work],  # by name
+    seconds: float,  # how long to go on; there are at least five rounds
+    before: Work | None = None,  # is run before each timing: a barrier, for example
+) -> dict[str, list[float]]:  # for each name the seconds of every round
+    """Run the works in turn, again and again, so that what disturbs one disturbs all, after three runs of each.
 
     The turns are drawn anew in every round: what one leaves in the caches, or throws out of them, is found by all.
-
-    Args:
-        works: what to time, by name. Each is run three times first.
-        seconds: how long to go on; there are at least five rounds.
-        before: run before each timing, a barrier for example.
-
-    Returns:
-        For each name the seconds of every round.
     """
     for work in works.values():
         for _ in range(3):
@@ -36,25 +33,22 @@ def interleaved(works: dict[str, Work], seconds: float, before: Work | None = No
     while done < 5 or (time.perf_counter() - start < seconds and done < 500):
         lots.shuffle(turns)
         for name, work in turns:
-            if before is not None:
-                before()
-            begin = time.perf_counter()
-            work()
-            rounds[name].append(time.perf_counter() - begin)
+            rounds[name].append(_seconds(work, before))
         done += 1
     return rounds
 
 
 def repeated(work: Work, count: int, before: Work) -> list[float]:
     """The seconds of ``count`` runs after three more. Every rank of a group runs as many, as a collective must."""
-    times = []
-    for i in range(count + 3):
+    return [_seconds(work, before) for _ in range(count + 3)][3:]
+
+
+def _seconds(work: Work, before: Work | None) -> float:
+    if before is not None:
         before()
-        begin = time.perf_counter()
-        work()
-        if i >= 3:
-            times.append(time.perf_counter() - begin)
-    return times
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def spread(times: Iterable[float]) -> dict[str, float]:
@@ -70,11 +64,7 @@ def peak_bytes(work: Work) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())), initial=0))
 
 
 def fill(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:

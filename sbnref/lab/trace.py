@@ -5,47 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
-from ..impls import STAGES
+from ..impls import STAGES, cuda
 from ..launch import RankError, Ranks
 from .kernels import Call, Kernels, library
+from .own_stages import record_stages
 from .page import page
 from .recording import Recording, example, record, refuse_large
 from .task_call import compiled, record_task
 from .tasks import find_task
 
-T = TypeVar("T")
-
 COMPILING = 900  # seconds; the package's own kernels take the longest
 
 
 def trace(
-    what: str,
-    shape: tuple[int, ...],
-    output: Path,
+    what: str,  # a file of kernels, or one of the package's own stages
+    shape: tuple[int, ...],  # of the input, (N, C, *), or the sizes of the task
+    output: Path,  # the page
     *,
-    task: str | None = None,
-    channels_last: bool = False,
-    functions: Sequence[str] = (),
-    threads: int = 64,
-    splits: int = 1,
-    timeout: float = 20,
+    task: str | None = None,  # whose function the file defines; None for functions that take a Problem
+    channels_last: bool = False,  # whether the channels are side by side in memory
+    functions: Sequence[str] = (),  # of the file, in their order; forward if none is named
+    threads: int = 64,  # of a block
+    splits: int = 1,  # blocks that may share a channel
+    timeout: float = 20,  # seconds for the kernels
 ) -> str | None:
-    """Record kernels on a tensor of random numbers, in a process of their own, and write a page that plays them.
-
-    Args:
-        what: a file of kernels, or one of the package's own stages.
-        shape: of the input, (N, C, \\*).
-        output: the page.
-        channels_last: whether the channels lie side by side in memory.
-        functions: of the file, in their order; ``forward`` where none is named.
-        threads: of a block.
-        splits: blocks that may share a channel.
-        timeout: seconds that the kernels may take.
+    """Record kernels on random numbers, in a process of their own, and write a page that plays them.
 
     Returns:
-        What the simulation refused, where the recording ends; None where it refused nothing.
+        What the simulation refused, where the recording ends; None if it refused nothing.
 
     Raises:
         ValueError: there is no such file, or the shape or a number does not do.
@@ -56,33 +45,32 @@ def trace(
     if what not in STAGES and not Path(what).is_file():
         raise ValueError(f"expected a file of kernels or one of {', '.join(STAGES)}, and there is no file {what}")
     refuse_large(shape)
-    title = what if what in STAGES else Path(what).name
     if task is not None:
         find_task(task)  # before a process starts
     kernels = Kernels(Path(what).resolve(), tuple(functions) or ("forward",), threads)
     with Ranks(1, timeout=COMPILING) as ranks:
         _in(ranks, _compile, what, task, kernels)
         ranks.timeout = timeout
-        recording = _in(ranks, _record, what, title, task, kernels, shape, channels_last, splits)
-    output.write_text(page(title, recording), encoding="utf-8")
+        recording: Recording = _in(ranks, _record, what, task, kernels, shape, channels_last, splits)
+    recording.title = what if what in STAGES else Path(what).name
+    output.write_text(page(recording.title, recording), encoding="utf-8")
     return recording.error
 
 
-def _in(ranks: Ranks, work: Callable[..., T], *args: object) -> T:
-    """What some work returns in a process of its own; what it refuses, and how it ends the process, is raised here."""
+def _in(ranks: Ranks, work: Callable[..., object], *args: object) -> Any:
+    """Return what some work returns in a process of its own, or raise what it refuses or how the process ended."""
     try:
         ((result, refused),) = ranks.run(_refusing, work, *args)
     except RankError as died:
-        how = str(died).rpartition("\n\n")[2].strip()
-        raise RuntimeError(how) from None
+        raise RuntimeError(str(died).rpartition("\n\n")[2].strip()) from None
     except TimeoutError:
         raise RuntimeError(f"the kernels were not done in {ranks.timeout:g} s") from None
     if refused is not None:
         raise RuntimeError(refused)
-    return cast(T, result)
+    return result
 
 
-def _refusing(work: Callable[..., T], *args: object) -> tuple[T | None, str | None]:
+def _refusing(work: Callable[..., object], *args: object) -> tuple[object, str | None]:
     try:
         return work(*args), None
     except (ValueError, RuntimeError) as error:
@@ -91,8 +79,6 @@ def _refusing(work: Callable[..., T], *args: object) -> tuple[T | None, str | No
 
 def _compile(what: str, task: str | None, kernels: Kernels) -> None:
     if what in STAGES:
-        from .own_stages import cuda
-
         os.environ["SBNREF_CUDASIM"] = "1"
         cuda.simulation()
     elif task is not None:
@@ -102,18 +88,9 @@ def _compile(what: str, task: str | None, kernels: Kernels) -> None:
 
 
 def _record(
-    what: str,
-    title: str,
-    task: str | None,
-    kernels: Kernels,
-    shape: tuple[int, ...],
-    channels_last: bool,
-    splits: int,
+    what: str, task: str | None, kernels: Kernels, shape: tuple[int, ...], channels_last: bool, splits: int
 ) -> Recording:
-    if what in STAGES:
-        from .own_stages import record_stages
-
-        return record_stages(example(shape, channels_last=channels_last), [title])[title]
-    if task is not None:
-        return record_task(kernels.file, find_task(task), shape, title)
-    return record(Call(kernels, example(shape, channels_last=channels_last), splits=splits), title)
+    if task is not None and what not in STAGES:
+        return record_task(kernels.file, find_task(task), shape)
+    x = example(shape, channels_last=channels_last)
+    return record_stages(x, [what])[what] if what in STAGES else record(Call(kernels, x, splits=splits))

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbnref.lab.traffic import WARP, issue_ceiling
+from sbnref.lab.own_stages import WARP, issue_ceiling
 
 
 def disassembler() -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -32,16 +33,8 @@ BROKEN = {file.stem: file.read_text() for file in sorted((TUTORIALS / "kernels" 
 FORMULA, WIDE = STEPS["1_formula"], STEPS["4_wide"]
 EVERYTHING = ("legal", "right", "efficient")
 HEAD = "void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {"
-OWN = """from sbnref.lab.tasks import Task
-
-task = Task(
-    "void saxpy(const float* x, const float* y, float* z, float a, int n)",
-    "z[i] = a x[i] + y[i] for i < n",
-    inputs=lambda draw: {"n": (n := draw.size()), "x": draw.array(n), "y": draw.array(n), "a": 2.5},
-    oracle=lambda x, y, a, n: {"z": a * x + y},
-    typical=(1 << 14,),
-)
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "cuda_without_a_gpu.md"
+OWN = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[0].replace("1 << 16", "1 << 14")
 SAXPY = """#include <cuda_runtime.h>
 
 __global__ void kernel(const float* x, const float* y, float* z, float a, int n) {
@@ -56,10 +49,13 @@ void saxpy(const float* x, const float* y, float* z, float a, int n) { kernel<<<
 class InThisProcess:
     """Instead of a process of its own, which takes longer to start than these kernels to grade."""
 
-    unconfined = apart = deadline = None
+    unconfined = None
 
     def __init__(self, job):
         self.job = job
+
+    def allow(self, seconds):
+        pass
 
     def start(self, seconds):
         self.functions = runpy.run_path(self.job.target)

@@ -9,7 +9,7 @@ from simulation import simulation  # noqa: F401
 
 from sbnref.debugging.launch_plan import launch_plan, plan_in_words
 from sbnref.impls import STAGES
-from sbnref.lab.traffic import Traffic
+from sbnref.lab.own_stages import Traffic
 
 pytestmark = pytest.mark.slow
 

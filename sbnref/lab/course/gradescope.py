@@ -16,10 +16,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..grading.check import Grade, check
 from ..grading.kernels.check import check_kernels
@@ -32,17 +31,11 @@ STUDENT_USER = "nobody"
 _SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # as reports tell them
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a stage or part did on some cases.
+class Outcome(NamedTuple):
+    """How a stage or part did on some cases."""
 
-    Attributes:
-        share: of the points, 0 to 1.
-        report: for the student.
-    """
-
-    share: float
-    report: str
+    share: float  # of the points, 0 to 1
+    report: str  # for the student
 
     @property
     def passed(self) -> bool:
@@ -55,8 +48,7 @@ def main() -> None:
     place = Path(sys.argv[1]).resolve()
     os.chdir(place / "source")  # where a task's file is
     settings = Settings.load(Path("settings.json"))
-    # The second has the results of earlier submissions.
-    hide = [place / "source", place / "submission_metadata.json"]
+    hide = [place / "source", place / "submission_metadata.json"]  # which has the results of earlier submissions
     results = grade(place / "submission", settings, hide=hide, user=other_user())
     unfinished = place / "results" / "results.json.part"
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -90,9 +82,9 @@ def grade(
     for file in FILES:
         if names := settings.graded(file):
             tests += _tests_of(submission / file, names, settings, {"hide": hide, "user": user})
-    visible = [test for test in tests if test["visibility"] == "visible"]
+    visible, hidden = ([test for test in tests if (test["visibility"] == "visible") is seen] for seen in (True, False))
     output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the cases that you see."
-    if hidden := [test for test in tests if test not in visible]:
+    if hidden:
         output += f" {_sum(hidden, 'max_score'):g} more are for other cases, which you are shown later."
     return {
         "score": _sum(tests, "score"),
@@ -171,7 +163,7 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
     if report.unconfined is not None:
         print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
     if seed == settings.hidden_seed:
-        return {name: replace(outcome, report=_SEEDS.sub("", outcome.report)) for name, outcome in outcomes.items()}
+        return {name: Outcome(share, _SEEDS.sub("", told)) for name, (share, told) in outcomes.items()}
     return outcomes
 
 

@@ -7,6 +7,7 @@ import io
 import pkgutil
 import re
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -65,37 +66,35 @@ def _files(settings: Settings, site: Path | None) -> dict[str, bytes]:
     settings = replace(settings, task="task.py") if own else settings
     wheel, packed = pack()
     kept = settings.text().encode()
-    files = {
-        f"handout/{wheel}": packed,
-        "handout/requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
-        f"handout/{FUNCTIONS}": template().encode(),
-        f"handout/{KERNELS}": task.template().encode(),
-        "handout/README.md": _readme(settings, site is not None).encode(),
-        "settings.json": kept,
-        "README.md": (FILES / "teacher.md").read_bytes(),
+    handout = {
+        wheel: packed,
+        "requirements.txt": _requirements(wheel, "check,cuda,demo").encode(),
+        FUNCTIONS: template().encode(),
+        KERNELS: task.template().encode(),
+        "README.md": _readme(settings, site is not None).encode(),
+        **own,
+        **{f"tutorials/{name}": path.read_bytes() for name, path in tutorials().items()},
     }
-    files |= own | {f"handout/{name}": text for name, text in own.items()}
-    files |= {f"handout/tutorials/{name}": path.read_bytes() for name, path in tutorials().items()}
     if site is not None:
         pages = (page for page in sorted(site.rglob("*")) if page.is_file())
-        files |= {f"handout/site/{page.relative_to(site).as_posix()}": page.read_bytes() for page in pages}
+        handout |= {f"site/{page.relative_to(site).as_posix()}": page.read_bytes() for page in pages}
     grader = io.BytesIO()
     with zipfile.ZipFile(grader, "w") as archive:
         for name in ("setup.sh", "run_autograder"):
             add(archive, name, (FILES / name).read_bytes(), mode=0o755)
-        for name, text in {"settings.json": kept, **own}.items():
+        requirements = _requirements(wheel, "check").encode()
+        for name, text in {"settings.json": kept, **own, "requirements.txt": requirements, wheel: packed}.items():
             add(archive, name, text)
-        add(archive, "requirements.txt", _requirements(wheel, "check").encode())
-        add(archive, wheel, packed)
-    return files | {"gradescope/autograder.zip": grader.getvalue()}
+    files = {"README.md": (FILES / "teacher.md").read_bytes(), "settings.json": kept, **own}
+    files |= {"gradescope/autograder.zip": grader.getvalue()}
+    return files | {f"handout/{name}": content for name, content in handout.items()}
 
 
 def _can_be_forbidden(name: str) -> bool:
     """Whether it is a module or a function."""
-    try:
+    found = None
+    with suppress(ImportError, AttributeError, ValueError):
         found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError):
-        return False
     return isinstance(found, ModuleType) or callable(found)
 
 
@@ -111,10 +110,8 @@ def _readme(settings: Settings, site: bool) -> str:
     for file in (FUNCTIONS, KERNELS):
         worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
         text = text.replace(f"{{{file}}}", f"Points: {', '.join(worth)}." if worth else "It is not graded.")
-    text = text.replace("{site}", _SITE if site else "")
-    return text.replace("{task}", settings.task).replace(
-        "{tutorials}", "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
-    )
+    rows = "\n".join(_tutorial(path) for name, path in tutorials().items() if name[0].isdigit())
+    return text.replace("{site}", _SITE if site else "").replace("{task}", settings.task).replace("{tutorials}", rows)
 
 
 def _tutorial(file: Path) -> str:

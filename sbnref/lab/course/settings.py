@@ -22,31 +22,19 @@ DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Settings:
-    """What graders of a course grade.
+    """What graders of a course grade."""
 
-    Attributes:
-        points: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not
-            graded.
-        task: of the kernels, as ``sbnref lab check --task`` takes it: a name, or a Python file that defines one.
-        hidden_share: of the points, 0 to 1, that goes to cases which students do not see. ``efficient``, which is
-            counted on one tensor, has no such cases.
-        hidden_shown: when these are shown, ``'after_published'`` or ``'after_due_date'``.
-        seed: of the cases that students see.
-        hidden_seed: of those that they do not.
-        examples: cases to try on each stage or part.
-        timeout: seconds for a stage or part, a day at most.
-        forbid: modules and functions that the four functions may not use.
-    """
-
+    #: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not graded
     points: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*STAGES, *PARTS), 10))
-    task: str = "batch_norm"
+    task: str = "batch_norm"  #: of the kernels, by its name or a Python file that defines it
+    #: of the points, 0 to 1, for cases that students do not see; ``efficient``, counted on one tensor, has none
     hidden_share: float = 0.5
-    hidden_shown: str = SHOWN[0]
-    seed: int = 1
-    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))
-    examples: int = 100
-    timeout: float = 30
-    forbid: Sequence[str] = ()
+    hidden_shown: str = SHOWN[0]  #: when these are shown, ``'after_published'`` or ``'after_due_date'``
+    seed: int = 1  #: of the cases that students see
+    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))  #: of those that they do not
+    examples: int = 100  #: cases to try on each stage or part
+    timeout: float = 30  #: seconds for a stage or part, a day at most
+    forbid: Sequence[str] = ()  #: modules and functions that the four functions may not use
 
     def __post_init__(self) -> None:
         names = (*STAGES, *PARTS)
@@ -54,16 +42,15 @@ class Settings:
         _expect(all(type(p) is int and p >= 0 for p in self.points.values()), "whole points, 0 or more", self.points)
         _expect(any(self.points.values()), "points for something", self.points)
         _expect(isinstance(self.task, str), "the name of a task, or a Python file", self.task)
-        _expect(
-            _is_number(self.hidden_share) and 0 <= self.hidden_share <= 1, "hidden_share, 0 to 1", self.hidden_share
-        )
+        share, timeout = (n if type(n) in (int, float) else -1 for n in (self.hidden_share, self.timeout))
+        _expect(0 <= share <= 1, "hidden_share, 0 to 1", self.hidden_share)
         _expect(self.hidden_shown in SHOWN, f"hidden_shown among {SHOWN}", self.hidden_shown)
         seeds = {"seed": self.seed, "hidden_seed": self.hidden_seed}
         known = all(type(s) is int and 0 <= s <= LAST_SEED for s in seeds.values())
         _expect(known, f"whole numbers as seeds, 0 to {LAST_SEED}", seeds)
         _expect(self.seed != self.hidden_seed, "a hidden_seed that is not the seed", seeds)
         _expect(type(self.examples) is int and self.examples >= 1, "examples, 1 or more", self.examples)
-        _expect(_is_number(self.timeout) and 1 <= self.timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
+        _expect(1 <= timeout <= DAY, f"timeout, 1 to {DAY} seconds", self.timeout)
         forbid = self.forbid
         listed = isinstance(forbid, (list, tuple)) and all(isinstance(name, str) for name in forbid)
         _expect(listed and all(re.fullmatch(r"\w[\w.]*", name) for name in forbid), "forbid, a list of names", forbid)
@@ -99,24 +86,12 @@ class Settings:
     def command(self, *names: str) -> str:
         """What grades stages, or parts, on the cases that students see, as it is typed."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
-        option = "--stage" if file == FUNCTIONS else "--part"
-        words = ["sbnref", "lab", "check", file, *(["--task", self.task] if file == KERNELS else [])]
-        words += [word for name in names for word in (option, name)]
-        words += [
-            "--seed",
-            str(self.seed),
-            "--examples",
-            str(self.examples),
-            "--timeout",
-            str(self.timeout).removesuffix(".0"),
-        ]
-        if file == FUNCTIONS:
-            words += [word for forbidden in self.forbid for word in ("--forbid", forbidden)]
+        kernels, timeout = file == KERNELS, str(self.timeout).removesuffix(".0")
+        words = ["sbnref lab check", file, *([f"--task {self.task}"] if kernels else [])]
+        words += [f"{'--part' if kernels else '--stage'} {name}" for name in names]
+        words += [f"--seed {self.seed} --examples {self.examples} --timeout {timeout}"]
+        words += [] if kernels else [f"--forbid {name}" for name in self.forbid]
         return " ".join(words)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
 
 
 def _expect(right: bool, what: str, given: Any) -> None:

@@ -1,25 +1,20 @@
-"""Somebody's four functions, graded: which stages are right, and the smallest training step on which one is wrong.
+"""Grade four functions in Python: which are right, and the smallest training step on which one is wrong.
 
 The code runs in a process of its own (:mod:`sbnref.lab.sandbox`), under a time limit and, on Linux, a memory limit,
-and confined: no network, no file but to read, no other process, not this package. It is given tensors and gives
-tensors back. What they were to be is worked out here, and never told. Whatever happens there, an endless loop, a
-crash, an exit, is a result here.
+and confined: no network, no file but to read, no other process, not this package. It gets tensors and returns tensors.
+The expected ones are computed here. An endless loop, a crash or an exit of that process is a result here.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ...impls import STAGES
-from . import require_hypothesis
-from .hints import where_to_look
+from . import plan
 from .report import Grade, StageGrade
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["Grade", "StageGrade", "check", "template"]
 
@@ -60,10 +55,8 @@ def check(
         ValueError: no such file, no such stage, or nothing to grade in the file.
         RuntimeError: hypothesis, which does the search, is not installed.
     """
-    require_hypothesis()
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise ValueError(f"expected stages among {STAGES}, got {unknown or 'none'}")
+    todo, seed = plan("stages", stages, STAGES, seed)
+    todo += ["layer"] * suite
     target = str(target)
     if target.endswith(".py") or os.sep in target:
         if not Path(target).is_file():
@@ -73,31 +66,15 @@ def check(
         target = str(Path(target).resolve())
 
     from ..sandbox.process import Job
-    from .judge import Judge
+    from .judge import Judge  # takes hypothesis
 
     forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
-    todo = [stage for stage in STAGES if stage in stages] + ["layer"] * suite
-    seed = secrets.randbelow(2**20) if seed is None else seed
-    seconds = (len(todo) + 2) * timeout * (os.cpu_count() or 1)
-    job = Job(target, os.getcwd(), memory, seconds, forbidden, hide=hide, user=user)
-    judge = Judge(job, examples, timeout, seed)
-    try:
-        if (ended := judge.begin()) is not None:
-            judge.results = dict.fromkeys(todo, ended)
-        else:
-            for stage in todo:
-                judge.run_suite() if stage == "layer" else judge.grade(stage)
-    finally:
-        judge.close()
-    return Grade(target, [_grade(stage, judge.results[stage]) for stage in todo], seed, judge.unconfined)
+    seconds = (len(todo) + 2) * timeout
+    job = Job(target, memory=memory, seconds=seconds, forbidden=forbidden, hide=hide, user=user)
+    with closing(Judge(job, examples, timeout, seed)) as judge:
+        return Grade(target, judge.grade_all(todo), seed, judge.student.unconfined)
 
 
 def template() -> str:
     """The text of a file to start from, in Python."""
     return Path(__file__).with_name("template.py").read_text(encoding="utf-8")
-
-
-def _grade(stage: str, result: dict[str, Any]) -> StageGrade:
-    failure = result["failure"]
-    hint, section = (None, None) if failure is None else where_to_look(stage, result["status"], failure)
-    return StageGrade(stage, result["status"], result["tried"], failure, hint, section)

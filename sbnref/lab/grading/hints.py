@@ -11,7 +11,6 @@ SECTIONS = {
     "backward_apply": "The backward pass through a collective",
     "layer": "Batch norm, and what splitting the batch breaks",
 }
-LARGE_MEAN = "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels."
 
 
 def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str, str]:
@@ -25,39 +24,29 @@ def where_to_look(stage: str, status: str, failure: dict[str, Any]) -> tuple[str
     if "by code that is graded" in what:
         return "Your instructor has forbidden this function.", section
     if "two different results" in what:
-        return (
-            "Something is read before it was written, or sums are added up in an order that changes.",
-            "Floating point",
-        )
+        return "Something is read before it was written, or sums are added up in a changing order.", "Floating point"
     if "running" in (quantity or "") or quantity == "num_batches_tracked":
+        section = "Running statistics that agree on all ranks"
         if "all empty" in features:
-            return "A step in which every rank is empty changes nothing.", "Running statistics that agree on all ranks"
-        return (
-            "Use the group's M, not this rank's m, and correct the variance by M / (M - 1).",
-            "Running statistics that agree on all ranks",
-        )
+            return "A step in which every rank is empty changes nothing.", section
+        return "Use the group's M, not this rank's m, and correct the variance by M / (M - 1).", section
     if quantity is not None and "half" in features:
         return "Only half precision fails: sum in float32, and round to the input's dtype last.", "Floating point"
     if quantity is not None and "float64" in features:
         return "Only float64 fails: something on the way is float32.", "Floating point"
     if quantity is not None and "large mean" in features:
-        return LARGE_MEAN, "Floating point"
+        return "Only a mean far from zero fails: subtract first, E[x^2] - E[x]^2 cancels.", "Floating point"
     if failure.get("relative") is not None and failure["relative"] < 1e-3:
-        return (
-            "Nearly right: precision is lost. Sum deviations from the mean, and carry statistics in float64.",
-            "Floating point",
-        )
+        hint = "Nearly right: precision is lost. Sum deviations from the mean, and carry statistics in float64."
+        return hint, "Floating point"
     if "layout" in features:
-        return (
-            "Only strided inputs fail: index by x.stride(), or make x contiguous first.",
-            section,
-        )
+        return "Only strided inputs fail: index by x.stride(), or make x contiguous first.", section
     if "empty rank" in features or "all empty" in features:
         if stage == "backward_apply" and "default" in features:
             return "With an empty rank in 'default', W is not D: the last term in the bracket counts.", section
         if stage == "forward_apply":
             return (
-                "Only empty ranks fail: divide by the divisor, and where it is None by W, but by no less than 1.",
+                "Only empty ranks fail: divide by the divisor, or where it is None by max(W, 1).",
                 section,
             )
         return "Only empty ranks fail: m and w are 0 there, and nothing may be divided by them.", section

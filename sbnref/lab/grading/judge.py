@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -13,35 +12,25 @@ from typing import Any
 from ...conformance import cases
 from ...impls import Implementation, reference, register_impl
 from ...launch import RankError, Ranks
-from ..sandbox.process import GRACE, START, Died, Job, Refused, Student
-from .search import Failure, TrainingStep, examine, features_of, search
-
-Result = dict[str, Any]  # status, failure, tried
+from ..sandbox.process import START, Died, Job, Student
+from .hints import where_to_look
+from .report import StageGrade
+from .search import Found
+from .steps import Failure, TrainingStep, search_steps
 
 
 class Judge:
-    """Grades one stage after the other.
-
-    Attributes:
-        results: by stage.
-        unconfined: why the process in which the code runs could not be confined; None where it is.
-    """
+    """Grades one stage after the other; ``results`` are by stage."""
 
     def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
-        self.job = replace(job, place=self._place.name)
         self.examples, self.timeout, self.seed = examples, timeout, seed
-        self.results: dict[str, Result] = {}
-        self.student = Student(self.job)
+        self.results: dict[str, StageGrade] = {}
+        self.student = Student(replace(job, place=self._place.name))
         self.impl: Implementation = self.student.implementation()
-        self._death: Died | None = None  # the first in the stage at hand
 
-    @property
-    def unconfined(self) -> str | None:
-        return self.student.unconfined
-
-    def begin(self) -> Result | None:
-        """Have the code brought in; how that ended, if it did not come to an end.
+    def grade_all(self, stages: list[str]) -> list[StageGrade]:
+        """Grade stages, or ``'layer'``, which is the suite over the whole layer.
 
         Raises:
             Refused: there is nothing to grade.
@@ -49,109 +38,62 @@ class Judge:
         try:
             self.student.start(self.timeout)
         except Died as death:
-            return _result(_status(death), Failure("importing it", death.what), 0, death.printed)
-        # What can be confined is confined whenever it is started again, on every rank.
-        self.job = self.student.job = replace(self.job, confined=self.unconfined is None)
-        return None
+            failure = Failure("importing it", death.what, printed=death.printed)
+            return [_graded(stage, death.status, 0, failure) for stage in stages]
+        for stage in stages:
+            self.run_suite() if stage == "layer" else self.grade(stage)
+        return [self.results[stage] for stage in stages]
 
     def grade(self, stage: str) -> None:
         """Find the stage's result, and ``forward_apply``'s anew if it is what that saves that is wrong."""
-        self._death, self.student.apart = None, None
-        self.student.deadline = time.monotonic() + self.timeout
+        self.student.allow(self.timeout)
         try:
-            failure, tried = self._search(stage, reference)
+            found = self._search(stage, reference)
         except NotImplementedError as error:
-            self.results[stage] = _result("not written", Failure("", str(error)), 0)
+            self.results[stage] = _graded(stage, "not written", 0, Failure("", str(error)))
             return
-        if self._death is not None:
-            death = self._death
-            failure = failure or Failure("", death.what)  # it does not happen every time
-            self.results[stage] = _result(_status(death), failure, tried, death.printed)
-            return
-        if failure is None and tried < self.examples / 4:
-            what = (
-                f"is so slow that of {self.examples} training steps only {tried} could be tried in {self.timeout:g} s"
-            )
-            self.results[stage] = _result("timed out", Failure("", what), tried)
-            return
-        if stage.startswith("backward") and not self._dies("forward_apply"):
+        tried = found.tried
+        saves = stage.startswith("backward") and self._status("forward_apply") not in ("crashed", "timed out")
+        if saves and found.status in ("passed", "failed"):
             # saved is laid out as the file's own forward_apply likes, or as the reference does
             with suppress(NotImplementedError):
-                by_own, again = self._search(stage, self.impl)
-                tried += again
-                if self._death is not None:
-                    self.results[stage] = _result(_status(self._death), by_own, tried, self._death.printed)
-                    return
-                if by_own is None and self._too_few(stage, again):
-                    return
-                if by_own is not None and failure is None and self._passed("forward_apply"):
-                    what = f"what it saves leads {stage} astray, right with what the reference saves: {by_own.what}"
-                    self.results["forward_apply"] = _result("failed", replace(by_own, what=what), again)
-                failure = failure and by_own
-        self.results[stage] = _result("failed" if failure else "passed", failure, tried)
+                own = self._search(stage, self.impl)
+                tried += own.tried
+                if own.fault is None or own.status != "failed" or found.status == "failed":
+                    found = own
+                elif self._status("forward_apply") == "passed":
+                    what = f"what it saves leads {stage} astray, right with what the reference saves: {own.fault.what}"
+                    blamed = replace(own.fault, what=what)
+                    self.results["forward_apply"] = _graded("forward_apply", "failed", own.tried, blamed)
+        slow = f"is so slow that of {self.examples} training steps only {found.tried} could be tried in its time"
+        failure = found.fault or (Failure("", slow) if found.status == "timed out" else None)
+        self.results[stage] = _graded(stage, found.status, tried, failure)
 
-    def _too_few(self, stage: str, tried: int) -> bool:
-        """Whether the time was over before enough was tried to say that the stage is right: then that is its result."""
-        if tried >= self.examples / 4:
-            return False
-        what = f"is so slow that of {self.examples} training steps only {tried} could be tried in its time"
-        self.results[stage] = _result("timed out", Failure("", what), tried)
-        return True
+    def _status(self, stage: str) -> str:
+        """A stage's status; one that was not graded may have passed."""
+        return self.results[stage].status if stage in self.results else "passed"
 
-    def _passed(self, stage: str) -> bool:
-        """Whether nothing is known to be wrong with a stage."""
-        return self.results.get(stage, {"status": "passed"})["status"] == "passed"
-
-    def _dies(self, stage: str) -> bool:
-        return self.results.get(stage, {}).get("status") in ("crashed", "timed out")
-
-    def _search(self, stage: str, saved_by: Implementation) -> tuple[Failure | None, int]:
+    def _search(self, stage: str, saved_by: Implementation) -> Found[TrainingStep, Failure]:
         """For so much of the time that two searches end in it."""
-        self._until = time.monotonic() + 0.3 * self.timeout
-        return search(
-            stage,
-            self.impl,
-            saved_by=saved_by,
-            examples=self.examples,
-            late=lambda: time.monotonic() > self._until,
-            seed=self.seed,
-            trial=self._try,
-        )
-
-    def _try(self, stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
-        """Examine a step. Where the code's process dies, the rest is tried in forks of another one."""
-        try:
-            return examine(stage, impl, step, saved_by)
-        except Died as death:
-            if self._death is None:
-                self._death = death
-                if hasattr(os, "fork"):
-                    self.student.apart = max(1.0, self.timeout / 20)
-                    self._until = time.monotonic() + 0.8 * self.timeout
-                    self.student.deadline = self._until + GRACE
-                else:
-                    self._until = 0
-            return Failure(str(step), death.what, features=features_of(step))
+        limits: dict[str, Any] = {"examples": self.examples, "seed": self.seed, "seconds": 0.3 * self.timeout}
+        return search_steps(stage, self.impl, saved_by=saved_by, student=self.student, **limits)
 
     def run_suite(self) -> None:
         """The whole layer, on real process groups. Every rank has a process of its own for the code."""
         self.student.close()
-        name = f"graded: {self.job.target}"
+        job = self.student.job
+        name = f"graded: {job.target}"
         broken: list[Failure] = []
-        todo = cases()
-        for world_size in sorted({case.world_size for case in todo}):
+        todo = sorted(cases(), key=lambda case: case.world_size)
+        for world_size, of_size in itertools.groupby(todo, key=lambda case: case.world_size):
             with Ranks(world_size, timeout=self.timeout) as ranks:
-                for case in todo:
-                    if case.world_size != world_size:
-                        continue
+                for case in of_size:
                     try:
-                        ranks.run(_run_case, name, self.job, self.timeout, case.check)
+                        ranks.run(_run_case, name, job, self.timeout, case.check)
                     except (RankError, TimeoutError) as error:
                         broken.append(Failure(case.name, str(error).strip().splitlines()[-1]))
-                with suppress(RankError, TimeoutError):
-                    ranks.run(_close)
         failure = replace(broken[0], step=", ".join(f.step for f in broken)) if broken else None
-        self.results["layer"] = _result("failed" if broken else "passed", failure, len(todo))
+        self.results["layer"] = _graded("layer", "failed" if broken else "passed", len(todo), failure)
 
     def close(self) -> None:
         """End the code's process, and leave nothing."""
@@ -159,13 +101,12 @@ class Judge:
         self._place.cleanup()
 
 
-def _status(death: Died) -> str:
-    return "timed out" if death.hung else "crashed"
-
-
-def _result(status: str, failure: Failure | None, tried: int, printed: str = "") -> Result:
-    told = None if failure is None else {**asdict(failure), **({"printed": printed} if printed else {})}
-    return {"status": status, "failure": told, "tried": tried}
+def _graded(stage: str, status: str, tried: int, failure: Failure | None) -> StageGrade:
+    """How a stage did, with a hint."""
+    if failure is None:
+        return StageGrade(stage, status, tried)
+    told = asdict(failure)
+    return StageGrade(stage, status, tried, told, *where_to_look(stage, status, told))
 
 
 _students: list[Student] = []  # of this rank: one, from the first case on
@@ -175,13 +116,5 @@ def _run_case(name: str, job: Job, timeout: float, check: Callable[[str, str], A
     if not _students:
         _students.append(Student(job))
         register_impl(name, _students[0].implementation())
-    _students[0].deadline = time.monotonic() + START + timeout
+    _students[0].allow(START + timeout)
     check(name, "cpu")
-
-
-def _close() -> None:
-    for student in _students:
-        student.close()
-
-
-__all__ = ["Judge", "Refused"]

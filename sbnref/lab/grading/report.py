@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,42 +11,75 @@ from ...debugging.report import Report, jsonable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Rows = list[tuple[str, str]]
+
 
 @dataclass(frozen=True)
 class StageGrade:
-    """How one stage did.
+    """How one stage did."""
 
-    Attributes:
-        stage: its name; ``'layer'`` for the suite over the whole layer.
-        status: ``'passed'``, ``'failed'``, ``'not written'``, ``'crashed'`` or ``'timed out'``.
-        tried: the training steps (of the suite: the cases) that it was tried on.
-        failure: what went wrong on the smallest step found, None where it passed: ``step``, ``what``; where numbers
-            differ ``quantity``, ``rank``, ``index``, ``expected``, ``given``; where the process ended ``printed``.
-        hint: where to look, None where it passed.
-        section: the section of the derivations to read, None where it passed.
-    """
-
-    stage: str
-    status: str
-    tried: int
-    failure: dict[str, Any] | None
-    hint: str | None
-    section: str | None
+    stage: str  #: its name; ``'layer'`` for the suite over the whole layer
+    status: str  #: ``'passed'``, ``'failed'``, ``'not written'``, ``'crashed'`` or ``'timed out'``
+    tried: int  #: training steps, or cases of the suite
+    #: what is wrong on the smallest step found, by ``step`` and ``what``; where numbers differ ``quantity``, ``rank``,
+    #: ``index``, ``expected``, ``given``; where the process ended ``printed``
+    failure: dict[str, Any] | None = None
+    hint: str | None = None  #: where to look
+    section: str | None = None  #: the section of the derivations to read
 
 
-class Grade(Report):
-    """What :func:`check` found. Printing it shows the report.
+class GradeReport(Report):
+    """What the reports on functions in Python and on CUDA kernels have in common. Each of them is a dataclass."""
 
-    Attributes:
-        target: the file or module.
-        stages: a :class:`StageGrade` for each.
-        seed: what the training steps follow from.
-        unconfined: why the code could not be confined, and might have done more than give wrong results; None where it
-            was.
-    """
+    seed: int
+    unconfined: str | None
 
-    def __init__(self, target: str, stages: list[StageGrade], seed: int = 0, unconfined: str | None = None) -> None:
-        self.target, self.stages, self.seed, self.unconfined = target, stages, seed, unconfined
+    @property
+    def score(self) -> float:
+        """0 to 1."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return jsonable({**asdict(self), "score": self.score})  # type: ignore[call-overload]
+
+    def _draw(
+        self,
+        results: Sequence[tuple[bool, str, str, Rows]],  # of each: whether it is good, its name, how it did, a table
+        total: str,  # how all of them did
+        cases: str,  # what the seed is of
+    ) -> RenderableType:
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        lines: list[RenderableType] = []
+        for good, name, outcome, rows in results:
+            mark = Text("✓ ", "bold green") if good else Text("✗ ", "bold red")
+            lines.append(mark + Text(f"{name}: ", "bold") + Text(outcome))
+            if rows:
+                table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+                table.add_column(style="dim", min_width=8)
+                table.add_column(overflow="fold")
+                for heading, text in rows:
+                    table.add_row(heading, Text(text))
+                lines.append(Padding(table, (0, 0, 1, 4)))
+        lines.append(Text(total, "bold"))
+        lines.append(Text(f"the same {cases} again: --seed {self.seed}", "dim"))
+        if self.unconfined is not None:
+            lines.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
+        return Group(*lines)
+
+
+@dataclass
+class Grade(GradeReport):
+    """What :func:`check` found. Printing it shows the report."""
+
+    target: str  #: the file or module
+    stages: list[StageGrade]
+    seed: int = 0  #: of the training steps
+    unconfined: str | None = None  #: why the code was not confined, and might have done more than return wrong results
 
     @property
     def score(self) -> float:
@@ -57,64 +91,33 @@ class Grade(Report):
         """Whether all stages did."""
         return self.score == 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
-        report = {
-            "target": self.target,
-            "score": self.score,
-            "seed": self.seed,
-            "unconfined": self.unconfined,
-            "stages": [asdict(stage) for stage in self.stages],
-        }
-        return jsonable(report)
-
     def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.padding import Padding
-        from rich.text import Text
-
-        parts: list[RenderableType] = []
+        results = []
         for grade in self.stages:
-            passed = grade.status == "passed"
-            mark = Text("✓ ", "bold green") if passed else Text("✗ ", "bold red")
-            of = "cases of the suite" if grade.stage == "layer" else "training steps"
-            tried = f", tried on {grade.tried} {of}" if grade.tried else ""
-            parts.append(mark + Text(f"{grade.stage}: ", "bold") + Text(f"{grade.status}{tried}"))
-            if grade.failure is not None:
-                parts.append(Padding(_explain(grade), (0, 0, 1, 4)))
-        passed_stages = sum(grade.status == "passed" for grade in self.stages)
-        parts.append(Text(f"{passed_stages} of {len(self.stages)} passed, score {self.score:.2f}", "bold"))
-        parts.append(Text(f"the same steps again: --seed {self.seed}", "dim"))
-        if self.unconfined is not None:
-            parts.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
-        return Group(*parts)
+            cases = "cases of the suite" if grade.stage == "layer" else "training steps"
+            tried = f", tried on {grade.tried} {cases}" if grade.tried else ""
+            results.append((grade.status == "passed", grade.stage, f"{grade.status}{tried}", _rows(grade)))
+        passed = sum(good for good, *_ in results)
+        return self._draw(results, f"{passed} of {len(results)} passed, score {self.score:.2f}", "steps")
 
 
-def _explain(grade: StageGrade) -> RenderableType:
+def _rows(grade: StageGrade) -> Rows:
     """The failure of a stage, its numbers, and the hint."""
-    from rich.table import Table
-    from rich.text import Text
-
-    assert grade.failure is not None
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-    table.add_column(style="dim", min_width=8)
-    table.add_column(overflow="fold")
-    failure = grade.failure
+    if (failure := grade.failure) is None:
+        return []
     place = ""
     if failure.get("rank") is not None:
         index = f", worst at index {tuple(failure['index'])}" if failure.get("index") is not None else ""
         place = f" (on rank {failure['rank']}{index})"
     rows = [("wrong", f"{failure['what']}{place}"), ("step", failure["step"])]
-    rows += [(name, _numbers(failure[name])) for name in ("expected", "given") if failure.get(name) is not None]
+    rows += [(name, in_digits(failure[name])) for name in ("expected", "given") if failure.get(name) is not None]
     rows += [("printed", failure.get("printed", ""))]
     rows += [("hint", str(grade.hint)), ("read", f"Derivations: {grade.section}")]
-    for name, text in rows:
-        if text:
-            table.add_row(name, Text(text))
-    return table
+    return [(name, text) for name, text in rows if text]
 
 
-def _numbers(value: Any) -> str:
+def in_digits(value: Any) -> str:
+    """A number, or nested lists of numbers, with seven digits each."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_numbers, value))}]"
+        return f"[{', '.join(map(in_digits, value))}]"
     return f"{value:.7g}"

@@ -1,318 +1,71 @@
-"""The search for the smallest training step on which a stage is wrong.
-
-It runs in one process: the ranks of a step take their turns, and the all-reduce between the stages is a plain sum.
-"""
+"""The search for the smallest case on which submitted code fails, however it fails."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-import torch
-from hypothesis import HealthCheck, Phase, assume, given, settings, strategies
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
-from torch import Tensor
 
-from ...conformance.oracle import over
-from ...conformance.stages import Bounded, ContractError, Exact, Share, difference, run_stage
-from ...debugging.report import times_allowed
-from ...impls import Implementation, reference
-from ...impls.user_module import error_in_words
-from ...modes import STATS_MODES
-from ...running import RunningStats
-from ..sandbox.process import Died
+from ..sandbox.process import Died, Student
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # the simplest first
-MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
+CUT_SHORT = " (the search ran out of time, so a smaller one may fail too)"
+Case = TypeVar("Case")
+Fault = TypeVar("Fault")
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """A training step of a few ranks. The simplest choice of every field comes first: there shrinking ends."""
-
-    batch_sizes: tuple[int, ...]  # of each rank
-    spatial: tuple[tuple[int, ...], ...]  # of each rank
-    channels: int
-    stats_mode: str
-    dtype: torch.dtype
-    values: str
-    affine: bool
-    running: str
-    layout: str
-    seed: int
-
-    def shares(self) -> list[Share]:
-        """What each rank brings."""
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def random(*shape: int) -> Tensor:
-            if self.values == "whole numbers":
-                return torch.randint(-4, 5, shape, generator=generator).double()
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-        narrow = torch.float32 if self.dtype == torch.float64 else self.dtype
-        gamma, beta = (
-            ((random(self.channels) / 4 + 1).to(narrow), random(self.channels).to(narrow))
-            if self.affine
-            else (None, None)
-        )
-        running = None
-        if self.running != "none":
-            mean, var = torch.zeros(self.channels), torch.ones(self.channels)
-            running = RunningStats(mean, var, torch.tensor(3))
-        shares = []
-        for n, spatial in zip(self.batch_sizes, self.spatial, strict=True):
-            x = random(n, self.channels, *spatial)
-            if self.values == "large mean":
-                x = x + 1000
-            elif self.values == "a mean for each rank":
-                x = x + over(x, random(self.channels) * 5)
-            dy = random(n, self.channels, *spatial)
-            shares.append(
-                Share(
-                    self._laid_out(x.to(self.dtype)),
-                    dy.to(self.dtype),
-                    gamma,
-                    beta,
-                    running,
-                    1e-5,
-                    None if self.running == "cumulative average" else 0.1,
-                    self.stats_mode,
-                    len(self.batch_sizes),
-                )
-            )
-        return shares
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        if self.layout == "channels last":
-            return x.movedim(1, -1).contiguous().movedim(-1, 1)
-        if self.layout == "with gaps":
-            return torch.stack([x, x], -1)[..., 0]
-        return x
-
-    def __str__(self) -> str:
-        shapes = ", ".join(str((n, self.channels, *s)) for n, s in zip(self.batch_sizes, self.spatial, strict=True))
-        ranks = (
-            f"{len(self.batch_sizes)} ranks with inputs of shape"
-            if len(self.batch_sizes) > 1
-            else "1 rank with input of shape"
-        )
-        rest = [f"values: {self.values}", "gamma and beta" if self.affine else "no gamma or beta"]
-        rest.append({"none": "no running statistics"}.get(self.running, f"running statistics: {self.running}"))
-        if self.layout != "contiguous":
-            rest.append(f"laid out {self.layout}")
-        return f"{ranks} {shapes}, {self.dtype}, stats_mode={self.stats_mode!r}, {', '.join(rest)}, seed {self.seed}"
-
-
-@strategies.composite
-def steps(draw: Callable[..., Any], seed: int) -> TrainingStep:
-    """Training steps, the simplest first. Their numbers follow from ``seed``."""
-    world_size = draw(strategies.integers(1, 4))
-    dimensions = draw(strategies.integers(0, 3))
-    sizes = tuple(draw(strategies.integers(0, 4)) for _ in range(world_size))
-    spatial = tuple(tuple(draw(strategies.integers(1, 5)) for _ in range(dimensions)) for _ in range(world_size))
-    assume(world_size > 1 or sizes[0] != 1 or any(s > 1 for s in spatial[0]))  # refused: one value per channel
-    return TrainingStep(
-        sizes,
-        spatial,
-        draw(strategies.integers(1, 4)),
-        draw(strategies.sampled_from(STATS_MODES)),
-        draw(strategies.sampled_from(DTYPES)),
-        draw(strategies.sampled_from(["whole numbers", "normal", "a mean for each rank", "large mean"])),
-        draw(strategies.booleans()),
-        draw(strategies.sampled_from(["none", "momentum 0.1", "cumulative average"])),
-        draw(strategies.sampled_from(["contiguous", "channels last", "with gaps"])),
-        4 * seed + draw(strategies.integers(0, 3)),
-    )
+class _Fails(Exception):
+    """Ends a trial on a case that fails."""
 
 
 @dataclass
-class Failure:
-    """A stage gone wrong.
+class Found(Generic[Case, Fault]):
+    """What a search found."""
 
-    Attributes:
-        step: the training step in words.
-        what: what went wrong, in a sentence.
-        quantity: of what, where numbers differ.
-        rank: on which rank.
-        index: the worst place.
-        expected: the number there, or all numbers where they are few.
-        given: what the stage gave in the same place.
-        relative: the largest difference over the largest magnitude in its channel.
-        features: what of the smallest step must matter, for the hint.
-    """
-
-    step: str
-    what: str
-    quantity: str | None = None
-    rank: int | None = None
-    index: tuple[int, ...] | None = None
-    expected: list[float] | float | None = None
-    given: list[float] | float | None = None
-    relative: float | None = None
-    features: tuple[str, ...] = ()
-
-
-CUT_SHORT = " (the search ran out of time, so a smaller one may fail too)"
-
-
-class _Wrong(Exception):
-    """Carries what is wrong out of a stage's run."""
-
-    def __init__(self, what: str, **numbers: Any) -> None:
-        super().__init__(what)
-        self.what, self.numbers = what, numbers
-
-
-def examine(stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
-    """Run one stage on every rank of a step, twice, and hold what it gives to float64.
-
-    Args:
-        stage: which.
-        impl: whose.
-        step: on what.
-        saved_by: whose ``forward_apply`` makes ``saved`` for a backward stage.
-    """
-    shares = step.shares()
-    exact = [Exact(share) for share in shares]
-    expected = [e.forward_stats() for e in exact]
-    total: Tensor | None = None
-    saved: list[Tensor | None] = [None] * len(shares)
-    try:
-        if stage != "forward_stats":
-            total = torch.stack([e["payload"].value for e in expected]).sum(0)
-            expected = [e.forward_apply(total) for e in exact]
-        if stage.startswith("backward"):
-            saved = [
-                _call("forward_apply", saved_by, share, rank, total, None)["saved"] for rank, share in enumerate(shares)
-            ]
-            expected = [e.backward_stats() for e in exact]
-        if stage == "backward_apply":
-            total = torch.stack([e["backward payload"].value for e in expected]).sum(0)
-            expected = [e.backward_apply(total) for e in exact]
-        for rank, share in enumerate(shares):
-            once, again = (_call(stage, impl, share, rank, total, saved[rank]) for _ in range(2))
-            for quantity, bounded in expected[rank].items():
-                _hold(rank, quantity, once[quantity], bounded)
-            for quantity, value in once.items():
-                if not torch.equal(value.nan_to_num(), again[quantity].nan_to_num()):
-                    raise _Wrong(
-                        f"the same call gave two different results for {quantity}", quantity=quantity, rank=rank
-                    )
-    except _Wrong as wrong:
-        return Failure(str(step), wrong.what, features=features_of(step), **wrong.numbers)
-    return None
-
-
-def _call(
-    stage: str, impl: Implementation, share: Share, rank: int, total: Tensor | None, saved: Tensor | None
-) -> dict[str, Tensor]:
-    """Call code that may do anything, and see that it leaves its inputs alone."""
-    inputs = {"x": share.x, "dy": share.dy, "gamma": share.gamma, "total": total, "saved": saved}
-    before = {name: t.clone() for name, t in inputs.items() if t is not None}
-    try:
-        out = run_stage(stage, impl, share, total, saved)
-    except ContractError as error:
-        raise _Wrong(f"{error}", rank=rank) from None
-    except (NotImplementedError, Died):
-        raise
-    except (Exception, SystemExit) as error:
-        raise _Wrong(f"raised {error_in_words(error)}", rank=rank) from None
-    for name, tensor in before.items():
-        if not torch.equal(tensor.nan_to_num(), inputs[name].nan_to_num()):  # type: ignore[union-attr]
-            raise _Wrong(f"{stage} changed its input {name}; work on a copy", rank=rank)
-    return out
-
-
-def _hold(rank: int, quantity: str, got: Tensor, bounded: Bounded) -> None:
-    apart = difference(got, bounded.value, bounded.allowed, bounded.unit)
-    if apart.share <= 1:
-        return
-    few = got.numel() <= MAX_NUMBERS
-    raise _Wrong(
-        f"{quantity} is off by {apart.absolute:.3g}, {times_allowed(apart.share)}",
-        quantity=quantity,
-        rank=rank,
-        index=apart.index,
-        relative=apart.relative,
-        expected=bounded.value.tolist() if few else apart.want,
-        given=got.double().tolist() if few else apart.got,
-    )
-
-
-def features_of(step: TrainingStep) -> tuple[str, ...]:
-    """What the step has that the simplest one has not: after shrinking, each of these matters."""
-    sizes = step.batch_sizes
-    found = {
-        "half": step.dtype.itemsize == 2,
-        "float64": step.dtype == torch.float64,
-        "large mean": step.values == "large mean",
-        "ranks": len(sizes) > 1,
-        "empty rank": 0 in sizes and sum(sizes) > 0,
-        "all empty": sum(sizes) == 0,
-        "unequal batches": len({n for n in sizes if n}) > 1,
-        "layout": step.layout != "contiguous",
-        "cumulative": step.running == "cumulative average",
-    }
-    return (step.stats_mode, *(name for name, there in found.items() if there))
+    status: str = "passed"  # or failed, crashed, timed out
+    tried: int = 0  # cases
+    fault: Fault | None = None  # on the smallest case that fails
+    case: Case | None = None  # that case
+    died: bool = False  # whether the code's process ended
+    cut_short: bool = False  # whether the search ran out of time
 
 
 def search(
-    stage: str,
-    impl: Implementation,
-    *,
-    saved_by: Implementation = reference,
-    examples: int = 100,
-    late: Callable[[], bool] = lambda: False,
-    seed: int = 0,
-    trial: Callable[[str, Implementation, TrainingStep, Implementation], Failure | None] = examine,
-) -> tuple[Failure | None, int]:
-    """Look for the smallest training step on which a stage is wrong.
+    cases: SearchStrategy[Case],  # the simplest first
+    trial: Callable[[Case], Fault | None],  # what is wrong on a case
+    on_death: Callable[[Case, Died], Fault],  # what is wrong on a case on which the code's process died
+    examples: int,  # how many cases to try
+    seed: int,  # of the cases
+    seconds: float = float("inf"),  # after which no case is tried, unless the process died
+    student: Student | None = None,  # runs the code; after a death, in forks of another process
+) -> Found[Case, Fault]:
+    """Try cases, and where one fails smaller ones, down to the smallest that fails."""
+    found: Found[Case, Fault] = Found()
+    until = time.monotonic() + seconds
 
-    Args:
-        stage: one of :data:`sbnref.impls.STAGES`.
-        impl: whose stage.
-        saved_by: whose ``forward_apply`` makes ``saved`` for a backward stage.
-        examples: how many steps to try.
-        late: whether to stop trying and shrinking, asked before each step.
-        seed: of the steps that are tried, and of their numbers.
-        trial: what is done with each step: :func:`examine`, or something with the same arguments.
-
-    Returns:
-        The failure on the smallest step found, or None; and how many steps were tried.
-
-    Raises:
-        NotImplementedError: the stage raised it, which says that it is still to be written.
-    """
-    smallest: list[Failure] = []
-    tried = 0
-    cut_short = False
-
-    def fails(step: TrainingStep) -> None:
-        nonlocal tried, cut_short
-        if late():
-            cut_short = True
+    def fails(case: Case) -> None:
+        nonlocal until
+        if time.monotonic() > until:
+            found.cut_short = True
             return
-        tried += 1
-        if failure := trial(stage, impl, step, saved_by):
-            smallest[:] = [failure]
-            raise _Wrong(failure.what)
+        found.tried += 1
+        try:
+            fault = trial(case)
+        except Died as death:
+            fault = on_death(case, death)
+            if not found.died and student is not None:
+                until = student.shrink_apart()
+                found.died, found.status = True, death.status
+        if fault is not None:
+            found.fault, found.case = fault, case
+            raise _Fails
 
-    explore(steps(seed), fails, examples=examples, seed=seed, stop=_Wrong)
-    if not smallest:
-        return None, tried
-    (failure,) = smallest
-    return (replace(failure, step=failure.step + CUT_SHORT) if cut_short else failure), tried
-
-
-def explore(
-    cases: SearchStrategy[Any], fails: Callable[[Any], None], *, examples: int, seed: int, stop: type[Exception]
-) -> None:
-    """Call ``fails`` on cases, and where it raises ``stop`` on smaller ones, down to the smallest on which it does."""
     run = settings(
         max_examples=examples,
         deadline=None,
@@ -321,5 +74,10 @@ def explore(
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )(seeded(seed)(given(cases)(fails)))
-    with suppress(stop, Flaky):  # flaky: a race, or out of time; the last failure is what there is
+    with suppress(_Fails, Flaky):  # flaky: a race, or out of time; the last failure is what there is
         run()
+    if not found.died and found.fault is not None:
+        found.status = "failed"
+    elif found.fault is None and found.tried < examples / 4:
+        found.status = "timed out"
+    return found

@@ -13,78 +13,65 @@ Do not change the inputs; the running statistics are the exception. The same cal
 from torch import Tensor
 
 
-def forward_stats(x: Tensor, weight: int) -> Tensor:
+def forward_stats(
+    x: Tensor,  # (N, C, *), the input
+    weight: int,  # w, what this rank weighs; 0 if it is empty
+) -> Tensor:  # (3C + 2,) float64
     """What this rank tells the others about its batch.
 
-    Args:
-        x: (N, C, *), the input.
-        weight: w, what this rank weighs; 0 if it is empty.
-
-    Returns:
-        (3C + 2,) float64: [w mean, w var, w mean^2, w, m], with the local mean and biased variance of each channel.
+    Return [w mean, w var, w mean^2, w, m], with the local mean and biased variance of each channel.
     """
     raise NotImplementedError("forward_stats is still to be written")
 
 
 def forward_apply(
-    x: Tensor,
-    total: Tensor,
-    divisor: int | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    running: tuple[Tensor, Tensor, Tensor | None] | None,
-    momentum: float | None,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,  # (N, C, *), the input
+    total: Tensor,  # (3C + 2,) float64, the payloads of all ranks, summed: [S1, S2, S3, W, M]
+    divisor: int | None,  # D, or None for max(W, 1)
+    gamma: Tensor | None,  # (C,) or None for 1
+    beta: Tensor | None,  # (C,) or None for 0
+    eps: float,  # added to the variance
+    running: tuple[Tensor, Tensor, Tensor | None] | None,  # mean, var and num_batches_tracked, to be updated in place
+    momentum: float | None,  # what this step weighs in the running statistics; None for 1 / num_batches_tracked
+) -> tuple[Tensor, Tensor]:  # y, (N, C, *) in the dtype of x; and saved, whatever the backward pass needs besides x
     """Normalize by the statistics of all ranks, and move the running ones.
 
-    Args:
-        x: (N, C, *), the input.
-        total: (3C + 2,) float64, the payloads of all ranks, summed: [S1, S2, S3, W, M].
-        divisor: D, or None for max(W, 1). mean = S1 / D and var = (S2 + B) / D, where B = S3 - mean (2 S1 - mean W) is
-            the variance between the ranks. Below 2^-50 S3 it is a rounding error: take 0.
-        gamma: (C,) or None for 1.
-        beta: (C,) or None for 0.
-        eps: added to the variance.
-        running: None, or (mean, var, num_batches_tracked), to be updated in place, unless M = 0. The variance is
-            corrected by M / (M - 1). Count the step in num_batches_tracked, a () int64 tensor, first.
-        momentum: what this step weighs in the running statistics; None for 1 / num_batches_tracked.
+    mean = S1 / D and var = (S2 + B) / D, where B = S3 - mean (2 S1 - mean W) is the variance between the ranks. Below
+    2^-50 S3, B is a rounding error: take 0.
 
-    Returns:
-        y, (N, C, *) in the dtype of x: gamma (x - mean) / sqrt(var + eps) + beta; and
-        saved, one tensor of whatever the backward pass needs besides x. It is handed to the two functions below.
+    If M = 0, leave the running statistics as they are. If not, count the step in num_batches_tracked, a () int64
+    tensor, first. The running variance takes var M / (M - 1).
+
+    Return y = gamma (x - mean) / sqrt(var + eps) + beta; and saved, one tensor, which the functions below are given.
     """
     raise NotImplementedError("forward_apply is still to be written")
 
 
-def backward_stats(dy: Tensor, x: Tensor, saved: Tensor) -> Tensor:
+def backward_stats(
+    dy: Tensor,  # (N, C, *), the gradient by y
+    x: Tensor,  # (N, C, *), the input
+    saved: Tensor,  # what your forward_apply saved
+) -> Tensor:  # (2C,) float64
     """What this rank tells the others about its upstream gradient.
 
-    Args:
-        dy: (N, C, *), the gradient by y.
-        x: (N, C, *), the input.
-        saved: what your forward_apply saved. While that is still to be written it is the reference's, (4, C) float64:
-            mean, 1 / sqrt(var + eps), mean / sqrt(var + eps) (1 - W/D), 1 / D.
+    Return [sum g, sum g xhat] over this rank's elements; g = dy and xhat = (x - mean) / sqrt(var + eps).
 
-    Returns:
-        (2C,) float64: [sum g, sum g xhat] over this rank's elements; g = dy and xhat = (x - mean) / sqrt(var + eps).
+    While your forward_apply is still to be written, saved is the reference's, (4, C) float64: mean,
+    1 / sqrt(var + eps), mean / sqrt(var + eps) (1 - W/D), 1 / D.
     """
     raise NotImplementedError("backward_stats is still to be written")
 
 
-def backward_apply(dy: Tensor, x: Tensor, total: Tensor, saved: Tensor, gamma: Tensor | None, k: float) -> Tensor:
+def backward_apply(
+    dy: Tensor,  # (N, C, *), the gradient by y
+    x: Tensor,  # (N, C, *), the input
+    total: Tensor,  # (2C,) float64, the payloads of all ranks, summed: [A, B]
+    saved: Tensor,  # as above
+    gamma: Tensor | None,  # (C,) or None for 1
+    k: float,  # w / m, 0 on an empty rank
+) -> Tensor:  # dx, (N, C, *) in the dtype of x
     """The gradient by this rank's input.
 
-    Args:
-        dy: (N, C, *), the gradient by y.
-        x: (N, C, *), the input.
-        total: (2C,) float64, the payloads of all ranks, summed: [A, B].
-        saved: as above.
-        gamma: (C,) or None for 1.
-        k: w / m, 0 on an empty rank.
-
-    Returns:
-        dx, (N, C, *) in the dtype of x, with sigma = sqrt(var + eps):
-        gamma / sigma { g - k / D [A + xhat B - (B / sigma) mean (1 - W/D)] }
+    Return gamma / sigma { g - k / D [A + xhat B - (B / sigma) mean (1 - W/D)] } with sigma = sqrt(var + eps).
     """
     raise NotImplementedError("backward_apply is still to be written")

@@ -21,19 +21,6 @@ _AT_FDCWD, _AT_RECURSIVE, _RDONLY = -100, 0x8000, 1
 _SET_PDEATHSIG, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 22, 24, 38
 # Of the audit interface: the architecture's number, and the calls that make a socket or connect one: also by io_uring.
 _CALLS = {"x86_64": (0xC000003E, (41, 42, 425)), "aarch64": (0xC00000B7, (198, 203, 425))}
-_DEADLY = (
-    "SIGABRT",
-    "SIGBUS",
-    "SIGFPE",
-    "SIGILL",
-    "SIGINT",
-    "SIGKILL",
-    "SIGSEGV",
-    "SIGSYS",
-    "SIGTERM",
-    "SIGTRAP",
-    "SIGXCPU",
-)
 
 
 def confine(folder: str, hidden: Sequence[str]) -> None:
@@ -52,7 +39,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
         if reason := os.read(told, 1000):
             os.waitpid(child, 0)
             raise OSError(reason.decode())
-        _end_like(child)
+        _end_with(child)
     os.close(told)
     try:
         end_with_parent()
@@ -63,7 +50,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
                 file.write(text)
         if (child := os.fork()) != 0:
             os.close(tell)
-            _end_like(child)
+            _end_with(child)
         # This is the first process of the new namespace. All others end with it; no signal of theirs can end it, so it
         # is none for code that may want to.
         end_with_parent()
@@ -143,23 +130,6 @@ def _end_with(child: int) -> NoReturn:
         os._exit(code if code >= 0 else 128 - code)
 
 
-def _end_like(child: int) -> NoReturn:
-    """Wait for a child and end as it did, by the same signal if it was one."""
-    code = 1
-    try:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        number = -code if code < 0 else code - 128
-        if number in {getattr(signal, name) for name in _DEADLY}:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            if number != signal.SIGKILL:
-                signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-    finally:
-        os._exit(code if code >= 0 else 1)
-
-
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
     source_, target_, kind_ = (None if text is None else os.fsencode(text) for text in (source, target, kind))
     _do("mount", source_, target_, kind_, flags, None, what=f"mount {target}")
@@ -167,11 +137,9 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int) -> Non
 
 def _set_attributes(path: str, flags: int, to: int = 0, clear: int = 0) -> None:
     attributes = (ctypes.c_uint64 * 4)(to, clear, 0, 0)
-    size = ctypes.sizeof(attributes)
-    _do(
-        "syscall", _MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), flags, attributes, ctypes.c_size_t(size),
-        what=f"mount_setattr {path}",
-    )  # fmt: skip
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    call = (_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), flags, attributes, size)
+    _do("syscall", *call, what=f"mount_setattr {path}")
 
 
 def _do(function: str, *arguments: object, what: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ...conformance.stages import ContractError
 from ...debugging.report import in_words
-from ...impls import STAGES, Implementation, user_module
+from ...impls import STAGES, Implementation, reference, user_module
 from ...impls.build import CSRC
 from . import channel, confine, worker
 
@@ -36,14 +37,7 @@ PASSED_ON = (  # of the environment: what Python and PyTorch need to be found an
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
 )
-
-
-TENSORS = {  # that a stage may not change, by their places among its arguments
-    "forward_stats": {0: "x"},
-    "forward_apply": {0: "x", 1: "total", 3: "gamma", 4: "beta"},
-    "backward_stats": {0: "dy", 1: "x", 2: "saved"},
-    "backward_apply": {0: "dy", 1: "x", 2: "total", 3: "saved", 4: "gamma"},
-}
+NAMES = {stage: [*inspect.signature(getattr(reference, stage)).parameters] for stage in STAGES}  # of arguments
 
 
 class Refused(ValueError):
@@ -55,73 +49,60 @@ class Died(Exception):
 
     def __init__(self, what: str, printed: str, hung: bool = False) -> None:
         super().__init__(what)
-        self.what, self.printed, self.hung = what, printed, hung
+        self.what, self.printed = what, printed
+        self.status = "timed out" if hung else "crashed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to grade, and what it may take.
+    """What to grade, and what it may take."""
 
-    Attributes:
-        target: a file, or a module's name.
-        directory: where a module's name is looked for, and relative paths start.
-        memory: gigabytes that the code may take, on Linux.
-        seconds: of computing that it may take altogether, on Linux.
-        forbidden: modules and functions that it may not use.
-        confined: whether it is not to run where it cannot be confined.
-        place: where its folders are made; None for the system's place.
-        functions: that it may define, and is asked for.
-        hide: folders and files that it is not to see, where it can be confined.
-        user: the user that it runs as; None for the user who grades. Only root can name another one.
-    """
-
-    target: str
-    directory: str = field(default_factory=os.getcwd)
-    memory: float = 4
-    seconds: float = 600
-    forbidden: Sequence[str] = ("sbnref",)
-    confined: bool = False
-    place: str | None = None
-    functions: Sequence[str] = STAGES
-    hide: Sequence[str | Path] = ()
-    user: str | None = None
+    target: str  # a file, or a module's name
+    directory: str = field(default_factory=os.getcwd)  # where modules are looked for, and relative paths start
+    memory: float = 4  # gigabytes, on Linux
+    seconds: float = 600  # of computing on each core, on Linux
+    forbidden: Sequence[str] = ("sbnref",)  # modules and functions
+    confined: bool = False  # whether it must not run where it cannot be confined
+    place: str | None = None  # where its folders are made; None for the system's place
+    functions: Sequence[str] = STAGES  # that it may define
+    hide: Sequence[str | Path] = ()  # folders and files that it must not see, where it can be confined
+    user: str | None = None  # that it runs as, if root grades; None for the user who grades
 
 
 class Student:
-    """Somebody's functions, as an implementation whose functions run in a process of their own.
-
-    Attributes:
-        unconfined: why the process could not be confined; None where it is.
-        apart: seconds for a call in a fork of that process, which is lost if the code dies; None to call without.
-        deadline: when a call has to have ended, by :func:`time.monotonic`.
-    """
+    """Somebody's functions, which run in a process of their own."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.apart: float | None = None
-        self.deadline = time.monotonic() + 3600
-        self.unconfined: str | None = None
+        self.allow(3600)
+        self.unconfined: str | None = None  # why the process could not be confined
         self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float | None = None) -> None:
-        """Start the process, or another one, and have the code brought in.
+    def allow(self, seconds: float) -> None:
+        """Give the calls from now on so many seconds, all together, and make them without forks."""
+        self._apart: float | None = None  # seconds for a call in a fork, which is lost if the code dies
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
 
-        Args:
-            seconds: that this may take, once the process is there; None for all that are left until the deadline.
+    def shrink_apart(self) -> float:
+        """Make the calls from now on in forks, for more time; return until when there should be another call."""
+        self._apart = max(1.0, self._seconds / 20)
+        until = time.monotonic() + 0.8 * self._seconds
+        self._deadline = until + GRACE
+        return until
+
+    def start(self, seconds: float | None = None) -> None:
+        """Start the process, or another one, and let it import the code within so many seconds, or by the deadline.
 
         Raises:
             Refused: it cannot be imported, or has none of the functions; or this is Windows.
             Died: the process did not come that far.
         """
         if os.name == "nt":
-            raise Refused(
-                "on Windows code is graded in WSL, the Windows Subsystem for Linux, with sbnref installed there"
-            )
+            raise Refused("on Windows code is graded in WSL, the Windows Subsystem for Linux; install sbnref there")
         self.close()
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="sbnref-check-", dir=self.job.place, ignore_cleanup_errors=True
-        )
+        place = self.job.place
+        self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", dir=place, ignore_cleanup_errors=True)
         folder = os.path.realpath(self._folder.name)
         beside = Path(folder, "grader")
         beside.mkdir()
@@ -134,17 +115,11 @@ class Student:
         hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
         # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
-        job = {
-            "target": self.job.target,
-            "directory": self.job.directory,
-            "memory": self.job.memory,
-            "seconds": self.job.seconds,
-            "forbidden": list(self.job.forbidden),
-            "functions": list(self.job.functions),
+        job = vars(self.job) | {
+            "seconds": self.job.seconds * (os.cpu_count() or 1),
             "folder": folder,
             "package": str(user_module.OURS),
-            "hidden": list(map(str, hidden)),
-            "confined": self.job.confined,
+            "hide": list(map(str, hidden)),
         }
         command = (sys.executable, "-X", "faulthandler", str(beside / "worker.py"))
         self._channel, theirs = socket.socketpair()
@@ -165,17 +140,16 @@ class Student:
         self._printed = _Tail(self._process.stdout)
         unconfined = self._receive(START).get("unconfined")
         self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
+        # What can be confined must be confined whenever it is started again, on every rank.
+        self.job = replace(self.job, confined=self.unconfined is None)
         told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
             raise Refused(plain(told["refused"]))
-        functions = told.get("functions")
-        names = {name for name in functions if type(name) is str} if isinstance(functions, list) else set()
-        self._functions = [name for name in self.job.functions if name in names]
+        names = told.get("functions")
+        self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
-            raise Refused(
-                f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of "
-                "them; `sbnref lab template functions` prints a file to start from"
-            )
+            expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of them"
+            raise Refused(f"{expected}; `sbnref lab template functions` prints a file to start from")
 
     def _user(self, folder: str) -> dict[str, Any]:
         """As whom the process is started; the folder becomes theirs."""
@@ -192,10 +166,7 @@ class Student:
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._channel.close()
         self._folder.cleanup()
@@ -207,7 +178,7 @@ class Student:
 
     def _left(self) -> float:
         """Seconds until the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
+        return max(0.0, self._deadline - time.monotonic())
 
     def call(self, stage: str, *arguments: Any) -> Any:
         """What a function gives.
@@ -221,51 +192,31 @@ class Student:
             self.start()
         if stage not in self._functions:
             raise NotImplementedError(f"there is no function {stage}")
-        if channel.waiting(self._channel):
-            self._lost()
         self._asked += 1
-        seconds = self._left() if self.apart is None else min(self.apart, self._left())
-        request = {
-            "id": self._asked,
-            "stage": stage,
-            "arguments": arguments,
-            "apart": None if self.apart is None else seconds,
-        }
+        apart = None if self._apart is None else min(self._apart, self._left())
+        seconds = self._left() if apart is None else apart + GRACE
+        request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": apart}
         with suppress(OSError):  # the process is gone; the answer will be missing
-            channel.send(self._channel, request, max(seconds, 0.1))
-        told = self._receive(seconds if self.apart is None else seconds + GRACE)
+            channel.send(self._channel, request | {"names": NAMES.get(stage, ())}, max(seconds, 0.1))
+        told = self._receive(seconds)
         if type(told.get("id")) is not int or told["id"] != self._asked:
-            self._lost()
+            self._end("sent the grader an unsolicited message")
         if "died" in told:
             raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
         if "not written" in told:
             raise NotImplementedError(plain(told["not written"]))
         if "raised" in told:
             raise ContractError(f"raised {plain(told['raised'])}")
-        changed = told.get("changed")
-        for place, name in TENSORS.get(stage, {}).items():
-            if isinstance(changed, list) and any(type(one) is int and one == place for one in changed):
-                raise ContractError(f"{stage} changed its input {name}; work on a copy")
+        if "changed" in told:
+            raise ContractError(f"{stage} changed its input {plain(told['changed'])}; work on a copy")
         result = told.get("result")
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
-                kind = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}"
-                raise ContractError(
-                    f"{stage} must return CPU tensors of at most {channel.MOST_DATA >> 20} MiB, but returned {kind}"
-                )
-        self._move(stage, arguments, told.get("running"))
+                kind, most = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}", channel.MOST_DATA >> 20
+                raise ContractError(f"{stage} must return CPU tensors of at most {most} MiB, but returned {kind}")
+        if stage == "forward_apply" and arguments[6] is not None and isinstance(told.get("running"), (tuple, list)):
+            _move(arguments[6], told["running"])
         return result
-
-    def _move(self, stage: str, arguments: Sequence[Any], moved: Any) -> None:
-        """Take over what the code made of the running statistics."""
-        if stage != "forward_apply" or arguments[6] is None:
-            return
-        for mine, theirs in zip(arguments[6], moved if isinstance(moved, (tuple, list)) else (), strict=False):
-            if mine is None:
-                continue
-            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
-                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
-            mine.copy_(theirs)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         """What the process tells next; :class:`Died` if that is nothing or no answer."""
@@ -277,19 +228,7 @@ class Student:
             self._end()
         except channel.Garbage as error:
             self._end(f"sent the grader {error}")
-        if not isinstance(told, dict):
-            self._end("sent the grader what is no answer")
         return told
-
-    def _lost(self) -> None:
-        """Handle an unsolicited message or a closed connection."""
-        try:
-            channel.receive(self._channel, 0.1)
-        except (TimeoutError, channel.Garbage):
-            pass
-        except channel.Closed:
-            self._end()
-        self._end("sent the grader an unsolicited message")
 
     def _end(self, what: str | None = None, hung: bool = False) -> None:
         """Raise what became of the process; it is over."""
@@ -299,10 +238,17 @@ class Student:
                 what = worker.death_in_words(self._process.wait(GRACE))
             except subprocess.TimeoutExpired:
                 what = "closed the connection to the grader"
-        process, printed = self._process, self._printed
         self.close()
-        assert process.poll() is not None
-        raise Died(what, printed.text(), hung)
+        raise Died(what, self._printed.text(), hung)
+
+
+def _move(running: Sequence[Tensor | None], moved: Sequence[Any]) -> None:
+    """Take over the running statistics as the code has left them."""
+    for mine, theirs in zip(running, moved, strict=False):
+        if mine is not None:
+            if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+                raise ContractError("forward_apply changed the shape or the dtype of the running statistics")
+            mine.copy_(theirs)
 
 
 def user_of(name: str) -> dict[str, Any]:
@@ -318,13 +264,12 @@ class _Tail:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = b""
-        self._pipe = pipe
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread = threading.Thread(target=self._read, args=[pipe], daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
-        with self._pipe:
-            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while chunk := os.read(pipe.fileno(), 1 << 16):
                 self._kept = (self._kept + chunk)[-KEPT:]
 
     def text(self, wait: float = 1) -> str:

@@ -7,18 +7,20 @@ It stands by itself: what is graded finds neither the package nor the grader her
 
 from __future__ import annotations
 
-import importlib
+import functools
 import importlib.util
 import json
 import os
+import pkgutil
 import signal
 import socket
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 ANSWERED = 77  # the exit code of a fork that has answered
 
@@ -31,7 +33,7 @@ def main() -> None:
     end_with_parent()
     unconfined = None
     try:
-        confine(job["folder"], job["hidden"])  # before PyTorch, whose threads could not be taken along
+        confine(job["folder"], job["hide"])  # before PyTorch, whose threads could not be taken along
     except OSError as error:
         unconfined = str(error)
 
@@ -66,52 +68,39 @@ def main() -> None:
 
     while True:
         request = receive(grader)
-        answer = _Answer(functions[request["stage"]], request, error_in_words)
+        answer = functools.partial(_answer, functions[request["stage"]], request, error_in_words)
         if request["apart"] is None:
             send(grader, answer())
         elif died := _in_a_fork(lambda: send(grader, answer()), request["apart"]):  # noqa: B023
             send(grader, {"id": request["id"], "died": died[0], "hung": died[1]})
 
 
-class RunningStats(NamedTuple):
-    """What moves in training, as the package has it."""
-
-    mean: Any
-    var: Any
-    num_batches_tracked: Any
+RunningStats = namedtuple("RunningStats", ("mean", "var", "num_batches_tracked"))  # as the package has it
 
 
-class _Answer:
-    """A call of one function, and the answer to the grader."""
+def _answer(
+    function: Callable[..., Any], request: dict[str, Any], in_words: Callable[[BaseException], str]
+) -> dict[str, Any]:
+    """Call a function, and return the answer to the grader."""
+    import torch
 
-    def __init__(
-        self, function: Callable[..., Any], request: dict[str, Any], in_words: Callable[[BaseException], str]
-    ) -> None:
-        self.function, self.request, self.in_words = function, request, in_words
-
-    def __call__(self) -> dict[str, Any]:
-        import torch
-
-        arguments = list(self.request["arguments"])
-        running = None
-        if self.request["stage"] == "forward_apply" and arguments[6] is not None:
-            running = arguments[6] = RunningStats(*arguments[6])
-        before = [a.clone() if isinstance(a, torch.Tensor) else None for a in arguments]
-        told: dict[str, Any] = {"id": self.request["id"]}
-        try:
-            with torch.no_grad():
-                told["result"] = self.function(*arguments)
-        except NotImplementedError as error:
-            return {**told, "not written": str(error)}
-        except BaseException as error:  # SystemExit too
-            return {**told, "raised": self.in_words(error)}
-        told["running"] = running
-        told["changed"] = [
-            i
-            for i, (b, a) in enumerate(zip(before, arguments, strict=True))
-            if b is not None and not torch.equal(b.nan_to_num(), a.nan_to_num())
-        ]
-        return told
+    arguments = list(request["arguments"])
+    running = None
+    if request["stage"] == "forward_apply" and arguments[6] is not None:
+        running = arguments[6] = RunningStats(*arguments[6])
+    before = [a.clone() if isinstance(a, torch.Tensor) else None for a in arguments]
+    told: dict[str, Any] = {"id": request["id"]}
+    try:
+        with torch.no_grad():
+            result = function(*arguments)
+    except NotImplementedError as error:
+        return {**told, "not written": str(error)}
+    except BaseException as error:  # SystemExit too
+        return {**told, "raised": in_words(error)}
+    for name, old, new in zip(request["names"], before, arguments, strict=False):
+        if old is not None and not torch.equal(old.nan_to_num(), new.nan_to_num()):
+            return {**told, "changed": name}
+    return {**told, "result": result, "running": running}
 
 
 def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] | None:
@@ -131,12 +120,11 @@ def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] |
 
 
 def death_in_words(code: int) -> str:
-    """How a process ended, from its exit code; negative for a signal."""
-    if code >= 0:
-        return f"ended the process, with exit code {code}"
-    with suppress(ValueError):
-        return f"crashed the process, with signal {signal.Signals(-code).name}"
-    return f"crashed the process, with signal {-code}"
+    """How a process ended, from its exit code: negative for a signal, or more than 128 if a process waited for it."""
+    number = -code if code < 0 else code - 128
+    if number in [*signal.Signals]:
+        return f"crashed the process, with signal {signal.Signals(number).name}"
+    return f"ended the process, with exit code {code}"
 
 
 class _Refuse:
@@ -158,12 +146,9 @@ def _forbid(name: str) -> bool:
                 del sys.modules[loaded]  # who has it already keeps it
             sys.meta_path.insert(0, _Refuse(name))
             return True
-    *path, attribute = name.split(".")
-    owner: Any = None
-    for i, part in enumerate(path):
-        with suppress(ImportError):
-            importlib.import_module(".".join(path[: i + 1]))
-        owner = sys.modules.get(part) if i == 0 else getattr(owner, part, None)
+    owner, (path, _, attribute) = None, name.rpartition(".")
+    with suppress(ImportError, AttributeError, ValueError):
+        owner = pkgutil.resolve_name(path)
     if not callable(getattr(owner, attribute, None)):
         return False
 

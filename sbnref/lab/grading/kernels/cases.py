@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import strategies
 from torch import Tensor
 
 from ...tasks import Task
+from ..report import in_digits
 
 FEW = 16  # elements: as many as a report shows
+SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Case:
             if not isinstance(value, Tensor):
                 words.append(f"{name} = {value}")
             elif value.numel() <= FEW:
-                words.append(f"{name} = {_numbers(value.tolist())}")
+                words.append(f"{name} = {in_digits(value.tolist())}")
             else:
                 words.append(f"{name} of shape {tuple(value.shape)}, values: {self.values}")
         turns = "" if self.order == "ascending" else f", threads and blocks in the order {self.order}"
@@ -43,18 +46,13 @@ class Case:
 class _Drawn:
     """Draws inputs by hypothesis, the simplest first."""
 
-    SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
-
     def __init__(self, draw: Callable[..., Any], seed: int) -> None:
-        from hypothesis import strategies
-
-        self._draw, self._strategies = draw, strategies
+        self._draw = draw
         self.values = draw(strategies.sampled_from(["whole numbers", "normal", "large mean"]))
         self._generator = torch.Generator().manual_seed(seed + draw(strategies.integers(0, 3)))
 
     def size(self, *sizes: int) -> int:
-        size: int = self._draw(self._strategies.sampled_from(sizes or self.SIZES))
-        return size
+        return int(self._draw(strategies.sampled_from(sizes or SIZES)))
 
     def array(self, *shape: int) -> Tensor:
         if self.values == "whole numbers":
@@ -63,20 +61,9 @@ class _Drawn:
         return x + (1000 if self.values == "large mean" else 0)
 
 
-def cases(task: Task, seed: int) -> Any:
+@strategies.composite
+def cases(draw: Callable[..., Any], task: Task, seed: int) -> Case:
     """Cases, the simplest first. Their numbers follow from ``seed``."""
-    from hypothesis import strategies
-
-    @strategies.composite
-    def draw_case(draw: Callable[..., Any]) -> Case:
-        source = _Drawn(draw, 4 * seed)
-        given = task.given(source)
-        return Case(given, source.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))
-
-    return draw_case()
-
-
-def _numbers(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_numbers, value))}]"
-    return f"{value:.7g}"
+    drawn = _Drawn(draw, 4 * seed)
+    given = task.given(drawn)
+    return Case(given, drawn.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))

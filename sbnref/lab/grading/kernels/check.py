@@ -8,32 +8,32 @@ compiled.
 from __future__ import annotations
 
 import math
-import secrets
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ....conformance.stages import ContractError, difference
-from ...sandbox.process import GRACE, Died, Job, Student, plain
+from ...kernels import SECTOR
+from ...sandbox.process import Died, Student, plain
 from ...task_call import COUNTED, lines_in, unwritten
 from ...tasks import TYPES, Task, Typical
-from .. import require_hypothesis
-from .cases import Case, cases
+from .. import plan
 from .job import RefusedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
 from .repro import program
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 STOPPED = Fault("the kernels do something illegal; see the part above")
 MULTIPROCESSORS = 132  # of an H100, each of which should have a block
 FAR_FROM_ZERO = "Only numbers far from zero fail: look for a sum or a difference that loses digits."
 NEAR = 0.9  # such a share of the least traffic counts as all of it
-SECTOR = 32  # bytes
 
 
 def check_kernels(
@@ -70,61 +70,41 @@ def check_kernels(
         ValueError: there is no such file or part.
         RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing.
     """
-    require_hypothesis()
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown or not parts:
-        raise ValueError(f"expected parts among {PARTS}, got {unknown or 'none'}")
-    parts = [part for part in PARTS if part in parts]
+    parts, seed = plan("parts", parts, PARTS, seed)
     file = Path(target).resolve()
     if not file.is_file():
         raise ValueError(f"expected a file of kernels, but there is no file {target}")
-    seed = secrets.randbelow(2**20) if seed is None else seed
+    limits = {"memory": memory, "seconds": 5 * timeout, "hide": hide, "user": user}
     try:
-        with job_of(file, str(target), task, memory, 5 * timeout, hide, user) as (job, source, built):
-            judge = Judge(task, source, built, job, examples, timeout, seed)
-            try:
-                grade = judge.grade(str(target), parts)
-            finally:
-                judge.student.close()
+        with job_of(file, str(target), task, **limits) as (job, source, built), closing(Student(job)) as student:
+            judge = Judge(task, source, built, student, examples, timeout, seed)
+            grade = judge.grade(str(target), parts)
     except RefusedFile as refused:
-        return _no_grade(str(target), parts, refused.fault, seed)
+        return _no_grade(str(target), parts, refused.args[0], seed)
     if repro is not None and judge.smallest is not None:
         repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade
 
 
-class _Wrong(Exception):
-    """Carries what is wrong out of a search."""
-
-
 class Judge:
-    """Answers the three questions, one after the other.
-
-    Attributes:
-        smallest: the smallest input on which the function fails, if a report can show it.
-    """
+    """Answers the three questions, one after the other."""
 
     def __init__(
-        self, task: Task, source: Path, built: Path, job: Job, examples: int, timeout: float, seed: int
+        self, task: Task, source: Path, built: Path, student: Student, examples: int, timeout: float, seed: int
     ) -> None:
-        self.task, self.source, self.built = task, source, built
+        self.task, self.source, self.built, self.student = task, source, built, student
         self.examples, self.timeout, self.seed = examples, timeout, seed
-        self.student = Student(job)
-        self.smallest: Case | None = None
+        self.smallest: Case | None = None  # input on which the function fails, if a report can show it
         self._stopped = 0  # inputs of a search on which the kernels did something illegal
 
     def grade(self, target: str, parts: Sequence[str]) -> KernelGrade:
         try:
             self.student.start(self.timeout)
         except Died as death:
-            return _no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, _status_of(death))
-        self.student.job = replace(self.student.job, confined=self.student.unconfined is None)
-        questions = {
-            "legal": lambda: self._search("legal", self._legal),
-            "right": lambda: self._search("right", self._right),
-            "efficient": self._count,
-        }
-        return KernelGrade(target, [questions[part]() for part in parts], self.seed, self.student.unconfined)
+            return _no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, death.status)
+        questions = {"legal": self._legal, "right": self._right}
+        found = [self._search(part, questions[part]) if part in questions else self._count() for part in parts]
+        return KernelGrade(target, found, self.seed, self.student.unconfined)
 
     # ---- on one input ----
 
@@ -135,12 +115,8 @@ class Judge:
         outputs = out.get("outputs") if isinstance(out, dict) else None
         for p in self.task.parameters:
             got = outputs.get(p.name) if isinstance(outputs, dict) else None
-            if p.is_output and not (
-                isinstance(got, Tensor)
-                and not got.is_meta
-                and got.dtype == TYPES[p.type][0]
-                and got.shape == expected[p.name].shape
-            ):
+            kind = (got.dtype, got.shape, got.is_meta) if isinstance(got, Tensor) else None
+            if p.is_output and kind != (TYPES[p.type][0], expected[p.name].shape, False):
                 raise ContractError("the process of the kernels gave no answer")
         if not all(type(out.get(name)) is int for name in COUNTED):
             raise ContractError("the process of the kernels gave no counts")
@@ -150,12 +126,11 @@ class Judge:
         first, second = (self._call(case, order) for order in ("ascending", case.order))
         for out in (first, second):
             if out["refused"] is not None:
-                line, other = self._lines(out["frames"])
+                line, other = self._lines(out["sites"])
                 return Fault(plain(out["refused"]), str(case), line, other)
         for name, value in first["outputs"].items():
-            if (never := unwritten(value)).any():
-                index = never.nonzero()[0].tolist()
-                return Fault(f"some elements of {name} are never written, such as {name}{index}", str(case))
+            if (missing := unwritten(name, value)) is not None:
+                return Fault(missing, str(case))
             if not torch.equal(value.nan_to_num(), second["outputs"][name].nan_to_num()):
                 return Fault(f"{name} depends on the order in which blocks and threads take turns", str(case))
         return None
@@ -174,10 +149,8 @@ class Judge:
             apart = difference(got, want, self.task.allowed(case.given, want), torch.float32)
             if apart.share > 1:
                 what = f"{name} is off by {apart.absolute:.3g}" if math.isfinite(apart.absolute) else f"{name} is wrong"
-                if unwritten(got).any():
-                    what = f"some elements of {name} are never written"
                 where = {"index": apart.index, "expected": apart.want, "given": apart.got, "output": name}
-                return Fault(what, str(case), **where)
+                return Fault(unwritten(name, got) or what, str(case), **where)
         return None
 
     def _located(self, fault: Fault, case: Case) -> Fault:
@@ -190,78 +163,65 @@ class Judge:
         line, _ = self._lines(self.student.call("writer", case.given, _shapes(expected), fault.output, element))
         return replace(fault, line=line, hint=FAR_FROM_ZERO if case.values == "large mean" else None)
 
-    def _lines(self, frames: object) -> tuple[int | None, int | None]:
+    def _lines(self, sites: object) -> tuple[int | None, int | None]:
         """The lines of the file in which something happened, and in which what it collides with did."""
-        if not isinstance(frames, Tensor) or frames.is_meta or frames.dtype != torch.int64 or frames.numel() == 0:
+        found = [site[:1000] for site in sites if isinstance(site, list)] if isinstance(sites, list) else []
+        if not all(type(address) is int for site in found for address in site):
             return None, None
-        return lines_in(self.source, self.built, frames.tolist()[:1000])
+        return lines_in(self.source, self.built, found)
 
     # ---- the questions ----
 
     def _search(self, name: str, question: Callable[[Case], Fault | None]) -> Part:
         """The answer on the smallest input where it is no, if there is one."""
-        from ..search import CUT_SHORT, explore
+        from ..search import CUT_SHORT, search  # these take hypothesis
+        from .cases import cases
 
-        start = time.monotonic()
-        late = start + 0.7 * self.timeout
-        self.student.apart, self.student.deadline = None, start + self.timeout
-        self._stopped = 0
-        smallest: list[tuple[Fault, Case]] = []
-        deaths: list[Died] = []
-        tried = 0
-        cut_short = False
-
-        def fails(case: Case) -> None:
-            nonlocal tried, cut_short
-            if time.monotonic() > late:
-                cut_short = True
-                return
-            tried += 1
+        def trial(case: Case) -> Fault | None:
             try:
-                fault = question(case)
+                return question(case)
             except ContractError as error:
-                fault = Fault(str(error), str(case))
-            except Died as death:  # the rest is tried in forks of another process
-                deaths.append(death)
-                self.student.apart = max(1.0, self.timeout / 20)
-                self.student.deadline = time.monotonic() + self.timeout + GRACE
-                fault = Fault(death.what, str(case), printed=death.printed)
-            if fault is not None:
-                smallest[:] = [(fault, case)]
-                raise _Wrong
+                return Fault(str(error), str(case))
 
-        explore(cases(self.task, self.seed), fails, examples=self.examples, seed=self.seed, stop=_Wrong)
-        if smallest:
-            fault, case = smallest[0]
+        def died(case: Case, death: Died) -> Fault:
+            return Fault(death.what, str(case), printed=death.printed)
+
+        self.student.allow(self.timeout)
+        self._stopped = 0
+        inputs, seconds = cases(self.task, self.seed), 0.7 * self.timeout
+        found = search(inputs, trial, died, self.examples, self.seed, seconds, self.student)
+        fault, case, status = found.fault, found.case, found.status
+        if fault is not None and case is not None:
             if case.is_small:
                 self.smallest = self.smallest or case
-            if not deaths:
+            if not found.died:
                 with suppress(ContractError, Died):  # of code that does something else this time
                     fault = self._located(fault, case)
-            if cut_short:
+            if found.cut_short:
                 fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
-            return Part(name, _status_of(deaths[0]) if deaths else "failed", 0.0, tried, fault)
-        if self._stopped:  # right on some inputs only is not right
-            return Part(name, "not graded", 0.0, tried, STOPPED)
-        if tried < self.examples / 4:
-            slow = Fault(f"so slow that of {self.examples} inputs only {tried} could be tried in {self.timeout:g} s")
-            return Part(name, "timed out", 0.0, tried, slow)
-        return Part(name, "passed", 1.0, tried)
+        elif self._stopped:  # right on some inputs only is not right
+            status, fault = "not graded", STOPPED
+        elif status == "timed out":
+            tried = f"only {found.tried} could be tried in {self.timeout:g} s"
+            fault = Fault(f"so slow that of {self.examples} inputs {tried}")
+        return Part(name, status, float(status == "passed"), found.tried, fault)
 
     def _count(self) -> Part:
         """Count on typical sizes: how near the traffic is to the least, and whether each multiprocessor has a block."""
-        self.student.apart, self.student.deadline = None, time.monotonic() + self.timeout
+        from .cases import Case
+
+        self.student.allow(self.timeout)
         case = Case(self.task.given(Typical(self.task.typical)), "normal", "ascending")
 
         def part(status: str, fault: Fault) -> Part:
-            return Part("efficient", status, 0.0, fault=fault)
+            return Part("efficient", status, fault=fault)
 
         try:
             out = self._call(case, "ascending")
         except ContractError as error:
             return part("failed", Fault(str(error)))
         except Died as death:
-            return part(_status_of(death), Fault(death.what, printed=death.printed))
+            return part(death.status, Fault(death.what, printed=death.printed))
         if out["refused"] is not None:
             return part("not graded", STOPPED)
         if (fault := self._off(out, case)) is not None:
@@ -280,13 +240,8 @@ def _shapes(results: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in results.items()}
 
 
-def _status_of(death: Died) -> str:
-    """How a part ended whose process died."""
-    return "timed out" if death.hung else "crashed"
-
-
 def _no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
     """The grade of a file that cannot run, for one reason."""
     first, *others = parts
-    rest = [Part(name, "not graded", 0.0, fault=fault) for name in others]
-    return KernelGrade(target, [Part(first, status, 0.0, fault=fault), *rest], seed, None)
+    rest = [Part(name, "not graded", fault=fault) for name in others]
+    return KernelGrade(target, [Part(first, status, fault=fault), *rest], seed, None)

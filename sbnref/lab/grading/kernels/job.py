@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ....impls.compiling import DoesNotCompile
 from ....impls.user_module import OURS
@@ -29,33 +30,17 @@ run, writer = call.run, call.writer
 
 
 class RefusedFile(Exception):
-    """The file is not run, for a fault that is in its text."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.what)
-        self.fault = fault
+    """The file is not run, for a fault in its text, which is the argument."""
 
 
 @contextmanager
 def job_of(
-    file: Path,
-    target: str,
+    file: Path,  # with the task's function
+    target: str,  # the file, as its author knows it
     task: Task,
-    memory: float,
-    seconds: float,
-    hide: Sequence[str | Path] = (),
-    user: str | None = None,
+    **limits: Any,  # of the job: memory, seconds, hide and user
 ) -> Iterator[tuple[Job, Path, Path]]:
     """The job, the source as it is compiled, and its library; all are gone in the end.
-
-    Args:
-        file: with the task's function.
-        target: the file, as its author knows it.
-        task: what the function has to compute.
-        memory: gigabytes that it may take, on Linux.
-        seconds: of computing that it may take on each core, on Linux.
-        hide: folders and files that it must not see, where it can be confined.
-        user: the user that it runs as; None for the user who grades.
 
     Raises:
         RefusedFile: the file contains something that is not allowed, or does not compile.
@@ -66,8 +51,6 @@ def job_of(
         raise RefusedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # as the compiler writes it into what it makes
-        if user is not None:
-            os.chmod(place, 0o711)  # to come to the files in it
         # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
         alone = Path(place, "alone", "mine.cu")
         alone.parent.mkdir()
@@ -78,18 +61,7 @@ def job_of(
         except DoesNotCompile as error:
             raise RefusedFile(_complaint(alone, str(error), target, task)) from None
         module.write_text(_MODULE.format(package=str(OURS.parent), built=str(built), signature=task.signature))
-        job = Job(
-            str(module),
-            place,
-            memory,
-            seconds * (os.cpu_count() or 1),
-            (),
-            place=place,
-            functions=("run", "writer"),
-            hide=hide,
-            user=user,
-        )
-        yield job, alone, built
+        yield Job(str(module), place, forbidden=(), place=place, functions=("run", "writer"), **limits), alone, built
 
 
 def _complaint(file: Path, said: str, target: str, task: Task) -> Fault:

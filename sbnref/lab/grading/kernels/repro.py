@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ...tasks import Task
-from .cases import Case
 from .report import Fault
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 _COMPARE = """    std::vector<{type}> {name}_given({n});
     cudaMemcpy({name}_given.data(), {name}, {n} * sizeof({type}), cudaMemcpyDeviceToHost);
@@ -21,34 +26,34 @@ _COMPARE = """    std::vector<{type}> {name}_given({n});
 
 def program(file: Path, task: Task, case: Case, fault: Fault) -> str:
     """A CUDA program that calls a task's function on a case, and compares the results with the expected ones."""
-    expected = task.expected(case.given)
-    first: list[str] = []
-    compare: list[str] = []
-    names: list[str] = []
+    given, expected = case.given, task.expected(case.given)
+    before: list[str] = []
+    after: list[str] = []
     for p in task.parameters:
-        names.append(p.name)
-        if p.is_array:
-            compare.insert(0, f"    cudaFree({p.name});")
+        if not p.is_array:
+            before.append(f"    const {p.type} {p.name} = {given[p.name]};")
+            continue
+        values = (given | expected)[p.name]
+        size = f"{values.numel()} * sizeof({p.type})"
+        before.append(f"    {p.type}* {p.name};\n    cudaMalloc(&{p.name}, {size});")
+        after.insert(0, f"    cudaFree({p.name});")
+        if p.is_output:
+            allowed = task.allowed(given, values).expand_as(values)
+            before += [_array("double", f"{p.name}_expected", values), _array("double", f"{p.name}_allowed", allowed)]
+            after.insert(0, _COMPARE.format(name=p.name, type=p.type, n=values.numel()))
         else:
-            first.append(f"    const {p.type} {p.name} = {case.given[p.name]};")
-            continue
-        values = expected[p.name] if p.is_output else case.given[p.name]
-        numbers = ", ".join(_literal(v) for v in values.flatten().tolist()) or "0"
-        kind = p.type if not p.is_output else "double"
-        first.append(f"    const {kind} {p.name}_{'expected' if p.is_output else 'values'}[] = {{{numbers}}};")
-        first.append(f"    {p.type}* {p.name};\n    cudaMalloc(&{p.name}, {values.numel()} * sizeof({p.type}));")
-        if not p.is_output:
-            size = f"{values.numel()} * sizeof({p.type})"
-            first.append(f"    cudaMemcpy({p.name}, {p.name}_values, {size}, cudaMemcpyHostToDevice);")
-            continue
-        allowed = ", ".join(map(_literal, task.allowed(case.given, values).expand_as(values).flatten().tolist())) or "0"
-        first.append(f"    const double {p.name}_allowed[] = {{{allowed}}};")
-        compare.insert(0, _COMPARE.format(name=p.name, type=p.type, n=values.numel()))
-    body = "\n".join([*first, f"    {task.name}({', '.join(names)});", "    int wrong = 0;", *compare])
+            before.append(_array(p.type, f"{p.name}_values", values))
+            before.append(f"    cudaMemcpy({p.name}, {p.name}_values, {size}, cudaMemcpyHostToDevice);")
+    call = f"    {task.name}({', '.join(p.name for p in task.parameters)});"
+    body = "\n".join([*before, call, "    int wrong = 0;", *after])
     return (
         f"// {' '.join(fault.what.split())}. Run it with: sbnref lab run repro.cu --order {case.order}\n"
         f'#include "{file}"\n\n#include <cstdio>\n#include <vector>\n\nint main() {{\n{body}\n    return wrong;\n}}\n'
     )
+
+
+def _array(kind: str, name: str, values: Tensor) -> str:
+    return f"    const {kind} {name}[] = {{{', '.join(map(_literal, values.flatten().tolist())) or '0'}}};"
 
 
 def _literal(value: float) -> str:

@@ -33,12 +33,7 @@ def refusal(text: str) -> tuple[int, str] | None:
     text = text.removeprefix("\ufeff")  # which some editors put first
     found: list[tuple[int, str]] = []
     if spliced := re.search(r"\\[^\S\n]*\n", text):
-        found.append(
-            (
-                spliced.start(),
-                f"a line that continues after a backslash {_NOT}: it hides what a line does",
-            )
-        )
+        found.append((spliced.start(), f"a line that continues after a backslash {_NOT}: it hides what a line does"))
     quoting = blank(text, quotes=False)  # the names of included files are in quotes
     if raw := re.search(r'\b(?:u8|[uUL])?R"', quoting):
         found.append((raw.start(), "raw strings are not allowed in a graded file"))
@@ -46,10 +41,8 @@ def refusal(text: str) -> tuple[int, str] | None:
         name, rest = directive.groups()
         if name == "include":
             if (name_of := rest.strip().strip('<>"')) not in HEADERS:
-                what = (
-                    f"includes {name_of!r}; a file that is graded includes {', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
-                )
-                found.append((directive.start(), what))
+                allowed = f"{', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
+                found.append((directive.start(), f"includes {name_of!r}; a file that is graded includes {allowed}"))
         elif name not in _DIRECTIVES and f"{name} {rest.split(' ')[0].strip()}" not in _DIRECTIVES:
             found.append((directive.start(), f"#{name} {_NOT}"))
     plain = blank(text)
