@@ -97,9 +97,10 @@ def run_changed(pattern: str, by: str) -> str:
     [
         (r"(shfl\.sync\.down\.b32\s+\S+, \S+, )(%r\d+|\d+)", r"\g<1>1", "other"),
         (r"st\.global\.v4\.b32 \[(%\w+)\], \{(%\w+), (%\w+),", r"st.global.v4.b32 [\1], {\3, \2,", "other"),
-        (r"\bpopc\.b32|\bprefetch\.global\.L2", "frobnicate.b32", "frobnicate.b32"),
+        (r"(st\.global\S*\s+\[%\w+)(?:\+\d+)?\]", r"\1+1073741824]", "outside of every buffer"),
+        (r"\bprefetch\.global\.L2", "frobnicate.b32", "frobnicate.b32"),
     ],
-    ids=["a shuffle from elsewhere", "words in another order", "an unknown instruction"],
+    ids=["a shuffle from elsewhere", "words in another order", "a store out of bounds", "an unknown instruction"],
 )
 def test_a_change_of_the_code_shows(interpreted, pattern, by, becomes):  # noqa: F811
     assert becomes in interpreted(run_changed, pattern, by)
