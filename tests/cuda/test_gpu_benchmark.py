@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from simulation import simulation  # noqa: F401
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
@@ -368,7 +367,7 @@ def measured_here() -> tuple[list[dict], list[dict], dict]:
     return run.results.rows, run.failures, run.results.notes["verdicts"]
 
 
-def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):  # noqa: F811
+def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):
     rows, failures, answers = simulation(measured_here)
     of = {(row["layer"], row["what"]): row for row in rows}
     assert {what for layer, what in of if layer == "sbnref's kernels"} == {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
-from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
+from nvcc import FLAGS, compiled, needs_nvcc
 from typer.testing import CliRunner
 
 from sbnref.cli import app
@@ -363,7 +363,7 @@ def test_a_signature_that_is_none_is_refused(signature):
     [*(task.template() for task in TASKS.values()), RIGHT.read_text(), *STEPS.values(), *BROKEN.values()],
     ids=[*TASKS, "right", *STEPS, *BROKEN],
 )
-def test_templates_and_steps_compile_for_gpus(text, includes, tmp_path):  # noqa: F811
+def test_templates_and_steps_compile_for_gpus(text, includes, tmp_path):
     file = tmp_path / "mine.cu"
     file.write_text(text)
     warnings = [] if "to be written" in text else ["-Werror=all-warnings"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
+from nvcc import FLAGS, compiled, needs_nvcc
 from test_gpu_benchmark import benchmark
 
 from benchmarks.results import tabulate
@@ -252,7 +252,7 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
 
 
 @needs_nvcc
-def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
+def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
     flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
     unit = tmp_path / "ladder.cu"

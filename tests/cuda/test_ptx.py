@@ -9,9 +9,8 @@ import re
 import pytest
 import stage_checks as checks
 import torch
-from interpreted import gpu, interpreted  # noqa: F401 (a fixture)
-from nvcc import includes, needs_nvcc  # noqa: F401 (a fixture)
-from simulation import simulation  # noqa: F401
+from interpreted import gpu
+from nvcc import needs_nvcc
 
 from sbnref.impls import STAGES, cuda, reference
 
@@ -49,7 +48,7 @@ def run_interpreted(dtype: torch.dtype, fused: bool) -> tuple[list[dict[str, tor
 
 
 @pytest.mark.parametrize("dtype", checks.DTYPES)
-def test_every_instance_gives_the_bits_of_the_simulation(interpreted, simulation, dtype):  # noqa: F811
+def test_every_instance_gives_the_bits_of_the_simulation(interpreted, simulation, dtype):
     """Where a fused multiply-add is rounded twice, as the simulation's host does; that is all that they differ in."""
     got, there, ran = interpreted(run_interpreted, dtype, False)
     assert there
@@ -60,7 +59,7 @@ def test_every_instance_gives_the_bits_of_the_simulation(interpreted, simulation
 
 
 @pytest.mark.parametrize("dtype", checks.DTYPES)
-def test_every_instance_is_right(interpreted, dtype):  # noqa: F811
+def test_every_instance_is_right(interpreted, dtype):
     got, _, _ = interpreted(run_interpreted, dtype, True)
     for one, want in zip(got, results(dtype, reference), strict=True):
         for name, value in want.items():
@@ -102,10 +101,10 @@ def run_changed(pattern: str, by: str) -> str:
     ],
     ids=["a shuffle from elsewhere", "words in another order", "a store out of bounds", "an unknown instruction"],
 )
-def test_a_change_of_the_code_shows(interpreted, pattern, by, becomes):  # noqa: F811
+def test_a_change_of_the_code_shows(interpreted, pattern, by, becomes):
     assert becomes in interpreted(run_changed, pattern, by)
 
 
-def test_all_stages_were_compiled(interpreted):  # noqa: F811
+def test_all_stages_were_compiled(interpreted):
     names = interpreted(lambda: list(gpu().kernels))
     assert {stage for stage in STAGES if any(f"{stage}_kernel" in name for name in names)} == set(STAGES)

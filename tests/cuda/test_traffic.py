@@ -5,7 +5,6 @@ from math import prod
 
 import pytest
 import torch
-from simulation import simulation  # noqa: F401
 
 from sbnref.debugging.launch_plan import launch_plan, plan_in_words
 from sbnref.impls import STAGES
@@ -32,7 +31,7 @@ def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_everything_is_read_once_and_written_once(simulation, shape, dtype, channels_last):  # noqa: F811
+def test_everything_is_read_once_and_written_once(simulation, shape, dtype, channels_last):
     simulation(check_floor, shape, dtype, channels_last)
 
 
@@ -51,7 +50,7 @@ def check_short_runs() -> None:
             assert s.sector_efficiency > 0.9, s.stage
 
 
-def test_short_runs(simulation):  # noqa: F811
+def test_short_runs(simulation):
     simulation(check_short_runs)
 
 
@@ -66,7 +65,7 @@ def check_edges() -> None:
             assert s.floor_written <= s.bytes_written <= s.floor_written + small, s.stage
 
 
-def test_edges(simulation):  # noqa: F811
+def test_edges(simulation):
     simulation(check_edges)
 
 
@@ -82,7 +81,7 @@ def check_report() -> dict[str, str]:
     return {"first": str(first), "last": str(last), **plans}
 
 
-def test_the_report_says_it_in_words(simulation):  # noqa: F811
+def test_the_report_says_it_in_words(simulation):
     said = simulation(check_report)
     assert "input (2, 6, 9, 9), float32, channels-first" in said["first"]
     assert "each works on" in said["first"]
