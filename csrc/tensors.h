@@ -7,6 +7,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <iterator>
 #include <optional>
 
 #include "shape.h"
@@ -157,6 +158,15 @@ inline void define_stages(torch::Library& m) {
     m.def(
         "gradients(Tensor dy, Tensor x, Tensor total, Tensor saved, Tensor gamma, Tensor beta, Scalar k, int ranks) "
         "-> (Tensor, Tensor, Tensor)");
+}
+
+// Their implementations on a device, in the same order.
+template <typename... Functions>
+void implement_stages(torch::Library& m, Functions... functions) {
+    const char* names[] = {"forward_stats", "forward_apply", "backward_stats", "backward_apply", "gradients"};
+    static_assert(sizeof...(functions) == std::size(names));
+    const char** name = names;
+    (m.impl(*name++, functions), ...);
 }
 
 }  // namespace sbnref

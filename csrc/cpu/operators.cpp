@@ -87,11 +87,7 @@ TORCH_LIBRARY(sbnref_cpu, m) {
 }
 
 TORCH_LIBRARY_IMPL(sbnref_cpu, CPU, m) {
-    m.impl("forward_stats", forward_stats_op);
-    m.impl("forward_apply", forward_apply_op);
-    m.impl("backward_stats", backward_stats_op);
-    m.impl("backward_apply", backward_apply_op);
-    m.impl("gradients", gradients_op);
+    implement_stages(m, forward_stats_op, forward_apply_op, backward_stats_op, backward_apply_op, gradients_op);
 }
 
 }  // namespace sbnref::cpu
