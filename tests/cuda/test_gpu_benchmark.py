@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toolkits import compiler_that_made
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
@@ -118,23 +118,9 @@ def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
 
 def test_a_library_built_ahead_of_time_is_loaded_from_where_it_was_put(bare, tmp_path):
     """All but compiling: a compiler that has made the library before."""
-    compiler, made = tmp_path / "c++", build.built(build.CPU) or build.build(build.CPU)
-    compiler.write_text(
-        f"""#!/bin/sh
-        for word in "$@"; do
-            [ "$last" = -o ] && output=$word
-            last=$word
-        done
-        case $output in
-            *.o) : > "$output" ;;
-            *.so) cp {made} "$output" ;;
-            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
-        esac
-        """
-    )
-    compiler.chmod(0o755)
+    compiler = compiler_that_made(build.built(build.CPU) or build.build(build.CPU), tmp_path)
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", "ahead_of_time")
-    run = subprocess.run(command, env={**bare, "CXX": str(compiler)}, capture_output=True, text=True)
+    run = subprocess.run(command, env={**bare, "CXX": compiler}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "/lib/sbnref/_cpu_" in run.stdout
 
