@@ -17,6 +17,12 @@ namespace sbnref {
 
 // ---- launches ----
 
+// Throws if the launch failed. The simulation reports what a kernel did that CUDA does not allow.
+inline void check_launch(const char* kernel) {
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
+        throw std::runtime_error(std::string("launching the kernel ") + kernel + ": " + cudaGetErrorString(error));
+}
+
 // The arrays that a launch may access: in the simulation, no others.
 class Lent {
    public:
@@ -219,8 +225,7 @@ void dispatch_layout(const Plan& plan, const F& f) {
     }
 }
 
-// Calls f, which launches a kernel, with the Case for these elements and this plan. Throws if the launch failed; the
-// simulation reports what the kernel did that CUDA does not allow.
+// Calls f, which launches a kernel, with the Case for these elements and this plan. Throws if the launch failed.
 template <typename F>
 void launch(const char* kernel, Dtype dtype, const Plan& plan, const F& f) {
     switch (dtype) {
@@ -229,8 +234,7 @@ void launch(const char* kernel, Dtype dtype, const Plan& plan, const F& f) {
         case Dtype::Float: dispatch_layout<float>(plan, f); break;
         case Dtype::Double: dispatch_layout<double>(plan, f); break;
     }
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess)
-        throw std::runtime_error(std::string("launching the kernel ") + kernel + ": " + cudaGetErrorString(error));
+    check_launch(kernel);
 }
 
 }  // namespace sbnref
