@@ -1,6 +1,7 @@
 """The stages of an implementation beside their twins in plain PyTorch, in every layout; on the default device."""
 
 import itertools
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -171,3 +172,13 @@ def check_gradients(name: str) -> None:
             composed_sync_batch_norm(x, gamma, beta, 1e-5, weight, divisor, None), (x, gamma, beta), dy
         )
         torch.testing.assert_close(got, want)
+
+
+def checks_of(impl: ModuleType, name: str) -> list[tuple[Callable[..., None], tuple[object, ...]]]:
+    """All checks of the stages of an implementation, with their arguments."""
+    return [
+        *((check_stages, (impl, dtype)) for dtype in DTYPES),
+        *((check, (impl,)) for check in (check_different_layouts, check_parameter_dtypes)),
+        *((check, (impl,)) for check in (check_many_channels, check_precision)),
+        *((check, (name,)) for check in (check_not_finite, check_gradients)),
+    ]

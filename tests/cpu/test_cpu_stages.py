@@ -13,18 +13,7 @@ from sbnref.impls import cpu, reference
 DTYPES, LAYOUTS = checks.DTYPES, checks.LAYOUTS
 
 
-@pytest.mark.parametrize(
-    ("check", "arguments"),
-    [
-        *((checks.check_stages, (cpu, dtype)) for dtype in DTYPES),
-        (checks.check_different_layouts, (cpu,)),
-        (checks.check_parameter_dtypes, (cpu,)),
-        (checks.check_not_finite, ("cpu",)),
-        (checks.check_many_channels, (cpu,)),
-        (checks.check_precision, (cpu,)),
-        (checks.check_gradients, ("cpu",)),
-    ],
-)
+@pytest.mark.parametrize(("check", "arguments"), checks.checks_of(cpu, "cpu"))
 def test_stages(check, arguments):
     check(*arguments)
 
