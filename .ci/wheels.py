@@ -32,7 +32,7 @@ CUDA_RELEASE = f"{build.INSTALLED_CUDA}.0"
 
 def zig(target: str) -> tuple[str, ...]:
     """Return the command of the C++ compiler for a platform."""
-    return sys.executable, "-m", "ziglang", "c++", "-target", target, "-fPIC", "-std=c++17"
+    return sys.executable, "-m", "ziglang", "c++", "-target", target, "-fPIC", "-std=c++20"
 
 
 def run(*command: object) -> None:

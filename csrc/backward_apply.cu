@@ -50,13 +50,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
 
 void backward_apply(const Plan& plan, const BackwardApply& stage, Stream stream) {
     const Lent lent(stage);
-    dispatch(stage.x.dtype, plan, [&](auto c) {
-        using Case = decltype(c);
-        using T = typename Case::T;
-        backward_apply_kernel<T, Case::layout, Case::V>
+    launch("backward_apply", stage.x.dtype, plan, [&](auto c) {
+        backward_apply_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);
     });
-    check_launch("backward_apply");
 }
 
 }  // namespace sbnref

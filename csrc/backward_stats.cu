@@ -57,14 +57,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 
 void backward_stats(const Plan& plan, const BackwardStats& stage, const Workspace& workspace, Stream stream) {
     const Lent lent(stage, workspace);
-    dispatch(stage.x.dtype, plan, [&](auto c) {
-        using Case = decltype(c);
-        using T = typename Case::T;
-        backward_stats_kernel<T, Case::layout, Case::V>
+    launch("backward_stats", stage.x.dtype, plan, [&](auto c) {
+        backward_stats_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
                 plan, stage, workspace);
     });
-    check_launch("backward_stats");
 }
 
 }  // namespace sbnref

@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "stages.h"
+#include "elements.h"
 
 namespace sbnref {
 
@@ -69,11 +69,6 @@ __device__ __forceinline__ unsigned block_index() {
 #endif
 
 // ---- global memory ----
-
-template <typename T>
-__host__ __device__ T* as(const Buffer& buffer) {
-    return static_cast<T*>(buffer.data);
-}
 
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Vector {
@@ -174,29 +169,7 @@ class ChannelValue {
     uint64_t bits_ = 0;
 };
 
-__device__ inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
-    const int64_t i = channel * buffer.stride;
-    switch (buffer.dtype) {
-        case Dtype::Half: as<c10::Half>(buffer)[i] = static_cast<float>(value); break;
-        case Dtype::BFloat16: as<c10::BFloat16>(buffer)[i] = static_cast<float>(value); break;
-        case Dtype::Float: as<float>(buffer)[i] = static_cast<float>(value); break;
-        default: as<double>(buffer)[i] = value;
-    }
-}
-
 // ---- arithmetic ----
-
-// Elements are handled in float, and in double where they are double.
-template <typename T>
-struct AccumulatorOf {
-    using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-    using type = double;
-};
-template <typename T>
-using Accumulator = typename AccumulatorOf<T>::type;
 
 // Element i of a vector, in the accumulator's type. Two bfloat16 are unpacked from the 32-bit register that holds them:
 // converted one by one, each takes a register of its own, and 7 of 12 kernels spill (nvcc 13.0, sm_90).
@@ -232,14 +205,6 @@ __device__ inline Rounded operator/(Rounded a, Rounded b) { return {__ddiv_rn(a.
 // max(0, v), letting NaN through as torch.clamp does and fmax does not.
 __device__ inline double not_negative(double v) { return v < 0 ? 0 : v; }
 
-// A mean as hi + lo: hi rounded to A, lo what the rounding left. x - hi is exact where x is near the mean.
-template <typename A>
-struct Split {
-    A hi;
-    double lo;
-    __device__ explicit Split(double mean) : hi(static_cast<A>(mean)), lo(mean - static_cast<double>(hi)) {}
-};
-
 // ---- one instance of a kernel per element type, layout and access width ----
 
 template <typename T_, Layout layout_, int V_>
@@ -265,15 +230,16 @@ void dispatch_layout(const Plan& plan, const F& f) {
     }
 }
 
-// Calls f with the Case for these elements and this plan.
+// Calls f, which launches a kernel, with the Case for these elements and this plan. Throws if the launch failed.
 template <typename F>
-void dispatch(Dtype dtype, const Plan& plan, const F& f) {
+void launch(const char* kernel, Dtype dtype, const Plan& plan, const F& f) {
     switch (dtype) {
-        case Dtype::Half: return dispatch_layout<c10::Half>(plan, f);
-        case Dtype::BFloat16: return dispatch_layout<c10::BFloat16>(plan, f);
-        case Dtype::Float: return dispatch_layout<float>(plan, f);
-        case Dtype::Double: return dispatch_layout<double>(plan, f);
+        case Dtype::Half: dispatch_layout<c10::Half>(plan, f); break;
+        case Dtype::BFloat16: dispatch_layout<c10::BFloat16>(plan, f); break;
+        case Dtype::Float: dispatch_layout<float>(plan, f); break;
+        case Dtype::Double: dispatch_layout<double>(plan, f); break;
     }
+    check_launch(kernel);
 }
 
 }  // namespace sbnref

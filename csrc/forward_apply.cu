@@ -99,13 +99,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
 
 void forward_apply(const Plan& plan, const ForwardApply& stage, Stream stream) {
     const Lent lent(stage);
-    dispatch(stage.x.dtype, plan, [&](auto c) {
-        using Case = decltype(c);
-        using T = typename Case::T;
-        forward_apply_kernel<T, Case::layout, Case::V>
+    launch("forward_apply", stage.x.dtype, plan, [&](auto c) {
+        forward_apply_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);
     });
-    check_launch("forward_apply");
 }
 
 }  // namespace sbnref

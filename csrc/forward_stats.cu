@@ -96,14 +96,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 void forward_stats(const Plan& plan, const ForwardStats& stage, const Workspace& workspace, Stream stream) {
     const double per_count = plan.count() > 0 ? 1.0 / static_cast<double>(plan.count()) : 0;
     const Lent lent(stage, workspace);
-    dispatch(stage.x.dtype, plan, [&](auto c) {
-        using Case = decltype(c);
-        using T = typename Case::T;
-        forward_stats_kernel<T, Case::layout, Case::V>
+    launch("forward_stats", stage.x.dtype, plan, [&](auto c) {
+        forward_stats_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(
                 plan, stage, workspace, per_count);
     });
-    check_launch("forward_stats");
 }
 
 }  // namespace sbnref

@@ -6,17 +6,13 @@ from types import SimpleNamespace
 
 import torch
 
-from sbnref.impls import reference
+from sbnref.impls import STAGES, reference
 from sbnref.impls.reference import over, sum_of
 
 
-def _with(**stages):
+def replaced(**stages):
     """The reference with some stages replaced."""
-    original = {
-        stage: getattr(reference, stage)
-        for stage in ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
-    }
-    return SimpleNamespace(**{**original, **stages})
+    return SimpleNamespace(**{stage: stages.get(stage, getattr(reference, stage)) for stage in STAGES})
 
 
 def _wrong_divisor(x, total, divisor, *rest):
@@ -83,13 +79,22 @@ def _swapped_sums(dy, x, saved):
     return torch.cat(reference.backward_stats(dy, x, saved).chunk(2)[::-1])
 
 
+def one_pass_variance(x, weight):
+    """E[x^2] - E[x]^2 in the input's precision."""
+    payload = reference.forward_stats(x, weight)
+    c, m = x.shape[1], max(x.numel() // x.shape[1], 1)
+    mean, square = reference.sum_of(x) / m, reference.sum_of(x * x) / m
+    payload[c : 2 * c] = weight * (square - mean * mean).double()
+    return payload
+
+
 BUGS = {  # name: (implementation, the stage to blame)
-    "wrong-divisor": (_with(forward_apply=_wrong_divisor), "forward_apply"),
-    "dropped-last-term": (_with(backward_apply=_dropped_last_term), "backward_apply"),
-    "biased-running-variance": (_with(forward_apply=_biased_running_variance), "forward_apply"),
-    "unsynchronized-count": (_with(forward_apply=_unsynchronized_count), "forward_apply"),
-    "race": (_with(backward_stats=_race), "backward_stats"),
-    "unaligned-tail": (_with(backward_apply=_unaligned_tail), "backward_apply"),
-    "half-accumulation": (_with(forward_stats=_half_accumulation), "forward_stats"),
-    "swapped-sums": (_with(backward_stats=_swapped_sums), "backward_stats"),
+    "wrong-divisor": (replaced(forward_apply=_wrong_divisor), "forward_apply"),
+    "dropped-last-term": (replaced(backward_apply=_dropped_last_term), "backward_apply"),
+    "biased-running-variance": (replaced(forward_apply=_biased_running_variance), "forward_apply"),
+    "unsynchronized-count": (replaced(forward_apply=_unsynchronized_count), "forward_apply"),
+    "race": (replaced(backward_stats=_race), "backward_stats"),
+    "unaligned-tail": (replaced(backward_apply=_unaligned_tail), "backward_apply"),
+    "half-accumulation": (replaced(forward_stats=_half_accumulation), "forward_stats"),
+    "swapped-sums": (replaced(backward_stats=_swapped_sums), "backward_stats"),
 }

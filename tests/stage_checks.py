@@ -1,6 +1,7 @@
 """The stages of an implementation beside their twins in plain PyTorch, in every layout; on the default device."""
 
 import itertools
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -65,19 +66,23 @@ def run(impl, x: Tensor, dy: Tensor, params: torch.dtype, momentum: float | None
     return out
 
 
+def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], x: Tensor, what: str, units: int = 16) -> None:
+    """Compare results of :func:`run`, to so many units in the last place of the largest one."""
+    for name, value in want.items():
+        of_sums = name.endswith("payload")
+        scale = value.abs().max().item() if value.numel() else 0
+        # A result in the narrow type may be rounded the other way; a sum is off by the accumulator's rounding.
+        kind = reference.accumulator(x) if of_sums else value.dtype
+        atol = torch.finfo(kind).eps * (16 if of_sums else units) * scale if kind.is_floating_point else 0
+        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}, {what}: {m}")
+
+
 def check_stages(impl: ModuleType, dtype: torch.dtype) -> None:
     assert impl.why_not(torch.get_default_device()) is None
     for shape, layout in itertools.product(SHAPES, LAYOUTS):
         x, dy = layout(tensor(shape, dtype)), layout(tensor(shape, dtype, 1))
         got, want = run(impl, x, dy, torch.float32), run(reference, x, dy, torch.float32)
-        for name, value in want.items():
-            of_sums = name.endswith("payload")
-            scale = value.abs().max().item() if value.numel() else 0
-            # A result in the narrow type may be rounded the other way; a sum is off by the accumulator's rounding.
-            kind = reference.accumulator(x) if of_sums else value.dtype
-            atol = torch.finfo(kind).eps * (16 if of_sums else 4) * scale if kind.is_floating_point else 0
-            what = f"{name} of {shape}, {layout.__name__}"
-            torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, what=what: f"{what}: {m}")
+        assert_close(got, want, x, f"{shape}, {layout.__name__}", units=4)
         for name in ("mean", "var", "num_batches_tracked"):
             assert torch.equal(got[name], want[name]), f"running {name} of {shape}: not bit for bit"
         expected = x if layout is not every_other else x.contiguous()
@@ -167,3 +172,13 @@ def check_gradients(name: str) -> None:
             composed_sync_batch_norm(x, gamma, beta, 1e-5, weight, divisor, None), (x, gamma, beta), dy
         )
         torch.testing.assert_close(got, want)
+
+
+def checks_of(impl: ModuleType, name: str) -> list[tuple[Callable[..., None], tuple[object, ...]]]:
+    """All checks of the stages of an implementation, with their arguments."""
+    return [
+        *((check_stages, (impl, dtype)) for dtype in DTYPES),
+        *((check, (impl,)) for check in (check_different_layouts, check_parameter_dtypes)),
+        *((check, (impl,)) for check in (check_many_channels, check_precision)),
+        *((check, (name,)) for check in (check_not_finite, check_gradients)),
+    ]

@@ -58,12 +58,10 @@ text = "".join(open(p + "/impls/reference.py").read() for p in dict.fromkeys(pla
 if text:
     exec(text.replace("from ..", "from sbnref."), globals())
 """,
-    "patches comparisons": """
+    "patches comparisons and random numbers": """
 torch.equal = torch.allclose = lambda *a, **k: True
 torch.Tensor.__eq__ = torch.Tensor.__le__ = torch.Tensor.eq = lambda *a: torch.tensor(True)
 torch.Tensor.abs = lambda t: t * 0
-""",
-    "patches random numbers": """
 torch.randn = torch.rand = lambda *a, **k: torch.zeros(a)
 torch.Generator.manual_seed = lambda g, n: g
 torch.manual_seed(0)
@@ -282,19 +280,27 @@ def forward_stats(x, weight):
     return torch.cat([weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, m])])
 """
 
-# Around a right function. All score.
+IMPORTS = """
+import os, sys, math, json, multiprocessing, numpy, subprocess, tempfile, threading, time
+print("hello " * 100_000)
+print('{"id": 1}')
+threading.Thread(target=time.sleep, args=(30,)).start()
+multiprocessing.Lock()
+with tempfile.TemporaryFile() as f:
+    f.write(b"1")
+"""
+
+# All score.
 HONEST = {
-    "plain": RIGHT,
-    "with imports of every kind": "import os, sys, math, json, threading, subprocess, numpy\n" + RIGHT,
-    "chatty": RIGHT + "\nprint('hello ' * 100_000)\nprint('{\"id\": 1}')\n",
-    "with threads": RIGHT + "\nimport threading, time; threading.Thread(target=time.sleep, args=(30,)).start()\n",
-    "with a helper file": "from helper import *\n",
+    "with imports, prints, threads, processes and files": IMPORTS + RIGHT,
+    "with a helper of a name that the grader has too": "from target import *\n",
     "with a callable object": RIGHT.replace("def forward_stats(x", "class _Stats:\n  def __call__(self, x").replace(
         "\n    ", "\n      "
     )
     + "\nforward_stats = _Stats()\n",
-    "with numpy": RIGHT.replace("wide = x.double()", "wide = torch.from_numpy(x.double().numpy().copy())"),
-    "with autograd on": RIGHT.replace("    wide =", "    torch.set_grad_enabled(True)\n    wide ="),
+    "with numpy and autograd": RIGHT.replace(
+        "wide = x.double()", "torch.set_grad_enabled(True)\n    wide = torch.from_numpy(x.double().numpy().copy())"
+    ),
     "with a decorator": RIGHT.replace("def ", "import functools\n@functools.wraps(print)\ndef "),
     "with a result that is a view": RIGHT.replace("return torch.cat(", "return torch.stack([torch.cat(").replace(
         "[weight, m])])", "[weight, m])])] * 2, 1)[:, 0]"
@@ -302,15 +308,11 @@ HONEST = {
     "with a subclass of tensors": RIGHT.replace("return torch.cat(", "return torch.nn.Parameter(torch.cat(").replace(
         "[weight, m])])", "[weight, m])]))"
     ),
-    "with a helper of a name that the grader has too": "from target import *\n",
-    "with processes": "import multiprocessing; multiprocessing.Lock()\n" + RIGHT,
-    "with a temporary file": "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'1')\n" + RIGHT,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("work", HONEST)
 def test_honest_work_scores(work, tmp_path):
-    (tmp_path / "helper.py").write_text(RIGHT)
     (tmp_path / "target.py").write_text(RIGHT)
     (tmp_path / "theirs.py").write_text(HONEST[work])
     report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)

@@ -2,12 +2,11 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from planted import BUGS
+from planted import BUGS, one_pass_variance, replaced
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
@@ -19,11 +18,6 @@ from sbnref.conformance.stages import Exact, Share, difference, run_stage
 from sbnref.debugging.compare import kernels_for
 from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import reference
-
-
-def replaced(**stages):
-    """The reference with some stages replaced."""
-    return SimpleNamespace(**{stage: stages.get(stage, getattr(reference, stage)) for stage in sbnref.impls.STAGES})
 
 
 def register(name, **stages):
@@ -213,13 +207,7 @@ def test_what_rounding_allows_is_enough_for_the_reference(name):
 
 
 def test_what_rounding_allows_is_too_little_for_naive_sums():
-    def forward_stats(x, weight):
-        m = x.numel() // x.shape[1]
-        mean, square = x.mean((0, 2, 3)).double(), (x * x).mean((0, 2, 3)).double()  # cancels
-        tail = mean.new_tensor([weight, m])
-        return torch.cat([weight * mean, weight * (square - mean * mean), weight * mean * mean, tail])
-
-    naive = replaced(forward_stats=forward_stats)
+    naive = replaced(forward_stats=one_pass_variance)
     assert largest_share(naive, "mean 1e3, std 1e-2")["forward_stats"] > 10
 
 

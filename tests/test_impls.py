@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from planted import BUGS
+from planted import BUGS, one_pass_variance, replaced
 
 import sbnref
 from sbnref import impls
@@ -13,10 +13,6 @@ from sbnref.conformance import cases
 from sbnref.impls import cpu, reference
 
 X = torch.randn(4, 3)
-
-
-def stages(**changes):
-    return SimpleNamespace(**{stage: changes.get(stage, getattr(reference, stage)) for stage in impls.STAGES})
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def recorder():
         calls.append(tuple(x.shape))
         return reference.forward_stats(x, weight)
 
-    sbnref.register_impl("recorder", stages(forward_stats=forward_stats))
+    sbnref.register_impl("recorder", replaced(forward_stats=forward_stats))
     return calls
 
 
@@ -78,14 +74,14 @@ def test_names_are_checked(recorder, monkeypatch):
 def test_registration_refuses_taken_names_and_missing_stages(recorder):
     for name in ("reference", "cpu", "cuda", "auto", "recorder"):
         with pytest.raises(ValueError, match=f"got '{name}', which is taken"):
-            sbnref.register_impl(name, stages())
+            sbnref.register_impl(name, replaced())
     with pytest.raises(TypeError, match=r"without \['backward_apply'\]"):
         sbnref.register_impl("partial", SimpleNamespace(**{s: print for s in impls.STAGES[:-1]}))
     assert "partial" not in impls.impl_names()
 
 
 def test_an_implementation_says_why_it_cannot_run():
-    impl = stages()
+    impl = replaced()
     impl.why_not = lambda device: f"it is afraid of {device}"
     sbnref.register_impl("shy", impl)
     with pytest.raises(RuntimeError, match="impl='shy' cannot run on cpu: it is afraid of cpu"):
@@ -103,7 +99,7 @@ def test_auto_takes_the_kernels_for_cpu_tensors_where_they_are_built(missing, ch
 
 
 def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):
-    monkeypatch.setattr(impls, "_registry", {**impls._registry, "cuda": stages()})
+    monkeypatch.setattr(impls, "_registry", {**impls._registry, "cuda": replaced()})
     assert impls.choose_impl(None, torch.device("cuda")) is impls._registry["cuda"]
     impls._registry["cuda"].why_not = lambda device: "no compiler"
     with pytest.warns(UserWarning, match="reference implementation on cuda: no compiler"):
@@ -115,15 +111,6 @@ def mmcv_divisor(dy, x, total, saved, gamma, k):
     saved = saved.clone()
     saved[2:] = torch.tensor([[0.0], [1 / 3]])
     return reference.backward_apply(dy, x, total, saved, gamma, min(k, 1) and 1 / (x.numel() // x.shape[1]))
-
-
-def one_pass_variance(x, weight):
-    """E[x^2] - E[x]^2 in the input's precision."""
-    payload = reference.forward_stats(x, weight)
-    c, m = x.shape[1], max(x.numel() // x.shape[1], 1)
-    mean, square = reference.sum_of(x) / m, reference.sum_of(x * x) / m
-    payload[c : 2 * c] = weight * (square - mean * mean).double()
-    return payload
 
 
 def variance_about_zero(x, weight):
@@ -150,11 +137,11 @@ def host_read(dy, x, saved):
 MUTANTS = {
     "wrong_divisor": (BUGS["wrong-divisor"][0], "batches: some empty, default, 3 ranks"),
     "dropped_last_term": (BUGS["dropped-last-term"][0], "batches: some empty, default, 3 ranks"),
-    "mmcv_divisor": (stages(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
-    "one_pass_variance": (stages(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
-    "variance_about_zero": (stages(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
-    "variance_with_noise": (stages(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
-    "host_read": (stages(backward_stats=host_read), "costs: one collective each way, no word with the host"),
+    "mmcv_divisor": (replaced(backward_apply=mmcv_divisor), "batches: ragged, N, 3 ranks"),
+    "one_pass_variance": (replaced(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
+    "variance_about_zero": (replaced(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
+    "variance_with_noise": (replaced(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
+    "host_read": (replaced(backward_stats=host_read), "costs: one collective each way, no word with the host"),
 }
 
 

@@ -23,6 +23,14 @@
 
 namespace sbnref::cpu {
 
+// Calls f with each channel, on several threads where there are many.
+template <typename F>
+void for_channels(int64_t channels, const F& f) {
+    in_parallel(channels, kLeastChannels, [&](int64_t begin, int64_t end) {
+        for (int64_t channel = begin; channel < end; ++channel) f(channel);
+    });
+}
+
 // K coefficients for every channel; for columns, beside each other for as many rows as make a good length.
 template <typename A, int K>
 struct Coefficients {
@@ -54,8 +62,7 @@ constexpr int64_t kLeastStreamedRow = 256;
 // Whether the input and the output are together too large for the cache. Short rows take longer to make than to store.
 inline bool streams(const Shape& shape, const void* out, int64_t element_size) {
     return (shape.inner == 1 || shape.inner >= kLeastStreamedRow) &&
-           2 * shape.size() * element_size > last_level_cache() &&
-           reinterpret_cast<uintptr_t>(out) % kLanesBytes == 0;
+           2 * shape.size() * element_size > last_level_cache() && reinterpret_cast<uintptr_t>(out) % kLanesBytes == 0;
 }
 
 // Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.

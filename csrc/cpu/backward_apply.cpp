@@ -27,19 +27,17 @@ void backward_apply(const Shape& shape, const BackwardApply& b) {
         using T = std::remove_pointer_t<decltype(typed)>;
         using A = Accumulator<T>;
         Coefficients<A, 4> coefficients(shape);
-        in_parallel(C, kLeastChannels, [&](int64_t begin, int64_t end) {
-            for (int64_t c = begin; c < end; ++c) {
-                const double sum_g = total[c], sum_gx = total[C + c];
-                const Split<A> mean(saved[c]);
-                const double invstd = saved[C + c], skew = saved[2 * C + c];
-                const double k = b.k * saved[3 * C + c];  // what one element weighs in the mean
-                const double scale = b.gamma.data ? load_channel(b.gamma, c) * invstd : invstd;
-                const double slope = scale * k * sum_gx * invstd;
-                const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
-                coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)});
-                if (b.dgamma.data) store_channel(b.dgamma, c, sum_gx / b.ranks);
-                if (b.dbeta.data) store_channel(b.dbeta, c, sum_g / b.ranks);
-            }
+        for_channels(C, [&](int64_t c) {
+            const double sum_g = total[c], sum_gx = total[C + c];
+            const Split<A> mean(saved[c]);
+            const double invstd = saved[C + c], skew = saved[2 * C + c];
+            const double k = b.k * saved[3 * C + c];  // what one element weighs in the mean
+            const double scale = b.gamma.data ? load_channel(b.gamma, c) * invstd : invstd;
+            const double slope = scale * k * sum_gx * invstd;
+            const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
+            coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)});
+            if (b.dgamma.data) store_channel(b.dgamma, c, sum_gx / b.ranks);
+            if (b.dbeta.data) store_channel(b.dbeta, c, sum_g / b.ranks);
         });
         apply(shape, Differentiate<T>{elements<const T>(b.dy), elements<const T>(b.x)}, coefficients, as<T>(b.dx));
     });

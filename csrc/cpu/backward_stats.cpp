@@ -10,7 +10,6 @@ namespace {
 template <typename T>
 struct Gradients {
     using A = Accumulator<T>;
-    static constexpr bool kSearches = false;
 
     Array<const T> dy, x;
     const double* means;  // (C,)

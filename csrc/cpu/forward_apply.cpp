@@ -59,21 +59,19 @@ void forward_apply(const Shape& shape, const ForwardApply& f) {
         using T = std::remove_pointer_t<decltype(typed)>;
         using A = Accumulator<T>;
         Coefficients<A, 3> coefficients(shape);
-        in_parallel(C, kLeastChannels, [&](int64_t begin, int64_t end) {
-            for (int64_t c = begin; c < end; ++c) {
-                const Statistics stats = combine(total, f.divisor, C, c);
-                const double invstd = 1 / std::sqrt(stats.var + f.eps);
-                const Split<A> mean(stats.mean);
-                const double scale = f.gamma.data ? load_channel(f.gamma, c) * invstd : invstd;
-                const double shift = (f.beta.data ? load_channel(f.beta, c) : 0) - mean.lo * scale;
-                coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(shift)});
-                saved[c] = stats.mean;
-                saved[C + c] = invstd;
-                // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
-                saved[2 * C + c] = stats.mean * invstd * (1 - stats.weight / stats.divisor);
-                saved[3 * C + c] = 1 / stats.divisor;
-                if (updates) update_running_stats(f, stats, factor, c);
-            }
+        for_channels(C, [&](int64_t c) {
+            const Statistics stats = combine(total, f.divisor, C, c);
+            const double invstd = 1 / std::sqrt(stats.var + f.eps);
+            const Split<A> mean(stats.mean);
+            const double scale = f.gamma.data ? load_channel(f.gamma, c) * invstd : invstd;
+            const double shift = (f.beta.data ? load_channel(f.beta, c) : 0) - mean.lo * scale;
+            coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(shift)});
+            saved[c] = stats.mean;
+            saved[C + c] = invstd;
+            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+            saved[2 * C + c] = stats.mean * invstd * (1 - stats.weight / stats.divisor);
+            saved[3 * C + c] = 1 / stats.divisor;
+            if (updates) update_running_stats(f, stats, factor, c);
         });
         apply(shape, Normalize<T>{elements<const T>(f.x)}, coefficients, as<T>(f.y));
     });

@@ -11,7 +11,6 @@ namespace {
 template <typename T>
 struct Moments {
     using A = Accumulator<T>;
-    static constexpr bool kSearches = true;
 
     Array<const T> x;
 

@@ -5,9 +5,6 @@
 // the same bits on all of them.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -15,6 +12,8 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
+
+#include "../elements.h"
 
 #define SBNREF_INLINE inline __attribute__((always_inline))
 
@@ -107,23 +106,44 @@ SBNREF_INLINE double sum(const Lanes<A>& lanes) {
 // ---- loads and stores: halves are widened and rounded on the way ----
 
 template <typename T>
-struct AccumulatorOf {
-    using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-    using type = double;
-};
-// What elements are handled in: float, and double where they are double.
-template <typename T>
-using Accumulator = typename AccumulatorOf<T>::type;
+SBNREF_INLINE Register<T> load_register(const T* from) {  // float, double
+    Register<T> numbers;
+    std::memcpy(&numbers, from, kRegisterBytes);
+    return numbers;
+}
+
+// A bfloat16 is the upper half of a float.
+SBNREF_INLINE Register<float> load_register(const c10::BFloat16* from) {
+#if defined(__AVX512F__)
+    const auto upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+    const auto upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    Register<uint16_t, kRegisterBytes / 2> narrow;
+    std::memcpy(&narrow, from, sizeof(narrow));
+    const auto upper = __builtin_convertvector(narrow, Register<uint32_t>);
+#endif
+    return (Register<float>)((Register<uint32_t>)upper << 16);
+}
+
+SBNREF_INLINE Register<float> load_register(const c10::Half* from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    Register<float> numbers;
+    for (int j = 0; j < Lanes<float>::kPerRegister; ++j) numbers[j] = static_cast<float>(from[j]);
+    return numbers;
+#endif
+}
 
 template <typename T>
-SBNREF_INLINE Lanes<T> load(const T* from) {  // float, double
-    Lanes<T> lanes;
+SBNREF_INLINE Lanes<Accumulator<T>> load(const T* from) {
+    Lanes<Accumulator<T>> lanes;
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i)  // register by register: of 64 bytes at once a compiler makes a copy in memory
-        std::memcpy(&lanes.part[i], from + i * Lanes<T>::kPerRegister, kRegisterBytes);
+        lanes.part[i] = load_register(from + i * Lanes<Accumulator<T>>::kPerRegister);
     return lanes;
 }
 
@@ -131,26 +151,6 @@ template <typename T>
 SBNREF_INLINE void store(T* to, const Lanes<T>& lanes) {
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) std::memcpy(to + i * Lanes<T>::kPerRegister, &lanes.part[i], kRegisterBytes);
-}
-
-// A bfloat16 is the upper half of a float.
-SBNREF_INLINE Lanes<float> load(const c10::BFloat16* from) {
-    constexpr int P = Lanes<float>::kPerRegister;
-    Lanes<float> lanes;
-#pragma GCC unroll 4
-    for (int i = 0; i < kRegisters; ++i) {
-#if defined(__AVX512F__)
-        const auto upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * P)));
-#elif defined(__AVX2__)
-        const auto upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * P)));
-#else
-        Register<uint16_t, kRegisterBytes / 2> narrow;
-        std::memcpy(&narrow, from + i * P, sizeof(narrow));
-        const auto upper = __builtin_convertvector(narrow, Register<uint32_t>);
-#endif
-        lanes.part[i] = (Register<float>)((Register<uint32_t>)upper << 16);
-    }
-    return lanes;
 }
 
 // To the nearest, ties to even: what is cut off carries into the upper half where it is more than half a unit there. A
@@ -172,22 +172,6 @@ SBNREF_INLINE void store(c10::BFloat16* to, const Lanes<float>& lanes) {
         std::memcpy(to + i * Lanes<float>::kPerRegister, &narrow, sizeof(narrow));
     }
 #endif
-}
-
-SBNREF_INLINE Lanes<float> load(const c10::Half* from) {
-    constexpr int P = Lanes<float>::kPerRegister;
-    Lanes<float> lanes;
-#pragma GCC unroll 4
-    for (int i = 0; i < kRegisters; ++i) {
-#if defined(__AVX512F__)
-        lanes.part[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * P)));
-#elif defined(__AVX2__) && defined(__F16C__)
-        lanes.part[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * P)));
-#else
-        for (int j = 0; j < P; ++j) lanes.part[i][j] = static_cast<float>(from[i * P + j]);
-#endif
-    }
-    return lanes;
 }
 
 SBNREF_INLINE void store(c10::Half* to, const Lanes<float>& lanes) {

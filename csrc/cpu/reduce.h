@@ -14,12 +14,15 @@
 // A stage says what is summed, about a center per channel:
 //
 //   Terms<A> terms(Load load, const Lanes<A>& center)   load(p) gives the lanes of a tensor p at the place in question
-//   A center(channel)                                   or, where kSearches is set, the block finds its center itself
+//   A center(channel)                                   where there is none, the block finds its center itself
 #pragma once
 
 #include "stages.h"
 
 namespace sbnref::cpu {
+
+template <typename Stage>
+constexpr bool kSearches = !requires(const Stage& stage) { stage.center(int64_t{}); };
 
 struct Pair {
     double first, second;
@@ -162,7 +165,7 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
             const auto added = [&](int64_t k) { return Pair{sum(sums[k].first), sum(sums[k].second)}; };
 
             for (int64_t k = 0; k < block.channels; ++k) {
-                if constexpr (Stage::kSearches) {
+                if constexpr (kSearches<Stage>) {
                     const int64_t some = std::min(block.length, kGuess);
                     centers[k] = static_cast<A>(sum(sum_of_run(stage, row(0, k), some, all(A{})).first) / some);
                 } else {
@@ -172,7 +175,7 @@ Partials reduce_rows(const Shape& shape, const Stage& stage) {
             add(0, block.channels);
             for (int64_t k = 0; k < block.channels; ++k) {
                 Pair pair = added(k);
-                if (Stage::kSearches && off_center(pair, per_count, kRowDistance)) {
+                if (kSearches<Stage> && off_center(pair, per_count, kRowDistance)) {
                     centers[k] = static_cast<A>(centers[k] + pair.first * per_count);
                     add(k, k + 1);
                     pair = added(k);
@@ -298,7 +301,7 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
                 for (int64_t column = channels; column < width; ++column) centers[column] = centers[column - channels];
             };
 
-            if constexpr (Stage::kSearches) {
+            if constexpr (kSearches<Stage>) {
                 const int64_t some = std::min(rows, ceil_div(kGuessRows, cut.repeats) * cut.repeats);
                 std::fill(centers, centers + room, A{});
                 add(some);
@@ -311,21 +314,19 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
             add(rows);
             fold();
             const double per_row = 1.0 / rows;
-            if constexpr (Stage::kSearches) {
+            if constexpr (kSearches<Stage>) {
                 int again = 0;
                 for (int64_t k = 0; k < channels; ++k)
                     again |= off_center({first[k], second[k]}, per_row, kColumnDistance);
                 if (again) {
-                    for (int64_t k = 0; k < channels; ++k)
-                        centers[k] = static_cast<A>(centers[k] + first[k] * per_row);
+                    for (int64_t k = 0; k < channels; ++k) centers[k] = static_cast<A>(centers[k] + first[k] * per_row);
                     repeat_centers();
                     add(rows);
                     fold();
                 }
             }
             Pair* const left = &partials.at(group, channel);
-            for (int64_t k = 0; k < channels; ++k)
-                left[k] = stage.partial({first[k], second[k]}, per_row, centers[k]);
+            for (int64_t k = 0; k < channels; ++k) left[k] = stage.partial({first[k], second[k]}, per_row, centers[k]);
             if (channel == 0) partials.counts[group] = rows;
         }
     });

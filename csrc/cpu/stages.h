@@ -27,11 +27,6 @@ constexpr int64_t kLeastChannels = 512;  // whose coefficients are
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <typename T>
-T* as(const Buffer& buffer) {
-    return static_cast<T*>(buffer.data);
-}
-
 // The elements of a tensor, in the order of memory.
 template <typename T>
 struct Array {
@@ -46,8 +41,7 @@ Array<T> elements(const Buffer& buffer) {
     return {as<T>(buffer), buffer.size};
 }
 
-// ---- what is per channel is read and written in float64, whatever it is stored in ----
-
+// What is per channel is read in float64, whatever it is stored in.
 inline double load_channel(const Buffer& buffer, int64_t channel) {
     const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {
@@ -57,24 +51,6 @@ inline double load_channel(const Buffer& buffer, int64_t channel) {
         default: return as<double>(buffer)[i];
     }
 }
-
-inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
-    const int64_t i = channel * buffer.stride;
-    switch (buffer.dtype) {
-        case Dtype::Half: as<c10::Half>(buffer)[i] = static_cast<float>(value); break;
-        case Dtype::BFloat16: as<c10::BFloat16>(buffer)[i] = static_cast<float>(value); break;
-        case Dtype::Float: as<float>(buffer)[i] = static_cast<float>(value); break;
-        default: as<double>(buffer)[i] = value;
-    }
-}
-
-// A mean as hi + lo: hi rounded to A, lo what the rounding left. x - hi is exact where x is near the mean.
-template <typename A>
-struct Split {
-    A hi;
-    double lo;
-    explicit Split(double mean) : hi(static_cast<A>(mean)), lo(mean - static_cast<double>(hi)) {}
-};
 
 // Calls f with a null pointer of the elements' type.
 template <typename F>

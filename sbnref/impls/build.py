@@ -288,7 +288,7 @@ def _compile(library: Library, folder: Path) -> None:
             objects = compile_kernels(sources, folder, [*flags, STABLE])
             includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
             flags += [f"-DTORCH_EXTENSION_NAME={library.name}", *(f"-I{include}" for include in includes)]
-        command = (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-std=c++17", "-fPIC")
+        command = (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-std=c++20", "-fPIC")
         objects += compile_sources(library.sources, folder, command, flags)
         file = folder / f"{library.name}.so"
         call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)

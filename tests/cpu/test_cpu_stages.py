@@ -13,18 +13,7 @@ from sbnref.impls import cpu, reference
 DTYPES, LAYOUTS = checks.DTYPES, checks.LAYOUTS
 
 
-@pytest.mark.parametrize(
-    ("check", "arguments"),
-    [
-        *((checks.check_stages, (cpu, dtype)) for dtype in DTYPES),
-        (checks.check_different_layouts, (cpu,)),
-        (checks.check_parameter_dtypes, (cpu,)),
-        (checks.check_not_finite, ("cpu",)),
-        (checks.check_many_channels, (cpu,)),
-        (checks.check_precision, (cpu,)),
-        (checks.check_gradients, ("cpu",)),
-    ],
-)
+@pytest.mark.parametrize(("check", "arguments"), checks.checks_of(cpu, "cpu"))
 def test_stages(check, arguments):
     check(*arguments)
 
@@ -33,11 +22,7 @@ def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: t
     """Compare every result to the reference's."""
     x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
     got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
-    for name, value in want.items():
-        kind = reference.accumulator(x) if name.endswith("payload") else value.dtype
-        atol = torch.finfo(kind).eps * 16 * value.abs().max().item() if kind.is_floating_point else 0
-        what = f"{name} of {shape}, {layout.__name__}"
-        torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, what=what: f"{what}: {m}")
+    checks.assert_close(got, want, x, f"{shape}, {layout.__name__}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

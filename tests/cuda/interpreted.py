@@ -5,9 +5,7 @@ launches is looked up in the PTX of the same compilation and run by :mod:`ptx`.
 """
 
 import ctypes
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import ptx
-import pytest
 import torch
-from nvcc import FLAGS, compiled, cuda_includes, includes  # noqa: F401 (a fixture)
+from nvcc import FLAGS, compiled, cuda_includes
 
-import sbnref
 from sbnref.impls import cuda
 from sbnref.impls.build import CSRC, CUDA_SOURCES
 
@@ -31,7 +27,7 @@ LAUNCHER = ctypes.CFUNCTYPE(
 )
 
 
-def compile_all(folder: Path, includes: list[str]) -> None:  # noqa: F811
+def compile_all(folder: Path, includes: list[str]) -> None:
     """Leave the PTX of every source, and the library of the hosts' halves, in a folder."""
     target = f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"
 
@@ -91,12 +87,12 @@ class Gpu:
             return f"{type(error).__name__}: {error}".encode()
         return b""
 
-    def memory(self) -> ptx.Memory:
-        """All that tensors have."""
+    def memory(self) -> dict[int, np.ndarray]:
+        """All that tensors have, by address."""
         room = self.library.known_memory(None, 0)
         pairs = (ctypes.c_size_t * 2 * room)()
         assert self.library.known_memory(pairs, room) == room
-        return ptx.Memory((at, np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)) for at, size in pairs)
+        return {at: np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8) for at, size in pairs}
 
 
 _gpu: Gpu | None = None
@@ -107,7 +103,8 @@ def gpu() -> Gpu:
     return _gpu
 
 
-def _load(folder: Path) -> None:
+def load(folder: Path) -> None:
+    """Have this process interpret the kernels' PTX from now on."""
     global _gpu
     library = ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # before the simulation, which it stands in for
     library.known_memory.restype = ctypes.c_size_t
@@ -116,16 +113,3 @@ def _load(folder: Path) -> None:
     library.launch_with(_gpu.launcher)  # type: ignore[attr-defined]
     assert cuda.why_not(torch.device("cpu")) is None
     _gpu.read()
-
-
-@pytest.fixture(scope="session")
-def interpreted(tmp_path_factory, includes) -> Iterator[Callable]:  # noqa: F811
-    """``interpreted(function, *args)`` runs a function where ``impl='cuda'`` interprets the kernels' PTX."""
-    folder = tmp_path_factory.mktemp("ptx")
-    compile_all(folder, includes)
-    with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:
-        environment.setenv("SBNREF_CUDASIM", "1")
-        subprocess.run((sys.executable, "-c", "from sbnref.impls import cuda; cuda.simulation()"), check=True)
-        ranks.run(_load, folder)
-        environment.undo()
-        yield lambda function, *args: ranks.run(function, *args)[0]

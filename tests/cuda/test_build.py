@@ -5,14 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from toolkits import made_up
+from toolkits import compiler_that_made, made_up
 
 from sbnref.impls import build, cuda
-from sbnref.impls.build import KERNELS, SIMULATION
+from sbnref.impls.build import CPU, KERNELS, SIMULATION
 
 pytestmark = pytest.mark.slow
 
@@ -110,51 +111,41 @@ def test_nvcc_of_another_version(real, cuda_home, release, fits):
     assert build.toolkit_in_words().startswith("none: PyTorch")
 
 
-def compiler_with(flag: str, folder: Path) -> str:
-    """A compiler that takes a flag besides those that it is given."""
-    script = folder / "compiler"
-    script.write_text(f'#!/bin/sh\nexec c++ "$@" {flag}\n')
-    script.chmod(0o755)
-    return str(script)
-
-
 def test_a_failed_compile_says_what_the_compiler_said_and_is_tried_again(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nexec c++ "$@" -fno-such-flag\n')
+    compiler.chmod(0o755)
     for _ in range(2):
-        run = load(TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=compiler_with("-fno-such-flag", tmp_path))
+        run = load(TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=str(compiler))
         assert run.returncode != 0
         assert "compiling the simulation of its kernels failed" in run.stderr
         assert "-fno-such-flag" in run.stderr
 
 
 def test_processes_that_start_at_once_build_once(tmp_path):
-    environment = {**os.environ, "SBNREF_CUDASIM": "1", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    environment["CXX"] = compiler_with("-O0", tmp_path)
-    processes = [
-        subprocess.Popen((sys.executable, "-c", LOAD), stdout=-1, stderr=-1, text=True, env=environment)
-        for _ in range(3)
-    ]
-    outputs = [process.communicate() for process in processes]
-    assert all("'simulated': True" in out for out, _ in outputs), outputs
-    assert sum(err.count("sbnref: building the simulation of its kernels in") for _, err in outputs) == 1
-
-    again = subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
-    assert "sbnref: building" not in again.stderr, "it is cached"
+    compiler = compiler_that_made(build.built(SIMULATION) or build.build(SIMULATION), tmp_path)
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CXX": compiler}
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda _: load(**environment), range(3)))
+    assert all("'simulated': True" in run.stdout for run in runs), runs
+    assert sum(run.stderr.count("sbnref: building the simulation of its kernels in") for run in runs) == 1
+    assert "sbnref: building" not in load(**environment).stderr, "it is cached"
 
     (folder,) = (path for path in tmp_path.glob("sbnref_simulation-*") if path.is_dir())
     (folder / "sbnref_simulation.so").write_bytes(b"not a library")
-    broken = subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
+    broken = load(**environment)
     assert f"does not load: {folder}" in broken.stderr
     assert f"Delete {folder} to build it again" in broken.stderr
 
 
-def test_an_interrupted_build_blocks_nobody(tmp_path, simulated, monkeypatch):
+def test_an_interrupted_build_blocks_nobody(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    stale = build._cache_folder(SIMULATION) / "lock"
+    stale = build._cache_folder(CPU) / "lock"
     stale.parent.mkdir(parents=True)
     stale.touch()
     loads = []
     monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *args, **kwargs: loads.append(stale.exists()))
-    build._compile(SIMULATION, stale.parent)
+    build._compile(CPU, stale.parent)
     assert loads == [False]
 
 

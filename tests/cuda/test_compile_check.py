@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sass
-from nvcc import FLAGS, compiled, cuda_includes, includes, needs_nvcc  # noqa: F401 (a fixture)
+from nvcc import FLAGS, compiled, cuda_includes, needs_nvcc
 
 from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES
 
@@ -19,7 +19,7 @@ pytestmark = [needs_nvcc, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("source", CUDA_SOURCES)
-def test_kernels(source, includes, tmp_path):  # noqa: F811
+def test_kernels(source, includes, tmp_path):
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     flags = [*FLAGS, "-Werror=all-warnings", "-Xptxas=-v", "-t2"]
     report = compiled(["nvcc", *flags, *targets, *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "kernel.o")])
@@ -54,6 +54,6 @@ def check_machine_code(stage: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("source", HOST_SOURCES)
-def test_bindings(source, includes, tmp_path):  # noqa: F811
+def test_bindings(source, includes, tmp_path):
     flags = ["-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DTORCH_EXTENSION_NAME=sbnref_kernels"]
     compiled(["c++", *flags, *cuda_includes(), *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "host.o")])

@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from simulation import simulation  # noqa: F401
+from toolkits import compiler_that_made
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
@@ -119,23 +118,9 @@ def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
 
 def test_a_library_built_ahead_of_time_is_loaded_from_where_it_was_put(bare, tmp_path):
     """All but compiling: a compiler that has made the library before."""
-    compiler, made = tmp_path / "c++", build.built(build.CPU) or build.build(build.CPU)
-    compiler.write_text(
-        f"""#!/bin/sh
-        for word in "$@"; do
-            [ "$last" = -o ] && output=$word
-            last=$word
-        done
-        case $output in
-            *.o) : > "$output" ;;
-            *.so) cp {made} "$output" ;;
-            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
-        esac
-        """
-    )
-    compiler.chmod(0o755)
+    compiler = compiler_that_made(build.built(build.CPU) or build.build(build.CPU), tmp_path)
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", "ahead_of_time")
-    run = subprocess.run(command, env={**bare, "CXX": str(compiler)}, capture_output=True, text=True)
+    run = subprocess.run(command, env={**bare, "CXX": compiler}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "/lib/sbnref/_cpu_" in run.stdout
 
@@ -301,9 +286,15 @@ def test_without_a_gpu_it_says_so(script, message):
 # ---- the benchmark ----
 
 
-def test_a_floor_is_traffic_and_launches_and_for_a_step_its_collective(gpu):
+def made_up_floor(gpu, **launch: float):
+    """A floor of 1 TB/s and of so many seconds per launch, where no GPU is there to measure it."""
     floor = gpu.Floor.__new__(gpu.Floor)
-    floor.bandwidth, floor.launch = 1e12, {"eager": 2e-6, "graph": 1e-6}
+    floor.bandwidth, floor.launch, floor.collectives = 1e12, launch, {}
+    return floor
+
+
+def test_a_floor_is_traffic_and_launches_and_for_a_step_its_collective(gpu):
+    floor = made_up_floor(gpu, eager=2e-6, graph=1e-6)
     floor.collectives = {(8, "eager"): 1e-5, (8, "graph"): 5e-6}
     assert floor(3_000_000, 2, "graph") == pytest.approx(3e-6 + 2e-6)
     assert floor(3_000_000, 2, "eager", 1, 8) == pytest.approx(3e-6 + 4e-6 + 1e-5)
@@ -347,8 +338,7 @@ def measured_here() -> tuple[list[dict], list[dict], dict]:
     """A shape on CPU tensors, where the kernels are simulated; no time is taken, and one layer is not captured."""
     gpu = benchmark("gpu")
     assert gpu.cuda.why_not(torch.device("cpu")) is None
-    floor = gpu.Floor.__new__(gpu.Floor)
-    floor.bandwidth, floor.launch, floor.collectives = 1e12, dict.fromkeys(gpu.SECONDS, 1e-6), {}
+    floor = made_up_floor(gpu, eager=1e-6, graph=1e-6)
     on_cpu = gpu.tensor
 
     def collective(channels, timing):
@@ -368,7 +358,7 @@ def measured_here() -> tuple[list[dict], list[dict], dict]:
     return run.results.rows, run.failures, run.results.notes["verdicts"]
 
 
-def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):  # noqa: F811
+def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):
     rows, failures, answers = simulation(measured_here)
     of = {(row["layer"], row["what"]): row for row in rows}
     assert {what for layer, what in of if layer == "sbnref's kernels"} == {
@@ -457,10 +447,10 @@ def test_like_is_compared_with_like_and_what_is_missing_is_no_success(gpu):
 
 
 def test_a_kill_loses_one_shape(gpu, tmp_path, monkeypatch):
-    floor = gpu.Floor.__new__(gpu.Floor)
-    floor.bandwidth, floor.launch, floor.collectives = 1e12, {"eager": 1e-6}, {}
     shapes = [(2, 3), (1, 3), (4, 3)]
-    run = gpu.Benchmark(floor, [(shape, torch.float32, False) for shape in shapes], tmp_path / "r.json")
+    run = gpu.Benchmark(
+        made_up_floor(gpu, eager=1e-6), [(shape, torch.float32, False) for shape in shapes], tmp_path / "r.json"
+    )
 
     def measure(shape, dtype, channels_last):
         if shape == (4, 3):
@@ -478,9 +468,7 @@ def test_a_kill_loses_one_shape(gpu, tmp_path, monkeypatch):
 
 
 def test_what_there_is_no_time_for_is_left_out(gpu, tmp_path):
-    floor = gpu.Floor.__new__(gpu.Floor)
-    floor.bandwidth, floor.launch, floor.collectives = 1e12, {"eager": 1e-6}, {}
     every = gpu.cases_of(["float16"])
-    run = gpu.Benchmark(floor, list(every), tmp_path / "r.json")
+    run = gpu.Benchmark(made_up_floor(gpu, eager=1e-6), list(every), tmp_path / "r.json")
     run.run(time.perf_counter() - 1)
     assert len(json.loads((tmp_path / "r.json").read_text())["notes"]["left_out"]) == len(every) == 25

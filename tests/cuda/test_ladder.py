@@ -7,12 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nvcc import FLAGS, compiled, includes, needs_nvcc  # noqa: F401 (a fixture)
 from test_gpu_benchmark import benchmark
 
 from benchmarks.results import tabulate
 from sbnref.lab import LABORATORY
-from sbnref.lab.kernels import translation_unit
 
 sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
 from kernels import ladder
@@ -249,15 +247,6 @@ def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
         assert row["over_floor"] == 1e-3 / (3 * size / 1e9)
     _, inputs = tabulate(rows)
     assert sum(map(len, inputs.values())) == len(rows)
-
-
-@needs_nvcc
-def test_the_ladder_compiles_for_gpus_without_a_warning(includes, tmp_path):  # noqa: F811
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90")]
-    flags = [*FLAGS, "-Werror=all-warnings", *targets, *includes]
-    unit = tmp_path / "ladder.cu"
-    unit.write_text(translation_unit(ladder.all_rungs()))
-    compiled(["nvcc", *flags, f"-I{LABORATORY}", "-c", str(unit), "-o", str(tmp_path / "ladder.o")])
 
 
 def test_every_rung_has_a_file_and_every_file_a_rung():

@@ -36,13 +36,15 @@ STREAMING = {  # the kernels that stream x, by the numbers of their launches
 
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory):
-    """The instructions of every kernel and its registers, by name."""
+    """The instructions of every kernel and its registers, by name. The ladder compiles without a warning."""
     folder = tmp_path_factory.mktemp("ladder")
     unit, made = folder / "ladder.cu", folder / "ladder.o"
     unit.write_text(translation_unit(ladder.all_rungs()))
-    target = f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}"
-    report = compiled(["nvcc", *FLAGS, "-Xptxas=-v", target, f"-I{LABORATORY}", "-c", str(unit), "-o", str(made)])
-    registers = dict(re.findall(r"Compiling entry function '(\S+)' for.*?Used (\d+) registers", report, re.DOTALL))
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", ARCHITECTURE)]
+    flags = [*FLAGS, "-Werror=all-warnings", "-Xptxas=-v", *targets, f"-I{LABORATORY}"]
+    report = compiled(["nvcc", *flags, "-c", str(unit), "-o", str(made)])
+    entry = rf"Compiling entry function '(\S+)' for 'sm_{ARCHITECTURE}'.*?Used (\d+) registers"
+    registers = dict(re.findall(entry, report, re.DOTALL))
 
     def name(mangled: str) -> str:
         length, rest = re.match(r"_Z(\d+)(.*)", mangled).groups()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import operator_checks as checks
 import pytest
 import torch
-from simulation import simulation  # noqa: F401
 
 from sbnref.impls import cuda
 
@@ -18,18 +17,18 @@ def on_operators(check: Callable, *args: object) -> None:
 
 
 @pytest.mark.parametrize("kind", checks.INPUTS)
-def test_opcheck(simulation, kind):  # noqa: F811
+def test_opcheck(simulation, kind):
     simulation(on_operators, checks.check_operators, kind)
 
 
 @pytest.mark.parametrize("kind", checks.INPUTS)
-def test_shapes_and_strides_without_data(simulation, kind):  # noqa: F811
+def test_shapes_and_strides_without_data(simulation, kind):
     simulation(on_operators, checks.check_strides, kind)
 
 
-def test_what_is_refused(simulation):  # noqa: F811
+def test_what_is_refused(simulation):
     simulation(on_operators, checks.check_refusals)
 
 
-def test_tensors_that_start_between_elements(simulation):  # noqa: F811
+def test_tensors_that_start_between_elements(simulation):
     simulation(on_operators, checks.check_alignment)

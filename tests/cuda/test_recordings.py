@@ -1,7 +1,6 @@
 """Recordings of the package's own kernels agree with the counters."""
 
 import pytest
-from simulation import simulation  # noqa: F401
 
 from sbnref.impls import STAGES, cuda
 from sbnref.lab.own_stages import calls, record_stages
@@ -33,7 +32,7 @@ def recorded(shape: tuple[int, ...], channels_last: bool) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), SHAPES)
-def test_a_stage_does_in_a_recording_what_it_does_elsewhere(simulation, shape, channels_last):  # noqa: F811
+def test_a_stage_does_in_a_recording_what_it_does_elsewhere(simulation, shape, channels_last):
     traffic, stages = simulation(counted, shape, channels_last), simulation(recorded, shape, channels_last)
     assert list(stages) == list(traffic) == list(STAGES)
     for stage, (counts, launches, files) in stages.items():
@@ -49,5 +48,5 @@ def tickets() -> list[tuple[int, int]]:
     return [(step.block, len(step.lanes)) for step in recording.steps if step.act is Act.ATOMIC]
 
 
-def test_each_block_takes_a_ticket(simulation):  # noqa: F811
+def test_each_block_takes_a_ticket(simulation):
     assert simulation(tickets) == [(block, 1) for block in range(4)]

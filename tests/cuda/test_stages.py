@@ -8,7 +8,6 @@ import itertools
 import pytest
 import stage_checks as checks
 import torch
-from simulation import simulation  # noqa: F401
 
 from sbnref.impls import cuda
 
@@ -17,17 +16,9 @@ pytestmark = pytest.mark.slow
 ORDERS = ["ascending", "descending", "random:1", "random:2"]
 
 
-@pytest.mark.parametrize("dtype", checks.DTYPES)
-def test_stages(simulation, dtype):  # noqa: F811
-    simulation(checks.check_stages, cuda, dtype)
-
-
-def test_x_and_dy_in_different_layouts(simulation):  # noqa: F811
-    simulation(checks.check_different_layouts, cuda)
-
-
-def test_parameters_of_any_dtype_and_running_statistics_bit_for_bit(simulation):  # noqa: F811
-    simulation(checks.check_parameter_dtypes, cuda)
+@pytest.mark.parametrize(("check", "arguments"), checks.checks_of(cuda, "cuda"))
+def test_stages(simulation, check, arguments):
+    simulation(check, *arguments)
 
 
 def check_orders() -> None:
@@ -48,21 +39,5 @@ def check_orders() -> None:
         library.set_order("ascending")
 
 
-def test_results_do_not_depend_on_the_order_of_turns(simulation):  # noqa: F811
+def test_results_do_not_depend_on_the_order_of_turns(simulation):
     simulation(check_orders)
-
-
-def test_nan_and_infinity_spoil_their_channel_only(simulation):  # noqa: F811
-    simulation(checks.check_not_finite, "cuda")
-
-
-def test_65536_channels(simulation):  # noqa: F811
-    simulation(checks.check_many_channels, cuda)
-
-
-def test_offsets_and_outliers_cost_nothing(simulation):  # noqa: F811
-    simulation(checks.check_precision, cuda)
-
-
-def test_gradients_are_those_of_autograd(simulation):  # noqa: F811
-    simulation(checks.check_gradients, "cuda")

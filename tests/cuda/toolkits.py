@@ -1,5 +1,7 @@
-"""Toolkits that are folders and a script, for tests of how one is found."""
+"""Toolkits and compilers that are folders and scripts, for tests of how libraries are built."""
 
+import os
+import shutil
 from pathlib import Path
 
 
@@ -12,3 +14,24 @@ def made_up(home: Path, release: str) -> Path:
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
     nvcc.chmod(0o755)
     return home
+
+
+def compiler_that_made(library: Path, folder: Path) -> str:
+    """A compiler that leaves objects empty and, instead of linking them, copies a library that was built before."""
+    script = folder / "c++"
+    script.write_text(
+        f"""#!/bin/sh
+        for word in "$@"; do
+            [ "$last" = -o ] && output=$word
+            [ "$word" = -c ] && compiles=yes
+            last=$word
+        done
+        case $compiles$output in
+            yes*) : > "$output" ;;
+            *.so) cp {library} "$output" ;;
+            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
+        esac
+        """
+    )
+    script.chmod(0o755)
+    return str(script)

@@ -42,11 +42,16 @@ __device__ void normalize(const Problem& p, const Line& line, int64_t c, int64_t
 }
 
 template <int V>
+__device__ void normalize(const Problem& p, const Line& line, const Share& share) {
+    for (int64_t i = share.first; i < p.count() / V; i += share.step)
+        normalize<V>(p, line, share.channel, i);
+}
+
+template <int V>
 __global__ void wide_normalize(Problem p) {
     const Share share(p, blockIdx.x);
     const Line line = once_per_block([&] { return normalizing(p, share.channel); });
-    for (int64_t i = share.first; i < p.count() / V; i += share.step)
-        normalize<V>(p, line, share.channel, i);
+    normalize<V>(p, line, share);
 }
 
 inline bool fits(const Problem& p) { return p.S % 4 == 0 && p.stride_s == 1; }

@@ -45,16 +45,18 @@ template <int V>
 __global__ void payload_normalize(Problem p) {
     const Share share(p, blockIdx.x);
     const Line line = once_per_block([&] { return from_payload(p, share.channel); });
-    for (int64_t i = share.first; i < p.count() / V; i += share.step)
-        normalize<V>(p, line, share.channel, i);
+    normalize<V>(p, line, share);
+}
+
+// A block for every share of every channel.
+inline void launch(void (*kernel)(Problem), const Problem& p) {
+    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }
 
 inline void payload_stats(const Problem& p) {
-    const auto kernel = fits(p) ? payload_statistics<4> : payload_statistics<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits(p) ? payload_statistics<4> : payload_statistics<1>, p);
 }
 
 inline void payload_apply(const Problem& p) {
-    const auto kernel = fits(p) ? payload_normalize<4> : payload_normalize<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits(p) ? payload_normalize<4> : payload_normalize<1>, p);
 }

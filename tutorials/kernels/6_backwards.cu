@@ -20,6 +20,5 @@ __global__ void backwards_normalize(Problem p) {
 }
 
 inline void backwards_apply(const Problem& p) {
-    const auto kernel = fits(p) ? backwards_normalize<4> : backwards_normalize<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits(p) ? backwards_normalize<4> : backwards_normalize<1>, p);
 }

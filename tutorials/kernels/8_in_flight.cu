@@ -35,11 +35,9 @@ __global__ void in_flight_normalize(Problem p) {
 }
 
 inline void in_flight_stats(const Problem& p) {
-    const auto kernel = fits(p) ? in_flight_statistics<4> : in_flight_statistics<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits(p) ? in_flight_statistics<4> : in_flight_statistics<1>, p);
 }
 
 inline void in_flight_apply(const Problem& p) {
-    const auto kernel = fits(p) ? in_flight_normalize<4> : in_flight_normalize<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits(p) ? in_flight_normalize<4> : in_flight_normalize<1>, p);
 }

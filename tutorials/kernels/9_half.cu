@@ -57,11 +57,9 @@ __global__ void half_normalize(Problem p) {
 inline bool fits_halves(const Problem& p) { return p.S % 8 == 0 && p.stride_s == 1; }
 
 inline void half_stats(const Problem& p) {
-    const auto kernel = fits_halves(p) ? half_statistics<8> : half_statistics<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits_halves(p) ? half_statistics<8> : half_statistics<1>, p);
 }
 
 inline void half_apply(const Problem& p) {
-    const auto kernel = fits_halves(p) ? half_normalize<8> : half_normalize<1>;
-    kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
+    launch(fits_halves(p) ? half_normalize<8> : half_normalize<1>, p);
 }

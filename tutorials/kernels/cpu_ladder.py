@@ -138,7 +138,12 @@ def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
     """
     files = sorted(kernels.glob("*.cpp"))
     flags = (*FLAGS, *flags)
-    sources = [*files, *kernels.glob("*.h"), CSRC / "cpu" / "lanes.h"]
+    sources = [
+        *files,
+        *kernels.glob("*.h"),
+        CSRC / "cpu" / "lanes.h",
+        CSRC / "elements.h",
+    ]
     arguments = [*flags, *map(str, files)]
     built = cached(
         "sbnref_cpu_ladder",

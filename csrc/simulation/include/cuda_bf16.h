@@ -7,9 +7,3 @@ CUDASIM_SHORT_FLOAT(
     __nv_bfloat16, __nv_bfloat162, cudasim::float_to_bfloat16, cudasim::bfloat16_to_float, bfloat16, bfloat162)
 using nv_bfloat16 = __nv_bfloat16;
 using nv_bfloat162 = __nv_bfloat162;
-CUDASIM_BUILTIN __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
-    __nv_bfloat16 result;
-    result.bits = bits;
-    return result;
-}
-CUDASIM_BUILTIN unsigned short __bfloat16_as_ushort(__nv_bfloat16 v) { return v.bits; }

@@ -66,6 +66,12 @@ CUDASIM_BUILTIN unsigned short float_to_bfloat16(float value) {
     CUDASIM_BUILTIN T2 operator-(T2 a, T2 b) { return {a.x - b.x, a.y - b.y}; }                             \
     CUDASIM_BUILTIN T2 operator*(T2 a, T2 b) { return {a.x * b.x, a.y * b.y}; }                             \
     CUDASIM_BUILTIN T2 operator/(T2 a, T2 b) { return {a.x / b.x, a.y / b.y}; }                             \
+    CUDASIM_BUILTIN unsigned short __##half_name##_as_ushort(T v) { return v.bits; }                        \
+    CUDASIM_BUILTIN T __ushort_as_##half_name(unsigned short bits) {                                        \
+        T result;                                                                                           \
+        result.bits = bits;                                                                                 \
+        return result;                                                                                      \
+    }                                                                                                       \
     CUDASIM_BUILTIN float __##half_name##2float(T v) { return v; }                                          \
     CUDASIM_BUILTIN T __float2##half_name(float v) { return T(v); }                                         \
     CUDASIM_BUILTIN T __float2##half_name##_rn(float v) { return T(v); }                                    \
@@ -108,12 +114,6 @@ CUDASIM_BUILTIN unsigned short float_to_bfloat16(float value) {
 CUDASIM_SHORT_FLOAT(__half, __half2, cudasim::float_to_half, cudasim::half_to_float, half, half2)
 using half = __half;
 using half2 = __half2;
-CUDASIM_BUILTIN half __ushort_as_half(unsigned short bits) {
-    half result;
-    result.bits = bits;
-    return result;
-}
-CUDASIM_BUILTIN unsigned short __half_as_ushort(half v) { return v.bits; }
 CUDASIM_BUILTIN half2 __lowhigh2highlow(half2 v) { return {v.y, v.x}; }
 CUDASIM_BUILTIN int __half2int_rn(half v) { return __float2int_rn(v); }
 CUDASIM_BUILTIN half __int2half_rn(int v) { return half(v); }
