@@ -2,7 +2,8 @@
 
 A wheel contains the libraries in the folder that SBNREF_LIBRARIES names, for the platform that SBNREF_PLATFORM names.
 Without that folder, an installation compiles the kernels for CPU tensors where PyTorch and a compiler are at hand (pip
-hides PyTorch unless it is given --no-build-isolation), and those for CUDA too if SBNREF_BUILD_CUDA=1 asks for them.
+hides PyTorch unless it is given --no-build-isolation; SBNREF_BUILD_CPU=0 leaves them out), and those for CUDA too if
+SBNREF_BUILD_CUDA=1 asks for them.
 """
 
 import os
@@ -29,7 +30,7 @@ for beside in ("csrc", "tutorials"):
 
 ready = os.environ.get("SBNREF_LIBRARIES")
 compiling = False
-if not ready:
+if not ready and os.environ.get("SBNREF_BUILD_CPU") != "0":
     try:
         import torch  # noqa: F401
 
@@ -63,9 +64,12 @@ class WithLibraries(build_py):
 
     def run(self) -> None:
         super().run()
-        if (ready or compiling) and not self.editable_mode:
-            folder = Path(self.build_lib) / "sbnref" / "libraries"
-            folder.mkdir(parents=True, exist_ok=True)
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib) / "sbnref" / "libraries"
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
+        if ready or compiling:
+            folder.mkdir()
             for name, file in compiled().items():
                 shutil.copyfile(file, folder / name)
 

@@ -119,8 +119,13 @@ def main() -> None:
         cpu_kernels(platform, folder, libraries)
         if platform.endswith("x86_64") and not arguments.without_cuda:
             cuda_kernels(platform, folder, libraries)
-        os.environ |= {"SBNREF_LIBRARIES": str(libraries), "SBNREF_PLATFORM": platform}
-        shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools would add the last platform's libraries
+        config = folder / "setup.cfg"  # a folder of its own for each platform
+        config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
+        os.environ |= {
+            "SBNREF_LIBRARIES": str(libraries),
+            "SBNREF_PLATFORM": platform,
+            "DIST_EXTRA_CONFIG": str(config),
+        }
         run(
             sys.executable,
             "-m",

@@ -245,33 +245,6 @@ def student() -> None:
             assert report.agrees
 
 
-AHEAD = """
-import torch
-from sbnref.impls import build, reference, {impl} as impl
-library = build.{library}
-assert build.built(library).parent == build._PACKAGE, f"found {{build.built(library)}}"
-x = torch.randn(4, 24, 9, 9, device="{device}")
-assert impl.why_not(x.device) is None, impl.why_not(x.device)
-torch.testing.assert_close(impl.forward_stats(x, 1), reference.forward_stats(x.double(), 1), rtol=1e-5, atol=1e-6)
-print(f"loaded {{build.built(library)}}")
-"""
-
-
-def ahead_of_time() -> None:
-    """The library is built into a copy of the package, as an installation does, and a fresh process loads it there."""
-    from sbnref.impls import build
-
-    name, library = ("cpu", "CPU") if simulated() else ("cuda", "KERNELS")  # simulated there is none: the one of CPUs
-    with tempfile.TemporaryDirectory() as folder:
-        setup = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder, "build", "--build-base", folder]
-        ahead = {getattr(build, library).ahead: "1"}
-        subprocess.run(
-            [*setup, "--build-lib", f"{folder}/lib"], cwd=HERE.parent, env={**os.environ, **ahead}, check=True
-        )
-        fresh = [sys.executable, "-c", AHEAD.format(impl=name, library=library, device=DEVICE)]
-        subprocess.run(fresh, cwd=f"{folder}/lib", env={**os.environ, "PYTHONPATH": f"{folder}/lib"}, check=True)
-
-
 # ---- running them ----
 
 # What matters most comes first: a limit is cut to what is left of the eight minutes, and who finds nothing is left out.
@@ -289,7 +262,6 @@ LIMITS = {
     "synccheck": 40,
     "initcheck": 40,
     "student": 120,
-    "ahead_of_time": 120,
 }
 TOTAL_SECONDS = 465  # of eight minutes; the rest is for starting and for ending
 BENCHMARK_SECONDS = 190  # of these, kept for the benchmark, which gets what the parts leave besides
@@ -309,7 +281,6 @@ PARTS: dict[str, Callable[[], None]] = {
         operators,
         small_step,
         student,
-        ahead_of_time,
     )
 }
 # Of compute-sanitizer, on our kernels alone. The option and its keys are from NVIDIA's manual of Compute Sanitizer,
@@ -362,9 +333,10 @@ def tell(outcome: Outcome) -> Outcome:
 
 def compute_sanitizer() -> str | None:
     """Where NVIDIA's memory checker is, if it is here."""
-    from torch.utils.cpp_extension import CUDA_HOME
+    from sbnref.impls import build
 
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], f"{CUDA_HOME}/bin"]))
+    beside_nvcc = [str(build.find_cuda().home / "bin")] if torch.version.cuda else []
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], *beside_nvcc]))
 
 
 def check_all(outcomes: list[Outcome], output: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sbnref.autograd import SyncBatchNormFunction
 from sbnref.impls import build, cuda
+from sbnref.impls.compiling import TORCH_HEADERS, call_compiler
 from sbnref.running import RunningStats
 
 Work = Callable[[int], object]  # a call on the i-th of the inputs, which are rotated
@@ -102,19 +103,11 @@ class MMCV(torch.autograd.Function):
 
 def build_mmcv() -> ctypes.CDLL:
     """The peer's kernels, compiled as ours are."""
-    from torch.utils import cpp_extension
-
-    folder = Path(tempfile.mkdtemp(prefix="sbnref-mmcv-"))
+    library = Path(tempfile.mkdtemp(prefix="sbnref-mmcv-")) / "mmcv_passes.so"
     source = Path(__file__).with_name("mmcv_passes.cu")
-    cpp_extension.load(
-        "mmcv_passes",
-        [str(source)],
-        extra_include_paths=[str(build.CSRC)],
-        extra_cuda_cflags=list(build.NVCC_FLAGS),
-        build_directory=str(folder),
-        is_python_module=False,
-    )
-    return ctypes.CDLL(str(folder / "mmcv_passes.so"))
+    flags = ("-shared", "-Xcompiler=-fPIC", *build.NVCC_FLAGS, f"-I{build.CSRC}", *TORCH_HEADERS)
+    call_compiler(library, *flags, str(source), command=build.nvcc_command())
+    return ctypes.CDLL(str(library))
 
 
 def step_works(layer: Callable[[Tensor, Parameters], Tensor], xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
@@ -152,7 +145,7 @@ def kernel_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
     def backward(i: int) -> tuple[Tensor, Tensor, Tensor]:
         i %= len(xs)
         total = cuda.backward_stats(dys[i], xs[i], saved[i])
-        return cuda.gradients(dys[i], xs[i], total, saved[i], gamma, beta, 1.0, 1)
+        return cuda.gradients(dys[i], xs[i], total, saved[i], gamma, beta, xs[i].numel() // xs[i].shape[1], 1)
 
     return {"forward": forward, "backward": backward}
 

@@ -23,7 +23,7 @@ namespace sbnref {
 inline void check_launch(const char* kernel) {
     const cudaError_t error = cudaGetLastError();
     if (error == cudaSuccess) return;
-    char message[256];  // no std::string: in a wheel, nvcc's compiler and the linker have different C++ libraries
+    char message[1024];  // no std::string: in a wheel, nvcc's compiler and the linker have different C++ libraries
     std::snprintf(message, sizeof message, "launching the kernel %s: %s", kernel, cudaGetErrorString(error));
     throw std::runtime_error(message);
 }

@@ -132,7 +132,9 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise SystemExit("sbnref demo needs scikit-learn and matplotlib: pip install 'sbnref[demo]'") from error
+        raise SystemExit(
+            "sbnref demo needs scikit-learn and matplotlib: pip install scikit-learn matplotlib"
+        ) from error
     digits = datasets.load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)

@@ -248,7 +248,8 @@ def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
         sys.modules["numpy"].random.seed()
     Finalize(None, _exit_now, exitpriority=-100)
     threading.Thread(target=_exit_with_parent, args=(store,), daemon=True).start()
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if os.name != "nt":  # on Windows gloo takes no name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     _init_process_group(rank, world_size, init_method=store, rank=rank, world_size=world_size)
 

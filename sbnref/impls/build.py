@@ -36,7 +36,7 @@ from types import ModuleType
 
 import torch
 
-from .compiling import CSRC, DoesNotCompile, cache, call_compiler, compiler
+from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler, compiler
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
@@ -219,7 +219,7 @@ def compile_sources(
         DoesNotCompile: the compiler refuses a file.
         RuntimeError: there is no compiler.
     """
-    headers = (f"-I{CSRC}", "-isystem", str(Path(torch.__file__).parent / "include"), STABLE)
+    headers = (f"-I{CSRC}", *TORCH_HEADERS, STABLE)
 
     def compile(source: str) -> Path:
         made = folder / f"{Path(source).stem}.o"
@@ -293,7 +293,7 @@ def _compile(library: Library, folder: Path) -> None:
         file = folder / f"{library.name}.so"
         call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)
     except (DoesNotCompile, RuntimeError, OSError) as error:
-        raise BuildError(f"compiling {what} failed. {error}") from error
+        raise BuildError(f"{what}: {error}") from error
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _NOISE = re.compile(
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
+TORCH_HEADERS = ("-isystem", str(Path(torch.__file__).parent / "include"))
 MOST_SECONDS = 120  # that compiling may take
 
 
@@ -43,10 +45,9 @@ def is_clang(command: str) -> bool:
 
 
 def cache() -> Path:
-    """Where the folders of the libraries lie that are built on first use."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    """Where the folders of the libraries lie that are built on first use: where PyTorch keeps what it builds."""
+    caches = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches).expanduser() / "torch_extensions")
 
 
 def cached(
@@ -80,10 +81,7 @@ def compile_for_host(built: Path, *arguments: str) -> None:
         DoesNotCompile: the compiler refuses it, or was not done in time.
         RuntimeError: there is no compiler.
     """
-    from torch.utils.cpp_extension import include_paths
-
-    includes = [word for folder in include_paths() for word in ("-isystem", folder)]
-    call_compiler(built, "-shared", "-fPIC", f"-I{CSRC}", *includes, *arguments)
+    call_compiler(built, "-shared", "-fPIC", f"-I{CSRC}", *TORCH_HEADERS, *arguments)
 
 
 def call_compiler(built: Path, *arguments: str, command: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ VARIABLES = {
     "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
     "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
     "SBNREF_DEBUG_TIMEOUT": "seconds that SBNREF_DEBUG waits for the other ranks, 300 by default",
-    "SBNREF_BUILD_CPU": "1 makes `pip install` build the kernels for CPU tensors",
+    "SBNREF_BUILD_CPU": "0 makes `pip install` leave out the kernels for CPU tensors",
     "SBNREF_BUILD_CUDA": "1 makes `pip install` build the CUDA kernels",
     "CXX": "the C++ compiler to build with",
     "TORCH_EXTENSIONS_DIR": "the folder for libraries that are built on first use",

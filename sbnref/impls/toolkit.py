@@ -1,7 +1,7 @@
 """Finding the CUDA toolkit that compiles the kernels: nvcc, its headers, and the runtime that is linked to.
 
 It is looked for in the folder that ``CUDA_HOME`` names; where that is not set, on the system, by the nvcc on the PATH
-and in ``/usr/local/cuda``; then among the packages of this Python, which ``pip install 'sbnref[cuda-toolkit]'`` brings.
+and in ``/usr/local/cuda``; then among the packages of this Python, which the extra ``cuda-toolkit`` brings.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.impls import build, cpu
+from sbnref.impls import cpu
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def killed_build(folder: Path) -> None:
     """Start one, and end it while the compiler runs."""
     environment = {**os.environ, "SBNREF_CPU_FLAGS": "-O0", "TORCH_EXTENSIONS_DIR": str(folder)}
     building = subprocess.Popen((*SBNREF, "build", "cpu"), env=environment, stderr=-1, start_new_session=True)
-    while not list(folder.glob("*/build.ninja")):
+    while not list(folder.glob("sbnref_cpu-*/")):
         assert building.poll() is None
         time.sleep(0.1)
     for process in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
@@ -93,7 +93,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     assert "there is no 'c++' on the PATH; install g++" in ran.stderr
     ran = run(*SBNREF, "build", "cpu", **here, SBNREF_CPU_FLAGS="-fno-such-flag")
     assert ran.returncode == 2
-    assert "compiling its kernels for CPU tensors failed. The compiler said" in ran.stderr
+    assert "its kernels for CPU tensors: compiling failed. The compiler said" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
     assert "there is no 'c++' on the PATH" in told["impls"]["cpu"]["cpu"]
@@ -105,13 +105,6 @@ def test_libraries_and_devices_are_named():
     assert ran.exit_code == 2
     assert ran.stderr == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
     assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
-
-
-def test_ahead_of_time():
-    extension = build.extension(build.CPU)
-    assert extension.name == build.CPU.installed
-    assert extension.name.removeprefix("sbnref.").isidentifier()
-    assert all(Path(source).exists() for source in extension.sources)
 
 
 BITS = """

@@ -6,11 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
-from sbnref.impls.build import NVCC_FLAGS
+from sbnref.impls.build import NVCC_FLAGS, STABLE
 
-FLAGS = ("-std=c++17", *COMMON_NVCC_FLAGS, *NVCC_FLAGS)
+FLAGS = (*NVCC_FLAGS, STABLE)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: there is no nvcc on the PATH")
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,11 @@ import torch
 from toolkits import compiler_that_made, made_up
 
 from sbnref.impls import build, cuda
-from sbnref.impls.build import CPU, KERNELS, SIMULATION
+from sbnref.impls.build import KERNELS, SIMULATION
 
 pytestmark = pytest.mark.slow
 
-LOAD = "from sbnref.impls import cuda; print(cuda.library().build_info())"
+LOAD = "from sbnref.impls import cuda; cuda.simulation(); print(cuda.operators().build_info())"
 
 
 @pytest.fixture
@@ -65,11 +64,9 @@ def test_no_compiler(simulated, monkeypatch):
         build._check_tools(SIMULATION)
 
 
-def test_no_ninja(simulated, monkeypatch):
-    which, find = shutil.which, build.importlib.util.find_spec
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "ninja" else which(name))
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None if name == "ninja" else find(name))
-    with pytest.raises(build.BuildError, match="install it with: pip install ninja"):
+def test_no_pybind11(simulated, monkeypatch):
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(build.BuildError, match="install it with: pip install pybind11"):
         build._check_tools(SIMULATION)
 
 
@@ -118,7 +115,7 @@ def test_a_failed_compile_says_what_the_compiler_said_and_is_tried_again(tmp_pat
     for _ in range(2):
         run = load(TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=str(compiler))
         assert run.returncode != 0
-        assert "compiling the simulation of its kernels failed" in run.stderr
+        assert "the simulation does not compile: compiling failed" in run.stderr
         assert "-fno-such-flag" in run.stderr
 
 
@@ -127,7 +124,7 @@ def test_processes_that_start_at_once_build_once(tmp_path):
     environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CXX": compiler}
     with ThreadPoolExecutor() as pool:
         runs = list(pool.map(lambda _: load(**environment), range(3)))
-    assert all("'simulated': True" in run.stdout for run in runs), runs
+    assert all("'simulation'" in run.stdout for run in runs), runs
     assert sum(run.stderr.count("sbnref: building the simulation of its kernels in") for run in runs) == 1
     assert "sbnref: building" not in load(**environment).stderr, "it is cached"
 
@@ -138,49 +135,38 @@ def test_processes_that_start_at_once_build_once(tmp_path):
     assert f"Delete {folder} to build it again" in broken.stderr
 
 
-def test_an_interrupted_build_blocks_nobody(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    stale = build._cache_folder(CPU) / "lock"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    loads = []
-    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *args, **kwargs: loads.append(stale.exists()))
-    build._compile(CPU, stale.parent)
-    assert loads == [False]
-
-
-def test_a_library_built_for_another_pytorch(monkeypatch, tmp_path, real):
-    (tmp_path / "_kernels.py").write_text("raise ImportError('undefined symbol')")
-    monkeypatch.setattr("sbnref.__path__", [*__import__("sbnref").__path__, str(tmp_path)])
-    monkeypatch.setattr(build, "_PACKAGE", tmp_path)
-    with pytest.raises(build.BuildError, match=r"does not load with PyTorch .*: undefined symbol\. Install"):
+def test_an_installed_library_that_does_not_load(monkeypatch, tmp_path, real):
+    monkeypatch.setattr(build, "INSTALLED", tmp_path)
+    (tmp_path / KERNELS.installed).write_bytes(b"not a library")
+    with pytest.raises(build.BuildError, match=r"installed with sbnref, does not load with PyTorch .*Install sbnref"):
         build._open(KERNELS, build.built(KERNELS))
 
 
-def test_ahead_of_time(monkeypatch, real, cuda_home, tmp_path):
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+def test_an_installed_library_needs_its_release_of_cuda(monkeypatch, tmp_path, real, cuda_home):
+    monkeypatch.setattr(build, "INSTALLED", tmp_path)
+    (tmp_path / KERNELS.installed).touch()
+    assert build.built(KERNELS) == tmp_path / KERNELS.installed
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert build.built(KERNELS) is None
+    cuda_home("13.0")
+    with pytest.raises(build.BuildError, match=r"built with CUDA 12\.8 \(the kernels in wheels need CUDA 13\), and"):
+        build._check_tools(KERNELS)
+
+
+def test_nvcc_is_told_what_to_compile_for(real, cuda_home, monkeypatch):
     home = cuda_home("13.0")
-    (home / "lib").mkdir()
-    (home / "lib" / "libcudart.so.13").touch()
-    monkeypatch.chdir(tmp_path)
-    extension = build.extension(KERNELS)
-    assert extension.name == "sbnref._kernels"
-    assert all(Path(source).exists() for source in extension.sources)
-    assert f"{home}/include" in extension.include_dirs, "PyTorch's builder was given the toolkit"
-    assert Path(extension.library_dirs[0], "libcudart.so").resolve() == home / "lib" / "libcudart.so.13"
-
-
-def test_on_first_use_it_is_linked_to_the_toolkit_that_was_found(monkeypatch, real, cuda_home, tmp_path):
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
-    home, built = cuda_home("13.0"), tmp_path / "built"
-    built.mkdir()
-    (home / "lib").mkdir()
-    (home / "lib" / "libcudart.so.13").touch()
-    flags = []
-    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda *_, **options: flags.extend(options["extra_ldflags"]))
-    build._compile(KERNELS, built)
-    assert str(home) == torch.utils.cpp_extension.CUDA_HOME
-    assert flags == [f"-L{built}"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;12.0+PTX")
+    command = build.nvcc_command()
+    assert command[0] == str(home / "bin" / "nvcc")
+    assert [word.removeprefix("-gencode=") for word in command if word.startswith("-gencode=")] == [
+        "arch=compute_80,code=sm_80",
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_120,code=sm_120",
+        "arch=compute_120,code=compute_120",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(build.BuildError, match=r"such as 9\.0 or 9\.0\+PTX in TORCH_CUDA_ARCH_LIST, got Hopper"):
+        build._check_tools(KERNELS)
 
 
 def test_the_reason_is_kept(monkeypatch, real):

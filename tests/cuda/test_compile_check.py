@@ -8,7 +8,7 @@ import pytest
 import sass
 from nvcc import FLAGS, compiled, cuda_includes, needs_nvcc
 
-from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES
+from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES, STABLE
 
 ARCHITECTURES = ("80", "90")
 INSTANCES = 6 + 6 + 5 + 4  # for each element type: two layouts, and a third with accesses of every width
@@ -54,6 +54,6 @@ def check_machine_code(stage: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("source", HOST_SOURCES)
-def test_bindings(source, includes, tmp_path):
-    flags = ["-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DTORCH_EXTENSION_NAME=sbnref_kernels"]
+def test_operators(source, includes, tmp_path):
+    flags = ["-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra", "-Werror", STABLE]
     compiled(["c++", *flags, *cuda_includes(), *includes, "-c", str(CSRC / source), "-o", str(tmp_path / "host.o")])

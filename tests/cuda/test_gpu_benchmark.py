@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkits import compiler_that_made
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
 from benchmarks import load
 from sbnref.conformance import cases
-from sbnref.impls import build
 from sbnref.impls.build import CSRC
 from sbnref.impls.simulation import compile_library
 
@@ -114,15 +112,6 @@ def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
         pickle.dumps(case.check)  # what takes it to the ranks where there is no cloudpickle
     script = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu, sbnref.conformance"
     subprocess.run((sys.executable, "-c", script), check=True, env=bare)
-
-
-def test_a_library_built_ahead_of_time_is_loaded_from_where_it_was_put(bare, tmp_path):
-    """All but compiling: a compiler that has made the library before."""
-    compiler = compiler_that_made(build.built(build.CPU) or build.build(build.CPU), tmp_path)
-    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", "ahead_of_time")
-    run = subprocess.run(command, env={**bare, "CXX": compiler}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "/lib/sbnref/_cpu_" in run.stdout
 
 
 def test_what_does_not_fit_is_skipped(check, monkeypatch, capsys):

@@ -98,17 +98,3 @@ def test_an_nvcc_that_does_not_tell_its_version(places, script):
     (places["system"] / "bin" / "nvcc").write_text(script)
     with pytest.raises(NoToolkit, match="of the system, does not tell its version"):
         find_toolkit("13.0")
-
-
-def test_a_link_is_made_where_the_linker_finds_no_runtime(places, tmp_path):
-    own = tmp_path / "own"
-    home = made_up(places["packages"], "13.0")
-    found = find_toolkit("13.0")
-    assert found.link_folder(own) is None, "nothing to lead to"
-    (home / "lib").mkdir()
-    (home / "lib" / "libcudart.so.13").write_text("the runtime")
-    for _ in range(2):  # the second time it is there
-        assert found.link_folder(own) == own
-        assert (own / "libcudart.so").read_text() == "the runtime"
-    (home / "lib" / "libcudart.so").touch()
-    assert found.link_folder(own) is None, "the toolkit has it"

@@ -23,12 +23,12 @@ def compiler_that_made(library: Path, folder: Path) -> str:
         f"""#!/bin/sh
         for word in "$@"; do
             [ "$last" = -o ] && output=$word
-            [ "$word" = -c ] && compiles=yes
+            case $word in -c | -shared) step=$word ;; esac
             last=$word
         done
-        case $compiles$output in
-            yes*) : > "$output" ;;
-            *.so) cp {library} "$output" ;;
+        case $step in
+            -c) : > "$output" ;;
+            -shared) cp {library} "$output" ;;
             *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
         esac
         """

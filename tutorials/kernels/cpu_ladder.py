@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sbnref
-from sbnref.impls.build import CPU_FLAGS, CSRC
+from sbnref.impls.build import CPU, CSRC
 from sbnref.impls.compiling import cached, compile_for_host
 from sbnref.lab.timing import interleaved
 
 KERNELS = Path(__file__).resolve().parent / "cpu"
 RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # where committed times lie
 FLAGS = (
-    *CPU_FLAGS,
+    *CPU.flags,
     "-fno-tree-vectorize",  # there are vectors where the source has them
     *(("-fopenmp",) if sys.platform == "linux" else ()),
 )

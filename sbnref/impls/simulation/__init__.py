@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..compiling import CSRC, DoesNotCompile, cached, call_compiler, compiler, is_clang
+from ..compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cached, call_compiler, compiler, is_clang
 from .rewrite import included, rewrite
 
 SIMULATION = CSRC / "simulation"
@@ -80,10 +80,7 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
         DoesNotCompile: the compiler refuses a file.
         RuntimeError: there is no compiler.
     """
-    from torch.utils.cpp_extension import include_paths
-
-    system = [word for path in include_paths() for word in ("-isystem", path)]
-    arguments = [*instrument(), *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *system]
+    arguments = [*instrument(), *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *TORCH_HEADERS]
 
     def compile(source: Path) -> Path:
         built = folder / f"{source.stem}.simulated.o"

@@ -31,6 +31,7 @@ def pack() -> tuple[str, bytes]:
         config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)]
         environment = {**os.environ, "DIST_EXTRA_CONFIG": str(config), "SOURCE_DATE_EPOCH": "315532800"}
+        environment["SBNREF_BUILD_CPU"] = "0"  # it is for other machines
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"pip cannot build a wheel of {ROOT}:\n{done.stderr.strip()}")

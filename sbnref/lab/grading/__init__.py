@@ -14,7 +14,7 @@ def plan(kind: str, chosen: Sequence[str], known: Sequence[str], seed: int | Non
     """
     if importlib.util.find_spec("hypothesis") is None:
         raise RuntimeError(
-            "sbnref lab check needs hypothesis, which searches for the smallest failure: pip install 'sbnref[check]'"
+            "sbnref lab check needs hypothesis, which searches for the smallest failure: pip install hypothesis"
         )
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
