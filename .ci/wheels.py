@@ -47,7 +47,7 @@ def stand_in(target: str, folder: Path) -> list[str]:
     library lacks is an error. On macOS they are looked up when the library is loaded.
     """
     if "macos" in target:
-        return ["-undefined", "dynamic_lookup"]
+        return ["-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/sbnref.so"]
     headers = (Path(torch.__file__).parent / "include").glob("torch/csrc/**/c/shim.h")
     names = {name for header in headers for name in re.findall(r"\b((?:aoti_)?torch_\w+)\(", header.read_text())}
     source = folder / "torch.c"
@@ -63,7 +63,7 @@ def stand_in(target: str, folder: Path) -> list[str]:
         "-o",
         folder / "libtorch_cpu.so",
     )
-    return [f"-L{folder}", "-ltorch_cpu"]
+    return ["-Wl,-z,defs", f"-L{folder}", "-ltorch_cpu"]
 
 
 def link(target: str, objects: list[Path], torch_flags: list[str], library: Path) -> None:

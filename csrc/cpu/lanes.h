@@ -106,7 +106,7 @@ SBNREF_INLINE double sum(const Lanes<A>& lanes) {
 // ---- loads and stores: halves are widened and rounded on the way ----
 
 template <typename T>
-SBNREF_INLINE Register<T> load_register(const T* from) {  // float, double
+SBNREF_INLINE auto load_register(const T* from) {  // float, double
     Register<T> numbers;
     std::memcpy(&numbers, from, kRegisterBytes);
     return numbers;
