@@ -59,7 +59,7 @@ test-sanitized: .venv/.dev  ## run the CPU kernels under AddressSanitizer, Undef
 test-toolkit:  ## build the CUDA kernels where pip alone brought nvcc, in a fresh environment; downloads gigabytes (Linux)
 	PYTHON=$(PYTHON) tests/toolkit.sh
 
-gpu-check:  ## check and measure the kernels on a CUDA GPU, with the python that is there; installs nothing
+gpu-check:  ## check and measure the kernels on a CUDA GPU, half an hour, with the python that is there; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
 
 lint: .venv/.dev  ## check style, and who imports whom

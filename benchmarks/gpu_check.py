@@ -1,10 +1,11 @@
-"""Everything that only a CUDA GPU can tell, in one command: ``make gpu-check``, or ``python benchmarks/gpu_check.py``.
+"""Check and measure the CUDA kernels on a GPU: ``make gpu-check``, or ``python benchmarks/gpu_check.py``.
 
-It needs no network and installs nothing: PyTorch with CUDA, nvcc, ninja, pybind11 and pytest are enough. Every part
-runs in a process of its own under a time limit, so that one that fails, hangs or crashes the GPU's context does not
-stop the others. The whole takes at most eight minutes, whatever the parts do, and no process outlives it. Results go to
-``benchmarks/results/<gpu>-<date>-<time>.json``; the exit code is 0 where every part passed, or cannot run here and says
-so. A part for which no time was left did not pass.
+It needs no network and installs nothing: PyTorch with CUDA, nvcc, pybind11 and pytest are enough. Every part runs in a
+process of its own under a time limit, so that one that fails, hangs or crashes the GPU's context does not stop the
+others. The parts form three calls, each of at most ten minutes: ``--only correctness``, ``--only half``,
+``--only wide``. Results go to ``benchmarks/results/<gpu>-<date>-checks.json``, or to ``--output``, where a later call
+adds its parts; a benchmark's go to a file beside it. The exit code is 0 if every part passed: one that was skipped or
+left out did not. ``--device cpu`` runs the parts on the simulation.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ from sbnref.impls.build import simulated
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / folder) for folder in ("tests", "tests/cuda")]
-# A single part also runs simulated, with SBNREF_CUDASIM=1.
-DEVICE = "cpu" if simulated() else "cuda"
+DEVICE = "cpu" if simulated() else "cuda"  # --device cpu sets SBNREF_CUDASIM=1 for the processes of the parts
 SKIPPED = 77  # the exit code of a part that cannot run here, by the convention of automake and meson
 KEPT = 6000  # characters of what a part printed
 
@@ -104,7 +104,7 @@ def operators() -> None:
 
     torch.set_default_device(DEVICE)
     assert cuda.why_not(torch.device(DEVICE)) is None
-    for kind in checks.INPUTS:
+    for kind in checks.INPUTS.keys() - ({"not aligned"} if DEVICE == "cuda" else set()):  # a GPU cannot read those
         checks.check_operators(torch.ops.sbnref, kind)
         checks.check_strides(torch.ops.sbnref, kind)
 
@@ -245,28 +245,29 @@ def student() -> None:
             assert report.agrees
 
 
-# ---- running them ----
+def profiled() -> None:
+    """The kernels of a step in six shapes, each beyond the cache: for ncu."""
+    import stage_checks as checks
 
-# What matters most comes first: a limit is cut to what is left of the eight minutes, and who finds nothing is left out.
-LIMITS = {
-    "build": 200,
-    "stages": 60,
-    "conformance": 150,
-    "determinism": 40,
-    "graphs": 40,
-    "memcheck": 60,
-    "racecheck": 60,
-    "large": 60,
-    "reduce_overhead": 60,
-    "operators": 60,
-    "synccheck": 40,
-    "initcheck": 40,
-    "student": 120,
-}
-TOTAL_SECONDS = 465  # of eight minutes; the rest is for starting and for ending
-BENCHMARK_SECONDS = 190  # of these, kept for the benchmark, which gets what the parts leave besides
-LEAST_SECONDS = 10  # what a part takes to start
-LARGE = 2**31 + 8  # elements
+    from sbnref.impls import cuda
+
+    assert cuda.why_not(torch.device(DEVICE)) is None
+    torch.set_default_device(DEVICE)
+    shapes = (
+        (2, 256, 200, 304),
+        (32, 64, 112, 112),
+        (32, 256, 56, 56),
+        (32, 512, 28, 28),
+        (32, 2048, 7, 7),
+        (8192, 1024),
+    )
+    for shape in shapes if DEVICE == "cuda" else ((2, 3, 4, 4),):
+        for layout in (torch.Tensor.contiguous, checks.channels_last):
+            x, dy = (layout(torch.randn(shape, dtype=torch.float16)) for _ in range(2))
+            checks.run(cuda, x, dy, torch.float32)
+
+
+# ---- running them ----
 
 PARTS: dict[str, Callable[[], None]] = {
     part.__name__: part
@@ -276,11 +277,12 @@ PARTS: dict[str, Callable[[], None]] = {
         conformance,
         determinism,
         graphs,
-        large,
         reduce_overhead,
         operators,
-        small_step,
+        large,
         student,
+        small_step,
+        profiled,
     )
 }
 # Of compute-sanitizer, on our kernels alone. The option and its keys are from NVIDIA's manual of Compute Sanitizer,
@@ -294,6 +296,37 @@ SANITIZERS = {
     "initcheck": [],
 }
 SANITIZE = ["--kernel-name", "kns=sbnref", "--error-exitcode", "9"]
+BENCHMARKS = ("float16", "float32", "bfloat16")
+# ncu's names: duration, bytes of memory, L2's hit rate, instructions per cycle, warps on a multiprocessor.
+METRICS = (
+    "gpu__time_duration.sum",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "lts__t_sector_hit_rate.pct",
+    "sm__inst_executed.avg.per_cycle_active",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "launch__registers_per_thread",
+)
+#: By call: its parts, the most important first, with the seconds that each may take.
+CALLS = {
+    "correctness": {
+        "build": 200,
+        "stages": 90,
+        "conformance": 150,
+        "determinism": 40,
+        "graphs": 40,
+        "reduce_overhead": 90,
+        "operators": 90,
+        "large": 60,
+        "student": 120,
+    },
+    "half": {"build": 200, "memcheck": 90, "racecheck": 90, "synccheck": 60, "initcheck": 60, "float16": 400},
+    "wide": {"build": 200, "ncu": 180, "float32": 300, "bfloat16": 300},
+}
+LIMITS = {part: seconds for parts in CALLS.values() for part, seconds in parts.items()}
+SECONDS = 560  # of a call of ten minutes; the rest is for starting and for ending
+LEAST_SECONDS = 10  # what a part takes to start
+LARGE = 2**31 + 8  # elements
 
 
 def run(part: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
@@ -324,46 +357,59 @@ def run(part: str, command: list[str], limit: float, environment: dict[str, str]
 
 
 def tell(outcome: Outcome) -> Outcome:
-    """Print how a part went, and what it printed where that is of interest."""
+    """Print how a part went, and its output if it did not pass or is a benchmark."""
     print(f"{outcome.part:24} {outcome.status:10} {outcome.seconds:6.1f} s", flush=True)
-    if outcome.status != "passed" or outcome.part == "benchmark":
+    if outcome.status != "passed" or outcome.part in BENCHMARKS:
         print("    " + outcome.printed.rstrip().replace("\n", "\n    "), flush=True)
     return outcome
 
 
-def compute_sanitizer() -> str | None:
-    """Where NVIDIA's memory checker is, if it is here."""
+def nvidia_tool(name: str) -> str | None:
+    """Where a tool of the CUDA toolkit is, if it is here."""
     from sbnref.impls import build
 
     beside_nvcc = [str(build.find_cuda().home / "bin")] if torch.version.cuda else []
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], *beside_nvcc]))
+    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *beside_nvcc]))
 
 
-def check_all(outcomes: list[Outcome], output: Path) -> None:
-    """Every part in turn while there is time, then the benchmark; the outcomes are added to as they come."""
-    deadline = time.monotonic() + TOTAL_SECONDS
-    sanitizer = compute_sanitizer()
-    for part, most in {**LIMITS, "benchmark": TOTAL_SECONDS}.items():
-        kept = 0 if part == "benchmark" else BENCHMARK_SECONDS
-        limit = min(most, deadline - kept - time.monotonic())
-        environment = {}
-        command = [sys.executable, str(HERE / "gpu_check.py"), "--part", "small_step" if part in SANITIZERS else part]
-        if part in SANITIZERS:
-            command = [str(sanitizer), "--tool", part, *SANITIZE, *SANITIZERS[part], *command]
-            # Its caching allocator hides the ends of tensors, and uninitialized memory.
-            environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        if part == "benchmark":
-            command = [sys.executable, str(HERE / "gpu.py"), "--output", str(output)]
-            command += ["--seconds", str(limit - 25), "--dtypes", "float16", "float32"]
-        if outcomes and outcomes[0].status == "failed":
-            outcome = tell(Outcome(part, "left out", 0, "the kernels are not built"))
-        elif part in SANITIZERS and sanitizer is None:
-            outcome = tell(Outcome(part, "skipped", 0, "compute-sanitizer is not here"))
+def command_of(part: str, limit: float, output: Path) -> tuple[list[str] | str, dict[str, str]]:
+    """The command of a part and its environment variables, or the name of the tool that is missing."""
+    inner = {"ncu": "profiled", **dict.fromkeys(SANITIZERS, "small_step")}.get(part, part)
+    command = [sys.executable, str(HERE / "gpu_check.py"), "--part", inner]
+    if part in BENCHMARKS:
+        results = output.with_name(f"{output.stem}-{part}.json")
+        command = [sys.executable, str(HERE / "gpu.py"), "--dtypes", part, "--output", str(results)]
+        return [*command, "--seconds", str(limit - 25)], {}
+    if part in SANITIZERS:
+        if (tool := nvidia_tool("compute-sanitizer")) is None:
+            return "compute-sanitizer", {}
+        # PyTorch's caching allocator hides the ends of tensors, and uninitialized memory.
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return [tool, "--tool", part, *SANITIZE, *SANITIZERS[part], *command], environment
+    if part == "ncu":
+        if (tool := nvidia_tool("ncu")) is None:
+            return "ncu", {}
+        table = output.with_name(f"{output.stem}-ncu.csv")
+        options = ["--csv", "--log-file", str(table), "--kernel-name", "regex:sbnref|(forward|backward)_(stats|apply)"]
+        return [tool, *options, "--metrics", ",".join(METRICS), *command], {}
+    return command, {}
+
+
+def check_all(parts: list[str], seconds: float, outcomes: dict[str, Outcome], output: Path) -> None:
+    """Run parts in turn while there is time; the outcomes are added to as they come."""
+    deadline = time.monotonic() + seconds
+    for part in parts:
+        limit = min(LIMITS.get(part, SECONDS), deadline - time.monotonic())
+        if "build" in outcomes and outcomes["build"].status != "passed":
+            outcomes[part] = tell(Outcome(part, "left out", 0, "the kernels are not built"))
         elif limit < LEAST_SECONDS:
-            outcome = tell(Outcome(part, "left out", 0, "no time was left"))
+            outcomes[part] = tell(Outcome(part, "left out", 0, "no time was left"))
         else:
-            outcome = run(part, command, limit, environment)
-        outcomes.append(outcome)
+            command, environment = command_of(part, limit, output)
+            if isinstance(command, str):
+                outcomes[part] = tell(Outcome(part, "skipped", 0, f"{command} is not here"))
+            else:
+                outcomes[part] = run(part, command, limit, environment)
 
 
 def ended(number: int, frame: object) -> None:
@@ -371,40 +417,58 @@ def ended(number: int, frame: object) -> None:
     sys.exit(f"ended by {signal.Signals(number).name}")
 
 
+def parts_of(text: str) -> list[str]:
+    """The parts in a list of parts and calls that is separated by commas."""
+    parts: dict[str, None] = {}
+    for name in text.split(","):
+        if name not in CALLS and name not in {**LIMITS, **PARTS}:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join([*CALLS, *LIMITS])}, got {name!r}")
+        parts |= dict.fromkeys(CALLS.get(name, [name]))
+    return list(parts)
+
+
 def main() -> int:
-    """Run one part, or all of them."""
+    """Run one part, or several."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", type=parts_of, default=list(LIMITS), metavar="A,B", help="these calls or parts")
+    parser.add_argument(
+        "--seconds", type=float, help=f"that all may take; {SECONDS}, or three times that for all parts"
+    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the outcomes; parts that it has are replaced")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default=DEVICE, help="cpu: on the simulation")
     parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
     parser.add_argument("--elements", type=int, default=LARGE, help="of the part 'large', 8 * 17 times an odd number")
     options = parser.parse_args()
     if options.part:
         PARTS[options.part](*[options.elements] if options.part == "large" else [])
         return 0
-    if not torch.cuda.is_available():
-        print("gpu-check needs a CUDA GPU, and PyTorch sees none; without one, make test-cuda simulates the kernels")
+    if options.device == "cpu":
+        os.environ["SBNREF_CUDASIM"] = "1"
+    elif not torch.cuda.is_available():
+        print("gpu-check needs a CUDA GPU, and PyTorch sees none; without one, --device cpu runs it on the simulation")
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, ended)
-    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
-    output = HERE / "results" / f"{gpu}-{datetime.now():%Y-%m-%d-%H%M}.json"
-    outcomes: list[Outcome] = []
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else "simulation"
+    name = f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}-{datetime.now():%Y-%m-%d-%H%M}-checks.json"
+    output = (options.output or HERE / "results" / name).absolute()
+    seconds = options.seconds or (3 * SECONDS if options.only == list(LIMITS) else SECONDS)
+    outcomes: dict[str, Outcome] = {}
     try:
-        check_all(outcomes, output)
+        check_all(options.only, seconds, outcomes, output)
     finally:
-        keep(outcomes, output)
-    return 0 if all(outcome.status in ("passed", "skipped") for outcome in outcomes) else 1
+        keep({part: outcomes.get(part, Outcome(part, "left out", 0, "ended before")) for part in options.only}, output)
+    return 0 if all(outcome.status == "passed" for outcome in outcomes.values()) else 1
 
 
-def keep(outcomes: list[Outcome], output: Path) -> None:
-    """Write how the parts went beside what the benchmark has measured."""
+def keep(outcomes: dict[str, Outcome], output: Path) -> None:
+    """Write how the parts went, in place of how they went in an earlier call."""
     from benchmarks.results import Results, load
 
-    for part in [part for part in (*LIMITS, "benchmark") if part not in {outcome.part for outcome in outcomes}]:
-        outcomes.append(Outcome(part, "left out", 0, "ended before"))
-    results = load(output) if output.exists() else Results()
-    results.notes["checks"] = [asdict(outcome) for outcome in outcomes]
-    results.save(output)
+    before = {row["part"]: row for row in load(output).notes["checks"]} if output.exists() else {}
+    checks = {**before, **{part: asdict(outcome) for part, outcome in outcomes.items()}}
+    Results(notes={"checks": list(checks.values())}).save(output)
     print(f"written to {output}", flush=True)
 
 

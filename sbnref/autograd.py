@@ -73,7 +73,8 @@ def parameter_gradients(
     beta: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of gamma and beta, averaged over the ranks."""
-    sum_g, sum_g_xhat = (total if ranks == 1 else total / ranks).chunk(2)
+    # Divided by a tensor, as the kernels do it: by a number, PyTorch's CUDA operation multiplies by its inverse.
+    sum_g, sum_g_xhat = (total if ranks == 1 else total / total.new_full((), ranks)).chunk(2)
     dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
     dbeta = None if beta is None else sum_g.to(beta.dtype)
     return dgamma, dbeta

@@ -101,7 +101,9 @@ def bare(tmp_path):
     return {**os.environ, "SBNREF_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
-@pytest.mark.parametrize("part", ["build", "operators", "reduce_overhead", "small_step", "large", "student"])
+@pytest.mark.parametrize(
+    "part", ["build", "operators", "reduce_overhead", "small_step", "large", "student", "profiled"]
+)
 def test_a_part_of_the_check_simulated(part, bare):
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part, "--elements", str(2**15 + 8))
     subprocess.run(command, check=True, env=bare)
@@ -164,11 +166,10 @@ def test_what_a_part_leaves_running_is_ended(check, tmp_path, end):
 
 @pytest.fixture
 def parts(check, monkeypatch):
-    """``parts(takes)`` runs all parts by a made-up clock: each takes so long, or until its limit."""
-    now = 0.0
+    """``parts(takes, call)`` runs a call by a made-up clock: each part takes so long, or until its limit."""
 
-    def all_of(takes, statuses={}):  # noqa: B006
-        runs = []
+    def all_of(takes, call="correctness", tools=True, **statuses):
+        now, runs, outcomes = 0.0, [], {}
 
         def run(part, command, limit, environment):
             nonlocal now
@@ -179,49 +180,68 @@ def parts(check, monkeypatch):
             return check.Outcome(part, statuses.get(part, status), seconds, "")
 
         monkeypatch.setattr(check, "run", run)
-        monkeypatch.setattr(check, "compute_sanitizer", lambda: "/bin/compute-sanitizer")
+        monkeypatch.setattr(check, "nvidia_tool", lambda name: f"/bin/{name}" if tools else None)
         monkeypatch.setattr(check.time, "monotonic", lambda: now)
-        outcomes = []
-        check.check_all(outcomes, Path("out.json"))
+        check.check_all(check.parts_of(call), check.SECONDS, outcomes, Path("out.json"))
         monkeypatch.undo()
         return outcomes, runs
 
     return all_of
 
 
-@pytest.mark.parametrize("takes", [1, 30, 1000])
-def test_eight_minutes_are_a_bound_and_the_benchmark_has_its_share(check, parts, takes):
-    outcomes, runs = parts(takes)
-    assert [outcome.part for outcome in outcomes] == [*check.LIMITS, "benchmark"]
-    assert sum(outcome.seconds for outcome in outcomes) <= check.TOTAL_SECONDS <= 480
-    part, command, limit, _ = runs[-1]
-    assert part == "benchmark"
-    assert limit >= check.BENCHMARK_SECONDS
-    assert float(command[command.index("--seconds") + 1]) < limit
-    for part, _, limit, _ in runs[:-1]:
+@pytest.mark.parametrize("call", ["correctness", "half", "wide"])
+@pytest.mark.parametrize("takes", [1, 60, 1000])
+def test_a_call_takes_ten_minutes_at_most(check, parts, takes, call):
+    outcomes, runs = parts(takes, call)
+    assert list(outcomes) == list(check.CALLS[call])
+    assert sum(outcome.seconds for outcome in outcomes.values()) <= check.SECONDS < 600
+    for part, _, limit, _ in runs:
         assert check.LEAST_SECONDS <= limit <= check.LIMITS[part]
-    left_out = [outcome.part for outcome in outcomes if outcome.status == "left out"]
-    assert bool(left_out) == (takes > 1)
-    assert left_out == list(check.LIMITS)[len(runs) - 1 :]
+    if takes == 1:
+        assert {outcome.status for outcome in outcomes.values()} == {"passed"}
+
+
+def test_each_benchmark_has_a_file_of_its_own(parts):
+    _, runs = parts(1, "half,wide")
+    commands = {part: command for part, command, *_ in runs}
+    assert commands["float32"][-6:-2] == ["--dtypes", "float32", "--output", "out-float32.json"]
+    assert "out-ncu.csv" in commands["ncu"]
+    assert commands["ncu"][-2:] == ["--part", "profiled"]
 
 
 def test_the_tools_look_at_our_kernels_where_no_cache_hides_the_ends_of_tensors(check, parts):
-    _, runs = parts(1)
+    _, runs = parts(1, ",".join(check.SANITIZERS))
     for part, command, _, environment in runs:
-        if part in check.SANITIZERS:
-            assert command[:3] == ["/bin/compute-sanitizer", "--tool", part]
-            assert "kns=sbnref" in command
-            assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            assert command[-2:] == ["--part", "small_step"]
-        else:
-            assert environment == {}
-    assert {"memcheck", "racecheck", "synccheck", "initcheck"} <= {part for part, *_ in runs}
+        assert command[:3] == ["/bin/compute-sanitizer", "--tool", part]
+        assert "kns=sbnref" in command
+        assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        assert command[-2:] == ["--part", "small_step"]
+    assert len(runs) == 4
 
 
-def test_without_the_kernels_nothing_else_is_tried(check, parts):
-    outcomes, runs = parts(1, {"build": "failed"})
+@pytest.mark.parametrize("status", ["failed", "timed out"])
+def test_without_the_kernels_nothing_else_is_tried(parts, status):
+    outcomes, runs = parts(1, "correctness", build=status)
     assert [part for part, *_ in runs] == ["build"]
-    assert {outcome.status for outcome in outcomes[1:]} == {"left out"}
+    assert {outcome.status for part, outcome in outcomes.items() if part != "build"} == {"left out"}
+
+
+def test_a_part_whose_tool_is_missing_is_skipped_and_does_not_count_as_passed(parts):
+    outcomes, _ = parts(1, "memcheck,ncu", tools=False)
+    assert {outcome.status for outcome in outcomes.values()} == {"skipped"}
+
+
+def test_a_later_call_replaces_its_parts_in_the_file(tmp_path, bare):
+    """And skipped is not passed: the exit code says so."""
+    output = tmp_path / "out.json"
+    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--device", "cpu", "--output", output, "--only")
+    for only, status in (("build,profiled", 0), ("memcheck,build", 1)):
+        assert subprocess.run((*command, only), env={**bare, "PATH": "/usr/bin:/bin"}).returncode == status
+    found = {row["part"]: row["status"] for row in load(output).notes["checks"]}
+    assert found == {"build": "passed", "profiled": "passed", "memcheck": "skipped"}
+    wrong = subprocess.run((*command, "buid"), capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "got 'buid'" in wrong.stderr
 
 
 INTERRUPTED = """
