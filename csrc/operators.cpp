@@ -3,7 +3,7 @@
 
 #include <map>
 #include <mutex>
-#include <utility>
+#include <tuple>
 
 #include "plan.h"
 #include "runtime.h"
@@ -13,34 +13,25 @@ namespace {
 
 // ---- the workspace: where the blocks of a launch meet ----
 
-// Counters that every launch leaves at zero as it found them, so that none has to be preceded by a memset: one set per
-// stream, since launches on one stream follow each other. They are not PyTorch's memory: what its allocator gives out
-// while a CUDA graph is warmed up belongs to that graph, which takes it back. A CUDA graph may run on any stream,
-// alongside anything, so what is captured gets a set of its own, which is part of the graph.
-struct Tickets {
-    unsigned* counters = nullptr;
-    std::optional<Tensor> captured;  // holds them while they are used, where they are part of a graph
-};
-
-Tickets tickets(const Tensor& x, Stream stream) {
-    if (capturing(stream)) {
-        const Tensor captured = zeros(x);
-        return {static_cast<unsigned*>(captured.data), captured};
-    }
+// Counters that every launch leaves at zero as it found them, so that none has to be preceded by a memset: one set for
+// each stream, since launches on one stream follow each other. A CUDA graph may run on any stream, alongside anything,
+// so each capture has sets of its own, which no node of the graph has to make. They are not PyTorch's memory: what its
+// allocator gives out while a graph is warmed up or captured belongs to that graph, which takes it back.
+unsigned* tickets(const Tensor& x, Stream stream) {
     static std::mutex mutex;
-    static std::map<std::pair<int, Stream>, unsigned*> of_stream;  // 16 KiB each, until the process ends
+    static std::map<std::tuple<int, Stream, unsigned long long>, unsigned*> sets;  // 16 KiB each, never freed
     const std::lock_guard<std::mutex> lock(mutex);
-    unsigned*& mine = of_stream[{x.device, stream}];
-    if (mine == nullptr) mine = zeroed_counters(x, stream);
-    return {mine, {}};
+    unsigned*& mine = sets[{x.device, stream, capture_id(stream)}];
+    if (mine == nullptr) mine = zeroed_counters(x);
+    return mine;
 }
 
 struct WorkspaceTensors {
     std::optional<Tensor> partials;
-    Tickets tickets;
+    unsigned* tickets = nullptr;
     operator Workspace() const {
         if (!partials) return {};
-        return {static_cast<double*>(partials->data), partials->size, tickets.counters};
+        return {static_cast<double*>(partials->data), partials->size, tickets};
     }
 };
 
@@ -70,8 +61,7 @@ struct Gpu {
     }
     static void run(const Tensor& x, ForwardApply stage) {
         const OnDevice device(x);
-        const Tickets ticket = stage.num_batches_tracked ? tickets(x, device.stream) : Tickets{};
-        stage.tickets = ticket.counters;
+        if (stage.num_batches_tracked && stage.cumulative) stage.tickets = tickets(x, device.stream);
         forward_apply(plan_for(x, kForwardUnroll), stage, device.stream);
     }
     static void run(const Tensor& x, const BackwardStats& stage) {

@@ -17,12 +17,6 @@ namespace sbnref {
 
 inline Device device_of(int multiprocessors) { return {multiprocessors, kMinBlocks * kMaxThreads, kMaxThreads}; }
 
-// Tickets as a tensor.
-inline Tensor zeros(const Tensor& x) {
-    const int64_t size = kTickets;
-    return torch::stable::new_zeros(x.handle, {&size, 1}, torch::headeronly::ScalarType::Int);
-}
-
 #ifdef SBNREF_CUDASIM
 
 // Tensors that the simulation works on lie in the host's memory.
@@ -36,10 +30,12 @@ inline Device& simulated_device() {
 }
 inline Device current_device() { return simulated_device(); }
 inline std::string cuda_release() { return "simulation"; }
-inline bool capturing(Stream) { return false; }
+inline unsigned long long capture_id(Stream) { return 0; }
 // From where tensors have theirs: a test that watches their memory has to know all that a kernel may touch.
-inline unsigned* zeroed_counters(const Tensor& x, Stream) {
-    return static_cast<unsigned*>((new Tensor(zeros(x)))->data);
+inline unsigned* zeroed_counters(const Tensor& x) {
+    const int64_t size = kTickets;
+    const auto zeros = torch::stable::new_zeros(x.handle, {&size, 1}, torch::headeronly::ScalarType::Int);
+    return static_cast<unsigned*>((new Tensor(zeros))->data);
 }
 
 struct OnDevice {
@@ -64,22 +60,27 @@ inline Device current_device() {
 inline std::string cuda_release() {
     return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
-inline bool capturing(Stream stream) {
+// Of the capture that a stream is part of; 0 if there is none.
+inline unsigned long long capture_id(Stream stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status));
-    return status != cudaStreamCaptureStatusNone;
+    unsigned long long id = 0;
+    check(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &id));
+    return status == cudaStreamCaptureStatusActive ? id : 0;
 }
-// On the current device, zero before what the stream does next. Another thread may be capturing a graph.
-inline unsigned* zeroed_counters(const Tensor&, Stream stream) {
+// On the current device. This thread or another one may be capturing a graph, which must not contain any of it.
+inline unsigned* zeroed_counters(const Tensor&) {
     constexpr size_t kBytes = kTickets * sizeof(unsigned);
+    void* memory = nullptr;
+    cudaStream_t apart = nullptr;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check(cudaThreadExchangeStreamCaptureMode(&mode));
-    void* memory = nullptr;
-    const cudaError_t allocated = cudaMalloc(&memory, kBytes);
-    const cudaError_t cleared =
-        allocated != cudaSuccess ? allocated : cudaMemsetAsync(memory, 0, kBytes, static_cast<cudaStream_t>(stream));
+    cudaError_t error = cudaStreamCreateWithFlags(&apart, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaMalloc(&memory, kBytes);
+    if (error == cudaSuccess) error = cudaMemsetAsync(memory, 0, kBytes, apart);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(apart);
+    if (apart) cudaStreamDestroy(apart);
     check(cudaThreadExchangeStreamCaptureMode(&mode));
-    check(cleared);
+    check(error);
     return static_cast<unsigned*>(memory);
 }
 

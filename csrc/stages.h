@@ -42,7 +42,7 @@ struct ForwardApply {
     double eps;
     Buffer running_mean, running_var;  // (C,) any dtype, or null; updated in place
     int64_t* num_batches_tracked;      // () or null; updated in place
-    unsigned* tickets;                 // (kTickets,) where num_batches_tracked is given
+    unsigned* tickets;                 // (kTickets,) where num_batches_tracked is given and the average cumulative
     bool cumulative;                   // average over all steps: momentum is 1 / num_batches_tracked
     double momentum;
     Buffer y;      // (outer, channels, inner), out

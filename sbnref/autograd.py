@@ -35,6 +35,8 @@ class SyncBatchNormFunction(torch.autograd.Function):
         group: ProcessGroup | None,
         impl: Implementation,
     ) -> Tensor:  # y (N, C, *)
+        if dense := getattr(impl, "dense", None):
+            x = dense(x)
         count = x.numel() // x.shape[1]
         weight = rank_weight(stats_mode, x.shape[0], count)
         divisor = fixed_divisor(stats_mode, world_size(group))

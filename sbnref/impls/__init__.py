@@ -4,8 +4,8 @@ An implementation is anything with the four stage functions of :mod:`sbnref.impl
 an object, a class with static methods. Where it cannot run everywhere it also has ``why_not(device)``, which gives
 the reason in words, or None; and where that takes long, because something is built, ``why_not_yet(device)``, which
 builds nothing. One that does not take all dtypes has ``dtypes``, a tuple of those that it takes, for the tools that try
-it on some. It may have ``gradients``, the last stage with those of gamma and beta, as
-:mod:`sbnref.impls.cuda` does.
+it on some. It may have ``gradients``, the last stage with those of gamma and beta, and ``dense``, which copies an input
+that it cannot use as it is, as :mod:`sbnref.impls.cuda` does.
 """
 
 from __future__ import annotations

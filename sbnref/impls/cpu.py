@@ -40,4 +40,4 @@ why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_yet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-forward_stats, forward_apply, backward_stats, backward_apply, gradients = stages_of("sbnref_cpu")
+forward_stats, forward_apply, backward_stats, backward_apply, gradients, dense = stages_of("sbnref_cpu")

@@ -63,4 +63,4 @@ def _wanted() -> build.Library:
     return build.SIMULATION if build.simulated() else build.KERNELS
 
 
-forward_stats, forward_apply, backward_stats, backward_apply, gradients = stages_of("sbnref")
+forward_stats, forward_apply, backward_stats, backward_apply, gradients, dense = stages_of("sbnref")

@@ -13,7 +13,7 @@ from ..running import RunningStats
 
 
 def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
-    """Return the four stages of :mod:`sbnref.impls.reference` and ``gradients``, from ``torch.ops.<namespace>``."""
+    """Return the stages, ``gradients`` and ``dense`` for an implementation by ``torch.ops.<namespace>``."""
 
     def call(stage: str, *args: Any) -> Any:
         """Call an operator. Exceptions do not leave a library: one that failed returns None."""
@@ -78,7 +78,12 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         dx, dgamma, dbeta = call("gradients", dy, x, total, saved, gamma, beta, weight, ranks)
         return dx, None if gamma is None else dgamma, None if beta is None else dbeta
 
-    return forward_stats, forward_apply, backward_stats, backward_apply, gradients
+    return forward_stats, forward_apply, backward_stats, backward_apply, gradients, dense
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return x if its elements lie side by side in memory, otherwise a copy, so that no stage has to make one."""
+    return x if x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x) else x.clone()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import stage_checks as checks
 import torch
 from torch import Tensor
 
+from sbnref import SyncBatchNorm
 from sbnref.impls import cpu, reference
 
 DTYPES, LAYOUTS = checks.DTYPES, checks.LAYOUTS
@@ -16,6 +17,18 @@ DTYPES, LAYOUTS = checks.DTYPES, checks.LAYOUTS
 @pytest.mark.parametrize(("check", "arguments"), checks.checks_of(cpu, "cpu"))
 def test_stages(check, arguments):
     check(*arguments)
+
+
+def test_an_input_that_is_not_dense_is_copied_once():
+    """The copy serves the backward pass too."""
+    x = torch.randn(4, 6, 8, 8)[..., ::2].requires_grad_()
+    y = SyncBatchNorm(6, impl="cpu")(x)
+    kept = y.grad_fn.saved_tensors[0]
+    assert kept.is_contiguous()
+    assert torch.equal(kept, x)
+    dense = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)
+    y = SyncBatchNorm(6, impl="cpu")(dense.requires_grad_())
+    assert y.grad_fn.saved_tensors[0].data_ptr() == dense.data_ptr()
 
 
 def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
