@@ -46,5 +46,5 @@ def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkey
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(SystemExit, match=r"pip install 'sbnref\[demo\]'"):
+    with pytest.raises(SystemExit, match=r"pip install scikit-learn matplotlib"):
         demo.load_digits()
