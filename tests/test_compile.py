@@ -67,6 +67,21 @@ def compiled_steps(impl: str, modes: list[str], backend: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("cut", [slice(None), slice(0, None, 2)], ids=["dense", "not dense"])
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_channels_last_inputs(world, impl, cut):
+    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)[..., cut]
+    world(1).run(check_layout, impl, x)
+
+
+def check_layout(impl: str, x: Tensor) -> None:
+    torch._dynamo.reset()
+    layer = SyncBatchNorm(6, impl=impl)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    agree(step(compiled, x, dynamic=False), step(layer, x, dynamic=False), impl)
+    assert compiled(x).stride() == layer(x).stride()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("impl", "modes", "backend"),

@@ -83,7 +83,9 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
 
 def dense(x: Tensor) -> Tensor:
     """Return x if its elements lie side by side in memory, otherwise a copy, so that no stage has to make one."""
-    return x if x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x) else x.clone()
+    if torch.compiler.is_compiling() or x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x):
+        return x  # compiled code cannot ask; there the operators copy
+    return x.clone()
 
 
 @functools.cache
