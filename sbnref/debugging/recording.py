@@ -59,6 +59,7 @@ class Recording:
 
     Attributes:
         rank: in the world.
+        model: the expression for the module that has the layers: ``model``, or ``model.module``.
         settings: by layer.
         rows: by layer.
         final: by layer, (2, C) float64: the running statistics at the end, or None.
@@ -69,6 +70,7 @@ class Recording:
     """
 
     rank: int
+    model: str = "model"
     settings: dict[str, Settings] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     final: dict[str, Tensor | None] = field(default_factory=dict)
@@ -76,6 +78,11 @@ class Recording:
     evaluation_steps: int = 0
     left: str | None = None
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def whole_steps(self) -> int:
+        """The training steps that no exception cut short."""
+        return self.training_steps - (self.left is not None)
 
 
 @dataclass
@@ -172,6 +179,7 @@ class Recorder:
     def finish(self, left: BaseException | None) -> Recording:
         """This rank's records, on the CPU. ``left`` is the exception that ended the block."""
         mine = Recording(dist.get_rank() if _in_a_world() else 0, failures=self.failures)
+        mine.model = "model.module" if isinstance(self.model, nn.parallel.DistributedDataParallel) else "model"
         mine.left = None if left is None else f"{type(left).__name__}: {left}"[:200]
         try:
             self._mark_learned()

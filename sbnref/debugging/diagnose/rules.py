@@ -174,10 +174,6 @@ def used(layer: Layer, steps: list[Step], rank: int) -> list[Tensor]:
     return [step.local[place] for step, place in places if step.elements[place]]
 
 
-def _eps(layer: Layer) -> float:
-    return next(iter(layer.settings.values())).eps
-
-
 def _span(steps: list[Step]) -> tuple[int, int]:
     return (steps[0].number, steps[-1].number) if steps else (0, 0)
 
@@ -268,7 +264,7 @@ def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
     """A layer that does not synchronize, in a model with layers that do."""
     others = sum(other.synchronized for other in case.layers)
     if not layer.synchronized and others and len(case.recordings) > 1:
-        kind = next(iter(layer.settings.values())).kind
+        kind = layer.first.kind
         layers = f"{others} synchronized layer{'s' * (others > 1)}"
         evidence = f"{kind} takes the statistics of each rank alone, beside {layers}"
         code = "model = sbnref.convert_sync_batchnorm(model)"
@@ -277,9 +273,9 @@ def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
     """A rank that took a step, and did not call the layer in it."""
-    group = [rank for rank in next(iter(layer.settings.values())).group if rank in case.recordings]
+    group = [rank for rank in layer.first.group if rank in case.recordings]
     steps = {
-        rank: [s for s in layer.steps if rank not in s.ranks and s.number <= case.recordings[rank].training_steps]
+        rank: [s for s in layer.steps if rank not in s.ranks and s.number <= case.recordings[rank].whole_steps]
         for rank in group
     }
     for rank, missed in steps.items():
@@ -291,7 +287,7 @@ def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def running(layer: Layer, case: Case) -> Iterator[Finding]:
     """Running statistics that are not the same on all ranks; without synchronization, beyond what batches explain."""
-    eps, steps = _eps(layer), case.sound(layer.steps)
+    eps, steps = layer.first.eps, case.sound(layer.steps)
     batches = {rank: used(layer, steps, rank) for rank in layer.ranks}
     recent = {rank: pooled(of_rank[-RECENT:]) for rank, of_rank in batches.items() if of_rank}
     chance = NOISE * max(noise(of_rank, eps) for of_rank in batches.values())
@@ -362,7 +358,7 @@ def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap, float] | None:
     """The rank whose running statistics are the furthest from its recent batches', how far, and its batch noise."""
     if case.ill is not None:
         return None
-    steps, eps = case.sound(layer.steps), _eps(layer)
+    steps, eps = case.sound(layer.steps), layer.first.eps
     gaps = []
     for rank, final in layer.final.items():
         batches = used(layer, steps, rank)
@@ -374,14 +370,14 @@ def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap, float] | None:
 
 def _old_share(layer: Layer, case: Case) -> float:
     """The share of the running statistics that is from before the block."""
-    momentum = next(iter(layer.settings.values())).momentum
+    momentum = layer.first.momentum
     steps = max(recording.training_steps for recording in case.recordings.values())
     return 0.0 if momentum is None else (1 - momentum) ** steps
 
 
 def slow_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
     """Running statistics that are behind the batches because the momentum is small."""
-    momentum = next(iter(layer.settings.values())).momentum
+    momentum = layer.first.momentum
     seen, old = _training_gap(layer, case), _old_share(layer, case)
     if seen and momentum is not None and momentum < SLOW and old > OLD_SHARE:
         evidence = (
@@ -413,7 +409,7 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     finals = [stats for stats in layer.final.values() if stats is not None]
     if not trained and not finals:
         return
-    eps = _eps(layer)
+    eps = layer.first.eps
     how_far = gap(pooled([whole(step) for step in steps]), pooled(trained) if trained else finals[0], eps)
     if how_far.beyond(GAP + NOISE * noise(trained, eps) / len(steps) ** 0.5):
         what = "those in training" if trained else "the running statistics"
@@ -425,7 +421,7 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
     """Ranks whose own batches differ in every step: their data are not shuffled alike."""
-    steps, eps = case.sound(layer.steps), _eps(layer)
+    steps, eps = case.sound(layer.steps), layer.first.eps
     own = {
         rank: [s.local[p] for s in steps if rank in s.ranks and s.elements[p := s.ranks.index(rank)]]
         for rank in layer.ranks
@@ -446,11 +442,11 @@ def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
     """A momentum with which evaluation depends on the last batch."""
-    momentum = next(iter(layer.settings.values())).momentum
+    momentum = layer.first.momentum
     if momentum is None or momentum < FAST or not layer.ranks:
         return
     steps = case.sound(layer.steps)
-    moved = noise(used(layer, steps, layer.ranks[0]), _eps(layer)) * (momentum / (2 - momentum)) ** 0.5
+    moved = noise(used(layer, steps, layer.ranks[0]), layer.first.eps) * (momentum / (2 - momentum)) ** 0.5
     if moved > FAST_NOISE:
         evidence = f"with momentum={momentum:g} the running mean follows single batches: noise of {moved:.2g} std"
         yield Finding(layer.ranks, _span(steps), evidence, "Use a smaller momentum", "{layer}.momentum = 0.1")
@@ -459,7 +455,7 @@ def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
 def payload(layer: Layer, case: Case) -> Iterator[Finding]:
     """A mean so large that float64 payloads lose the variance between ranks: see :func:`sbnref.modes.combine`."""
     steps = [step for step in case.sound(layer.steps) if sum(m > 0 for m in step.elements) > 1]
-    errors = [float((1e-15 * s.mean["exact"] ** 2 / (s.var["exact"] + _eps(layer))).max()) for s in steps]
+    errors = [float((1e-15 * s.mean["exact"] ** 2 / (s.var["exact"] + layer.first.eps)).max()) for s in steps]
     if layer.synchronized and errors and max(errors) > PAYLOAD:
         evidence = (
             f"the mean is so far from zero that float64 loses the variance: it may be off by {min(max(errors), 1):.0%}"
@@ -485,9 +481,9 @@ def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def far_from_zero(layer: Layer, case: Case) -> Iterator[Finding]:
     """A mean many standard deviations from zero. Channels that hardly vary do not count."""
-    steps, eps = case.sound(layer.steps), _eps(layer)
-    ratios = [float((s.mean["exact"].abs() / s.var["exact"].sqrt())[s.var["exact"] > eps].max()) for s in steps
-              if (s.var["exact"] > eps).any()]  # fmt: skip
+    steps, eps = case.sound(layer.steps), layer.first.eps
+    steps = [step for step in steps if (step.var["exact"] > eps).any()]
+    ratios = [float((s.mean["exact"].abs() / s.var["exact"].sqrt())[s.var["exact"] > eps].max()) for s in steps]
     if ratios and max(ratios) > FAR:
         evidence = f"the mean of a channel is {max(ratios):.3g} std from zero: half precision loses its variance"
         yield Finding(layer.ranks, _span(steps), evidence, "Subtract a constant before the layer", "x = x - x_mean")
@@ -537,19 +533,18 @@ def suspects(recordings: dict[int, Recording]) -> list[Suspect]:
                     kinds.setdefault(finding.kind, []).append((layer, finding))
                     case.found.setdefault(layer.name, set()).add(rule.name)
         for found in kinds.values():
-            ranked.append(_suspect(rule.name, found, len(ranked)))
+            model = next(iter(recordings.values())).model
+            ranked.append(_suspect(rule.name, found, len(ranked), model))
     return ranked
 
 
-def _suspect(rule: str, found: list[tuple[Layer, Finding]], number: int) -> Suspect:
+def _suspect(rule: str, found: list[tuple[Layer, Finding]], number: int, model: str) -> Suspect:
     layer, first = found[0]
     names = tuple(dict.fromkeys(layer.name for layer, _ in found))
     ranks = tuple(sorted({rank for _, finding in found for rank in finding.ranks}))
     steps = (min(f.steps[0] for _, f in found), max(f.steps[1] for _, f in found))
-    one = f'model.get_submodule("{names[0]}")'
-    if names[0] == next(iter(layer.settings.values())).kind:  # the model is the layer
-        one = "model"
+    one = model if names[0] == layer.first.kind else f'{model}.get_submodule("{names[0]}")'  # the model is the layer
     code = first.code.replace("{layer}", one)
     if len(names) > 1 and "{layer}" in first.code:
-        code = f"for n in d.suspects[{number}].layers: " + first.code.replace("{layer}", "model.get_submodule(n)")
+        code = f"for n in d.suspects[{number}].layers: " + first.code.replace("{layer}", f"{model}.get_submodule(n)")
     return Suspect(rule, names, ranks, steps, first.evidence, first.advice, code)

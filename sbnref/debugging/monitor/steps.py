@@ -92,6 +92,11 @@ class Layer:
         return tuple(self.settings)
 
     @property
+    def first(self) -> Settings:
+        """The settings on its first rank."""
+        return next(iter(self.settings.values()))
+
+    @property
     def synchronized(self) -> bool:
         """Whether its statistics are those of several ranks."""
         return bool(self.stats_mode)
@@ -99,7 +104,7 @@ class Layer:
     @property
     def stats_mode(self) -> str:
         """The mode it uses; ``'exact'`` for :class:`torch.nn.SyncBatchNorm`, ``''`` if it does not synchronize."""
-        return next(iter(self.settings.values())).stats_mode
+        return self.first.stats_mode
 
     @property
     def empty_share(self) -> float:
