@@ -200,6 +200,7 @@ FAULTS = {
     "empty rank, default": (
         Plan("default", size=lambda r, s: 0 if r == 2 and s % 3 else 8), "statistics mode", "bn1", 2),
     "empty rank, mmcv": (Plan("mmcv", size=lambda r, s: 0 if r == 1 and s % 2 else 8), "statistics mode", "bn1", 1),
+    "nan in the buffers": (Plan(start=on(2, scale("bn1.running_var", float("nan")))), "NaN or Inf", "bn1", 2),
     "uneven ranks, default": (Plan("default", size=lambda r, s: (2, 16, 8)[r]), "statistics mode", "bn1", None),
     "uneven maps, N": (Plan("N", batch=lambda x, r, s: x.repeat(1, 1, 1 + r, 2 * r + 1) + r * 0.4),
                        "statistics mode", "bn1", None),
@@ -284,6 +285,7 @@ HEALTHY = {
     "ours, empty": Plan(size=lambda r, s: 0 if r == s % 3 else 8),
     "torch, ragged": Plan("torch", size=lambda r, s: 2 + 5 * r),
     "plain, ragged": Plan("plain", size=lambda r, s: 4 + (r + s) % 3),
+    "plain, empty": Plan("plain", size=lambda r, s: 0 if r == 1 and s % 3 == 0 else 8),
     "plain, buffers broadcast": Plan("plain", broadcast_buffers=True),
     "plain, cumulative": Plan("plain", {"momentum": None}),
     "ours, cumulative": Plan("ours", {"momentum": None}),
@@ -369,6 +371,23 @@ def test_remedies_name_the_layers_in_code():
     exec(d.suspects[0].code, {"model": model, "d": d})
     assert model.bn1.momentum == model.bn2.momentum == 0.1
     assert d.examined == {"batch_norms": 2, "training_steps": 30, "evaluation_steps": 0, "ranks": 1}
+
+
+def wrapped_and_evaluated() -> tuple[str, tuple[float, float], int]:
+    """The remedy in a wrapped model, the momenta after it ran, and the evaluation steps, in inference mode."""
+    model = DistributedDataParallel(network("ours", momentum=0.0))
+    with sbnref.diagnose(model) as d:
+        for _ in range(20):
+            model(torch.randn(8, 3, 8, 8) + 2)
+        model.eval()
+        with torch.inference_mode():
+            model(torch.randn(8, 3, 8, 8) + 2)
+    exec(d.suspects[0].code, {"model": model, "d": d})
+    return d.suspects[0].rule, (model.module.bn1.momentum, model.module.bn2.momentum), d.examined["evaluation_steps"]
+
+
+def test_remedies_fit_wrapped_models_and_inference_mode_is_seen(world):
+    assert world(3).run(wrapped_and_evaluated) == [("slow momentum", (0.1, 0.1), 1)] * 3
 
 
 def calls() -> tuple[bool, int, int]:

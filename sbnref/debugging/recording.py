@@ -247,9 +247,10 @@ def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeo
     _meetings += 1
     try:
         store = dist.PrefixStore(f"sbnref/meeting/{_meetings}", dist.distributed_c10d._get_default_store())
+        if mine.left is not None:
+            store.set("incomplete", "")  # first, so that a rank that sees the records sees this
         _put(store, str(mine.rank), mine)
         if mine.left is not None:
-            store.set("incomplete", "")
             return summarize({mine.rank: mine})
         deadline = time.monotonic() + timeout
         came = [rank for rank in range(dist.get_world_size()) if _comes(store, str(rank), deadline)]
@@ -260,7 +261,7 @@ def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeo
             come = _comes(store, "summary", deadline + timeout)
             return _take(store, "summary") if come else summarize({mine.rank: mine})
         summary = summarize({rank: mine if rank == mine.rank else _take(store, str(rank)) for rank in came})
-        if complete:
+        if mine.rank == 0:  # even if it is incomplete: a rank that saw all come waits for it
             _put(store, "summary", summary)
         return summary
     except Exception as error:  # the store is gone, with the rank that held it

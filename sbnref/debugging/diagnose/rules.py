@@ -33,6 +33,8 @@ FAR = 100.0  # std: a half-precision input, of 3 digits, then loses 10 % of a st
 PAYLOAD = 0.01  # relative error of the variance between ranks, from float64 payloads: see sbnref.modes.combine
 WEIGHTS = 1e-4  # relative difference of weights: more than rounding
 
+CONVERT = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -192,30 +194,23 @@ def _fewer(same: list[int], others: list[int]) -> tuple[int, ...]:
 
 
 def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
-    """NaN or Inf in the first input that has some; or in running statistics, if the inputs are finite."""
-    if case.ill is not None and layer is case.layers[case.ill[2]]:
-        evaluation = case.ill[0]
-        bad = [step for step in (layer.evaluations if evaluation else layer.steps) if step.non_finite]
+    """NaN or Inf in the first input that has some; or in running statistics, if the inputs in training are finite."""
+    in_evaluation, _, place = case.ill or (True, 0, None)
+    broken = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
+    if broken and in_evaluation:
+        evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(broken))}"
+        advice, code = "All inputs in training were finite, so start them again", "{layer}.reset_running_stats()"
+        yield Finding(broken, _span(layer.steps), evidence, advice, code, "running")
+    elif place is not None and layer is case.layers[place] and "NaN or Inf" not in case.earlier(layer):
+        bad = [step for step in (layer.evaluations if in_evaluation else layer.steps) if step.non_finite]
+        when = f"{'evaluation step' if in_evaluation else 'step'} {bad[0].number}"
         more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
-        when = f"in {'evaluation' * evaluation}{' ' * evaluation}step {bad[0].number}{more}"
-        evidence = f"NaN or Inf came in on {ranks_in_words(list(bad[0].non_finite))} {when}"
-        if layer is case.layers[0]:
-            advice, code = "No batch norm comes before, so check the data", "assert torch.isfinite(batch).all()"
-        else:
+        evidence = f"NaN or Inf came in on {ranks_in_words(list(bad[0].non_finite))} in {when}{more}"
+        advice, code = "No batch norm comes before, so check the data", "assert torch.isfinite(batch).all()"
+        if place > 0:
             advice = "The batch norms before had finite inputs, so find the operation in between"
             code = "torch.autograd.set_detect_anomaly(True)"
         yield Finding(bad[0].non_finite, _span(bad), evidence, advice, code)
-    elif case.ill is None:
-        ranks = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
-        if ranks:
-            empty = any(step.empty_ranks for step in layer.steps) and not layer.synchronized
-            evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(ranks))}"
-            if empty:
-                advice = "Empty batches do this to it: use a layer that takes them"
-                code = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
-            else:
-                advice, code = "All inputs were finite, so start the statistics again", "{layer}.reset_running_stats()"
-            yield Finding(ranks, _span(layer.steps), evidence, advice, code, "running")
 
 
 def settings(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -354,48 +349,36 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
     yield Finding(ranks or layer.ranks, _span(steps), f"{seen}; {mode!r} {did}", advice, code, bool(empty))
 
 
-def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap, float] | None:
-    """The rank whose running statistics are the furthest from its recent batches', how far, and its batch noise."""
-    if case.ill is not None:
-        return None
+def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
+    """The rank whose running statistics are the furthest from its recent batches', and how far."""
     steps, eps = case.sound(layer.steps), layer.first.eps
     gaps = []
     for rank, final in layer.final.items():
         batches = used(layer, steps, rank)
-        if final is not None and batches:
-            gaps.append((rank, gap(final, pooled(batches[-RECENT:]), eps), noise(batches, eps)))
-    rank, worst, noisy = max(gaps, key=lambda g: g[1].size(), default=(0, Gap(0, 1), 0.0))
-    return (rank, worst, noisy) if worst.beyond(GAP + 2 * noisy * (noisy < GAP)) else None
-
-
-def _old_share(layer: Layer, case: Case) -> float:
-    """The share of the running statistics that is from before the block."""
-    momentum = layer.first.momentum
-    steps = max(recording.training_steps for recording in case.recordings.values())
-    return 0.0 if momentum is None else (1 - momentum) ** steps
+        if final is not None and batches and case.ill is None:
+            how_far, chance = gap(final, pooled(batches[-RECENT:]), eps), noise(batches, eps)
+            if how_far.beyond(GAP + 2 * min(chance, GAP)):
+                gaps.append((rank, how_far))
+    return max(gaps, key=lambda found: found[1].size(), default=None)
 
 
 def slow_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
     """Running statistics that are behind the batches because the momentum is small."""
-    momentum = layer.first.momentum
-    seen, old = _training_gap(layer, case), _old_share(layer, case)
+    momentum, seen = layer.first.momentum, _training_gap(layer, case)
+    old = 0.0 if momentum is None else (1 - momentum) ** max(r.training_steps for r in case.recordings.values())
     if seen and momentum is not None and momentum < SLOW and old > OLD_SHARE:
-        evidence = (
-            f"running statistics are behind the batches: {seen[1].words()}; with momentum={momentum:g}, "
-            f"{old:.0%} of them are from before these steps"
-        )
+        behind = f"running statistics are behind the batches: {seen[1].words()}"
+        evidence = f"{behind}; with momentum={momentum:g}, {old:.0%} of them are from before these steps"
         yield Finding(layer.ranks, _span(layer.steps), evidence, "Use a larger momentum", "{layer}.momentum = 0.1")
 
 
 def stale(layer: Layer, case: Case) -> Iterator[Finding]:
     """Running statistics that are far from the recent batches' for another reason."""
     if seen := _training_gap(layer, case):
-        rank, how_far, _ = seen
-        where = f" on rank {rank}" if len(layer.ranks) > 1 and not layer.synchronized else ""
-        evidence = f"running statistics are far from those of recent batches{where}: {how_far.words()}"
-        advice = "Estimate them again before you evaluate"
+        where = f" on rank {seen[0]}" if len(layer.ranks) > 1 and not layer.synchronized else ""
+        evidence = f"running statistics are far from those of recent batches{where}: {seen[1].words()}"
         code = "torch.optim.swa_utils.update_bn(train_loader, model)"
-        yield Finding(layer.ranks, _span(layer.steps), evidence, advice, code)
+        yield Finding(layer.ranks, _span(layer.steps), evidence, "Estimate them again before you evaluate", code)
 
 
 def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -471,11 +454,9 @@ def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
     median = sorted(counts)[len(counts) // 2] if counts else FEW
     if median < FEW:
         evidence = f"{median} values per channel in most steps: batch noise of {median**-0.5:.2g} std"
+        advice, code = "Use larger batches, or a norm without batch statistics", "torch.nn.GroupNorm(groups, C)"
         if not layer.synchronized and len(layer.ranks) > 1:
-            advice = "Synchronize, or use larger batches"
-            code = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
-        else:
-            advice, code = "Use larger batches, or a norm without batch statistics", "torch.nn.GroupNorm(groups, C)"
+            advice, code = "Synchronize, or use larger batches", CONVERT
         yield Finding(layer.ranks, _span(layer.steps), evidence, advice, code)
 
 
@@ -497,6 +478,7 @@ class Rule(NamedTuple):
     explained_by: tuple[str, ...] = ()  # rules that found something in the same layer
 
 
+EXPLAIN_A_GAP = ("settings", "weights", "eval mode", "running statistics")
 RULES = (  # the most harmful first, and causes before what follows from them
     Rule("NaN or Inf", non_finite),
     Rule("settings", settings),
@@ -507,12 +489,8 @@ RULES = (  # the most harmful first, and causes before what follows from them
     Rule("running statistics", running, ("settings", "weights", "eval mode", "skipped")),
     Rule("statistics mode", skew, ("settings",)),
     Rule("ranks apart", ranks_apart, ("weights",)),
-    Rule("slow momentum", slow_momentum, ("settings", "weights", "eval mode", "running statistics")),
-    Rule(
-        "stale statistics",
-        stale,
-        ("settings", "weights", "eval mode", "running statistics", "slow momentum", "ranks apart"),
-    ),
+    Rule("slow momentum", slow_momentum, EXPLAIN_A_GAP),
+    Rule("stale statistics", stale, (*EXPLAIN_A_GAP, "slow momentum", "ranks apart")),
     Rule("fast momentum", fast_momentum, ("settings",)),
     Rule("few values", few_values),
     Rule("evaluation inputs", evaluation_inputs),
