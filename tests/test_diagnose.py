@@ -230,6 +230,9 @@ FAULTS = {
     "fast momentum, ours": (Plan("ours", {"momentum": 1.0}, lambda r, s: 1, 6), "fast momentum", "bn1", None),
     "evaluation data not normalized": (Plan(evaluation=lambda x, r: 3 * x + 1), "evaluation inputs", "bn1", None),
     "evaluation data, plain": (Plan("plain", evaluation=lambda x, r: x + 2), "evaluation inputs", "bn1", None),
+    "dropout before a layer": (
+        Plan(build=lambda m: setattr(m, "relu1", nn.Sequential(nn.ReLU(), nn.Dropout(0.9)))),
+        "evaluation inputs", "bn2", None),
     "few values, plain": (Plan("plain", size=lambda r, s: 2, width=6), "few values", "bn2", None),
     "few values, ours": (Plan(size=few, width=6), "few values", "bn2", None),
     "far from zero": (Plan("plain", build=lambda m: m.conv1.bias.data.add_(300)), "far from zero", "bn1", None),
@@ -501,6 +504,27 @@ def test_submodules_that_are_called_one_by_one_have_steps():
         for _ in range(4):
             model.bn2(model.conv2(model.bn1(model.conv1(torch.randn(8, 3, 8, 8)))))
     assert d.examined["training_steps"] == 4
+
+
+class Duck(nn.Module):
+    """A batch norm by its attributes alone, as mmcv's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.weight = 1e-5, 0.0, None
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, None, None, training=True)
+
+
+def test_a_batch_norm_is_known_by_its_attributes():
+    model = nn.Sequential(Duck())
+    with sbnref.diagnose(model) as d:
+        for _ in range(5):
+            model(torch.randn(64, 3) + 5)
+    assert [(s.rule, s.layers) for s in d.suspects] == [("slow momentum", ("0",))]
 
 
 def test_bad_use_says_what_to_do():

@@ -33,6 +33,7 @@ FAR = 100.0  # std: a half-precision input, of 3 digits, then loses 10 % of a st
 PAYLOAD = 0.01  # relative error of the variance between ranks, from float64 payloads: see sbnref.modes.combine
 WEIGHTS = 1e-4  # relative difference of weights: more than rounding
 
+UPDATE = "torch.optim.swa_utils.update_bn(train_loader, model)"
 CONVERT = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
 
 
@@ -377,8 +378,7 @@ def stale(layer: Layer, case: Case) -> Iterator[Finding]:
     if seen := _training_gap(layer, case):
         where = f" on rank {seen[0]}" if len(layer.ranks) > 1 and not layer.synchronized else ""
         evidence = f"running statistics are far from those of recent batches{where}: {seen[1].words()}"
-        code = "torch.optim.swa_utils.update_bn(train_loader, model)"
-        yield Finding(layer.ranks, _span(layer.steps), evidence, "Estimate them again before you evaluate", code)
+        yield Finding(layer.ranks, _span(layer.steps), evidence, "Estimate them again before you evaluate", UPDATE)
 
 
 def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -397,8 +397,10 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     if how_far.beyond(GAP + NOISE * noise(trained, eps) / len(steps) ** 0.5):
         what = "those in training" if trained else "the running statistics"
         evidence = f"evaluation inputs differ from {what}: {how_far.words()}"
-        advice = "It is the first layer where they do, so prepare evaluation data as in training"
+        advice = "No batch norm comes before, so prepare evaluation data as in training"
         code = "eval_set.transform = train_set.transform  # without random augmentation"
+        if layer is not case.layers[0]:  # small gaps in layers before add up, where weights move fast or units drop out
+            advice, code = "Move dropout behind it; if there is none, estimate running statistics again", UPDATE
         yield Finding(layer.ranks, _span(steps), evidence, advice, code)
 
 
