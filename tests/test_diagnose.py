@@ -504,6 +504,9 @@ def test_submodules_that_are_called_one_by_one_have_steps():
         for _ in range(4):
             model.bn2(model.conv2(model.bn1(model.conv1(torch.randn(8, 3, 8, 8)))))
     assert d.examined["training_steps"] == 4
+    with sbnref.diagnose(model) as d:
+        pass
+    assert str(d).endswith("call the model without it.")
 
 
 class Duck(nn.Module):

@@ -75,6 +75,8 @@ def _notes(recordings: dict[int, Recording]) -> list[str]:
     world = range(dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
     if missing := [rank for rank in world if rank not in recordings]:
         notes.append(f"Records of {ranks_in_words(missing)} are missing.")
+    if not any(recording.settings for recording in recordings.values()):
+        notes.append("No batch norm was called. Layers in compiled code are not seen: call the model without it.")
     for rank, recording in recordings.items():
         if recording.left:
             notes.append(f"Rank {rank} left after {recording.training_steps} training steps: {recording.left}")
