@@ -60,14 +60,23 @@ def _named(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a rank's copy of a layer computes with. Two ranks whose settings differ compute different things."""
+    """What a rank's copy of a layer computes with. Two ranks whose settings differ compute different things.
 
-    kind: str  # the name of the class
-    stats_mode: str  # empty where the layer does not synchronize
+    Attributes:
+        kind: the name of the class.
+        stats_mode: the mode; empty where the layer does not synchronize.
+        momentum: the weight of a step in the running statistics; None for the cumulative average.
+        eps: added to the variance.
+        track_running_stats: whether there are running statistics.
+        group: the ranks that it synchronizes with, by their number in the world.
+    """
+
+    kind: str
+    stats_mode: str
     momentum: float | None
     eps: float
     track_running_stats: bool
-    group: tuple[int, ...]  # the ranks that it synchronizes with, by their number in the world
+    group: tuple[int, ...]
 
 
 def differing(settings: list[Settings]) -> list[str]:
