@@ -18,6 +18,7 @@ TITLES = {
     "overhead": "Overhead, on a few numbers",
     "gpu": "On a GPU: time of the device",
     "ladder": "On a GPU: the ladder of kernels of tutorial 5",
+    "diagnose": "Overhead of sbnref.diagnose, every=10, on ResNet-20",
     "cpu_ladder": "On a CPU: the ladder of tutorial 11, forward",
 }
 

@@ -25,7 +25,7 @@ extensions = [
 ]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:func", r"(compare|monitor)"),  # within their own module: the name is also a module's
+    ("py:func", r"(compare|diagnose|monitor)"),  # within their own module: the name is also a module's
     # of packages whose pages are not read at build time
     ("py:.*", r"(torch|collections|numpy|typing|pathlib|contextlib)\..*"),
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import lab as lab
     from .debugging.compare import compare
+    from .debugging.diagnose import diagnose
     from .debugging.monitor import monitor
     from .interop.convert import convert_sync_batchnorm, revert_sync_batchnorm
 
@@ -25,6 +26,7 @@ __all__ = [
     "SyncBatchNorm",
     "compare",
     "convert_sync_batchnorm",
+    "diagnose",
     "functional",
     "groups_of",
     "launch",
@@ -36,6 +38,7 @@ __all__ = [
 
 _TOOLS = {  # loaded on first use
     "compare": "debugging.compare",
+    "diagnose": "debugging.diagnose",
     "monitor": "debugging.monitor",
     "convert_sync_batchnorm": "interop.convert",
     "revert_sync_batchnorm": "interop.convert",

@@ -1,6 +1,8 @@
 """With SBNREF_DEBUG=1 a mismatch between ranks is the same error on each of them; without it nothing is added."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +120,21 @@ def test_a_rank_that_does_not_come_is_named(debugged):
 def test_without_the_flag_nothing_is_added():
     assert not hasattr(functional.sync_batch_norm, "__wrapped__")
     assert not nn.modules.module._global_forward_pre_hooks
+
+
+MISMATCH = """
+import torch, torch.distributed as dist, sbnref
+dist.init_process_group("gloo")
+sbnref.SyncBatchNorm(4, eps=1e-3 if dist.get_rank() == 1 else 1e-5)(torch.randn(3, 4))
+"""
+
+
+@pytest.mark.slow
+def test_one_rank_prints_the_traceback_and_all_the_message(tmp_path):
+    (tmp_path / "script.py").write_text(MISMATCH)
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "script.py")
+    env = {**os.environ, "SBNREF_DEBUG": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert "[rank1]: Traceback" in run.stderr
+    assert run.stderr.count("]: Traceback") == 1, run.stderr
+    assert run.stderr.count("the ranks differ in eps") >= 2  # torchrun may end the last rank before it prints

@@ -49,7 +49,7 @@ assert not [name for name in {HEAVY} if name in sys.modules]
 assert not [name for name in ours if name.split(".")[1:2] in {TOOLS}], ours
 for name in sbnref.__all__:
     assert callable(getattr(sbnref, name)) or name == "functional", name
-assert len(sbnref.__all__) <= 12
+assert len(sbnref.__all__) <= 13
 assert {{*sbnref.__all__}} <= {{*dir(sbnref)}}
 sbnref.interop.until_all_done, sbnref.lab.Call, sbnref.debugging, sbnref.conformance.cases
 """

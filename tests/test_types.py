@@ -24,7 +24,10 @@ def train() -> torch.Tensor:
     layer = sbnref.SyncBatchNorm(3, stats_mode="exact", impl="reference")
     with sbnref.monitor(layer) as watch:
         layer(torch.randn(4, 3, 8, 8))
-    print(watch.layers["SyncBatchNorm"].verdict())
+    print(watch.layers["SyncBatchNorm"].mean_off("default"))
+    with sbnref.diagnose(layer) as d:
+        layer(torch.randn(4, 3, 8, 8))
+    print(d.suspects[0].code if d.suspects else d)
     return sbnref.functional.sync_batch_norm(torch.randn(4, 3), None, None, training=True)
 
 outputs: list[torch.Tensor] = sbnref.launch(train, 2)

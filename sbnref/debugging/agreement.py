@@ -11,9 +11,11 @@ import functools
 import inspect
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -102,7 +104,29 @@ def _agree(given: dict[str, Any]) -> None:
     if all(brought["refuses"] for brought in all_bring.values()):
         return  # the call itself raises, on every rank
     if any(brought != all_bring[min(all_bring)] for brought in all_bring.values()):
-        raise MismatchError(_message(group, all_bring)) from refusal
+        error = MismatchError(_message(group, all_bring))
+        if dist.get_rank() != _odd_rank(all_bring):
+            _print_without_traceback(error)
+        raise error from refusal
+
+
+def _odd_rank(all_bring: dict[int, dict[str, Any]]) -> int:
+    """The first of the ranks that refuse, else of those that stand out: its traceback tells the most."""
+    everyone = list(all_bring.values())
+    return min(all_bring, key=lambda rank: (not all_bring[rank]["refuses"], everyone.count(all_bring[rank]), rank))
+
+
+def _print_without_traceback(error: MismatchError) -> None:
+    """Where the error ends the program, print its message alone, since another rank prints the traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        if value is error:
+            value, traceback = value.with_traceback(None), None
+            value.__cause__ = None
+        previous(kind, value, traceback)
+
+    sys.excepthook = hook
 
 
 def _layer_name() -> str:

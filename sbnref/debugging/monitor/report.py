@@ -1,4 +1,4 @@
-"""The report: a table of the layers with verdicts, data, and a figure."""
+"""The report: a table of the layers, data, and a figure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .steps import Layer, Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import RenderableType
+    from rich.table import Table
 
 
 class Monitor(Report):
     """What :func:`monitor` recorded, the same on every rank. Printing it shows :meth:`summary`.
 
     Attributes:
-        layers: a :class:`Layer` for each watched layer, by name.
+        layers: a :class:`Layer` for each layer that was called, by name; filled when the block ends.
     """
 
     def __init__(self, layers: dict[str, Layer]) -> None:
         self.layers = layers
 
     def summary(self) -> Monitor:
-        """The table and the verdicts, to print or to leave last in a notebook cell."""
+        """The table, to print or to leave last in a notebook cell."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,7 +36,6 @@ class Monitor(Report):
                 "empty_share": layer.empty_share,
                 "mean_off": {mode: layer.mean_off(mode) for mode in STATS_MODES},
                 "var_off": {mode: layer.var_off(mode) for mode in STATS_MODES},
-                "verdict": layer.verdict(),
                 "steps": [_step_dict(step) for step in layer.steps],
             }
             for name, layer in self.layers.items()
@@ -65,9 +64,9 @@ class Monitor(Report):
             chosen = [self.layers[name] for name in layers]
         figure = Figure(figsize=(10, 2.6 * len(chosen)), layout="constrained")
         for row, layer in zip(figure.subplots(len(chosen), 2, squeeze=False, sharex="row"), chosen, strict=True):
-            numbers = range(1, len(layer.steps) + 1)
-            for place, rank in enumerate(layer.ranks):
-                elements = [step.elements[place] for step in layer.steps]
+            numbers = [step.number for step in layer.steps]
+            for rank in layer.ranks:
+                elements = [dict(zip(step.ranks, step.elements, strict=True)).get(rank, 0) for step in layer.steps]
                 row[0].plot(numbers, elements, ".-", linewidth=0.8, markersize=3, label=f"rank {rank}")
             row[0].set(title=f"layer {layer.name}: elements per channel", xlabel="step")
             row[0].set_ylim(bottom=0)
@@ -82,10 +81,8 @@ class Monitor(Report):
                     axes.legend(fontsize="small")
         return figure
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
+    def __rich__(self) -> Table:
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("layer", "mode"):
@@ -102,12 +99,13 @@ class Monitor(Report):
                 f"{layer.var_off(layer.stats_mode):.1%}",
                 str(sum(bool(step.non_finite) for step in layer.steps)),
             )
-        return Group(table, "", *(Text(layer.verdict()) for layer in self.layers.values()))
+        return table
 
 
 def _step_dict(step: Step) -> dict[str, Any]:
     return jsonable(
         {
+            "number": step.number,
             "batch_sizes": step.batch_sizes,
             "elements": step.elements,
             "empty_ranks": step.empty_ranks,
@@ -116,6 +114,5 @@ def _step_dict(step: Step) -> dict[str, Any]:
             "mean_off": {mode: step.mean_off(mode) for mode in STATS_MODES},
             "var_off": {mode: step.var_off(mode) for mode in STATS_MODES},
             "non_finite": step.non_finite,
-            "disagreement": step.disagreement,
         }
     )

@@ -1,43 +1,55 @@
-"""What was seen of each layer, step by step, and what a person should know of it."""
+"""What was seen of each layer, step by step, on all ranks together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from ...modes import STATS_MODES
-from ..report import ranks_in_words
-
-TOLERABLE = 0.01  # a mean off by a hundredth of a standard deviation, a variance by a hundredth of itself
+from ...modes import STATS_MODES, combine, fixed_divisor, rank_weight
+from ..layers import Settings
+from ..recording import Recording, Row
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of one layer, the same on every rank.
+    """One step of one layer, the same on every rank. Tensors are float64.
 
     Attributes:
-        batch_sizes: samples on each rank of the layer's group.
+        number: of the step, from 1; steps that were not recorded count.
+        ranks: those that called the layer, by their number in the world. The fields below are in their order.
+        batch_sizes: samples on each rank.
         elements: elements per channel on each rank.
-        mean: by mode, (C,) float64: the mean that the mode would have used.
-        var: by mode, (C,) float64: the biased variance that the mode would have used.
-        non_finite: the ranks (of the default process group) whose input held NaN or Inf.
-        disagreement: the largest difference between two ranks' running statistics after the step.
+        mean: by mode, (C,): the mean that the mode would have used.
+        var: by mode, (C,): the biased variance that the mode would have used.
+        local: (G, 2, C): each rank's own mean and biased variance.
+        running: (G, 2, C): each rank's running mean and variance before the step, or None.
+        weights: (G, 2): a projection of each rank's weight and bias.
+        in_eval: the ranks whose copy of the layer was in eval mode.
+        non_finite: the ranks whose input held NaN or Inf.
     """
 
+    number: int
+    ranks: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     elements: tuple[int, ...]
     mean: dict[str, Tensor]
     var: dict[str, Tensor]
+    local: Tensor
+    running: Tensor | None
+    weights: Tensor
+    in_eval: tuple[int, ...]
     non_finite: tuple[int, ...]
-    disagreement: float
 
     @property
     def empty_ranks(self) -> tuple[int, ...]:
         """The ranks without an element, while others had some."""
-        return tuple(r for r, m in enumerate(self.elements) if m == 0) if any(self.elements) else ()
+        empty = tuple(r for r, m in zip(self.ranks, self.elements, strict=True) if m == 0)
+        return empty if any(self.elements) else ()
 
     def mean_off(self, mode: str) -> float:
         """How far the mode's mean is from the whole batch's, in standard deviations, all channels."""
@@ -46,31 +58,53 @@ class Step:
 
     def var_off(self, mode: str) -> float:
         """How far the mode's variance is from the whole batch's, relative to it."""
-        return _relative(self.var[mode], self.var["exact"])
+        true = self.var["exact"]
+        return float((self.var[mode] - true).norm() / true.norm().clamp(min=1e-30))
 
     def scaled_by(self, mode: str) -> tuple[float, float] | None:
         """The factors by which the mode scaled mean and variance, None where scaling is not most of what it did."""
-        (mean, rest), (var, _) = (
-            _projection(getattr(self, what)[mode], getattr(self, what)["exact"]) for what in ("mean", "var")
-        )
+        mean, rest = _projection(self.mean[mode], self.mean["exact"])
+        var, _ = _projection(self.var[mode], self.var["exact"])
         return (mean, var) if rest < abs(1 - mean) / 2 else None
 
 
 @dataclass
 class Layer:
-    """A watched layer and its steps.
+    """A layer and its steps, in one group of ranks.
 
     Attributes:
         name: its name in the model.
-        stats_mode: the mode it uses; ``'exact'`` for :class:`torch.nn.SyncBatchNorm`.
-        ranks: those of its group, by their number in the default process group.
+        settings: by rank, for the ranks of its group.
         steps: a :class:`Step` for each training step that was recorded.
+        evaluations: a :class:`Step` for each evaluation step that was recorded.
+        final: by rank, (2, C): the running statistics at the end, or None.
     """
 
     name: str
-    stats_mode: str
-    ranks: tuple[int, ...] = ()
+    settings: dict[int, Settings]
     steps: list[Step] = field(default_factory=list)
+    evaluations: list[Step] = field(default_factory=list)
+    final: dict[int, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of its group, by their number in the world."""
+        return tuple(self.settings)
+
+    @property
+    def first(self) -> Settings:
+        """The settings on its first rank."""
+        return next(iter(self.settings.values()))
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether its statistics are those of several ranks."""
+        return bool(self.stats_mode)
+
+    @property
+    def stats_mode(self) -> str:
+        """The mode it uses; ``'exact'`` for :class:`torch.nn.SyncBatchNorm`, ``''`` if it does not synchronize."""
+        return self.first.stats_mode
 
     @property
     def empty_share(self) -> float:
@@ -79,71 +113,67 @@ class Layer:
 
     def mean_off(self, mode: str) -> float:
         """The average of :meth:`Step.mean_off`."""
-        return _average(step.mean_off(mode) for step in self.steps)
+        return average(step.mean_off(mode) for step in self.steps)
 
     def var_off(self, mode: str) -> float:
         """The average of :meth:`Step.var_off`."""
-        return _average(step.var_off(mode) for step in self.steps)
-
-    def verdict(self) -> str:
-        """What a person should know, in plain words."""
-        if not self.steps:
-            return f"layer {self.name}: no training step was seen."
-        sentences = [*self._skew(), *self._non_finite(), *self._offset(), *self._disagreement()]
-        return f"layer {self.name}: {'; '.join(sentences) or 'no step had data'}."
-
-    def _skew(self) -> Iterator[str]:
-        """What the layer's mode did to the statistics, in the steps with an empty rank if there are any."""
-        empty = [step for step in self.steps if step.empty_ranks]
-        steps = [step for step in empty or self.steps if any(step.elements) and not step.non_finite]
-        if empty:
-            yield f"{self.empty_share:.0%} of steps had an empty rank"
-        if not steps:
-            return
-
-        def off(mode: str) -> bool:
-            means, variances = (_average(getattr(s, what)(mode) for s in steps) for what in ("mean_off", "var_off"))
-            return max(means, variances) > TOLERABLE
-
-        if not off(self.stats_mode):
-            yield f"'{self.stats_mode}' gave the statistics of the whole batch"
-            return
-        scales = [scale for step in steps if (scale := step.scaled_by(self.stats_mode)) is not None]
-        if len(scales) > len(steps) / 2:
-            changed = _changed(_average(s[0] for s in scales) - 1, _average(s[1] for s in scales) - 1)
-        else:
-            mean, var = (_average(getattr(s, what)(self.stats_mode) for s in steps) for what in ("mean_off", "var_off"))
-            changed = f"moved the mean by {mean:.2f} standard deviations and the variance by {var:.0%}"
-        yield f"{'in those ' if empty else ''}'{self.stats_mode}' {changed}"
-        yield "use " + " or ".join(f"'{mode}'" for mode in STATS_MODES if not off(mode))
-
-    def _non_finite(self) -> Iterator[str]:
-        if bad := [(number, step) for number, step in enumerate(self.steps, 1) if step.non_finite]:
-            number, step = bad[0]
-            more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
-            yield f"NaN or Inf came in on {ranks_in_words(list(step.non_finite))} in step {number}{more}"
-
-    def _offset(self) -> Iterator[str]:
-        """A mean so large that the rounding of the payload shows in the variance: see :func:`sbnref.modes.combine`."""
-        steps = [step for step in self.steps if sum(m > 0 for m in step.elements) > 1 and not step.non_finite]
-        errors = [1e-15 * step.mean["exact"] ** 2 / (step.var["exact"] + 1e-5) for step in steps]
-        if errors and (worst := max(float(error.max()) for error in errors)) > TOLERABLE:
-            yield (
-                f"the mean is so far from zero that the variance may be off by {min(worst, 1):.0%}: "
-                "subtract a constant from the input, before the layer"
-            )
-
-    def _disagreement(self) -> Iterator[str]:
-        if (worst := max(step.disagreement for step in self.steps)) > 0:
-            yield (
-                f"the running statistics of two ranks differ by up to {worst:.2g}, so the ranks evaluate differently: "
-                "load the same state on all of them"
-            )
+        return average(step.var_off(mode) for step in self.steps)
 
 
-def _relative(got: Tensor, true: Tensor) -> float:
-    """The distance of two vectors over the length of the second."""
-    return float((got - true).norm() / true.norm().clamp(min=1e-30))
+def layers_of(recordings: dict[int, Recording]) -> list[Layer]:
+    """The layers in the order of their calls, each once for every group of ranks that it synchronizes in."""
+    names = dict.fromkeys(name for recording in recordings.values() for name in recording.settings)
+    layers = []
+    for name in names:
+        settings = {rank: r.settings[name] for rank, r in sorted(recordings.items()) if name in r.settings}
+        for group in dict.fromkeys(s.group for s in settings.values()):
+            layer = Layer(name, {rank: s for rank, s in settings.items() if rank in group})
+            rows = {rank: recordings[rank].rows[name] for rank in layer.ranks}
+            layer.steps, layer.evaluations = _steps(rows, False), _steps(rows, True)
+            layer.final = {rank: recordings[rank].final.get(name) for rank in layer.ranks}
+            layers.append(layer)
+    return layers
+
+
+def _steps(rows: dict[int, list[Row]], evaluation: bool) -> list[Step]:
+    """What the ranks recorded, by step. A layer that a step calls several times has as many steps of one number."""
+    found: dict[tuple[int, int], dict[int, Row]] = {}
+    for rank, its_rows in rows.items():
+        calls: Counter[int] = Counter()
+        for row in its_rows:
+            if row.evaluation == evaluation:
+                calls[row.step] += 1
+                found.setdefault((row.step, calls[row.step]), {})[rank] = row
+    return [_step(number, by_rank) for (number, _), by_rank in sorted(found.items())]
+
+
+def _step(number: int, by_rank: dict[int, Row]) -> Step:
+    ranks, rows = tuple(by_rank), list(by_rank.values())
+    local = torch.stack([row.stats for row in rows])
+    means, variances = {}, {}
+    for mode in STATS_MODES:
+        total = torch.stack([_payload(mode, row) for row in rows]).sum(0)
+        means[mode], variances[mode], *_ = combine(total, fixed_divisor(mode, len(rows)))
+    running = [row.running for row in rows if row.running is not None]
+    return Step(
+        number,
+        ranks,
+        tuple(row.batch_size for row in rows),
+        tuple(row.elements for row in rows),
+        means,
+        variances,
+        local,
+        torch.stack(running) if len(running) == len(rows) else None,
+        torch.stack([row.weights for row in rows]),
+        tuple(rank for rank, row in by_rank.items() if not row.training),
+        tuple(rank for rank, row in by_rank.items() if not row.stats.isfinite().all()),
+    )
+
+
+def _payload(mode: str, row: Row) -> Tensor:  # (3C + 2,)
+    mean, var = row.stats
+    w = rank_weight(mode, row.batch_size, row.elements)
+    return torch.cat([w * mean, w * var, w * mean * mean, mean.new_tensor([w, row.elements])])
 
 
 def _projection(got: Tensor, true: Tensor) -> tuple[float, float]:
@@ -152,18 +182,7 @@ def _projection(got: Tensor, true: Tensor) -> tuple[float, float]:
     return factor, float((got - factor * true).norm() / true.norm().clamp(min=1e-30))
 
 
-def _average(values: Iterable[float]) -> float:
+def average(values: Iterable[float]) -> float:
     """Of those that are finite."""
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else 0.0
-
-
-def _changed(mean: float, var: float) -> str:
-    """How mean and variance were scaled, in words."""
-    words = [
-        f"{'shrank' if change < 0 else 'stretched'} the {name} by {abs(change):.0%}"
-        for name, change in (("mean", mean), ("variance", var))
-    ]
-    if (mean < 0) == (var < 0):
-        words[1] = words[1].split(" ", 1)[1]
-    return " and ".join(words)

@@ -1,0 +1,87 @@
+"""The report: ranked suspects, each with evidence and remedy, and what was examined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from ..recording import Recording
+from ..report import Report, in_words, jsonable, ranks_in_words
+from .rules import Suspect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Diagnosis(Report):
+    """What :func:`sbnref.diagnose` found, complete when its block ends. Printing it shows the list.
+
+    Attributes:
+        suspects: a :class:`Suspect` for each thing that is wrong, the most harmful first.
+        examined: numbers of ``batch_norms``, ``training_steps``, ``evaluation_steps`` and ``ranks``.
+        notes: sentences about what could not be examined, and why.
+    """
+
+    def __init__(
+        self,
+        suspects: list[Suspect] | None = None,
+        recordings: dict[int, Recording] | None = None,
+        failure: str | None = None,
+    ) -> None:
+        self.suspects = suspects or []
+        of_all = list((recordings or {}).values())
+        self.examined = {
+            "batch_norms": len({name for r in of_all for name in r.settings}),
+            "training_steps": max((r.training_steps for r in of_all), default=0),
+            "evaluation_steps": max((r.evaluation_steps for r in of_all), default=0),
+            "ranks": len(of_all),
+        }
+        self.notes = [] if recordings is None else _notes(recordings)
+        if failure is not None:
+            self.notes.append(f"Please report this: {failure}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return jsonable({**vars(self), "suspects": [vars(suspect) for suspect in self.suspects]})
+
+    def __rich__(self) -> RenderableType:
+        from rich.text import Text
+
+        return Text("\n".join(self._lines()), overflow="ignore", no_wrap=True)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())  # a line is long, and stays one
+
+    def _lines(self) -> list[str]:
+        names = [suspect.where() for suspect in self.suspects]
+        width = max(map(len, names), default=0)
+        lines = []
+        for number, (name, suspect) in enumerate(zip(names, self.suspects, strict=True), 1):
+            lines.append(f"{number}. {name:{width}}  {suspect.evidence}")
+            lines.append(f"   {suspect.advice}:  {suspect.code}")
+        counts = [_count(n, key.replace("_", " ")) for key, n in self.examined.items()]
+        nothing = " Nothing else was found." if self.suspects else " Nothing was found."
+        unseen = not self.examined["training_steps"] + self.examined["evaluation_steps"]
+        return [*lines, f"Examined: {', '.join(counts)}.{'' if unseen else nothing}", *self.notes]
+
+
+def _count(n: int, things: str) -> str:
+    return f"{n} {things.removesuffix('s') if n == 1 else things}"
+
+
+def _notes(recordings: dict[int, Recording]) -> list[str]:
+    notes = []
+    world = range(dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
+    if missing := [rank for rank in world if rank not in recordings]:
+        notes.append(f"Records of {ranks_in_words(missing)} are missing.")
+    if not any(recording.settings for recording in recordings.values()):
+        notes.append("No batch norm was called. Layers in compiled code are not seen: call the model without it.")
+    for rank, recording in recordings.items():
+        if recording.left:
+            notes.append(f"Rank {rank} left after {recording.training_steps} training steps: {recording.left}")
+        notes += [f"Rank {rank} did not record all: {failure}" for failure in recording.failures]
+    steps = {rank: recording.training_steps for rank, recording in recordings.items()}
+    if len(set(steps.values())) > 1:
+        notes.append("The ranks trained different numbers of steps: " + in_words(list(steps.values())) + ".")
+    return notes

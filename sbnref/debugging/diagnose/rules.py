@@ -1,0 +1,530 @@
+"""The rules: what is suspicious in the records of a layer, in which order, and what explains it away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...modes import STATS_MODES
+from ..layers import differing
+from ..monitor.steps import Layer, Step, average, layers_of
+from ..recording import Recording
+from ..report import in_words, ranks_in_words
+
+# Thresholds. "std" is a channel's standard deviation over the batch, eps included; gaps are root mean squares over
+# channels. Batch noise is the standard deviation of a batch's mean from step to step, in std.
+MODE_OFF = 0.02  # of a mode's mean in std, or of its variance: full batches of equal sizes are off by rounding alone
+SAME = 0.01  # of running statistics of synchronized ranks: they compute the same numbers
+GAP = 0.5  # std: a ReLU behind the layer then treats a fifth of the elements differently in evaluation
+FACTOR = 2.0  # of variances: outputs are off by 40 %; smaller ratios occur while weights move
+NOISE = 4.0  # standard errors: chance exceeds them once in 16,000 channels
+RECENT = 5  # recorded steps that count as recent: weights move little within them, and their noise halves
+OLD_SHARE = 0.25  # of the running statistics are from before the block: a gap is then due to a slow momentum
+SLOW = 0.1  # a momentum from here on forgets within 30 steps; a gap that is left then has another cause
+FAST = 0.5  # a momentum from here on keeps little but the last batch
+FAST_NOISE = 0.1  # std: by which batch noise may move the running mean, before evaluation depends on the last batch
+FEW = 16  # values per channel: below, batch noise is more than a quarter of a std
+FAR = 100.0  # std: a half-precision input, of 3 digits, then loses 10 % of a std
+PAYLOAD = 0.01  # relative error of the variance between ranks, from float64 payloads: see sbnref.modes.combine
+WEIGHTS = 1e-4  # relative difference of weights: more than rounding
+
+UPDATE = "torch.optim.swa_utils.update_bn(train_loader, model)"
+CONVERT = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Something that is wrong, with evidence and remedy.
+
+    Attributes:
+        rule: the name of the rule that found it.
+        layers: their names, in the order of their calls.
+        ranks: those that stand out, or all.
+        steps: the first and the last training step concerned.
+        evidence: what was seen, of the first of the layers.
+        advice: what to do, in words.
+        code: what to do, as a line of code.
+    """
+
+    rule: str
+    layers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    steps: tuple[int, int]
+    evidence: str
+    advice: str
+    code: str
+
+    def where(self) -> str:
+        """The first layer, and how many others."""
+        more = len(self.layers) - 1
+        return self.layers[0] + (f" and {more} more" if more else "")
+
+
+class Finding(NamedTuple):
+    """What a rule found in a layer. In ``code``, ``{layer}`` stands for the layer."""
+
+    ranks: tuple[int, ...]
+    steps: tuple[int, int]
+    evidence: str
+    advice: str
+    code: str
+    kind: Hashable = None  # findings of different kinds are different suspects
+
+
+@dataclass
+class Case:
+    """All layers, and what the rules found so far.
+
+    Attributes:
+        layers: in the order of their calls.
+        recordings: by rank.
+        ill: the first step and layer with NaN or Inf in the input, and whether in evaluation. Later steps follow from
+            it, so that rules leave them out.
+        found: by layer, the names of the rules that found something.
+    """
+
+    layers: list[Layer]
+    recordings: dict[int, Recording]
+    ill: tuple[bool, int, int] | None = None
+    found: dict[str, set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = [
+            (evaluation, step.number, place)
+            for place, layer in enumerate(self.layers)
+            for evaluation, steps in ((False, layer.steps), (True, layer.evaluations))
+            for step in steps
+            if step.non_finite
+        ]
+        self.ill = min(where, default=None)
+
+    def sound(self, steps: list[Step], evaluation: bool = False) -> list[Step]:
+        """The steps with data, with all copies in one mode, before the first NaN or Inf."""
+        end = self.ill[1] if self.ill and self.ill[0] <= evaluation else float("inf")
+        if self.ill and self.ill[0] < evaluation:
+            end = 0
+        return [s for s in steps if any(s.elements) and s.number < end and (evaluation or not s.in_eval)]
+
+    def earlier(self, layer: Layer) -> set[str]:
+        """The names of the rules that found something in layers before this one."""
+        names = [other.name for other in self.layers]
+        return set().union(*(self.found.get(name, set()) for name in names[: names.index(layer.name)]))
+
+
+# ---- comparisons ----
+
+
+class Gap(NamedTuple):
+    """How far one pair of mean and variance is from another."""
+
+    mean: float  # std
+    factor: float  # of the variances, at least 1
+
+    def beyond(self, mean: float = GAP, factor: float = FACTOR) -> bool:
+        return self.mean > mean or self.factor > factor
+
+    def size(self) -> float:
+        """Relative to the thresholds."""
+        return max(self.mean / GAP, math.log(self.factor) / math.log(FACTOR))
+
+    def words(self) -> str:
+        parts = [f"mean by {self.mean:.2g} std"] if self.mean > GAP or self.mean / GAP == self.size() else []
+        return " and ".join(
+            parts + [f"variance by a factor of {self.factor:.3g}"] * (self.factor > FACTOR or not parts)
+        )
+
+
+def gap(got: Tensor, true: Tensor, eps: float, var: Tensor | None = None) -> Gap:  # (2, C) each
+    """The distance of statistics, as root mean squares over channels; ``var`` if not the true one defines a std."""
+    variances = torch.stack([got[1], true[1], true[1] if var is None else var]).clamp(min=0) + eps
+    factor = _rms((variances[0] / variances[1]).log())
+    return Gap(_rms((got[0] - true[0]) / variances[2].sqrt()), math.exp(min(factor, 700)))
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def pooled(stats: list[Tensor]) -> Tensor:  # (2, C) each -> (2, C)
+    """Mean and variance over several batches together."""
+    means, variances = torch.stack(stats).unbind(1)
+    return torch.stack([means.mean(0), variances.mean(0) + means.var(0, correction=0)])
+
+
+def noise(stats: list[Tensor], eps: float) -> float:
+    """The batch noise, from differences of successive steps: a slow drift is no noise."""
+    if len(stats) < 3:
+        return 0.0
+    means, variances = torch.stack(stats).unbind(1)
+    return _rms(means.diff(dim=0) / (2 * (variances.mean(0) + eps)).sqrt())
+
+
+def whole(step: Step) -> Tensor:  # (2, C)
+    """Mean and variance over the ranks' batches together."""
+    return torch.stack([step.mean["exact"], step.var["exact"]])
+
+
+def used(layer: Layer, steps: list[Step], rank: int) -> list[Tensor]:
+    """The statistics that a rank normalized with, in the steps in which it did."""
+    if mode := layer.stats_mode:
+        return [torch.stack([step.mean[mode], step.var[mode]]) for step in steps if rank in step.ranks]
+    places = [(step, step.ranks.index(rank)) for step in steps if rank in step.ranks]
+    return [step.local[place] for step, place in places if step.elements[place]]
+
+
+def _span(steps: list[Step]) -> tuple[int, int]:
+    return (steps[0].number, steps[-1].number) if steps else (0, 0)
+
+
+def _sides(same: list[int], others: list[int]) -> str:
+    sides = [str(s[0]) if len(s) == 1 else "{" + ", ".join(map(str, s)) + "}" for s in (same, others)]
+    return f"ranks {sides[0]} and {sides[1]}"
+
+
+def _fewer(same: list[int], others: list[int]) -> tuple[int, ...]:
+    """The side that stands out."""
+    return tuple(others if len(others) <= len(same) else same)
+
+
+# ---- the rules ----
+
+
+def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
+    """NaN or Inf in the first input that has some; or in running statistics, if the inputs in training are finite."""
+    in_evaluation, _, place = case.ill or (True, 0, None)
+    broken = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
+    if broken and in_evaluation:
+        evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(broken))}"
+        advice, code = "All inputs in training were finite, so start them again", "{layer}.reset_running_stats()"
+        yield Finding(broken, _span(layer.steps), evidence, advice, code, "running")
+    elif place is not None and layer is case.layers[place] and "NaN or Inf" not in case.earlier(layer):
+        bad = [step for step in (layer.evaluations if in_evaluation else layer.steps) if step.non_finite]
+        when = f"{'evaluation step' if in_evaluation else 'step'} {bad[0].number}"
+        more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
+        evidence = f"NaN or Inf came in on {ranks_in_words(list(bad[0].non_finite))} in {when}{more}"
+        advice, code = "No batch norm comes before, so check the data", "assert torch.isfinite(batch).all()"
+        if place > 0:
+            advice = "The batch norms before had finite inputs, so find the operation in between"
+            code = "torch.autograd.set_detect_anomaly(True)"
+        yield Finding(bad[0].non_finite, _span(bad), evidence, advice, code)
+
+
+def settings(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A setting that is not the same on all ranks."""
+    names = differing(list(layer.settings.values()))
+    for name in names if "kind" not in names else ["kind"]:
+        values: dict[Any, list[int]] = {}
+        for rank, of_rank in layer.settings.items():
+            values.setdefault(getattr(of_rank, name), []).append(rank)
+        most = max(values.values(), key=len)
+        odd = tuple(rank for rank in layer.ranks if rank not in most)
+        here = in_words([f"{value!r} on {ranks_in_words(ranks)}" for value, ranks in values.items()])
+        what, code = name, f"{{layer}}.{name} = {getattr(layer.settings[most[0]], name)!r}"
+        if name == "kind":
+            what, code = "layer", "model = sbnref.convert_sync_batchnorm(model)"
+        yield Finding(odd, _span(layer.steps), f"{what} differs: {here}", "On every rank", code, name)
+
+
+def weights(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Weights that are not the same on all ranks."""
+    for step in case.sound(layer.steps):
+        differ = (step.weights - step.weights[0]).abs().amax(1) > WEIGHTS * (1 + step.weights.abs().max())
+        others = [rank for rank, differs in zip(step.ranks, differ, strict=True) if differs]
+        if others:
+            same = [rank for rank in step.ranks if rank not in others]
+            evidence = f"weight or bias differs between {_sides(same, others)}, since step {step.number}"
+            code = "for t in model.state_dict().values(): torch.distributed.broadcast(t, src=0)"
+            since = (step.number, layer.steps[-1].number)
+            yield Finding(_fewer(same, others), since, evidence, "Load the same state on every rank", code)
+            return
+
+
+def eval_mode(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A layer in eval mode while the model trains."""
+    steps = [step for step in layer.steps if step.in_eval]
+    if steps:
+        ranks = tuple(sorted({rank for step in steps for rank in step.in_eval}))
+        everywhere = len(ranks) == len(layer.ranks)
+        where = "every rank" if everywhere and len(ranks) > 1 else ranks_in_words(list(ranks))
+        evidence = f"in eval mode on {where} in {len(steps)} of {len(layer.steps)} training steps"
+        advice = "Unless it is frozen on purpose" if everywhere else "Before the training steps, on every rank"
+        yield Finding(ranks, _span(steps), evidence, advice, "{layer}.train()", everywhere)
+
+
+def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A layer that does not synchronize, in a model with layers that do."""
+    others = sum(other.synchronized for other in case.layers)
+    if not layer.synchronized and others and len(case.recordings) > 1:
+        kind = layer.first.kind
+        layers = f"{others} synchronized layer{'s' * (others > 1)}"
+        evidence = f"{kind} takes the statistics of each rank alone, beside {layers}"
+        code = "model = sbnref.convert_sync_batchnorm(model)"
+        yield Finding(layer.ranks, _span(layer.steps), evidence, "Convert the whole model", code)
+
+
+def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A rank that took a step, and did not call the layer in it."""
+    group = [rank for rank in layer.first.group if rank in case.recordings]
+    steps = {
+        rank: [s for s in layer.steps if rank not in s.ranks and s.number <= case.recordings[rank].whole_steps]
+        for rank in group
+    }
+    for rank, missed in steps.items():
+        if missed:
+            evidence = f"rank {rank} did not call it in {len(missed)} of {len(layer.steps)} training steps"
+            advice = "Call it with an empty batch, too; to find the place, set SBNREF_DEBUG=1"
+            yield Finding((rank,), _span(missed), evidence, advice, "{layer}(x)  # also where len(x) == 0")
+
+
+def running(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Running statistics that are not the same on all ranks; without synchronization, beyond what batches explain."""
+    eps, steps = layer.first.eps, case.sound(layer.steps)
+    batches = {rank: used(layer, steps, rank) for rank in layer.ranks}
+    recent = {rank: pooled(of_rank[-RECENT:]) for rank, of_rank in batches.items() if of_rank}
+    chance = NOISE * max(noise(of_rank, eps) for of_rank in batches.values())
+    limit, factor = GAP + chance, FACTOR * math.exp(chance)
+    if layer.synchronized:
+        limit, factor = SAME, 1 + SAME
+
+    def distance(by_rank: dict[int, Tensor], a: int, b: int) -> Gap:
+        std_of = recent.get(a, by_rank[a])[1]
+        how_far = gap(by_rank[b], by_rank[a], eps, std_of)
+        if not layer.synchronized and a in recent and b in recent:
+            own = gap(by_rank[b] - recent[b], by_rank[a] - recent[a], eps, std_of).mean
+            return how_far._replace(mean=min(how_far.mean, own))
+        return how_far
+
+    states = [(s.number - 1, dict(zip(s.ranks, s.running, strict=True))) for s in steps if s.running is not None]
+    if case.ill is None:
+        states.append((_span(steps)[1], {rank: stats for rank, stats in layer.final.items() if stats is not None}))
+    apart: list[tuple[float, int, str, tuple[int, ...]]] = []  # how far, after which step, in words, which ranks
+    for number, by_rank in states:
+        gaps = {rank: distance(by_rank, min(by_rank), rank) for rank in by_rank}
+        same = [rank for rank, g in gaps.items() if not g.beyond(limit, factor)]
+        others = [rank for rank in gaps if rank not in same]
+        if others:
+            worst = max((gaps[rank] for rank in others), key=Gap.size)
+            words = f"{_sides(same, others)}: {worst.words()}"
+            apart.append((worst.size(), max(number, 1), words, _fewer(same, others)))
+    if apart:
+        _, _, words, ranks = max(apart)
+        evidence = f"running statistics differ between {words}, since step {apart[0][1]}"
+        advice = "All settings agree, so load the same state on every rank"
+        code = "for buffer in model.buffers(): torch.distributed.broadcast(buffer, src=0)"
+        yield Finding(ranks, (apart[0][1], _span(layer.steps)[1]), evidence, advice, code)
+
+
+def skew(layer: Layer, case: Case) -> Iterator[Finding]:
+    """What the mode did to the statistics, in the steps with an empty rank if there are any."""
+    if not (mode := layer.stats_mode):
+        return
+    sound = case.sound(layer.steps)
+    empty = [step for step in sound if step.empty_ranks]
+    steps = empty or sound
+
+    def off(mode: str) -> tuple[float, float]:
+        return average(s.mean_off(mode) for s in steps), average(s.var_off(mode) for s in steps)
+
+    if not steps or max(off(mode)) <= MODE_OFF:
+        return
+    ranks = tuple(sorted({rank for step in empty for rank in step.empty_ranks}))
+    if empty:
+        seen = f"{ranks_in_words(list(ranks))} had an empty batch in {len(empty) / len(sound):.0%} of steps"
+    else:
+        sizes = [max(step.elements) / max(min(step.elements), 1) for step in steps]
+        seen = f"ranks had unequal batches, up to {max(sizes):.2g} to 1"
+    scales = [scale for step in steps if (scale := step.scaled_by(mode)) is not None]
+    if len(scales) > len(steps) / 2:
+        factor = average(s[0] for s in scales) - 1
+        did = f"{'shrank' if factor < 0 else 'stretched'} the mean by {abs(factor):.0%}"
+    else:
+        did = "moved the mean by {:.2g} std and the variance by {:.0%}".format(*off(mode))
+    best, *others = [m for m in reversed(STATS_MODES) if max(off(m)) <= MODE_OFF]
+    advice = f"Use stats_mode={best!r}" + (f" (or {in_words(list(map(repr, others)))})" if others else "")
+    code = f'model = sbnref.convert_sync_batchnorm(model, stats_mode="{best}")'
+    yield Finding(ranks or layer.ranks, _span(steps), f"{seen}; {mode!r} {did}", advice, code, bool(empty))
+
+
+def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
+    """The rank whose running statistics are the furthest from its recent batches', and how far."""
+    steps, eps = case.sound(layer.steps), layer.first.eps
+    gaps = []
+    for rank, final in layer.final.items():
+        batches = used(layer, steps, rank)
+        if final is not None and batches and case.ill is None:
+            how_far, chance = gap(final, pooled(batches[-RECENT:]), eps), noise(batches, eps)
+            if how_far.beyond(GAP + 2 * min(chance, GAP)):
+                gaps.append((rank, how_far))
+    return max(gaps, key=lambda found: found[1].size(), default=None)
+
+
+def slow_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Running statistics that are behind the batches because the momentum is small."""
+    momentum, seen = layer.first.momentum, _training_gap(layer, case)
+    old = 0.0 if momentum is None else (1 - momentum) ** max(r.training_steps for r in case.recordings.values())
+    if seen and momentum is not None and momentum < SLOW and old > OLD_SHARE:
+        behind = f"running statistics are behind the batches: {seen[1].words()}"
+        evidence = f"{behind}; with momentum={momentum:g}, {old:.0%} of them are from before these steps"
+        yield Finding(layer.ranks, _span(layer.steps), evidence, "Use a larger momentum", "{layer}.momentum = 0.1")
+
+
+def stale(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Running statistics that are far from the recent batches' for another reason."""
+    if seen := _training_gap(layer, case):
+        where = f" on rank {seen[0]}" if len(layer.ranks) > 1 and not layer.synchronized else ""
+        evidence = f"running statistics are far from those of recent batches{where}: {seen[1].words()}"
+        yield Finding(layer.ranks, _span(layer.steps), evidence, "Estimate them again before you evaluate", UPDATE)
+
+
+def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Evaluation inputs unlike those in training, in the first layer where they are: later layers follow from it."""
+    explaining = {"settings", "weights", "eval mode", "running statistics", "statistics mode", "slow momentum"}
+    explaining |= {"stale statistics", "evaluation inputs", "fast momentum", "NaN or Inf", "few values", "ranks apart"}
+    steps = case.sound(layer.evaluations, evaluation=True)
+    if not steps or case.earlier(layer) & explaining:
+        return
+    trained = [whole(step) for step in case.sound(layer.steps)][-RECENT:]
+    finals = [stats for stats in layer.final.values() if stats is not None]
+    if not trained and not finals:
+        return
+    eps = layer.first.eps
+    how_far = gap(pooled([whole(step) for step in steps]), pooled(trained) if trained else finals[0], eps)
+    if how_far.beyond(GAP + NOISE * noise(trained, eps) / len(steps) ** 0.5):
+        what = "those in training" if trained else "the running statistics"
+        evidence = f"evaluation inputs differ from {what}: {how_far.words()}"
+        advice = "No batch norm comes before, so prepare evaluation data as in training"
+        code = "eval_set.transform = train_set.transform  # without random augmentation"
+        if layer is not case.layers[0]:  # small gaps in layers before add up, where weights move fast or units drop out
+            advice, code = "Move dropout behind it; if there is none, estimate running statistics again", UPDATE
+        yield Finding(layer.ranks, _span(steps), evidence, advice, code)
+
+
+def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
+    """Ranks whose own batches differ in every step: their data are not shuffled alike."""
+    steps, eps = case.sound(layer.steps), layer.first.eps
+    own = {
+        rank: [s.local[p] for s in steps if rank in s.ranks and s.elements[p := s.ranks.index(rank)]]
+        for rank in layer.ranks
+    }
+    own = {rank: batches for rank, batches in own.items() if len(batches) > 2}
+    if len(own) < 2 or case.earlier(layer) & {"settings", "weights", "eval mode"}:  # which make outputs differ
+        return
+    centre = torch.stack([torch.stack(batches).mean(0) for batches in own.values()]).quantile(0.5, 0)
+    gaps = {rank: gap(torch.stack(batches).mean(0), centre, eps) for rank, batches in own.items()}
+    errors = {rank: noise(batches, eps) / len(batches) ** 0.5 for rank, batches in own.items()}
+    apart = [rank for rank, g in gaps.items() if g.beyond(max(GAP, NOISE * errors[rank]))]
+    if apart:
+        furthest = max(apart, key=lambda rank: gaps[rank].size())
+        evidence = f"the batches of rank {furthest} differ from the others' in every step: {gaps[furthest].words()}"
+        code = "DataLoader(data, sampler=DistributedSampler(data, shuffle=True))"
+        yield Finding(tuple(apart), _span(steps), evidence, "Shuffle the data over all ranks", code)
+
+
+def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A momentum with which evaluation depends on the last batch."""
+    momentum = layer.first.momentum
+    if momentum is None or momentum < FAST or not layer.ranks:
+        return
+    steps = case.sound(layer.steps)
+    moved = noise(used(layer, steps, layer.ranks[0]), layer.first.eps) * (momentum / (2 - momentum)) ** 0.5
+    if moved > FAST_NOISE:
+        evidence = f"with momentum={momentum:g} the running mean follows single batches: noise of {moved:.2g} std"
+        yield Finding(layer.ranks, _span(steps), evidence, "Use a smaller momentum", "{layer}.momentum = 0.1")
+
+
+def payload(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A mean so large that float64 payloads lose the variance between ranks: see :func:`sbnref.modes.combine`."""
+    steps = [step for step in case.sound(layer.steps) if sum(m > 0 for m in step.elements) > 1]
+    errors = [float((1e-15 * s.mean["exact"] ** 2 / (s.var["exact"] + layer.first.eps)).max()) for s in steps]
+    if layer.synchronized and errors and max(errors) > PAYLOAD:
+        evidence = (
+            f"the mean is so far from zero that float64 loses the variance: it may be off by {min(max(errors), 1):.0%}"
+        )
+        yield Finding(layer.ranks, _span(steps), evidence, "Subtract a constant before the layer", "x = x - x_mean")
+
+
+def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
+    """So few values per channel that the statistics are mostly noise."""
+    counts = [
+        sum(step.elements) if layer.synchronized else m for step in case.sound(layer.steps) for m in step.elements if m
+    ]
+    median = sorted(counts)[len(counts) // 2] if counts else FEW
+    if median < FEW:
+        evidence = f"{median} values per channel in most steps: batch noise of {median**-0.5:.2g} std"
+        advice, code = "Use larger batches, or a norm without batch statistics", "torch.nn.GroupNorm(groups, C)"
+        if not layer.synchronized and len(layer.ranks) > 1:
+            advice, code = "Synchronize, or use larger batches", CONVERT
+        yield Finding(layer.ranks, _span(layer.steps), evidence, advice, code)
+
+
+def far_from_zero(layer: Layer, case: Case) -> Iterator[Finding]:
+    """A mean many standard deviations from zero. Channels that hardly vary do not count."""
+    steps, eps = case.sound(layer.steps), layer.first.eps
+    steps = [step for step in steps if (step.var["exact"] > eps).any()]
+    ratios = [float((s.mean["exact"].abs() / s.var["exact"].sqrt())[s.var["exact"] > eps].max()) for s in steps]
+    if ratios and max(ratios) > FAR:
+        evidence = f"the mean of a channel is {max(ratios):.3g} std from zero: half precision loses its variance"
+        yield Finding(layer.ranks, _span(steps), evidence, "Subtract a constant before the layer", "x = x - x_mean")
+
+
+class Rule(NamedTuple):
+    """A row of the table of rules."""
+
+    name: str
+    find: Callable[[Layer, Case], Iterator[Finding]]
+    explained_by: tuple[str, ...] = ()  # rules that found something in the same layer
+
+
+EXPLAIN_A_GAP = ("settings", "weights", "eval mode", "running statistics")
+RULES = (  # the most harmful first, and causes before what follows from them
+    Rule("NaN or Inf", non_finite),
+    Rule("settings", settings),
+    Rule("weights", weights),
+    Rule("eval mode", eval_mode),
+    Rule("unconverted", unconverted, ("settings",)),
+    Rule("skipped", skipped),
+    Rule("running statistics", running, ("settings", "weights", "eval mode", "skipped")),
+    Rule("statistics mode", skew, ("settings",)),
+    Rule("ranks apart", ranks_apart, ("weights",)),
+    Rule("slow momentum", slow_momentum, EXPLAIN_A_GAP),
+    Rule("stale statistics", stale, (*EXPLAIN_A_GAP, "slow momentum", "ranks apart")),
+    Rule("fast momentum", fast_momentum, ("settings",)),
+    Rule("few values", few_values),
+    Rule("evaluation inputs", evaluation_inputs),
+    Rule("payload", payload),
+    Rule("far from zero", far_from_zero, ("payload",)),
+)
+
+
+def suspects(recordings: dict[int, Recording]) -> list[Suspect]:
+    """Apply the rules: one suspect for each kind of finding of a rule, the most harmful first."""
+    case = Case(layers_of(recordings), recordings)
+    ranked: list[Suspect] = []
+    for rule in RULES:
+        kinds: dict[Hashable, list[tuple[Layer, Finding]]] = {}
+        for layer in case.layers:
+            if not case.found.get(layer.name, set()) & set(rule.explained_by):
+                for finding in rule.find(layer, case):
+                    kinds.setdefault(finding.kind, []).append((layer, finding))
+                    case.found.setdefault(layer.name, set()).add(rule.name)
+        for found in kinds.values():
+            model = next(iter(recordings.values())).model
+            ranked.append(_suspect(rule.name, found, len(ranked), model))
+    return ranked
+
+
+def _suspect(rule: str, found: list[tuple[Layer, Finding]], number: int, model: str) -> Suspect:
+    layer, first = found[0]
+    names = tuple(dict.fromkeys(layer.name for layer, _ in found))
+    ranks = tuple(sorted({rank for _, finding in found for rank in finding.ranks}))
+    steps = (min(f.steps[0] for _, f in found), max(f.steps[1] for _, f in found))
+    one = model if names[0] == layer.first.kind else f'{model}.get_submodule("{names[0]}")'  # the model is the layer
+    code = first.code.replace("{layer}", one)
+    if len(names) > 1 and "{layer}" in first.code:
+        code = f"for n in d.suspects[{number}].layers: " + first.code.replace("{layer}", f"{model}.get_submodule(n)")
+    return Suspect(rule, names, ranks, steps, first.evidence, first.advice, code)

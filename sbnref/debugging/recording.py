@@ -1,0 +1,290 @@
+"""Record what batch norms are called with, on each rank by itself, and bring the ranks' records together at the end.
+
+Nothing is communicated while the model runs, so no rank waits for another one that skips a layer or stops early. At
+the end the ranks meet in the store through which the process group was set up, and wait there for a limited time.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..differentiable import recomputing
+from ..impls.reference import accumulator
+from ..modes import payload_dtype
+from .layers import Settings, input_of, settings_of
+
+T = TypeVar("T")
+CHUNK = 4 << 20  # bytes in one message to the store: a TCPStore takes 8 MiB at most
+
+
+@dataclass
+class Row:
+    """One call of a layer on one rank.
+
+    Attributes:
+        step: the training step or the evaluation step, from 1.
+        evaluation: whether the model was evaluated.
+        training: whether the layer itself was in training mode.
+        batch_size: samples on this rank.
+        elements: per channel on this rank.
+        stats: (2, C) float64: mean and biased variance of this rank's input; zeros where it is empty.
+        running: (2, C) float64: running mean and variance before the call, or None.
+        weights: (2,) float64: projections of weight and bias, to compare them between ranks.
+    """
+
+    step: int
+    evaluation: bool
+    training: bool
+    batch_size: int
+    elements: int
+    stats: Tensor
+    running: Tensor | None
+    weights: Tensor
+
+
+@dataclass
+class Recording:
+    """What one rank recorded. The layers are in the order of their first calls; those never called are left out.
+
+    Attributes:
+        rank: in the world.
+        model: the expression for the module that has the layers: ``model``, or ``model.module``.
+        settings: by layer.
+        rows: by layer.
+        final: by layer, (2, C) float64: the running statistics at the end, or None.
+        training_steps: how many there were, recorded or not.
+        evaluation_steps: likewise.
+        left: the exception that ended the block on this rank, in words.
+        failures: exceptions of the recorder itself, in words.
+    """
+
+    rank: int
+    model: str = "model"
+    settings: dict[str, Settings] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    final: dict[str, Tensor | None] = field(default_factory=dict)
+    training_steps: int = 0
+    evaluation_steps: int = 0
+    left: str | None = None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def whole_steps(self) -> int:
+        """The training steps that no exception cut short."""
+        return self.training_steps - (self.left is not None)
+
+
+@dataclass
+class _Call:
+    """A call of the whole model."""
+
+    training: bool
+    recorded: bool
+    with_gradients: bool
+    learned: bool = False  # an optimizer changed the parameters after it
+
+
+class Recorder:
+    """A context manager that records the calls of ``layers``. An exception inside it is kept, never raised.
+
+    Args:
+        model: whose calls are the steps. Where it is not called itself, a step ends when a layer is called again.
+        layers: the layers to record, by name.
+        every: record each model's first step and every so many after it; training and evaluation are counted apart.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, Any], every: int) -> None:
+        self.model, self.layers, self.every = model, layers, every
+        self.calls: list[_Call] = []
+        self.rows: dict[str, list[tuple[int, Row]]] = {}  # with the number of the model's call
+        self.settings: dict[str, Settings] = {}
+        self.failures: list[str] = []
+        self._counts: Counter[bool] = Counter()
+        self._called: set[str] = set()  # the layers since the model's call began
+        self._model_called = False
+        self._with_gradients = True
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._versions = 0
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        first = self.model.register_forward_pre_hook(partial(self._safely, self._enter_model), with_kwargs=True)
+        self._hooks.callback(first.remove)
+        for name, layer in self.layers.items():
+            hook = partial(self._safely, partial(self._enter_layer, name))
+            self._hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def _safely(self, enter: Callable[..., None], module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling() or recomputing():
+            return
+        self._with_gradients = torch.is_grad_enabled()
+        try:
+            with torch.no_grad():
+                enter(module, args, kwargs)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if (words := f"{type(error).__name__}: {error}") not in self.failures:
+            self.failures.append(words)
+
+    def _enter_model(self, *_: object) -> None:
+        self._model_called = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self._called.clear()
+        self._mark_learned()
+        training = self.model.training
+        recorded = self._counts[training] % self.every == 0
+        self._counts[training] += 1
+        self.calls.append(_Call(training, recorded, self._with_gradients))
+
+    def _mark_learned(self) -> None:
+        versions = sum(p._version for p in self._parameters)
+        if self.calls and self.calls[-1].with_gradients and versions != self._versions:
+            self.calls[-1].learned = True
+        self._versions = versions
+
+    def _enter_layer(self, name: str, layer: Any, args: Any, kwargs: Any) -> None:
+        if not self.calls or (not self._model_called and name in self._called):
+            self._begin()
+        self._called.add(name)
+        if not self.calls[-1].recorded:
+            return
+        if name not in self.settings:
+            self.settings[name], self.rows[name] = settings_of(layer), []
+        x = input_of(args, kwargs).detach()
+        running = _running(layer, payload_dtype(x.device))
+        elements = x.numel() // x.shape[1]
+        weights = _weights(layer, payload_dtype(x.device))
+        row = Row(0, False, layer.training, x.shape[0], elements, _statistics(x), running, weights)
+        self.rows[name].append((len(self.calls) - 1, row))
+
+    def finish(self, left: BaseException | None) -> Recording:
+        """This rank's records, on the CPU. ``left`` is the exception that ended the block."""
+        mine = Recording(dist.get_rank() if _in_a_world() else 0, failures=self.failures)
+        mine.model = "model.module" if isinstance(self.model, nn.parallel.DistributedDataParallel) else "model"
+        mine.left = None if left is None else f"{type(left).__name__}: {left}"[:200]
+        try:
+            self._mark_learned()
+            trains = [call.training or call.learned for call in self.calls]
+            numbers = [trains[: i + 1].count(train) for i, train in enumerate(trains)]
+            mine.training_steps, mine.evaluation_steps = sum(trains), len(trains) - sum(trains)
+            for name, rows in self.rows.items():
+                for call, row in rows:
+                    row.step, row.evaluation = numbers[call], not trains[call]
+                    row.stats, row.weights = row.stats.cpu().double(), row.weights.cpu().double()
+                    row.running = None if row.running is None else row.running.cpu().double()
+                mine.rows[name] = [row for _, row in rows]
+                running = _running(self.layers[name], torch.float64)
+                mine.final[name] = None if running is None else running.cpu()
+            mine.settings = self.settings
+        except Exception as error:
+            self._failed(error)
+        return mine
+
+
+def _statistics(x: Tensor) -> Tensor:  # (N, C, *) -> (2, C)
+    if x.numel() == 0:
+        return torch.zeros(2, x.shape[1], dtype=payload_dtype(x.device), device=x.device)
+    others = [d for d in range(x.dim()) if d != 1]
+    var, mean = torch.var_mean(x.to(accumulator(x)), others, correction=0)
+    return torch.stack([mean, var]).to(payload_dtype(x.device))
+
+
+def _running(layer: Any, dtype: torch.dtype) -> Tensor | None:  # (2, C)
+    if layer.running_mean is None or layer.running_var is None:
+        return None
+    return torch.stack([layer.running_mean, layer.running_var]).detach().to(dtype, copy=True)
+
+
+def _weights(layer: Any, dtype: torch.dtype) -> Tensor:  # (2,)
+    """A number for the weight and one for the bias: equal where these are equal, else different."""
+    numbers = []
+    for name in ("weight", "bias"):
+        p: Any = getattr(layer, name, None)
+        if type(p) not in (Tensor, nn.Parameter):  # there is none, or it is sharded
+            p = layer.running_mean.new_zeros(1) if layer.running_mean is not None else torch.zeros(1)
+        p = p.detach().to(dtype)
+        numbers.append((p * torch.arange(1, len(p) + 1, dtype=dtype, device=p.device).cos()).sum())
+    return torch.stack(numbers)
+
+
+# ---- the ranks meet ----
+
+_meetings = 0  # the blocks that this process has left
+
+
+def _in_a_world() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeout: float) -> T:
+    """Return ``summarize(recordings)``, by rank, of all ranks that came; the same on each where all of them did.
+
+    Rank 0 summarizes for all. A rank that an exception ended leaves its records and does not wait. Where a rank is
+    missing after ``timeout`` seconds, or was ended, each rank summarizes what there is.
+    """
+    global _meetings
+    if not _in_a_world() or dist.get_world_size() == 1:
+        return summarize({mine.rank: mine})
+    _meetings += 1
+    try:
+        store = dist.PrefixStore(f"sbnref/meeting/{_meetings}", dist.distributed_c10d._get_default_store())
+        if mine.left is not None:
+            store.set("incomplete", "")  # first, so that a rank that sees the records sees this
+        _put(store, str(mine.rank), mine)
+        if mine.left is not None:
+            return summarize({mine.rank: mine})
+        deadline = time.monotonic() + timeout
+        came = [rank for rank in range(dist.get_world_size()) if _comes(store, str(rank), deadline)]
+        if len(came) < dist.get_world_size():
+            store.set("incomplete", "")
+        complete = not store.check(["incomplete"])
+        if complete and mine.rank != 0:
+            come = _comes(store, "summary", deadline + timeout)
+            return _take(store, "summary") if come else summarize({mine.rank: mine})
+        summary = summarize({rank: mine if rank == mine.rank else _take(store, str(rank)) for rank in came})
+        if mine.rank == 0:  # even if it is incomplete: a rank that saw all come waits for it
+            _put(store, "summary", summary)
+        return summary
+    except Exception as error:  # the store is gone, with the rank that held it
+        mine.failures.append(f"{type(error).__name__}: {error}"[:200])
+        return summarize({mine.rank: mine})
+
+
+def _put(store: dist.Store, key: str, value: Any) -> None:
+    data = pickle.dumps(value)
+    pieces = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
+    for number, piece in enumerate(pieces):
+        store.set(f"{key}/{number}", piece)  # type: ignore[arg-type]
+    store.set(key, str(len(pieces)))
+
+
+def _take(store: dist.Store, key: str) -> Any:
+    return pickle.loads(b"".join(store.get(f"{key}/{number}") for number in range(int(store.get(key)))))
+
+
+def _comes(store: dist.Store, key: str, deadline: float) -> bool:
+    """Whether the key is there before the deadline. Unlike ``store.wait``, an interrupt ends it."""
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
