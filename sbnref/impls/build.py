@@ -312,7 +312,7 @@ def _cache_folder(library: Library) -> Path:
     """One folder for each combination of what a library depends on."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
     parts += [*library.flags, _more_flags(library)]
-    if _more_flags(library):  # which may keep the lines of the sources: those of this place
+    if library.simulated or _more_flags(library):  # it may keep the lines of the sources: those of this place
         parts.append(str(CSRC))
     if library.cuda:
         parts += [str(torch.version.cuda), *_architectures()]
