@@ -59,5 +59,6 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     chromium.complaints()
     yield chromium
     assert chromium.complaints() == []
-    here = (chromium.server, "data:", "about:", "blob:", "chrome:")  # chrome: is the browser's own page for new tabs
+    own = ("chrome:", "chrome-untrusted:")  # the browser's page for new tabs
+    here = (chromium.server, "data:", "about:", "blob:", *own)
     assert [url for url in chromium.requests() if not url.startswith(here)] == []
