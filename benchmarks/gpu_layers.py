@@ -105,7 +105,7 @@ def build_mmcv() -> ctypes.CDLL:
     """The peer's kernels, compiled as ours are."""
     library = Path(tempfile.mkdtemp(prefix="sbnref-mmcv-")) / "mmcv_passes.so"
     source = Path(__file__).with_name("mmcv_passes.cu")
-    flags = ("-shared", "-Xcompiler=-fPIC", *build.NVCC_FLAGS, f"-I{build.CSRC}", *TORCH_HEADERS)
+    flags = ("-shared", *build.NVCC_FLAGS, f"-I{build.CSRC}", *TORCH_HEADERS)
     call_compiler(library, *flags, str(source), command=build.nvcc_command())
     return ctypes.CDLL(str(library))
 

@@ -1,4 +1,4 @@
-// What kernels for GPUs and for CPUs share: the types of elements, what is per channel, and a mean in two parts.
+// Shared by the kernels for GPUs and CPUs: the types of elements, values per channel, and a mean in two parts.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -25,7 +25,7 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-// What is per channel is written in float64, whatever it is stored in.
+// Stores a float64 value in the channel's own dtype.
 C10_HOST_DEVICE inline void store_channel(const Buffer& buffer, int64_t channel, double value) {
     const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {

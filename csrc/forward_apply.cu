@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
         double* const saved = as<double>(f.saved);
         saved[channel] = stats.mean.value;
         saved[C + channel] = invstd;
-        // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+        // Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
         saved[2 * C + channel] = stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value);
         saved[3 * C + channel] = 1 / stats.divisor.value;
         if (updates && stats.count.value > 0) update_running_stats(f, stats, steps, channel);

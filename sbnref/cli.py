@@ -89,7 +89,7 @@ def build(
 
     Exits with 0 on success, or with 2 and the reason on stderr.
     """
-    from .impls.build_command import build_all
+    from .impls.build import build_all
 
     or_exit(lambda: build_all(library or ()))
 

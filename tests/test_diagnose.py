@@ -356,11 +356,9 @@ def test_the_report_has_evidence_and_remedy(world):
     assert re.fullmatch(
         r"1. bn2  running statistics differ between ranks 0 and {1, 2}: mean by \d+ std, since step 1", lines[0]
     )
-    assert lines[1] == (
-        "   All settings agree, so load the same state on every rank:  "
-        "for buffer in model.buffers(): torch.distributed.broadcast(buffer, src=0)"
-    )
-    assert lines[2].endswith("Nothing else was found.")
+    assert lines[1] == "   All settings agree, so load the same state on every rank:"
+    assert lines[2] == "       for buffer in model.buffers(): torch.distributed.broadcast(buffer, src=0)"
+    assert lines[3].endswith("Nothing else was found.")
     assert "running statistics differ" in diagnosis._repr_html_()
     assert json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))["suspects"][0]["ranks"] == [0]
 
@@ -465,6 +463,25 @@ def test_a_rank_that_raises_keeps_none_waiting(world):
     for d, *_ in results[::2]:
         assert d.examined["ranks"] == 3
         assert "Rank 1 left after 2 training steps: ValueError: no such file" in str(d)
+
+
+def trains_for_long(every: int) -> tuple[list[int], list[str]]:
+    rank, model = dist.get_rank(), nn.Sequential(nn.BatchNorm1d(2))
+    recorder = recording.Recorder(model, dict(model.named_children()), every)
+    with recorder:
+        for _ in range(400 + rank):  # so that rank 1 alone thins out once more
+            model(torch.randn(8, 2))
+    recordings = recording.share(recorder.finish(None), lambda recordings: recordings, 30)
+    return [row.step for row in recordings[rank].rows["0"]], [s.rule for s in rules.suspects(recordings)]
+
+
+def test_older_steps_are_thinned_out_and_no_rank_seems_to_skip_a_layer(world, monkeypatch):
+    for every, newest in ((1, 385), (3, 355)):
+        for rank, (steps, found) in enumerate(world(2).run(trains_for_long, every)):
+            assert len(steps) <= recording.MOST_STEPS
+            assert steps[0] == 1
+            assert steps[-recording.NEWEST] == newest + rank * (every == 1)
+            assert "skipped" not in found
 
 
 def alone() -> str | None:

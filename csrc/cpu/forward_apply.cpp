@@ -68,7 +68,7 @@ void forward_apply(const Shape& shape, const ForwardApply& f) {
             coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(shift)});
             saved[c] = stats.mean;
             saved[C + c] = invstd;
-            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
             saved[2 * C + c] = stats.mean * invstd * (1 - stats.weight / stats.divisor);
             saved[3 * C + c] = 1 / stats.divisor;
             if (updates) update_running_stats(f, stats, factor, c);

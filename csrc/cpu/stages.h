@@ -41,7 +41,7 @@ Array<T> elements(const Buffer& buffer) {
     return {as<T>(buffer), buffer.size};
 }
 
-// What is per channel is read in float64, whatever it is stored in.
+// The channel's value as float64, from its own dtype.
 inline double load_channel(const Buffer& buffer, int64_t channel) {
     const int64_t i = channel * buffer.stride;
     switch (buffer.dtype) {

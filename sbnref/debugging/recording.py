@@ -26,6 +26,8 @@ from .layers import Settings, input_of, settings_of
 
 T = TypeVar("T")
 CHUNK = 4 << 20  # bytes in one message to the store: a TCPStore takes 8 MiB at most
+MOST_STEPS = 128  # recorded, of training and of evaluation each: 100 MB on a GPU for the 53 layers of a ResNet-50
+NEWEST = 16  # of them, that are never thinned out
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Recording:
         model: the expression for the module that has the layers: ``model``, or ``model.module``.
         settings: by layer.
         rows: by layer.
+        kept: the recorded steps, each as whether it is of evaluation, and its number.
         final: by layer, (2, C) float64: the running statistics at the end, or None.
         training_steps: how many there were, recorded or not.
         evaluation_steps: likewise.
@@ -73,6 +76,7 @@ class Recording:
     model: str = "model"
     settings: dict[str, Settings] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    kept: set[tuple[bool, int]] = field(default_factory=set)
     final: dict[str, Tensor | None] = field(default_factory=dict)
     training_steps: int = 0
     evaluation_steps: int = 0
@@ -98,6 +102,8 @@ class _Call:
 class Recorder:
     """A context manager that records the calls of ``layers``. An exception inside it is kept, never raised.
 
+    Memory is bounded: of more than :data:`MOST_STEPS` recorded steps, every second of the older ones is dropped.
+
     Args:
         model: whose calls are the steps. Where it is not called itself, a step ends when a layer is called again.
         layers: the layers to record, by name.
@@ -111,6 +117,7 @@ class Recorder:
         self.settings: dict[str, Settings] = {}
         self.failures: list[str] = []
         self._counts: Counter[bool] = Counter()
+        self._kept: dict[bool, list[int]] = {True: [], False: []}  # recorded calls of the model, by its mode
         self._called: set[str] = set()  # the layers since the model's call began
         self._model_called = False
         self._with_gradients = True
@@ -154,6 +161,16 @@ class Recorder:
         recorded = self._counts[training] % self.every == 0
         self._counts[training] += 1
         self.calls.append(_Call(training, recorded, self._with_gradients))
+        if recorded:
+            self._kept[training].append(len(self.calls) - 1)
+            self._thin_out(self._kept[training])
+
+    def _thin_out(self, kept: list[int]) -> None:
+        if len(kept) > MOST_STEPS:
+            dropped = set(kept[1:-NEWEST:2])
+            kept[:] = [call for call in kept if call not in dropped]
+            for name, rows in self.rows.items():
+                self.rows[name] = [(call, row) for call, row in rows if call not in dropped]
 
     def _mark_learned(self) -> None:
         versions = sum(p._version for p in self._parameters)
@@ -184,8 +201,13 @@ class Recorder:
         try:
             self._mark_learned()
             trains = [call.training or call.learned for call in self.calls]
-            numbers = [trains[: i + 1].count(train) for i, train in enumerate(trains)]
-            mine.training_steps, mine.evaluation_steps = sum(trains), len(trains) - sum(trains)
+            counts: Counter[bool] = Counter()
+            numbers = []
+            for train in trains:
+                counts[train] += 1
+                numbers.append(counts[train])
+            mine.training_steps, mine.evaluation_steps = counts[True], counts[False]
+            mine.kept = {(not trains[call], numbers[call]) for calls in self._kept.values() for call in calls}
             for name, rows in self.rows.items():
                 for call, row in rows:
                     row.step, row.evaluation = numbers[call], not trains[call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,11 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-class Report:
-    """What rich draws, also as plain text for ``print`` and as HTML for a notebook."""
+class Report(ABC):
+    """A report that rich draws, also as plain text for ``print`` and as HTML for a notebook."""
 
-    def __rich__(self) -> RenderableType:
-        raise NotImplementedError
+    @abstractmethod
+    def __rich__(self) -> RenderableType: ...
 
     def __str__(self) -> str:
         console = _console(self)

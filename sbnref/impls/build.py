@@ -196,9 +196,24 @@ def build(library: Library) -> Path:
     return folder / f"{library.name}.so"
 
 
-def compiled(library: Library) -> int:
-    """How many of its files a build has compiled so far."""
-    return len(list(_cache_folder(library).glob("*.o")))
+def build_all(names: Sequence[str] = ()) -> None:
+    """Build libraries if they are missing, and print where they lie.
+
+    Args:
+        names: some of :data:`LIBRARIES`; ``cpu`` and, on a machine with a GPU, ``cuda`` if empty.
+
+    Raises:
+        ValueError: there is no library of that name, or two cannot be loaded at once.
+        BuildError: one cannot be built, or does not load; the message says why and what to do about it.
+    """
+    names = names or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    if unknown := [name for name in names if name not in LIBRARIES]:
+        raise ValueError(f"expected libraries of {tuple(LIBRARIES)}, got {unknown}")
+    if {"cuda", "simulation"} <= set(names):
+        raise ValueError("expected one of cuda and simulation, got both, whose operators have the same names")
+    for name in names:
+        load(LIBRARIES[name])
+        print(f"{name}: {built(LIBRARIES[name])}", file=sys.stderr)
 
 
 def compile_sources(
@@ -236,6 +251,7 @@ def nvcc_command() -> tuple[str, ...]:
     return (
         str(home / "bin" / "nvcc"),
         f"-ccbin={compiler()}",
+        "-Xcompiler=-fPIC",
         *(f"-L{home / folder}" for folder in ("lib64", "lib")),
         *gpu_flags(_architectures()),
     )
@@ -288,7 +304,7 @@ def _compile(library: Library, folder: Path) -> None:
             objects = compile_kernels(sources, folder, [*flags, STABLE])
             includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
             flags += [f"-DTORCH_EXTENSION_NAME={library.name}", *(f"-I{include}" for include in includes)]
-        command = (*nvcc_command(), "-Xcompiler=-fPIC") if library.cuda else (compiler(), "-std=c++20", "-fPIC")
+        command = nvcc_command() if library.cuda else (compiler(), "-std=c++20", "-fPIC")
         objects += compile_sources(library.sources, folder, command, flags)
         file = folder / f"{library.name}.so"
         call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)

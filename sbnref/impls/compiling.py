@@ -74,16 +74,6 @@ def cached(
     return built
 
 
-def compile_for_host(built: Path, *arguments: str) -> None:
-    """Make a library of C++17 with PyTorch's headers, or with ``-c`` an object, with one call of the host's compiler.
-
-    Raises:
-        DoesNotCompile: the compiler refuses it, or was not done in time.
-        RuntimeError: there is no compiler.
-    """
-    call_compiler(built, "-shared", "-fPIC", f"-I{CSRC}", *TORCH_HEADERS, *arguments)
-
-
 def call_compiler(built: Path, *arguments: str, command: Sequence[str] = ()) -> None:
     """Make a file with one call of a compiler.
 

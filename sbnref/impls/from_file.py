@@ -1,4 +1,4 @@
-"""The stage functions in somebody's file or module."""
+"""Load the stage functions of a user's file or module."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from .user_module import error_in_words, import_target
 
 
 class NotAnImplementation(ValueError):
-    """The file or module cannot be used: it is not there, cannot be imported, or has none of the functions."""
+    """The file or module is missing, cannot be imported, or defines none of the functions."""
 
 
 def load_functions(target: str) -> Implementation:
-    """The stage functions of a file, ``path/to/file.py``, or of a module, ``package.module``.
+    """Return the stage functions of a file, ``path/to/file.py``, or of a module, ``package.module``.
 
-    A function that it does not have raises :class:`NotImplementedError`.
+    In place of a function that it does not define stands one that raises :class:`NotImplementedError`, which the grader
+    reports as "not written".
 
     Raises:
-        NotAnImplementation: see there.
+        NotAnImplementation: it is missing, cannot be imported, or defines none of the functions.
     """
     try:
         module = import_target(target)

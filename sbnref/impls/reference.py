@@ -72,7 +72,7 @@ def forward_apply(
     hi, factor, shift = torch.stack([t.to(acc) for t in (hi, scale, shift)])
     y = (x.to(acc) - over(x, hi)).mul_(over(x, factor)).add_(over(x, shift))
 
-    # Zero unless W != D, that is in 'default' with an empty rank: there the mean is nobody's mean.
+    # Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
     skew = stats.mean * invstd * (1 - stats.weight / stats.divisor)
     saved = torch.stack([stats.mean, invstd, skew, (1 / stats.divisor).expand_as(skew)])
     return y.to(x.dtype), saved

@@ -1,4 +1,4 @@
-"""Somebody's file or module, and errors in it in words. It stands by itself: graded code is loaded by it too."""
+"""Import a user's file or module, and describe its errors. It imports nothing of ours: graded code is loaded by it."""
 
 from __future__ import annotations
 

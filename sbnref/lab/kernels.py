@@ -228,9 +228,7 @@ def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:
         source = built.with_name("kernels.cu")
         source.write_text(unit)
         includes = (f"-I{CSRC}", f"-I{LABORATORY}")
-        call_compiler(
-            built, "-shared", "-Xcompiler=-fPIC", *NVCC_FLAGS, *flags, *includes, str(source), command=nvcc_command()
-        )
+        call_compiler(built, "-shared", *NVCC_FLAGS, *flags, *includes, str(source), command=nvcc_command())
 
     about = [unit, *flags, os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
     return cached("sbnref_laboratory", [*included(file, [LABORATORY])], about, compile)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sbnref
 from sbnref.impls.build import CPU, CSRC
-from sbnref.impls.compiling import cached, compile_for_host
+from sbnref.impls.compiling import TORCH_HEADERS, cached, call_compiler
 from sbnref.lab.timing import interleaved
 
 KERNELS = Path(__file__).resolve().parent / "cpu"
@@ -144,12 +144,19 @@ def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
         CSRC / "cpu" / "lanes.h",
         CSRC / "elements.h",
     ]
-    arguments = [*flags, *map(str, files)]
+    arguments = [
+        "-shared",
+        "-fPIC",
+        f"-I{CSRC}",
+        *TORCH_HEADERS,
+        *flags,
+        *map(str, files),
+    ]
     built = cached(
         "sbnref_cpu_ladder",
         sources,
         flags,
-        lambda built: compile_for_host(built, *arguments),
+        lambda built: call_compiler(built, *arguments),
     )
     lib = ctypes.CDLL(str(built))
     for rung in RUNGS.values():

@@ -31,7 +31,7 @@ def diagnose(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Itera
         model: a model, possibly in ``DistributedDataParallel``. Layers inside compiled code are not seen: give the
             model before it is compiled, and do not call the compiled one.
         every: record the first step and every so many after it. A recorded step reads each layer's input once more
-            and keeps 4C numbers of float64 per layer.
+            and keeps 4C numbers of float64 per layer, for 128 steps at most: then the older ones are thinned out.
         timeout: seconds to wait for the other ranks when the block ends. After that, the ranks that came are diagnosed.
 
     Raises:

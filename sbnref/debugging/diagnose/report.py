@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from .rules import Suspect
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+WIDTH = 100  # columns of the printed list, if the code of a remedy is no longer
 
 
 class Diagnosis(Report):
@@ -48,18 +51,20 @@ class Diagnosis(Report):
     def __rich__(self) -> RenderableType:
         from rich.text import Text
 
-        return Text("\n".join(self._lines()), overflow="ignore", no_wrap=True)
+        return Text(str(self), overflow="ignore", no_wrap=True)  # a line of code stays one
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())  # a line is long, and stays one
+        return "\n".join(self._lines())
 
     def _lines(self) -> list[str]:
         names = [suspect.where() for suspect in self.suspects]
         width = max(map(len, names), default=0)
         lines = []
         for number, (name, suspect) in enumerate(zip(names, self.suspects, strict=True), 1):
-            lines.append(f"{number}. {name:{width}}  {suspect.evidence}")
-            lines.append(f"   {suspect.advice}:  {suspect.code}")
+            evidence = f"{number}. {name:{width}}  {suspect.evidence}"
+            lines += textwrap.wrap(evidence, WIDTH, subsequent_indent="   ", break_on_hyphens=False)
+            remedy = f"   {suspect.advice}:  {suspect.code}"
+            lines += [remedy] if len(remedy) <= WIDTH else [f"   {suspect.advice}:", f"       {suspect.code}"]
         counts = [_count(n, key.replace("_", " ")) for key, n in self.examined.items()]
         nothing = " Nothing else was found." if self.suspects else " Nothing was found."
         unseen = not self.examined["training_steps"] + self.examined["evaluation_steps"]

@@ -25,7 +25,7 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
 
     Args:
         model: in training mode by the time it is called; steps in eval mode are not recorded.
-        every: record the first step and every so many after it.
+        every: record the first step and every so many after it. Of more than 128, the older ones are thinned out.
         timeout: seconds to wait for the other ranks when the block ends. After that, what came is shown.
 
     Raises:

@@ -123,25 +123,36 @@ class Layer:
 def layers_of(recordings: dict[int, Recording]) -> list[Layer]:
     """The layers in the order of their calls, each once for every group of ranks that it synchronizes in."""
     names = dict.fromkeys(name for recording in recordings.values() for name in recording.settings)
+    kept = _kept_by_all(list(recordings.values()))
     layers = []
     for name in names:
         settings = {rank: r.settings[name] for rank, r in sorted(recordings.items()) if name in r.settings}
         for group in dict.fromkeys(s.group for s in settings.values()):
             layer = Layer(name, {rank: s for rank, s in settings.items() if rank in group})
             rows = {rank: recordings[rank].rows[name] for rank in layer.ranks}
-            layer.steps, layer.evaluations = _steps(rows, False), _steps(rows, True)
+            layer.steps, layer.evaluations = _steps(rows, kept, False), _steps(rows, kept, True)
             layer.final = {rank: recordings[rank].final.get(name) for rank in layer.ranks}
             layers.append(layer)
     return layers
 
 
-def _steps(rows: dict[int, list[Row]], evaluation: bool) -> list[Step]:
+def _kept_by_all(recordings: list[Recording]) -> set[tuple[bool, int]]:
+    """The steps of which every rank that made them kept its record: ranks with more steps thinned theirs out more."""
+
+    def made(recording: Recording, evaluation: bool) -> int:
+        return recording.evaluation_steps if evaluation else recording.training_steps
+
+    steps = set().union(*(recording.kept for recording in recordings))
+    return {step for step in steps if all(step in r.kept or step[1] > made(r, step[0]) for r in recordings)}
+
+
+def _steps(rows: dict[int, list[Row]], kept: set[tuple[bool, int]], evaluation: bool) -> list[Step]:
     """What the ranks recorded, by step. A layer that a step calls several times has as many steps of one number."""
     found: dict[tuple[int, int], dict[int, Row]] = {}
     for rank, its_rows in rows.items():
         calls: Counter[int] = Counter()
         for row in its_rows:
-            if row.evaluation == evaluation:
+            if row.evaluation == evaluation and (evaluation, row.step) in kept:
                 calls[row.step] += 1
                 found.setdefault((row.step, calls[row.step]), {})[rank] = row
     return [_step(number, by_rank) for (number, _), by_rank in sorted(found.items())]

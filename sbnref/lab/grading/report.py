@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,9 @@ class GradeReport(Report):
     unconfined: str | None
 
     @property
+    @abstractmethod
     def score(self) -> float:
         """0 to 1."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""

@@ -70,7 +70,7 @@ class Job:
 
 
 class Student:
-    """Somebody's functions, which run in a process of their own."""
+    """The functions of a submission, which run in a process of their own."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
