@@ -13,7 +13,7 @@ import torch
 
 import sbnref
 from sbnref.lab.grading.check import check
-from sbnref.lab.sandbox.process import Job, Student
+from sbnref.lab.sandbox.process import Job, Student, copies
 
 pytestmark = pytest.mark.slow
 
@@ -406,3 +406,9 @@ def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, text, tmp_path):
     (stage,) = check(tmp_path / "theirs.py", ["forward_stats"], **options).stages
     assert stage.status == "failed"
     assert text in stage.failure["what"]
+
+
+def test_every_copy_of_the_package_is_hidden(tmp_path, monkeypatch):
+    (tmp_path / "sbnref").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert copies() >= {Path(sbnref.__file__).parent, tmp_path / "sbnref"}

@@ -1,4 +1,4 @@
-"""The grader's side: the process with somebody's code is started, asked, watched and, where it must be, ended."""
+"""The grader's side: start the process with submitted code, ask it, watch it and, if need be, end it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,18 @@ from ...impls.build import CSRC
 from . import channel, confine, worker
 
 START = 60  # seconds that a process may take until it can begin
-GRACE = 5  # seconds more than somebody else was to take, before it is done here
+GRACE = 5  # seconds beyond the limit that the process keeps itself, before it is ended from here
 KEPT = 8000  # characters of what the code printed
+
+
+def copies() -> set[Path]:
+    """Return the folders of every sbnref that this Python can import: an editable one may be of another checkout."""
+    finders = [sys.modules.get(getattr(finder, "__module__", "")) for finder in sys.meta_path]
+    editable = [getattr(module, "MAPPING", {}).get("sbnref") for module in finders]  # as setuptools installs them
+    places = [user_module.OURS, *(Path(place, "sbnref") for place in sys.path), *map(Path, filter(None, editable))]
+    return {place.resolve() for place in places if place.is_dir()}
+
+
 PASSED_ON = (  # of the environment: what Python and PyTorch need to be found and to run
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
@@ -111,7 +121,7 @@ class Student:
             shutil.copy(module.__file__, beside)
         hidden = [Path("/run"), *(Path(place).resolve() for place in self.job.hide)]  # other programs' sockets
         if "sbnref" in self.job.forbidden:
-            hidden += [user_module.OURS, CSRC]
+            hidden += [CSRC, *copies()]
         hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
         # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
