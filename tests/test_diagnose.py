@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 import time
 from collections import OrderedDict
@@ -426,8 +427,13 @@ def test_ranks_that_run_fewer_steps_keep_none_waiting(world):
         assert "The ranks trained different numbers of steps: 6, 3 and 4." in str(d)
 
 
+class QuietSyncBatchNorm(nn.BatchNorm2d):
+    """Synchronized by its name alone, so that no rank waits for one that skips it."""
+
+
 def skips() -> Diagnosis:
     model = network("plain")
+    model.bn1, model.bn2 = QuietSyncBatchNorm(8), QuietSyncBatchNorm(8)
     with sbnref.diagnose(model, timeout=30) as d:
         for step in range(6):
             x = model[:4](torch.randn(8, 3, 8, 8))
@@ -472,7 +478,7 @@ def trains_for_long(every: int) -> tuple[list[int], list[str]]:
         for _ in range(400 + rank):  # so that rank 1 alone thins out once more
             model(torch.randn(8, 2))
     recordings = recording.share(recorder.finish(None), lambda recordings: recordings, 30)
-    return [row.step for row in recordings[rank].rows["0"]], [s.rule for s in rules.suspects(recordings)]
+    return [row.step for row in recordings[rank].rows["0"]], [s.rule for s in rules.suspects(recordings)[0]]
 
 
 def test_older_steps_are_thinned_out_and_no_rank_seems_to_skip_a_layer(world, monkeypatch):
@@ -504,7 +510,7 @@ def test_a_failure_inside_is_a_line_and_no_exception(monkeypatch):
 
     for target, line in (
         ((recording, "_statistics"), "Rank 0 did not record all: ZeroDivisionError: planted"),
-        ((rules, "layers_of"), "Please report this: the rules failed with ZeroDivisionError: planted."),
+        ((rules, "layers_of"), "Please report this: combining the records failed with ZeroDivisionError: planted."),
         ((recording, "_running"), "Rank 0 did not record all: ZeroDivisionError: planted"),
     ):
         with monkeypatch.context() as patch:
@@ -545,6 +551,170 @@ def test_a_batch_norm_is_known_by_its_attributes():
         for _ in range(5):
             model(torch.randn(64, 3) + 5)
     assert [(s.rule, s.layers) for s in d.suspects] == [("slow momentum", ("0",))]
+
+
+def healthy(model: nn.Module, batch, steps: int = 60, evaluate=None, **options) -> Diagnosis:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with sbnref.diagnose(model, **options) as d:
+        for _ in range(steps):
+            loss = model(batch()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            for x in evaluate or [batch(), batch()]:
+                model(x)
+    return d
+
+
+def dead(layer: nn.Linear) -> nn.Linear:
+    layer.bias.data[:2] = -100  # with a ReLU behind it
+    return layer
+
+
+UNUSUAL = {
+    "dead channels": (lambda: nn.Sequential(dead(nn.Linear(10, 32)), nn.ReLU(), nn.BatchNorm1d(32)),
+                      lambda: torch.randn(64, 10), None),
+    "rare events": (lambda: nn.Sequential(nn.BatchNorm1d(200), nn.Linear(200, 4)),
+                    lambda: (torch.rand(96, 200) < torch.logspace(-3, -0.5, 200)).float(), None),
+    "heavy tails": (lambda: nn.Sequential(nn.BatchNorm1d(20), nn.Linear(20, 4)),
+                    lambda: (1.5 * torch.randn(64, 20)).exp(), None),
+    "two samples to evaluate": (lambda: nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1d(32), nn.Linear(32, 3)),
+                                lambda: torch.randn(64, 10), [torch.randn(1, 10), torch.randn(1, 10)]),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_but_healthy_inputs_raise_no_suspect(name, seed):
+    torch.manual_seed(seed)
+    make, batch, evaluate = UNUSUAL[name]
+    d = healthy(make(), batch, evaluate=evaluate)
+    assert d.suspects == [], str(d)
+
+
+def test_a_copy_of_the_model_has_no_recorder():
+    model = network("plain")
+    with sbnref.diagnose(model) as d:
+        model(torch.randn(8, 3, 8, 8))
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for other in copies:
+            other(torch.randn(8, 3, 8, 8))
+    assert d.examined["training_steps"] == 1
+    hooks = [hook for other in copies for module in other.modules() for hook in module._forward_pre_hooks.values()]
+    assert {hook.__qualname__ for hook in hooks} == {"nullcontext.__exit__"}
+
+
+def evaluates_from_inside() -> Diagnosis:
+    model = DistributedDataParallel(network("ours"))
+    optimizer = torch.optim.SGD(model.parameters(), 0.02)
+    with sbnref.diagnose(model, timeout=30) as d:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            model(images(8, 8)[0]).square().mean().backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            for _ in range(3 if dist.get_rank() == 0 else 0):
+                model.module(40 * images(8, 8)[0] + 9)
+    return d
+
+
+def test_evaluation_of_the_inner_module_on_one_rank(world):
+    d = world(3).run(evaluates_from_inside)[1]
+    assert [s.rule for s in d.suspects][:1] == ["evaluation inputs"], str(d)
+    assert d.examined["evaluation_steps"] == 3
+
+
+def test_every_records_all_passes_of_a_step():
+    """A discriminator sees real and generated data in turn, and its statistics are those of both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for every in (1, 2, 3):
+        with sbnref.diagnose(model, every=every) as d:
+            for _ in range(60):
+                loss = model(torch.randn(64, 10) - 1).mean() - model(torch.randn(64, 10) + 2).mean()
+                optimizer.zero_grad()
+                loss.tanh().backward()
+                optimizer.step()
+        assert "stale statistics" not in [s.rule for s in d.suspects], str(d)
+
+
+class Masked(nn.BatchNorm1d):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x) * mask
+
+
+class ChannelsLast(Duck):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_an_unusual_layer_hides_nothing():
+    masked = Masked(4, momentum=0.0)
+    with sbnref.diagnose(masked) as d:
+        for _ in range(30):
+            masked(torch.randn(64, 4) + 5, torch.ones(64, 1))
+    assert [s.rule for s in d.suspects] == ["slow momentum"]
+
+    model = nn.Sequential(ChannelsLast(), nn.Flatten(), nn.BatchNorm1d(12, momentum=0.0))
+    with sbnref.diagnose(model) as d:
+        for _ in range(30):
+            model(torch.randn(64, 4, 3) + 5)
+    assert [(s.rule, s.layers) for s in d.suspects] == [("slow momentum", ("2",))]
+    assert "layer 0 got an input of shape (64, 4, 3), expected (N, 3, *)" in str(d)
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "RULES", (rules.Rule("planted", fails), *rules.RULES))
+        with sbnref.diagnose(model) as d:
+            for _ in range(30):
+                model[1:](torch.randn(64, 4, 3) + 5)
+    assert [s.rule for s in d.suspects] == ["slow momentum"]
+    assert "the rule 'planted' failed on layer 2 with ZeroDivisionError: planted." in str(d)
+
+
+def without_ddp() -> Diagnosis:
+    model = network("plain")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.manual_seed(dist.get_rank())
+    with sbnref.diagnose(model, timeout=30) as d:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images(8, 8)[0]), torch.randint(0, 2, (8,))).backward()
+            optimizer.step()
+    return d
+
+
+def test_a_missing_ddp_is_named(world):
+    d = world(3).run(without_ddp)[0]
+    assert (d.suspects[0].rule, d.suspects[0].code) == (
+        "weights",
+        "model = torch.nn.parallel.DistributedDataParallel(model)",
+    )
+
+
+def test_settings_that_change_during_training():
+    model = nn.Sequential(nn.BatchNorm1d(8, momentum=0.9))
+    with sbnref.diagnose(model) as d:
+        for step in range(60):
+            model[0].momentum = max(0.05, 0.9 * 0.9**step)
+            model(torch.randn(16, 8))
+    assert "fast momentum" not in [s.rule for s in d.suspects]
+
+
+def test_the_report_before_the_end_and_after_few_steps():
+    model = network("plain")
+    with sbnref.diagnose(model) as d:
+        assert str(d).endswith("The block has not ended yet.")
+        model(torch.randn(8, 3, 8, 8))
+    assert d.suspects == []
+    assert "1 training step tells little: record 30 or more." in str(d)
 
 
 def test_bad_use_says_what_to_do():

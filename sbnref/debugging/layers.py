@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -105,6 +106,5 @@ def _group_of(layer: Any) -> tuple[int, ...]:
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The one argument of a layer's call, by position or by name, as a hook gets them."""
-    (x,) = (*args, *kwargs.values())
-    return x
+    """The first tensor in a layer's call, by position or by name, as a hook gets them."""
+    return next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))

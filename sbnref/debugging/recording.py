@@ -10,7 +10,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -55,6 +55,17 @@ class Row:
     weights: Tensor
 
 
+def _packed(rows: list[Row]) -> tuple[list[Any], list[Tensor | None]]:
+    numbers = [(row.step, row.evaluation, row.training, row.batch_size, row.elements) for row in rows]
+    columns = zip(*((row.stats, row.running, row.weights) for row in rows), strict=True)
+    return numbers, [None if any(t is None for t in column) else torch.stack(column) for column in columns]
+
+
+def _unpacked(numbers: list[Any], columns: list[Tensor | None]) -> list[Row]:
+    tensors = [[None] * len(numbers) if column is None else column.unbind() for column in columns]
+    return [Row(*row, *its_tensors) for row, *its_tensors in zip(numbers, *tensors, strict=True)]
+
+
 @dataclass
 class Recording:
     """What one rank recorded. The layers are in the order of their first calls; those never called are left out.
@@ -66,6 +77,7 @@ class Recording:
         rows: by layer.
         kept: the recorded steps, each as whether it is of evaluation, and its number.
         final: by layer, (2, C) float64: the running statistics at the end, or None.
+        parameters: a number for all other parameters, at the start and at the end.
         training_steps: how many there were, recorded or not.
         evaluation_steps: likewise.
         left: the exception that ended the block on this rank, in words.
@@ -78,6 +90,7 @@ class Recording:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     kept: set[tuple[bool, int]] = field(default_factory=set)
     final: dict[str, Tensor | None] = field(default_factory=dict)
+    parameters: tuple[float, float] = (0.0, 0.0)
     training_steps: int = 0
     evaluation_steps: int = 0
     left: str | None = None
@@ -87,6 +100,13 @@ class Recording:
     def whole_steps(self) -> int:
         """The training steps that no exception cut short."""
         return self.training_steps - (self.left is not None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, the tensors of a layer's rows are one each, which takes a fraction of the time."""
+        return vars(self) | {"rows": {name: _packed(rows) for name, rows in self.rows.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, rows={name: _unpacked(*packed) for name, packed in state["rows"].items()})
 
 
 @dataclass
@@ -99,6 +119,19 @@ class _Call:
     learned: bool = False  # an optimizer changed the parameters after it
 
 
+class _Hook:
+    """A hook of the recorder. A copy of the model, pickled or deep, gets one that does nothing instead."""
+
+    def __init__(self, call: Callable[[nn.Module, Any, Any], None]) -> None:
+        self.call = call
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.call(module, args, kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and needs no sbnref to be loaded
+
+
 class Recorder:
     """A context manager that records the calls of ``layers``. An exception inside it is kept, never raised.
 
@@ -107,29 +140,34 @@ class Recorder:
     Args:
         model: whose calls are the steps. Where it is not called itself, a step ends when a layer is called again.
         layers: the layers to record, by name.
-        every: record each model's first step and every so many after it; training and evaluation are counted apart.
+        every: record the first step and every so many after it. In training a step ends when an optimizer changed the
+            parameters, so that all calls of a recorded step are recorded; in evaluation every call is a step.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, Any], every: int) -> None:
-        self.model, self.layers, self.every = model, layers, every
+        self.model: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.wrapped = self.model is not model  # it is also called from inside
+        self.layers, self.every = layers, every
         self.calls: list[_Call] = []
         self.rows: dict[str, list[tuple[int, Row]]] = {}  # with the number of the model's call
         self.settings: dict[str, Settings] = {}
         self.failures: list[str] = []
         self._counts: Counter[bool] = Counter()
-        self._kept: dict[bool, list[int]] = {True: [], False: []}  # recorded calls of the model, by its mode
+        self._updates = 0  # how often an optimizer changed the parameters
+        self._kept: dict[bool, dict[int, list[int]]] = {True: {}, False: {}}  # recorded calls by mode and step
         self._called: set[str] = set()  # the layers since the model's call began
         self._model_called = False
         self._with_gradients = True
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._versions = 0
+        self._versions = sum(p._version for p in self._parameters)
+        self._checksum = self._checksum_now()
         self._hooks = ExitStack()
 
     def __enter__(self) -> Recorder:
-        first = self.model.register_forward_pre_hook(partial(self._safely, self._enter_model), with_kwargs=True)
-        self._hooks.callback(first.remove)
+        first = _Hook(partial(self._safely, self._enter_model))
+        self._hooks.callback(self.model.register_forward_pre_hook(first, with_kwargs=True).remove)
         for name, layer in self.layers.items():
-            hook = partial(self._safely, partial(self._enter_layer, name))
+            hook = _Hook(partial(self._safely, partial(self._enter_layer, name)))
             self._hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         return self
 
@@ -158,24 +196,26 @@ class Recorder:
         self._called.clear()
         self._mark_learned()
         training = self.model.training
-        recorded = self._counts[training] % self.every == 0
+        step = self._updates if training and self._updates else self._counts[training]
         self._counts[training] += 1
+        recorded = step % self.every == 0
         self.calls.append(_Call(training, recorded, self._with_gradients))
         if recorded:
-            self._kept[training].append(len(self.calls) - 1)
+            self._kept[training].setdefault(step, []).append(len(self.calls) - 1)
             self._thin_out(self._kept[training])
 
-    def _thin_out(self, kept: list[int]) -> None:
-        if len(kept) > MOST_STEPS:
-            dropped = set(kept[1:-NEWEST:2])
-            kept[:] = [call for call in kept if call not in dropped]
-            for name, rows in self.rows.items():
-                self.rows[name] = [(call, row) for call, row in rows if call not in dropped]
+    def _thin_out(self, kept: dict[int, list[int]]) -> None:
+        if sum(map(len, kept.values())) <= MOST_STEPS or len(kept) <= NEWEST + 1:
+            return
+        dropped = {call for step in list(kept)[1:-NEWEST:2] for call in kept.pop(step)}
+        for name, rows in self.rows.items():
+            self.rows[name] = [(call, row) for call, row in rows if call not in dropped]
 
     def _mark_learned(self) -> None:
         versions = sum(p._version for p in self._parameters)
         if self.calls and self.calls[-1].with_gradients and versions != self._versions:
             self.calls[-1].learned = True
+            self._updates += 1
         self._versions = versions
 
     def _enter_layer(self, name: str, layer: Any, args: Any, kwargs: Any) -> None:
@@ -184,10 +224,13 @@ class Recorder:
         self._called.add(name)
         if not self.calls[-1].recorded:
             return
-        if name not in self.settings:
-            self.settings[name], self.rows[name] = settings_of(layer), []
         x = input_of(args, kwargs).detach()
         running = _running(layer, payload_dtype(x.device))
+        if x.dim() < 2 or (running is not None and running.shape[1] != x.shape[1]):
+            channels = "C" if running is None else running.shape[1]
+            raise ValueError(f"layer {name} got an input of shape {tuple(x.shape)}, expected (N, {channels}, *)")
+        if name not in self.settings:
+            self.settings[name], self.rows[name] = settings_of(layer), []
         elements = x.numel() // x.shape[1]
         weights = _weights(layer, payload_dtype(x.device))
         row = Row(0, False, layer.training, x.shape[0], elements, _statistics(x), running, weights)
@@ -196,7 +239,7 @@ class Recorder:
     def finish(self, left: BaseException | None) -> Recording:
         """This rank's records, on the CPU. ``left`` is the exception that ended the block."""
         mine = Recording(dist.get_rank() if _in_a_world() else 0, failures=self.failures)
-        mine.model = "model.module" if isinstance(self.model, nn.parallel.DistributedDataParallel) else "model"
+        mine.model = "model.module" if self.wrapped else "model"
         mine.left = None if left is None else f"{type(left).__name__}: {left}"[:200]
         try:
             self._mark_learned()
@@ -207,7 +250,9 @@ class Recorder:
                 counts[train] += 1
                 numbers.append(counts[train])
             mine.training_steps, mine.evaluation_steps = counts[True], counts[False]
-            mine.kept = {(not trains[call], numbers[call]) for calls in self._kept.values() for call in calls}
+            kept = [call for steps in self._kept.values() for calls in steps.values() for call in calls]
+            mine.kept = {(not trains[call], numbers[call]) for call in kept}
+            mine.parameters = self._checksum, self._checksum_now()
             for name, rows in self.rows.items():
                 for call, row in rows:
                     row.step, row.evaluation = numbers[call], not trains[call]
@@ -216,10 +261,16 @@ class Recorder:
                 mine.rows[name] = [row for _, row in rows]
                 running = _running(self.layers[name], torch.float64)
                 mine.final[name] = None if running is None else running.cpu()
-            mine.settings = self.settings
+            mine.settings = {name: settings_of(self.layers[name]) for name in self.settings}  # as they are by now
         except Exception as error:
             self._failed(error)
         return mine
+
+    def _checksum_now(self) -> float:
+        """A number for all parameters but those of the layers: equal on two ranks where these are."""
+        own = {id(p) for layer in self.layers.values() for p in layer.parameters(recurse=False)}
+        others = [p.detach() for p in self._parameters if id(p) not in own and type(p) is nn.Parameter]
+        return sum(float(p.double().abs().sum() + p.double().sum()) for p in others if not p.is_meta)
 
 
 def _statistics(x: Tensor) -> Tensor:  # (N, C, *) -> (2, C)

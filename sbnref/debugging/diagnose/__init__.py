@@ -62,6 +62,6 @@ def diagnose(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Itera
 
 def _diagnose(recordings: dict[int, Recording]) -> Diagnosis:
     try:
-        return Diagnosis(suspects(recordings), recordings)
-    except Exception as error:  # a fault in a rule must not end the training
-        return Diagnosis([], recordings, f"the rules failed with {type(error).__name__}: {error}")
+        return Diagnosis(recordings, *suspects(recordings))
+    except Exception as error:  # a fault in here must not end the training
+        return Diagnosis(recordings, [], [f"combining the records failed with {type(error).__name__}: {error}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from .rules import Suspect
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+FEW_STEPS = 10  # of training: below, most rules cannot tell a fault from noise
 WIDTH = 100  # columns of the printed list, if the code of a remedy is no longer
 
 
@@ -23,16 +25,17 @@ class Diagnosis(Report):
     Attributes:
         suspects: a :class:`Suspect` for each thing that is wrong, the most harmful first.
         examined: numbers of ``batch_norms``, ``training_steps``, ``evaluation_steps`` and ``ranks``.
+        complete: whether everything that was seen could be examined.
         notes: sentences about what could not be examined, and why.
     """
 
     def __init__(
         self,
-        suspects: list[Suspect] | None = None,
         recordings: dict[int, Recording] | None = None,
-        failure: str | None = None,
+        suspects: Sequence[Suspect] = (),
+        failures: Sequence[str] = (),
     ) -> None:
-        self.suspects = suspects or []
+        self.suspects = list(suspects)
         of_all = list((recordings or {}).values())
         self.examined = {
             "batch_norms": len({name for r in of_all for name in r.settings}),
@@ -40,9 +43,9 @@ class Diagnosis(Report):
             "evaluation_steps": max((r.evaluation_steps for r in of_all), default=0),
             "ranks": len(of_all),
         }
-        self.notes = [] if recordings is None else _notes(recordings)
-        if failure is not None:
-            self.notes.append(f"Please report this: {failure}.")
+        self.complete = not failures and not any(recording.failures for recording in of_all)
+        self.notes = ["The block has not ended yet."] if recordings is None else _notes(recordings)
+        self.notes += [f"Please report this: {failure}." for failure in failures]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON has."""
@@ -67,8 +70,8 @@ class Diagnosis(Report):
             lines += [remedy] if len(remedy) <= WIDTH else [f"   {suspect.advice}:", f"       {suspect.code}"]
         counts = [_count(n, key.replace("_", " ")) for key, n in self.examined.items()]
         nothing = " Nothing else was found." if self.suspects else " Nothing was found."
-        unseen = not self.examined["training_steps"] + self.examined["evaluation_steps"]
-        return [*lines, f"Examined: {', '.join(counts)}.{'' if unseen else nothing}", *self.notes]
+        said = nothing if self.complete and self.examined["batch_norms"] else ""
+        return [*lines, f"Examined: {', '.join(counts)}.{said}", *self.notes]
 
 
 def _count(n: int, things: str) -> str:
@@ -87,6 +90,9 @@ def _notes(recordings: dict[int, Recording]) -> list[str]:
             notes.append(f"Rank {rank} left after {recording.training_steps} training steps: {recording.left}")
         notes += [f"Rank {rank} did not record all: {failure}" for failure in recording.failures]
     steps = {rank: recording.training_steps for rank, recording in recordings.items()}
+    if 0 < max(steps.values()) < FEW_STEPS:
+        few = max(steps.values())
+        notes.append(f"{_count(few, 'training steps')} tell{'s' * (few == 1)} little: record 30 or more.")
     if len(set(steps.values())) > 1:
         notes.append("The ranks trained different numbers of steps: " + in_words(list(steps.values())) + ".")
     return notes

@@ -16,8 +16,9 @@ from ..monitor.steps import Layer, Step, average, layers_of
 from ..recording import Recording
 from ..report import in_words, ranks_in_words
 
-# Thresholds. "std" is a channel's standard deviation over the batch, eps included; gaps are root mean squares over
-# channels. Batch noise is the standard deviation of a batch's mean from step to step, in std.
+# Thresholds. "std" is a channel's standard deviation over the batch, eps included. A gap is the upper quartile over
+# channels: a few that hardly vary can be off by any factor. Batch noise is how much a batch's mean, in std, and the
+# logarithm of its variance vary from step to step.
 MODE_OFF = 0.02  # of a mode's mean in std, or of its variance: full batches of equal sizes are off by rounding alone
 SAME = 0.01  # of running statistics of synchronized ranks: they compute the same numbers
 GAP = 0.5  # std: a ReLU behind the layer then treats a fifth of the elements differently in evaluation
@@ -34,6 +35,7 @@ PAYLOAD = 0.01  # relative error of the variance between ranks, from float64 pay
 WEIGHTS = 1e-4  # relative difference of weights: more than rounding
 
 UPDATE = "torch.optim.swa_utils.update_bn(train_loader, model)"
+WRAP = "model = torch.nn.parallel.DistributedDataParallel(model)"
 CONVERT = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
 
 
@@ -110,6 +112,11 @@ class Case:
             end = 0
         return [s for s in steps if any(s.elements) and s.number < end and (evaluation or not s.in_eval)]
 
+    def parameters_differ(self, end: int) -> bool:
+        """Whether the parameters outside the layers differed between ranks: at the start, 0, or at the end, 1."""
+        sums = [recording.parameters[end] for recording in self.recordings.values()]
+        return max(sums) - min(sums) > WEIGHTS * max(abs(max(sums)), abs(min(sums)))
+
     def earlier(self, layer: Layer) -> set[str]:
         """The names of the rules that found something in layers before this one."""
         names = [other.name for other in self.layers]
@@ -142,12 +149,12 @@ class Gap(NamedTuple):
 def gap(got: Tensor, true: Tensor, eps: float, var: Tensor | None = None) -> Gap:  # (2, C) each
     """The distance of statistics, as root mean squares over channels; ``var`` if not the true one defines a std."""
     variances = torch.stack([got[1], true[1], true[1] if var is None else var]).clamp(min=0) + eps
-    factor = _rms((variances[0] / variances[1]).log())
-    return Gap(_rms((got[0] - true[0]) / variances[2].sqrt()), math.exp(min(factor, 700)))
+    factor = _quartile((variances[0] / variances[1]).log())
+    return Gap(_quartile((got[0] - true[0]) / variances[2].sqrt()), math.exp(min(factor, 700)))
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
+def _quartile(x: Tensor) -> float:
+    return float(x.abs().flatten().quantile(0.75))
 
 
 def pooled(stats: list[Tensor]) -> Tensor:  # (2, C) each -> (2, C)
@@ -156,12 +163,25 @@ def pooled(stats: list[Tensor]) -> Tensor:  # (2, C) each -> (2, C)
     return torch.stack([means.mean(0), variances.mean(0) + means.var(0, correction=0)])
 
 
-def noise(stats: list[Tensor], eps: float) -> float:
+class Noise(NamedTuple):
+    """The batch noise, as a standard deviation."""
+
+    mean: float  # std
+    factor: float  # of the logarithm of the variance
+
+    def margin(self, errors: float) -> tuple[float, float]:
+        """The largest gap that is no evidence: the thresholds, and so many times the noise."""
+        return GAP + errors * self.mean, FACTOR * math.exp(errors * self.factor)
+
+
+def noise(stats: list[Tensor], eps: float) -> Noise:
     """The batch noise, from differences of successive steps: a slow drift is no noise."""
     if len(stats) < 3:
-        return 0.0
+        return Noise(0.0, 0.0)
     means, variances = torch.stack(stats).unbind(1)
-    return _rms(means.diff(dim=0) / (2 * (variances.mean(0) + eps)).sqrt())
+    changes = means.diff(dim=0) / (variances.mean(0) + eps).sqrt(), (variances + eps).log().diff(dim=0)
+    # Of normal numbers, the upper quartile of a difference's absolute value is 1.63 standard deviations.
+    return Noise(*(_quartile(change) / 1.63 for change in changes))
 
 
 def whole(step: Step) -> Tensor:  # (2, C)
@@ -179,6 +199,11 @@ def used(layer: Layer, steps: list[Step], rank: int) -> list[Tensor]:
 
 def _span(steps: list[Step]) -> tuple[int, int]:
     return (steps[0].number, steps[-1].number) if steps else (0, 0)
+
+
+def _recorded(layer: Layer) -> int:
+    """Its training steps. A step may call it several times."""
+    return len({step.number for step in layer.steps})
 
 
 def _sides(same: list[int], others: list[int]) -> str:
@@ -201,13 +226,19 @@ def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
     if broken and in_evaluation:
         evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(broken))}"
         advice, code = "All inputs in training were finite, so start them again", "{layer}.reset_running_stats()"
+        if not layer.steps:
+            advice, code = "Load other statistics, or estimate them again", UPDATE
         yield Finding(broken, _span(layer.steps), evidence, advice, code, "running")
     elif place is not None and layer is case.layers[place] and "NaN or Inf" not in case.earlier(layer):
         bad = [step for step in (layer.evaluations if in_evaluation else layer.steps) if step.non_finite]
         when = f"{'evaluation step' if in_evaluation else 'step'} {bad[0].number}"
         more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
-        evidence = f"NaN or Inf came in on {ranks_in_words(list(bad[0].non_finite))} in {when}{more}"
-        advice, code = "No batch norm comes before, so check the data", "assert torch.isfinite(batch).all()"
+        where = ranks_in_words(list(bad[0].non_finite))
+        evidence = f"an input with NaN, Inf or numbers too large to square on {where} in {when}{more}"
+        advice, code = (
+            "No batch norm comes before, so check the data",
+            "print(batch.isfinite().all(), batch.abs().max())",
+        )
         if place > 0:
             advice = "The batch norms before had finite inputs, so find the operation in between"
             code = "torch.autograd.set_detect_anomaly(True)"
@@ -225,9 +256,12 @@ def settings(layer: Layer, case: Case) -> Iterator[Finding]:
         odd = tuple(rank for rank in layer.ranks if rank not in most)
         here = in_words([f"{value!r} on {ranks_in_words(ranks)}" for value, ranks in values.items()])
         what, code = name, f"{{layer}}.{name} = {getattr(layer.settings[most[0]], name)!r}"
+        advice = "On every rank"
         if name == "kind":
             what, code = "layer", "model = sbnref.convert_sync_batchnorm(model)"
-        yield Finding(odd, _span(layer.steps), f"{what} differs: {here}", "On every rank", code, name)
+        elif name in ("group", "track_running_stats"):
+            advice, code = "Build it alike on every rank", "print({layer})"
+        yield Finding(odd, _span(layer.steps), f"{what} differs: {here}", advice, code, name)
 
 
 def weights(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -238,9 +272,12 @@ def weights(layer: Layer, case: Case) -> Iterator[Finding]:
         if others:
             same = [rank for rank in step.ranks if rank not in others]
             evidence = f"weight or bias differs between {_sides(same, others)}, since step {step.number}"
+            advice = "Load the same state on every rank"
             code = "for t in model.state_dict().values(): torch.distributed.broadcast(t, src=0)"
+            if case.parameters_differ(1) and not case.parameters_differ(0):
+                advice, code = "Other parameters began to differ, too, so average the gradients", WRAP
             since = (step.number, layer.steps[-1].number)
-            yield Finding(_fewer(same, others), since, evidence, "Load the same state on every rank", code)
+            yield Finding(_fewer(same, others), since, evidence, advice, code)
             return
 
 
@@ -248,10 +285,11 @@ def eval_mode(layer: Layer, case: Case) -> Iterator[Finding]:
     """A layer in eval mode while the model trains."""
     steps = [step for step in layer.steps if step.in_eval]
     if steps:
+        times = len({step.number for step in steps})
         ranks = tuple(sorted({rank for step in steps for rank in step.in_eval}))
         everywhere = len(ranks) == len(layer.ranks)
         where = "every rank" if everywhere and len(ranks) > 1 else ranks_in_words(list(ranks))
-        evidence = f"in eval mode on {where} in {len(steps)} of {len(layer.steps)} training steps"
+        evidence = f"in eval mode on {where} in {times} of {_recorded(layer)} training steps"
         advice = "Unless it is frozen on purpose" if everywhere else "Before the training steps, on every rank"
         yield Finding(ranks, _span(steps), evidence, advice, "{layer}.train()", everywhere)
 
@@ -268,17 +306,18 @@ def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
-    """A rank that took a step, and did not call the layer in it."""
-    group = [rank for rank in layer.first.group if rank in case.recordings]
+    """A rank that took a step, and did not call the layer in it, while others waited for it there."""
+    group = [rank for rank in layer.first.group if rank in case.recordings] if layer.synchronized else []
     steps = {
         rank: [s for s in layer.steps if rank not in s.ranks and s.number <= case.recordings[rank].whole_steps]
         for rank in group
     }
-    for rank, missed in steps.items():
-        if missed:
-            evidence = f"rank {rank} did not call it in {len(missed)} of {len(layer.steps)} training steps"
-            advice = "Call it with an empty batch, too; to find the place, set SBNREF_DEBUG=1"
-            yield Finding((rank,), _span(missed), evidence, advice, "{layer}(x)  # also where len(x) == 0")
+    if missed := [step for of_rank in steps.values() for step in of_rank]:
+        ranks = tuple(rank for rank, of_rank in steps.items() if of_rank)
+        times = len({step.number for step in missed})
+        evidence = f"{ranks_in_words(list(ranks))} did not call it in {times} of {_recorded(layer)} training steps"
+        advice = "Call it with an empty batch, too; to find the place, set SBNREF_DEBUG=1"
+        yield Finding(ranks, _span(sorted(missed, key=lambda s: s.number)), evidence, advice, "{layer}(x[:0])")
 
 
 def running(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -286,8 +325,8 @@ def running(layer: Layer, case: Case) -> Iterator[Finding]:
     eps, steps = layer.first.eps, case.sound(layer.steps)
     batches = {rank: used(layer, steps, rank) for rank in layer.ranks}
     recent = {rank: pooled(of_rank[-RECENT:]) for rank, of_rank in batches.items() if of_rank}
-    chance = NOISE * max(noise(of_rank, eps) for of_rank in batches.values())
-    limit, factor = GAP + chance, FACTOR * math.exp(chance)
+    noises = [noise(of_rank, eps) for of_rank in batches.values()]
+    limit, factor = Noise(max(n.mean for n in noises), max(n.factor for n in noises)).margin(NOISE)
     if layer.synchronized:
         limit, factor = SAME, 1 + SAME
 
@@ -353,12 +392,15 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
 def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
     """The rank whose running statistics are the furthest from its recent batches', and how far."""
     steps, eps = case.sound(layer.steps), layer.first.eps
-    gaps = []
+    gaps: list[tuple[int, Gap]] = []
+    if len(steps) < RECENT:
+        return None
     for rank, final in layer.final.items():
         batches = used(layer, steps, rank)
         if final is not None and batches and case.ill is None:
-            how_far, chance = gap(final, pooled(batches[-RECENT:]), eps), noise(batches, eps)
-            if how_far.beyond(GAP + 2 * min(chance, GAP)):
+            recent = torch.stack(batches[-RECENT:]).mean(0)  # what running statistics estimate, whatever means do
+            how_far, chance = gap(final, recent, eps), noise(batches, eps)
+            if how_far.beyond(*Noise(min(chance.mean, GAP), min(chance.factor, math.log(FACTOR))).margin(2)):
                 gaps.append((rank, how_far))
     return max(gaps, key=lambda found: found[1].size(), default=None)
 
@@ -383,23 +425,29 @@ def stale(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     """Evaluation inputs unlike those in training, in the first layer where they are: later layers follow from it."""
-    explaining = {"settings", "weights", "eval mode", "running statistics", "statistics mode", "slow momentum"}
-    explaining |= {"stale statistics", "evaluation inputs", "fast momentum", "NaN or Inf", "few values", "ranks apart"}
     steps = case.sound(layer.evaluations, evaluation=True)
-    if not steps or case.earlier(layer) & explaining:
+    if not steps or case.earlier(layer) & {*EXPLAIN_INPUTS, "evaluation inputs"}:
         return
-    trained = [whole(step) for step in case.sound(layer.steps)][-RECENT:]
+    training = case.sound(layer.steps)
+    trained = [whole(step) for step in training][-RECENT:]
     finals = [stats for stats in layer.final.values() if stats is not None]
     if not trained and not finals:
         return
     eps = layer.first.eps
     how_far = gap(pooled([whole(step) for step in steps]), pooled(trained) if trained else finals[0], eps)
-    if how_far.beyond(GAP + NOISE * noise(trained, eps) / len(steps) ** 0.5):
+    values = sum(sum(step.elements) for step in steps)
+    per_step = sum(sum(step.elements) for step in training) / max(len(training), 1)
+    errors = NOISE * (max(per_step, 1) / values) ** 0.5  # of as many values as evaluation had
+    if how_far.beyond(*noise([whole(step) for step in training], eps).margin(errors)):
         what = "those in training" if trained else "the running statistics"
         evidence = f"evaluation inputs differ from {what}: {how_far.words()}"
-        advice = "No batch norm comes before, so prepare evaluation data as in training"
+        advice = "No batch norm comes before, so prepare evaluation data as in training, and move dropout behind it"
         code = "eval_set.transform = train_set.transform  # without random augmentation"
-        if layer is not case.layers[0]:  # small gaps in layers before add up, where weights move fast or units drop out
+        if not trained:
+            advice, code = "Load trained statistics, or estimate them", UPDATE
+        elif (
+            layer is not case.layers[0]
+        ):  # small gaps in layers before add up, where weights move fast or units drop out
             advice, code = "Move dropout behind it; if there is none, estimate running statistics again", UPDATE
         yield Finding(layer.ranks, _span(steps), evidence, advice, code)
 
@@ -416,13 +464,16 @@ def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
         return
     centre = torch.stack([torch.stack(batches).mean(0) for batches in own.values()]).quantile(0.5, 0)
     gaps = {rank: gap(torch.stack(batches).mean(0), centre, eps) for rank, batches in own.items()}
-    errors = {rank: noise(batches, eps) / len(batches) ** 0.5 for rank, batches in own.items()}
-    apart = [rank for rank, g in gaps.items() if g.beyond(max(GAP, NOISE * errors[rank]))]
+    apart = [rank for rank, g in gaps.items() if g.beyond(*noise(own[rank], eps).margin(NOISE / len(own[rank]) ** 0.5))]
     if apart:
         furthest = max(apart, key=lambda rank: gaps[rank].size())
         evidence = f"the batches of rank {furthest} differ from the others' in every step: {gaps[furthest].words()}"
+        advice = "Shuffle the data over all ranks"
         code = "DataLoader(data, sampler=DistributedSampler(data, shuffle=True))"
-        yield Finding(tuple(apart), _span(steps), evidence, "Shuffle the data over all ranks", code)
+        if case.parameters_differ(0) or case.parameters_differ(1):
+            evidence += "; so do the model's parameters"
+            advice, code = "Average the gradients, from the same parameters", WRAP
+        yield Finding(tuple(apart), _span(steps), evidence, advice, code)
 
 
 def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
@@ -431,7 +482,7 @@ def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
     if momentum is None or momentum < FAST or not layer.ranks:
         return
     steps = case.sound(layer.steps)
-    moved = noise(used(layer, steps, layer.ranks[0]), layer.first.eps) * (momentum / (2 - momentum)) ** 0.5
+    moved = noise(used(layer, steps, layer.ranks[0]), layer.first.eps).mean * (momentum / (2 - momentum)) ** 0.5
     if moved > FAST_NOISE:
         evidence = f"with momentum={momentum:g} the running mean follows single batches: noise of {moved:.2g} std"
         yield Finding(layer.ranks, _span(steps), evidence, "Use a smaller momentum", "{layer}.momentum = 0.1")
@@ -480,13 +531,17 @@ class Rule(NamedTuple):
     explained_by: tuple[str, ...] = ()  # rules that found something in the same layer
 
 
+EXPLAIN_INPUTS = {
+    *("settings", "weights", "eval mode", "running statistics", "statistics mode", "slow momentum"),
+    *("stale statistics", "fast momentum", "NaN or Inf", "few values", "ranks apart"),
+}
 EXPLAIN_A_GAP = ("settings", "weights", "eval mode", "running statistics")
 RULES = (  # the most harmful first, and causes before what follows from them
     Rule("NaN or Inf", non_finite),
     Rule("settings", settings),
     Rule("weights", weights),
     Rule("eval mode", eval_mode),
-    Rule("unconverted", unconverted, ("settings",)),
+    Rule("unconverted", unconverted, ("settings", "eval mode")),
     Rule("skipped", skipped),
     Rule("running statistics", running, ("settings", "weights", "eval mode", "skipped")),
     Rule("statistics mode", skew, ("settings",)),
@@ -495,27 +550,36 @@ RULES = (  # the most harmful first, and causes before what follows from them
     Rule("stale statistics", stale, (*EXPLAIN_A_GAP, "slow momentum", "ranks apart")),
     Rule("fast momentum", fast_momentum, ("settings",)),
     Rule("few values", few_values),
-    Rule("evaluation inputs", evaluation_inputs),
+    Rule("evaluation inputs", evaluation_inputs, tuple(EXPLAIN_INPUTS)),
     Rule("payload", payload),
     Rule("far from zero", far_from_zero, ("payload",)),
 )
 
 
-def suspects(recordings: dict[int, Recording]) -> list[Suspect]:
-    """Apply the rules: one suspect for each kind of finding of a rule, the most harmful first."""
+def suspects(recordings: dict[int, Recording]) -> tuple[list[Suspect], list[str]]:
+    """Apply the rules.
+
+    Returns:
+        A suspect for each kind of finding of a rule, the most harmful first; and the failures of rules, in words.
+    """
     case = Case(layers_of(recordings), recordings)
     ranked: list[Suspect] = []
+    failures: dict[str, None] = {}
     for rule in RULES:
         kinds: dict[Hashable, list[tuple[Layer, Finding]]] = {}
         for layer in case.layers:
             if not case.found.get(layer.name, set()) & set(rule.explained_by):
-                for finding in rule.find(layer, case):
-                    kinds.setdefault(finding.kind, []).append((layer, finding))
-                    case.found.setdefault(layer.name, set()).add(rule.name)
+                try:
+                    for finding in rule.find(layer, case):
+                        kinds.setdefault(finding.kind, []).append((layer, finding))
+                        case.found.setdefault(layer.name, set()).add(rule.name)
+                except Exception as error:  # it must not hide what other rules find
+                    words = f"the rule {rule.name!r} failed on layer {layer.name}"
+                    failures[f"{words} with {type(error).__name__}: {error}"] = None
         for found in kinds.values():
             model = next(iter(recordings.values())).model
             ranked.append(_suspect(rule.name, found, len(ranked), model))
-    return ranked
+    return ranked, list(failures)
 
 
 def _suspect(rule: str, found: list[tuple[Layer, Finding]], number: int, model: str) -> Suspect:
