@@ -99,7 +99,7 @@ def cuda_kernels(platform: str, folder: Path, libraries: Path) -> None:
         target,
         [*made, runtime],
         [*stand_in(target, folder), "-ldl", "-lpthread", "-lrt"],
-        libraries / build.KERNELS.installed,
+        libraries / f"cuda{build.INSTALLED_CUDA}.so",
     )
 
 

@@ -165,7 +165,8 @@ class Benchmark:
 
     def __init__(self, floor: Floor, cases: list[Case], output: Path | None) -> None:
         self.floor, self.left, self.output = floor, cases, output
-        self.results, self.failures = Results(), []
+        self.results = Results()
+        self.failures: list[Row] = []
         self.layers = dict(LAYERS)
         self.given_up: set[tuple[str, str]] = set()  # layers that were not captured: another attempt would fail too
 

@@ -213,14 +213,15 @@ def large_step(x: torch.Tensor, dy: torch.Tensor, along: int) -> None:
     def piece(tensor: torch.Tensor, start: int) -> torch.Tensor:
         return tensor.narrow(along, start, min(size, x.shape[along] - start)).double()
 
-    exact = sum(reference.forward_stats(part, part.numel() // channels) for part in (piece(x, at) for at in starts))
+    parts = (piece(x, at) for at in starts)
+    exact = torch.stack([reference.forward_stats(part, part.numel() // channels) for part in parts]).sum(0)
     torch.testing.assert_close(cuda.forward_stats(x, count), exact, rtol=1e-5, atol=0)
     y, saved = cuda.forward_apply(x, exact, None, gamma, beta, 1e-5, None, None)
     for at in (starts[0], starts[len(starts) // 2], starts[-1]):
         want, _ = reference.forward_apply(piece(x, at), exact, None, gamma, beta, 1e-5, None, None)
         torch.testing.assert_close(piece(y, at), want, rtol=1e-3, atol=1e-3)
     del y
-    exact = sum(reference.backward_stats(piece(dy, at), piece(x, at), saved) for at in starts)
+    exact = torch.stack([reference.backward_stats(piece(dy, at), piece(x, at), saved) for at in starts]).sum(0)
     # Terms of either sign: off by the accumulator's rounding of all that was added up, not of what is left of it.
     torch.testing.assert_close(cuda.backward_stats(dy, x, saved), exact, rtol=1e-5, atol=1e-6 * count)
     dx = cuda.backward_apply(dy, x, exact, saved, gamma, 1.0)
@@ -269,7 +270,7 @@ def profiled() -> None:
 
 # ---- running them ----
 
-PARTS: dict[str, Callable[[], None]] = {
+PARTS: dict[str, Callable[..., None]] = {
     part.__name__: part
     for part in (
         build,

@@ -96,7 +96,7 @@ def run(suites: list[str], quick: bool) -> Results:
     """
     from rich.progress import Progress  # results are read and written without it
 
-    from sbnref.impls.build_command import build_all
+    from sbnref.impls.build import build_all
 
     build_all(("cpu",))
     results = Results()

@@ -64,7 +64,8 @@ class Suspect:
     def where(self) -> str:
         """The first layer, and how many others."""
         more = len(self.layers) - 1
-        return self.layers[0] + (f" and {more} more" if more else "")
+        first = f"layer {self.layers[0]}" if self.layers[0].isdigit() else self.layers[0]
+        return first + (f" and {more} more" if more else "")
 
 
 class Finding(NamedTuple):
