@@ -1,4 +1,4 @@
-"""Find the packages, and put libraries of kernels into a wheel.
+"""Find the packages, put libraries of kernels into a wheel, and make the README's links work on a package index.
 
 A wheel contains the libraries in the folder that SBNREF_LIBRARIES names, for the platform that SBNREF_PLATFORM names.
 Without that folder, an installation compiles the kernels for CPU tensors where PyTorch and a compiler are at hand (pip
@@ -7,6 +7,7 @@ SBNREF_BUILD_CUDA=1 asks for them.
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -89,7 +90,14 @@ class ForOnePlatform(Distribution):
         return bool(ready or compiling)
 
 
+# Relative links, which are right in a clone, lead to the repository.
+readme = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+readme = re.sub(r"\]\((?!https?:)", "](https://github.com/sbnref/sbnref/blob/main/", readme)
+readme = re.sub(r"(\.png)\)", r"\1?raw=true)", readme)
+
 setup(
+    long_description=readme,
+    long_description_content_type="text/markdown",
     packages=packages,
     package_dir={"sbnref.csrc": "csrc", "sbnref.tutorials": "tutorials"},
     cmdclass={"build_py": WithLibraries, "bdist_wheel": ForAnyPython},
