@@ -1,4 +1,4 @@
-"""The rows of docs/peers.md: of layers for PyTorch by running both sides, of other frameworks by evaluating formulas."""
+"""The rows of docs/peers.md: of layers for PyTorch by running both sides; of frameworks, by evaluating formulas."""
 
 import pytest
 import torch

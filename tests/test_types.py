@@ -61,7 +61,8 @@ def installed(tmp_path_factory) -> Path:
     zipfile.ZipFile(wheel).extractall(site)
     (metadata,) = site.glob("sbnref-*/METADATA")
     links = re.findall(r"\]\((.*?)\)", metadata.read_text())
-    assert len(links) > 10 and all(link.startswith("https://") for link in links)
+    assert links
+    assert all(link.startswith("https://") for link in links)
     others = {sysconfig.get_paths()["purelib"], *(path for path in sys.path if path.endswith("site-packages"))}
     (site / "others.pth").write_text("\n".join(sorted(others)))
     return python
