@@ -114,12 +114,13 @@ def _processes(rows: list[Row]) -> str:
 
 def _scaling(rows: list[Row]) -> str:
     world = max(row["world_size"] for row in rows)
-    time = {(row["layer"], row["shape"][0]): row["median"] for row in rows if row["world_size"] == world}
-    ends = [f(channels for _, channels in time) for f in (min, max)]
-    few, many = (time["all-reduce", channels] / time["all-gather", channels] for channels in ends)
+    rows = [row for row in rows if row["world_size"] == world]
+    time = {(row["layer"], row["shape"][0]): row["median"] for row in rows}
+    ratio = {c: time["all-reduce", c] / time["all-gather", c] for c in sorted({c for _, c in time})}
+    most = max(ratio)
     return (
-        f"Collectives on {world} ranks: an all-reduce takes {few:.2f} × an all-gather's time at {ends[0]:,} channels, "
-        f"{many:.2f} × at {ends[1]:,}"
+        f"Collectives on {world} ranks: an all-reduce takes {span([ratio[c] for c in ratio if c <= 4096])} × an "
+        f"all-gather's time up to 4,096 channels, {ratio[most]:.2f} × at {most:,}"
     )
 
 
