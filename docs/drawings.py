@@ -209,7 +209,7 @@ def running(d: Drawing) -> Caption:
     d.curves("running mean", {0: "0", 20: "20", 40: "40", 60: "step 60"}, y, **means)
     d.text(196, 168, "rank 3 is empty", "middle")
     d.text(270, 128, "'default'", "default")
-    d.text(300, 70, "'exact'", "exact")
+    d.text(56, 40, "'exact'", "exact")
     return 196, {"lowest": min(value for _, value in means["default"])}
 
 
