@@ -73,11 +73,12 @@ def setup(app: object) -> None:
     """Write what is drawn from result files and from recordings, before pages are read."""
     import benchmark_results
     import channels_last
+    import drawings
     import faults
     import reach
     import recordings
 
-    for page in (benchmark_results, channels_last, faults, reach, recordings):
+    for page in (benchmark_results, channels_last, drawings, faults, reach, recordings):
         app.connect("builder-inited", page.write)
     app.add_directive("player", recordings.Player)
     app.connect("html-page-context", recordings.add_player)

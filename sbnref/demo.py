@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .collectives import all_reduce, resolve, world_size
+from .debugging.monitor.report import MODE_COLORS
 from .impls.reference import forward_stats
 from .launch import Ranks
 from .modes import STATS_MODES, combine, fixed_divisor, rank_weight
@@ -242,7 +243,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     modes = results["modes"]
-    colors = dict(zip(MODES, ("#d1495b", "#edae49", "#00798c", "#8d99ae"), strict=True))
+    colors = {**MODE_COLORS, UNSYNCHRONIZED: "#6e7781"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(3, 2))
     counts = sorted(set(modes["exact"]["empty_ranks"]))
     for i, mode in enumerate(MODES):

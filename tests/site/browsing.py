@@ -30,6 +30,12 @@ CUT_OFF = """
     .filter((e) => e === page || (!fits(e) && !scrolls(e))).slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
 """
 
+SMALL_TEXT = """
+  const size = (text) => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
+  const shown = [...document.querySelectorAll('article svg text')].filter((text) => text.checkVisibility());
+  return shown.filter((text) => size(text) < arguments[0]).slice(0, 3).map((text) => text.outerHTML);
+"""
+
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -71,7 +77,7 @@ class Browser:
         self.driver.get(f"{self.server}/{path}")
         file = re.split("[?#]", path)[0]
         self.wait(f"location.pathname === {json.dumps('/' + file)} && document.readyState === 'complete'", 30)
-        if path.startswith("explorer.html"):  # its modules may come after the page
+        if path.startswith(("index.html", "explorer.html")):  # its modules may come after the page
             self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
 
     def find(self, selector: str) -> object:
@@ -93,6 +99,10 @@ class Browser:
         """Elements that reach beyond the window's right edge, unless they are in something that scrolls."""
         return self.run(CUT_OFF, selector)
 
+    def small_text(self, pixels: float) -> list[str]:
+        """Text in drawings that is smaller."""
+        return self.run(SMALL_TEXT, pixels)
+
     def show(self, case: str) -> None:
         """Another case on the page that is open, by its fragment."""
         self.driver.execute_async_script(
@@ -106,9 +116,12 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def prefer(self, scheme: str) -> None:
-        """What the system asks for: 'light' or 'dark'."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+    def prefer(self, scheme: str, motion: str = "no-preference") -> None:
+        """What the system asks for: 'light' or 'dark', and perhaps to 'reduce' motion."""
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": motion},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def run(self, script: str, *arguments: object) -> object:

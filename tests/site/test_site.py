@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from browsing import HTML, Browser
+from browsing import HTML, PHONE, ROOT, Browser
+
+from sbnref.debugging.monitor.report import MODE_COLORS
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +80,30 @@ def test_a_phone_gets_the_menu(browser):
     assert any(link.is_displayed() for link in links)
 
 
+def test_the_landing_page_has_the_explorer_and_three_entries(browser):
+    browser.open("index.html", PHONE)
+    browser.click(".presets button:nth-of-type(2)")
+    assert "All three modes agree" in browser.find(".explorer .summary").text
+    cards = browser.driver.find_elements("css selector", ".card strong a")
+    assert [card.text for card in cards] == ["Learn", "Use", "Teach"]
+
+
+def test_a_mode_has_one_color():
+    css = (ROOT / "docs" / "_static" / "site.css").read_text()
+    assert dict(re.findall(r"--mode-(\w+): light-dark\((#\w+)", css)) == MODE_COLORS
+
+
+def test_the_keyboard_starts_a_drawing_and_reduced_motion_stops_it(browser):
+    browser.open("derivations/payload.html")
+    moving = "document.getAnimations().some((animation) => animation.playState === 'running')"
+    assert not browser.run(f"return {moving}")
+    browser.find(".drawing button").send_keys("\n")
+    browser.wait(moving)
+    browser.prefer("light", motion="reduce")
+    assert not browser.find(".drawing button").is_displayed()
+    assert not browser.run(f"return {moving}")
+
+
 @pytest.mark.parametrize("page", pages() or ["index.html"])
 def test_a_page_fits_small_screens(browser, page):
     browser.open(page, 1024, 740)
@@ -83,4 +111,7 @@ def test_a_page_fits_small_screens(browser, page):
     assert browser.cut_off("article *") == []
     browser.resize(360, 740)
     assert browser.cut_off("article *") == []
+    browser.resize(PHONE, 740)
+    assert browser.cut_off("article *") == []
+    assert browser.small_text(11) == []
     assert browser.run("return document.title")

@@ -44,7 +44,7 @@ const SKELETON = `
       <label class="link" hidden>Link <input type="text" readonly /></label>
     </div>
     <figure>
-      <svg role="img" aria-label="Distributions, and mean ± standard deviation by mode, as in the table below."></svg>
+      <svg role="img" aria-label="Distributions, and mean ± standard deviation by mode; the summary below has the errors."></svg>
       <figcaption>
         Above: the true distribution of all elements (area), and each rank's share of it (lines, numbered by rank).
         Below: mean (mark) ± standard deviation (bar) by mode, over the true distribution; the dashed line is the true

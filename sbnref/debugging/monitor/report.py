@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+#: A mode's color in every figure; ``docs/_static/site.css`` has the same ones and their dark variants.
+MODE_COLORS = {"default": "#b3410e", "N": "#7a3fa8", "exact": "#0b6e5b"}
+
 
 class Monitor(Report):
     """What :func:`monitor` recorded, the same on every rank. Printing it shows :meth:`summary`.
@@ -52,6 +55,7 @@ class Monitor(Report):
             KeyError: there is no layer of such a name.
         """
         try:
+            from matplotlib import colormaps
             from matplotlib.figure import Figure
         except ImportError as error:
             raise RuntimeError(
@@ -62,23 +66,29 @@ class Monitor(Report):
             chosen = by_skew[:4]
         else:
             chosen = [self.layers[name] for name in layers]
-        figure = Figure(figsize=(10, 2.6 * len(chosen)), layout="constrained")
-        for row, layer in zip(figure.subplots(len(chosen), 2, squeeze=False, sharex="row"), chosen, strict=True):
+        # One above the other: a step is below itself, and the figure fits a phone.
+        figure = Figure(figsize=(4.4, 4.4 * len(chosen)), layout="constrained")
+        axes_of_layers = figure.subplots(2 * len(chosen), squeeze=False).reshape(-1, 2)
+        for row, layer in zip(axes_of_layers, chosen, strict=True):
             numbers = [step.number for step in layer.steps]
-            for rank in layer.ranks:
+            blues = colormaps["Blues"].resampled(len(layer.ranks) + 2)  # the two palest are left out
+            for i, rank in enumerate(layer.ranks):
                 elements = [dict(zip(step.ranks, step.elements, strict=True)).get(rank, 0) for step in layer.steps]
-                row[0].plot(numbers, elements, ".-", linewidth=0.8, markersize=3, label=f"rank {rank}")
+                style = {"color": blues(i + 2), "linewidth": 0.8, "markersize": 3}
+                row[0].plot(numbers, elements, ".-", label=f"rank {rank}", **style)
             row[0].set(title=f"layer {layer.name}: elements per channel", xlabel="step")
             row[0].set_ylim(bottom=0)
             for mode in STATS_MODES:
                 used = mode == layer.stats_mode
                 off = [step.mean_off(mode) for step in layer.steps]
-                row[1].plot(numbers, off, linewidth=2 if used else 1, label=f"'{mode}'{', in use' if used else ''}")
+                style = {"color": MODE_COLORS[mode], "linewidth": 2.5 if used else 1.2}
+                row[1].plot(numbers, off, label=f"'{mode}'{', in use' if used else ''}", **style)
             row[1].set(title="the mean is off by, in standard deviations", xlabel="step")
             for axes in row:
                 axes.xaxis.get_major_locator().set_params(integer=True)
                 if layer.steps:
-                    axes.legend(fontsize="small")
+                    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "ncols": 4, "frameon": False}
+                    axes.legend(**below, columnspacing=1, handlelength=1.2)
         return figure
 
     def __rich__(self) -> Table:
