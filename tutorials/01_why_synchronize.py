@@ -62,7 +62,7 @@ for ax, values, title in zip(axes, (x, alone, together), titles, strict=True):
         ax.hist(values[rank], bins=40, alpha=0.6, label=f"rank {rank}")
     ax.set(xlabel=title, yticks=[])
 axes[1].legend(fontsize=8)
-figure.suptitle("A rank that normalizes alone loses the difference from the other ranks")
+figure.suptitle("Ranks that normalize alone lose the differences between them")
 plt.show()
 
 # %%

@@ -57,7 +57,7 @@ print(sbnref.launch(add_up, 3))
 # Keep the ranks alive
 # --------------------
 #
-# Starting processes takes seconds, because each process imports torch.
+# Starting processes takes long, because each process imports torch.
 # :class:`sbnref.Ranks` starts the processes once and runs many functions on them. A
 # function may use variables from outside: they are copied to the ranks.
 
@@ -128,7 +128,7 @@ script = """
 import sbnref, torch.distributed as dist
 print(sbnref.launch(lambda: f"rank {dist.get_rank()} of {dist.get_world_size()}", 2))
 """
-torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
     file.write(script)
     file.flush()

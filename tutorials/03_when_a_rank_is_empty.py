@@ -134,7 +134,8 @@ for mode, r in results.items():
     ax.plot(where, r["mean_errors"], "o", color=COLORS[mode], alpha=0.5, label=mode)
 ax.plot(range(4), [0, 0.25, 0.5, 0.75], "_k", markersize=24, label="predicted, e / G")
 ax.set(xlabel="empty ranks in the step", ylabel="relative error of the mean")
-ax.set(title="On real digits the error follows the prediction", xticks=range(4))
+ax.set_title("On real digits the error of 'default' follows the prediction")
+ax.set_xticks(range(4))
 ax.legend()
 plt.show()
 

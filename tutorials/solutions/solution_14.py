@@ -5,6 +5,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")  # the tutorial draws a figure
 sys.path.append(str(Path(__file__).parents[1]))
 lesson = runpy.run_path(str(Path(__file__).parents[1] / "14_how_the_watch_works.py"))
 watch, KERNEL, WATCH = lesson["watch"], lesson["KERNEL"], lesson["WATCH"]
