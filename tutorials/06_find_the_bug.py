@@ -82,15 +82,15 @@ print("4 and 4 samples:", verdict(equal))
 print("6 and 2 samples:", verdict(unequal))
 
 # %%
-# Each bar is a quantity that a stage computes, the worst rank. A difference above 1 is
-# more than rounding allows.
+# The figure has a bar for each quantity that a stage computes, on the worst rank. Beyond
+# the gray line, the difference is larger than rounding allows.
 
 import matplotlib.pyplot as plt
 
 worst = {}
 for row in unequal["rows"]:
     name = f"{row['stage']}: {row['quantity']}"
-    worst[name] = max(row["absolute"] / row["allowed"], worst.get(name, 1e-3))
+    worst[name] = max(row["share"], worst.get(name, 1e-3))  # a log axis has no zero
 
 figure, ax = plt.subplots(figsize=(7.5, 3.2))
 ax.barh(list(worst), list(worst.values()))

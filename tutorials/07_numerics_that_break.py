@@ -98,7 +98,7 @@ figure, ax = plt.subplots(figsize=(7, 3.4))
 for name, values in largest.items():
     ax.loglog(ratios, values, "o-", label=name)
 ax.set(xlabel="mean / standard deviation", ylabel="largest error of an output")
-ax.set_title("A mean in two float32 parts keeps the outputs exact")
+ax.set_title("A mean in two float32 parts keeps the outputs accurate")
 ax.legend()
 plt.show()
 

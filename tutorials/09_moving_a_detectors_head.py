@@ -97,8 +97,9 @@ import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(7, 2.4))
 ax.barh(list(worst), list(worst.values()), color=["C0", "C1"])
-ax.set(xscale="log", xlim=(1e-8, 1), xlabel="relative difference, worst rank")
+ax.set(xscale="log", xlim=(1e-8, 10), xlabel="relative difference, worst rank")
 ax.set_title("The outputs agree to rounding, the gradients differ")
+ax.invert_yaxis()
 plt.show()
 
 # %%

@@ -138,7 +138,7 @@ for ax, y, unit in zip(axes, gain.unbind(-1), units, strict=True):
     ax.plot(sizes, y.mean(1), "_k", markersize=24, markeredgewidth=2)
     ax.set(ylabel=unit, xlabel="samples per rank")
     ax.margins(x=0.15)
-figure.suptitle("Synchronizing pays off with one sample per rank, not with 16")
+figure.suptitle("Synchronizing gains most with one sample per rank")
 plt.show()
 
 # %%

@@ -164,10 +164,10 @@ import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(6, 2.6))
 for t in range(4):
-    ax.annotate("", (1, t), (0, t), arrowprops={"arrowstyle": "->", "color": "C0"})
-    ax.annotate("", (2, 3 - t), (1, t), arrowprops={"arrowstyle": "->", "color": "C1"})
+    for start, end in (((0.3, t), (0.8, t)), ((1.15, t), (1.68, 3 - t))):
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "C0"})
     for x, name in enumerate((f"thread {t} writes", f"s[{t}]", f"thread {t} reads")):
-        ax.text(x, t, name, ha="center", va="center", backgroundcolor="white")
+        ax.text(x, t, name, ha="center", va="center")
 ax.set(xlim=(-0.4, 2.4), ylim=(3.5, -0.5))
 ax.axis("off")
 ax.set_title("Each thread reads an element that another thread wrote")

@@ -162,7 +162,7 @@ def draw(table: dict[str, dict[str, float]], multiprocessors: int) -> None:
         "blocks": "blocks of the first launch",
         "instructions": "access instructions",
         "launches": "launches",
-        "fetched": "of x fetched again (model)",
+        "fetched": "share of x fetched again (model)",
         "error": "error at 1000 deviations",
     }
     marks = {"moved": 3, "blocks": multiprocessors}
