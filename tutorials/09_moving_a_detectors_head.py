@@ -87,9 +87,9 @@ def compare(state, mode):
 worst = {}  # by quantity and mode
 with sbnref.Ranks(4) as ranks:
     for mode in ("default", "N"):
-        outputs, gradients = zip(*ranks.run(compare, before.state_dict(), mode))
-        worst[f"outputs, '{mode}'"] = max(outputs)
-        worst[f"gradients, '{mode}'"] = max(gradients)
+        differences = torch.tensor(ranks.run(compare, before.state_dict(), mode))
+        for i, name in enumerate(("outputs", "gradients")):
+            worst[f"{name}, '{mode}'"] = differences[:, i].max().item()
 for name, difference in worst.items():
     print(f"{name:20} differ by at most {difference:.1e}")
 
