@@ -108,7 +108,8 @@ print(f"largest difference from one process: {difference:.0e}")
 # 1. Look at the first figure. How many samples does a process need so that the batch
 #    mean is within 0.1 standard deviations of the true mean 19 times out of 20?
 # 2. Give the ranks equal means, but standard deviations of 0.5, 1, 2 and 4. Which
-#    information does a rank lose now when it normalizes alone? Predict it, then draw it.
+#    information does a rank lose now when it normalizes alone? Predict it, then draw
+#    it.
 # 3. Take 4 ranks with 4 samples each. Which share of the variance of the normalized
 #    values is noise from the statistics? Compare ``stats_mode='exact'`` with no
 #    synchronization over 1000 draws.

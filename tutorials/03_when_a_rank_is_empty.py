@@ -40,7 +40,7 @@ MEANS = torch.tensor([0.0, 1.0, 3.0])
 
 
 def statistics(empty, stats_mode):
-    """Return the layer's statistics when the last ranks are empty (runs on every rank)."""
+    """Return the statistics if the last ranks are empty (runs on every rank)."""
     rank = dist.get_rank()
     torch.manual_seed(rank)
     n = 0 if rank >= G - empty else 4096

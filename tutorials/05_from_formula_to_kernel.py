@@ -444,17 +444,17 @@ if not timed:
 # Exercises
 # ---------
 #
-# To change a kernel, copy ``tutorials/kernels/`` and pass the copy to ``ladder.Call`` as
-# ``kernels``.
+# To change a kernel, copy ``tutorials/kernels/`` and pass the copy to ``ladder.Call``
+# as ``kernels``.
 #
 # 1. Predict the share of x that the second pass fetches, forwards and backwards, as a
-#    function of the cache size. Remember that the cache also keeps written sectors. Then
-#    sweep the size.
+#    function of the cache size. Remember that the cache also keeps written sectors.
+#    Then sweep the size.
 # 2. Remove the barrier from ``merge_over_block``. Which error does the simulation
-#    report, and does it depend on the order of the threads (``ladder.set_order``)? Which
-#    error would a GPU report?
-# 3. Take two ranks, one of them empty. Run the first function of rung 5 on each, add the
-#    payloads, and run the second function. Which weights make this mode ``'exact'``?
-#    Which part is missing for ``'default'``?
+#    report, and does it depend on the order of the threads (``ladder.set_order``)?
+#    Which error would a GPU report?
+# 3. Take two ranks, one of them empty. Run the first function of rung 5 on each, add
+#    the payloads, and run the second function. Which weights make this mode
+#    ``'exact'``? Which part is missing for ``'default'``?
 # 4. Rung 7 is less exact than its payload allows, because every update rounds a
 #    thread's float32 mean. Let each thread take deviations from its first element.

@@ -8,18 +8,18 @@ Locate the faulty stage of a batch norm by comparing two implementations stage b
 **Question.** A training diverges on eight GPUs but not on one, after a rewrite of the
 batch norm. Where is the bug?
 
-Two implementations of the four stages work as a debugger: give both of them equal inputs
-and equal upstream gradients, and look for the first stage with different results.
-:func:`sbnref.compare` does this and shows the difference that rounding allows.
+Two implementations of the four stages work as a debugger: give both of them equal
+inputs and equal upstream gradients, and look for the first stage with different
+results. :func:`sbnref.compare` does this and shows the difference that rounding allows.
 """
 
 # %%
 # A broken implementation
 # -----------------------
 #
-# This implementation passes a casual test: its outputs are right, and with equal batches
-# its gradients are right, too. It differs from the reference in one stage. Don't read it
-# yet.
+# This implementation passes a casual test: its outputs are right, and with equal
+# batches its gradients are right, too. It differs from the reference in one stage.
+# Don't read it yet.
 
 from types import SimpleNamespace
 
@@ -82,8 +82,8 @@ print("4 and 4 samples:", verdict(equal))
 print("6 and 2 samples:", verdict(unequal))
 
 # %%
-# The figure has a bar for each quantity that a stage computes, on the worst rank. Beyond
-# the gray line, the difference is larger than rounding allows.
+# The figure has a bar for each quantity that a stage computes, on the worst rank.
+# Beyond the gray line, the difference is larger than rounding allows.
 
 import matplotlib.pyplot as plt
 
@@ -174,10 +174,11 @@ print(report.first_divergence.problems)
 #
 # 1. Write a ``forward_apply`` that forgets :math:`M/(M-1)` in the running variance.
 #    (:doc:`/howto/implement` lists its arguments; :func:`sbnref.modes.combine` computes
-#    mean and variance from the total.) From which batch size on does the comparison miss
-#    the error?
+#    mean and variance from the total.) From which batch size on does the comparison
+#    miss the error?
 # 2. Write a ``backward_apply`` that drops the last term; the reference keeps
 #    :math:`\mu/\sigma \cdot (1 - W/D)` in ``saved[2]``. Which batches, in which mode,
 #    does the comparison need to find the error?
 # 3. Why does the comparison give both implementations *one and the same* total, instead
-#    of letting each compute its own? Break ``forward_stats`` and see which stages differ.
+#    of letting each compute its own? Break ``forward_stats`` and see which stages
+#    differ.

@@ -2,9 +2,9 @@ r"""
 7. Numerics that break
 ======================
 
-Recognize the inputs for which a right formula gives a wrong number, and choose a formula
-that survives them. **Time:** about 15 minutes, and 50 for the exercises. **You need:**
-floating-point numbers: precision, rounding, overflow.
+Recognize the inputs for which a right formula gives a wrong number, and choose a
+formula that survives them. **Time:** about 15 minutes, and 50 for the exercises. **You
+need:** floating-point numbers: precision, rounding, overflow.
 
 **Question.** The formulas are right. Why do batch norms still return NaN, or outputs
 that are off in the third digit?
@@ -14,9 +14,9 @@ that are off in the third digit?
 # Negative variances
 # ------------------
 #
-# The variance equals :math:`\mathrm E[x^2] - \mathrm E[x]^2`, and this formula takes one
-# pass over the data. The figure compares it in float32 with a two-pass formula. The data
-# has standard deviation 1 and a growing mean.
+# The variance equals :math:`\mathrm E[x^2] - \mathrm E[x]^2`, and this formula takes
+# one pass over the data. The figure compares it in float32 with a two-pass formula. The
+# data has standard deviation 1 and a growing mean.
 
 import matplotlib.pyplot as plt
 import torch
@@ -60,9 +60,9 @@ for power in range(4, 8):
     print(f"one pass at a mean of 10^{power}: {variance:.0f}")
 
 # %%
-# The dotted line is the prediction of :doc:`/derivations/precision`. Beyond the gray line
-# the error is larger than the variance itself. The result may be negative, and then its
-# square root is NaN.
+# The dotted line is the prediction of :doc:`/derivations/precision`. Beyond the gray
+# line the error is larger than the variance itself. The result may be negative, and
+# then its square root is NaN.
 #
 # The rounded mean
 # ----------------
@@ -123,8 +123,8 @@ print(f"sum of 5000 numbers: {naive:.0f} in float16, {true:.0f} in truth")
 print("square of 300 in float16:", torch.tensor(300.0).half().square().item())
 
 # %%
-# The layer converts its input to float32 before it computes anything, and ranks exchange
-# float64. Its output is the right output, rounded once:
+# The layer converts its input to float32 before it computes anything, and ranks
+# exchange float64. Its output is the right output, rounded once:
 
 x = (torch.randn(64, 16, 8, 8) * 100 + 30_000).half()
 y = sbnref.functional.sync_batch_norm(x, None, None, training=True)
@@ -159,6 +159,6 @@ print(layer(torch.randn(2, 3) * torch.tensor([1.0, 10.0, 100.0])))
 #    variance, before any formula is applied?
 # 3. Subtract one value of the data, for example the first, before the one-pass formula.
 #    What happens if the first value is an outlier?
-# 4. The payload could hold :math:`v + \mu^2` instead of :math:`v` and :math:`\mu^2`, and
-#    be a third shorter. How much of the variance would float64 keep at a mean of
+# 4. The payload could hold :math:`v + \mu^2` instead of :math:`v` and :math:`\mu^2`,
+#    and be a third shorter. How much of the variance would float64 keep at a mean of
 #    :math:`10^6` standard deviations?

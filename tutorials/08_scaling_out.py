@@ -82,8 +82,8 @@ for world_size in (2, 3, 4):
             print(f"{world_size} ranks, {collective}: {microseconds:.0f} µs")
 
 # %%
-# For a few kilobytes, the time is all latency (exercise 3 measures it). So the number of
-# collectives matters, not their size. A network with 50 such layers makes 100
+# For a few kilobytes, the time is all latency (exercise 3 measures it). So the number
+# of collectives matters, not their size. A network with 50 such layers makes 100
 # collectives in a step. :doc:`/benchmarks` fits a model of latency and bandwidth to
 # measurements and extrapolates it to more ranks.
 #
@@ -146,8 +146,8 @@ print(sbnref.launch(along_a_mesh, 4))
 #
 # 1. At which number of ranks do the two curves of the first figure cross? Solve for it,
 #    then check it in the figure.
-# 2. A ResNet-50 has 53 batch norms. Suppose that a collective takes 20 µs. How much time
-#    does synchronizing take per step, and which share of a step of 200 ms is this?
+# 2. A ResNet-50 has 53 batch norms. Suppose that a collective takes 20 µs. How much
+#    time does synchronizing take per step, and which share of a step of 200 ms is this?
 # 3. Measure ``dist.all_reduce`` of 10, 10⁴ and 10⁶ numbers. From which size on does the
 #    time grow?
 # 4. Choose groups for 64 GPUs in 8 machines so that the statistics never cross the

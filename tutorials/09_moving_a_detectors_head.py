@@ -11,8 +11,8 @@ checkpoints and the numbers change when the head moves to sbnref?
 
 The small head below has the usual form: for the features of each box, two convolutions
 and a classifier. mmcv's layer needs a compiled package and a GPU, so this page runs
-mmcv's published algorithm in plain PyTorch (``sbnref/interop/peers.py``). Its parameters
-and buffers have the names of mmcv's layer.
+mmcv's published algorithm in plain PyTorch (``sbnref/interop/peers.py``). Its
+parameters and buffers have the names of mmcv's layer.
 """
 
 # %%

@@ -3,17 +3,17 @@ r"""
 ====================================================
 
 Write the four functions of an implementation, and have them graded on inputs that break
-naive code. **Time:** about 15 minutes, and 60 for the exercises. **You need:** tutorials
-4 and 7.
+naive code. **Time:** about 15 minutes, and 60 for the exercises. **You need:**
+tutorials 4 and 7.
 
 **Question.** Four functions make an implementation. Can you write them so that they
 survive every input of a real training?
 
 ``sbnref lab template functions`` prints a file with the four functions: it explains the
-arguments, and the bodies are missing. ``sbnref lab check FILE`` grades the file. For each
-stage, it searches for an input with a wrong result and shrinks it to the smallest one.
-The report shows the expected and the given result and names the section to read. This
-page calls the grader from Python.
+arguments, and the bodies are missing. ``sbnref lab check FILE`` grades the file. For
+each stage, it searches for an input with a wrong result and shrinks it to the smallest
+one. The report shows the expected and the given result and names the section to read.
+This page calls the grader from Python.
 """
 
 # %%
@@ -144,8 +144,8 @@ report = check(str(file), examples=30)
 report
 
 # %%
-# Three of four stages pass. ``sbnref lab check --json`` prints the score for a teacher's
-# script.
+# Three of four stages pass. ``sbnref lab check --json`` prints the score for a
+# teacher's script.
 
 print(f"score {report.score:.2f}")
 folder.cleanup()

@@ -27,9 +27,10 @@ time.
 #
 # A loop can normalize a channel only after it has seen all of the channel. In a
 # synchronized layer, the all-reduce for all channels stands between the two stages. So
-# the layer reads x twice and writes y once. A copy reads once, writes once, and computes
-# nothing, which makes it a yardstick. If memory is the limit, normalizing takes about
-# one and a half copies. If it takes many copies, something else is the limit.
+# the layer reads x twice and writes y once. A copy reads once, writes once, and
+# computes nothing, which makes it a yardstick. If memory is the limit, normalizing
+# takes about one and a half copies. If it takes many copies, something else is the
+# limit.
 #
 # Runs of the copy alternate with runs of the rung, on equally many threads, so a
 # disturbance affects both. Times are medians. Both allocate their output from memory
@@ -135,15 +136,16 @@ climb("2 one pass")
 # %%
 # This saves one pass, and the two chains don't wait for each other. If the mean is
 # large, the deviations are much smaller, so their sums are rounded more finely. But a
-# chain is still as long as a channel. And an element is not always near the mean: images
-# have borders and masks. If the first element is an outlier, the formula cancels.
+# chain is still as long as a channel. And an element is not always near the mean:
+# images have borders and masks. If the first element is an outlier, the formula
+# cancels.
 #
 # Rung 3: blocks
 # --------------
 #
-# So this rung computes the mean first again, but of a block that is small enough to stay
-# in the L1 cache. The second pass over the block finds it in L1, so the statistics still
-# read memory once. Chan's formula merges the results of the blocks in float64
+# So this rung computes the mean first again, but of a block that is small enough to
+# stay in the L1 cache. The second pass over the block finds it in L1, so the statistics
+# still read memory once. Chan's formula merges the results of the blocks in float64
 # :cite:`chan1983algorithms`.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/ladder.h
@@ -165,10 +167,10 @@ climb("3 blocks")
 
 # %%
 # This rung gains digits, not speed. There is one more chain to wait for, and a second
-# pass over a block in L1 saves only memory traffic, which is not the limit yet. The gain
-# in digits has four reasons: a sum has at most 4096 terms, the deviations are taken from
-# the block's own mean, an outlier spoils only its own block, and the mean is kept in
-# float64.
+# pass over a block in L1 saves only memory traffic, which is not the limit yet. The
+# gain in digits has four reasons: a sum has at most 4096 terms, the deviations are
+# taken from the block's own mean, an outlier spoils only its own block, and the mean is
+# kept in float64.
 #
 # Rung 4: vectors
 # ---------------
@@ -194,10 +196,10 @@ climb("4 vectors")
 # ---------------
 #
 # Every core has its own registers and its own L1. It would be easy to let each thread
-# sum up its share of the tensor. But then the number of threads would decide the shares,
-# the order of additions and so the last bits of the statistics, and two machines with
-# different numbers of threads would disagree. Here each block has its own result
-# instead.
+# sum up its share of the tensor. But then the number of threads would decide the
+# shares, the order of additions and so the last bits of the statistics, and two
+# machines with different numbers of threads would disagree. Here each block has its own
+# result instead.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/5_threads.cpp
 #    :language: cpp
@@ -225,12 +227,12 @@ for threads in (1, 2, 3, 7):
 # Rung 6: streaming
 # -----------------
 #
-# The last gain is to move fewer bytes. A CPU writes whole cache lines to memory. A store
-# first fetches its cache line, even if the program is going to overwrite all of it. So y
-# moves twice, and three transfers become four. A *non-temporal* store bypasses the
-# caches; if it fills a line, the CPU fetches nothing. A row rarely is a whole number of
-# lines. So each thread computes a chunk of y, with all its rows, in L1 and streams it
-# from there.
+# The last gain is to move fewer bytes. A CPU writes whole cache lines to memory. A
+# store first fetches its cache line, even if the program is going to overwrite all of
+# it. So y moves twice, and three transfers become four. A *non-temporal* store bypasses
+# the caches; if it fills a line, the CPU fetches nothing. A row rarely is a whole
+# number of lines. So each thread computes a chunk of y, with all its rows, in L1 and
+# streams it from there.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/6_streaming.cpp
 #    :language: cpp
@@ -312,8 +314,8 @@ for threads in dict.fromkeys((1, THREADS)):
 # %%
 # The committed result files have these speeds from a machine with no other load
 # (``benchmarks/cpu_ladder.py`` writes such a file). A flat line far below the roof does
-# not depend on the place of the tensor: the program waits for its own arithmetic. A line
-# that follows the roof down from cache to cache waits for memory.
+# not depend on the place of the tensor: the program waits for its own arithmetic. A
+# line that follows the roof down from cache to cache waits for memory.
 
 import matplotlib.pyplot as plt
 
@@ -349,8 +351,8 @@ if not committed:
 #    the relative error of rung 2's variance as a function of k. Then measure it for
 #    rungs 2 and 3.
 # 3. A process alone needs no all-reduce: it can take one channel after another through
-#    both stages. How many bytes have to move then, and for which shapes? Write this from
-#    rung 4. The bits should not change.
-# 4. Normalize equally many elements in rows of 1, 7, 49 and 784. Which rungs suffer from
-#    short rows, and why? How do the package's kernels process rows of one element
+#    both stages. How many bytes have to move then, and for which shapes? Write this
+#    from rung 4. The bits should not change.
+# 4. Normalize equally many elements in rows of 1, 7, 49 and 784. Which rungs suffer
+#    from short rows, and why? How do the package's kernels process rows of one element
 #    (``csrc/cpu/reduce.h``)?

@@ -6,8 +6,8 @@ Write a CUDA kernel from an empty file without a GPU, and check that it is legal
 and efficient. **Time:** about 45 minutes, and 90 for the exercises. **You need:** the
 start of tutorial 5, C++, and a C++ compiler.
 
-**Question.** You have no GPU. Can you still write CUDA kernels, know that they are right,
-and see every access that they make?
+**Question.** You have no GPU. Can you still write CUDA kernels, know that they are
+right, and see every access that they make?
 
 Tutorial 5 shows a ladder of kernels. Here you write a kernel in four steps, in ordinary
 CUDA. After each step, ``sbnref lab check`` tells whether the kernel is *legal*, *right*
@@ -20,8 +20,8 @@ page runs from a checkout and compiles each step for the CPU.
 # The task
 # --------
 #
-# ``sbnref lab template batch_norm > mine.cu`` gives you a file to start from. It has the
-# function that launches your kernels; its arguments are arrays in the GPU's memory.
+# ``sbnref lab template batch_norm > mine.cu`` gives you a file to start from. It has
+# the function that launches your kernels; its arguments are arrays in the GPU's memory.
 
 from math import prod
 from pathlib import Path
@@ -81,9 +81,9 @@ check(task.template(), ["right"])
 #     \mu = \frac 1m \sum_i x_i, \qquad v = \frac 1m \sum_i (x_i - \mu)^2, \qquad
 #     y_i = \frac{x_i - \mu}{\sqrt{v + \varepsilon}}.
 #
-# Every channel has a block of threads. Thread 0 takes elements 0, 256, 512, ..., thread 1
-# takes elements 1, 257, 513, ..., and ``sum_over_block`` adds up the sums of the threads.
-# A second kernel normalizes.
+# Every channel has a block of threads. Thread 0 takes elements 0, 256, 512, ..., thread
+# 1 takes elements 1, 257, 513, ..., and ``sum_over_block`` adds up the sums of the
+# threads. A second kernel normalizes.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/1_formula.cu
 #    :language: cuda
@@ -102,24 +102,24 @@ barrier = "    __syncthreads();  // before the next sum uses the same shared mem
 check(step("1_formula", barrier), ["legal"])
 
 # %%
-# ``sum_over_block`` uses shared memory. A warp that has finished the first sum begins the
-# second sum and overwrites numbers that a slower warp still reads. The result is wrong
-# now and then, or never, and a GPU reports nothing. The simulation knows every write and
-# read since the last barrier, so it reports the race even if the result is right. With
-# the barrier:
+# ``sum_over_block`` uses shared memory. A warp that has finished the first sum begins
+# the second sum and overwrites numbers that a slower warp still reads. The result is
+# wrong now and then, or never, and a GPU reports nothing. The simulation knows every
+# write and read since the last barrier, so it reports the race even if the result is
+# right. With the barrier:
 
 reports = {"1 formula": check(step("1_formula"))}
 reports["1 formula"]
 
 # %%
-# The kernels are legal and right. *Efficient* is a matter of degree: these kernels read x
-# three times although two times are enough, and 32 channels keep only 32 of an H100's
+# The kernels are legal and right. *Efficient* is a matter of degree: these kernels read
+# x three times although two times are enough, and 32 channels keep only 32 of an H100's
 # 132 multiprocessors busy.
 #
-# ``sbnref lab trace mine.cu --task batch_norm`` writes a page that plays every access, on
-# a small tensor. These are its counters: ``read`` and ``written`` are bytes, ``sectors``
-# are the sectors of 32 bytes that moved, ``again`` counts the sectors that had moved
-# before, and ``steps`` are the recorded instructions of warps.
+# ``sbnref lab trace mine.cu --task batch_norm`` writes a page that plays every access,
+# on a small tensor. These are its counters: ``read`` and ``written`` are bytes,
+# ``sectors`` are the sectors of 32 bytes that moved, ``again`` counts the sectors that
+# had moved before, and ``steps`` are the recorded instructions of warps.
 
 watch("1_formula")
 
@@ -140,17 +140,17 @@ watch("1_formula")
 #    :start-at: // From the sums
 #    :end-before: __global__ void normalize
 #
-# The rest of the file does not change. Why the deviations? The code without them would be
-# shorter:
+# The rest of the file does not change. Why the deviations? The code without them would
+# be shorter:
 
 near = "const float first = x[at(c, 0, C, S)];"
 check(step("2_one_pass", near, "const float first = 0;"), ["right"])
 
 # %%
-# If the mean is a thousand standard deviations away from zero, the square of each element
-# is about a million variances, and float32 keeps seven digits. Few digits remain for the
-# variance (:doc:`/learn/07_numerics_that_break`). A test on ``torch.randn`` would have
-# passed. With the deviations:
+# If the mean is a thousand standard deviations away from zero, the square of each
+# element is about a million variances, and float32 keeps seven digits. Few digits
+# remain for the variance (:doc:`/learn/07_numerics_that_break`). A test on
+# ``torch.randn`` would have passed. With the deviations:
 
 reports["2 one pass"] = check(step("2_one_pass"))
 reports["2 one pass"]
@@ -159,8 +159,8 @@ reports["2 one pass"]
 watch("2_one_pass")
 
 # %%
-# This saves one pass, a third of the bytes read. In the player, watch which sectors move
-# again, and when.
+# This saves one pass, a third of the bytes read. In the player, watch which sectors
+# move again, and when.
 #
 # .. player:: own-2-one-pass+own-1-formula
 #
@@ -170,9 +170,9 @@ watch("2_one_pass")
 # -------------
 #
 # Each channel belongs to one block, so 32 channels keep 32 multiprocessors busy, but a
-# GPU has more than a hundred. So in this step several blocks share a channel. Each block
-# stores its two sums in memory. One more kernel adds them up in a fixed order, so two
-# runs agree to the bit.
+# GPU has more than a hundred. So in this step several blocks share a channel. Each
+# block stores its two sums in memory. One more kernel adds them up in a fixed order, so
+# two runs agree to the bit.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/3_split.cu
 #    :language: cuda
@@ -192,8 +192,8 @@ watch("3_split")
 #
 #    Watch step 3 beside step 2: two blocks to a channel, and a third kernel
 #
-# A recording runs one block after the other, but on a GPU they run at once. So the clock
-# does not show the gain of this step; the number of blocks does.
+# A recording runs one block after the other, but on a GPU they run at once. So the
+# clock does not show the gain of this step; the number of blocks does.
 #
 # Step 4: wide
 # ------------
@@ -273,12 +273,13 @@ plt.show()
 #    ``moments``), and each has one fault. Grade them, play them, explain each fault and
 #    fix it. ``legal`` and ``right`` find five of the faults. Which fault do they miss,
 #    and how can you see it?
-# 2. The kernels still take one launch too many. Let the block that takes the last ticket
-#    of its channel add up the partial sums. Which of the six broken kernels shows the
-#    fault to avoid?
+# 2. The kernels still take one launch too many. Let the block that takes the last
+#    ticket of its channel add up the partial sums. Which of the six broken kernels
+#    shows the fault to avoid?
 # 3. On x of shape (N, C), where S = 1, step 4 moves many times the bytes. Predict how
-#    many for C channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
+#    many for C channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and
+#    32.
 # 4. In the tree of ``a.cu``, thread t adds the number of thread t + half. Let the
-#    distances grow instead, 1, 2, 4, ..., and let thread t add element 2dt + d to element
-#    2dt. The sums don't change, and the working threads are still side by side. Which of
-#    the two trees has bank conflicts, and why?
+#    distances grow instead, 1, 2, 4, ..., and let thread t add element 2dt + d to
+#    element 2dt. The sums don't change, and the working threads are still side by side.
+#    Which of the two trees has bank conflicts, and why?

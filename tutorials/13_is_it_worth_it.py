@@ -23,8 +23,8 @@ few samples on each rank.
 # mode.
 #
 # One process can compute both trainings. Synchronized ranks compute the results of
-# ``BatchNorm2d`` on the whole batch. For separate ranks, the layer below normalizes each
-# part of the batch by itself.
+# ``BatchNorm2d`` on the whole batch. For separate ranks, the layer below normalizes
+# each part of the batch by itself.
 
 from functools import partial
 
@@ -91,9 +91,9 @@ with sbnref.Ranks(RANKS) as ranks:
 # The measurement
 # ---------------
 #
-# Each training runs from several starts. A start is a seed that sets the weights and the
-# batches. Both trainings share it, so we can compute the difference start by start. No
-# training sees the digits of the test set.
+# Each training runs from several starts. A start is a seed that sets the weights and
+# the batches. Both trainings share it, so we can compute the difference start by start.
+# No training sees the digits of the test set.
 
 
 @torch.no_grad()

@@ -2,11 +2,11 @@
 14. How the sanitizer works
 ===========================
 
-Write a small sanitizer that finds data races and accesses out of bounds. **Time:** about
-25 minutes, and 45 for the exercises. **You need:** tutorial 12 and C++.
+Write a small sanitizer that finds data races and accesses out of bounds. **Time:**
+about 25 minutes, and 45 for the exercises. **You need:** tutorial 12 and C++.
 
-**Question.** ``sbnref lab run`` finds a missing barrier even if the result is right. How
-can a program detect this on a CPU, where the threads run one after the other?
+**Question.** ``sbnref lab run`` finds a missing barrier even if the result is right.
+How can a program detect this on a CPU, where the threads run one after the other?
 
 It uses the idea of every sanitizer: the compiler reports each access to memory, and a
 small library keeps a record. Here you write this library, in forty lines of C++.
@@ -63,11 +63,11 @@ print(re.findall(CALLS, assembly))
 # How does the library know which array an address belongs to? The program registers its
 # arrays once. An address outside of them is out of bounds.
 #
-# When do two threads race? They race if both access one element, one of them writes, and
-# nothing orders the two accesses. Barriers order accesses: everything before a barrier
-# is done before anything after it begins. So the library counts the barriers. For each
-# element it records the last thread that wrote it, the last thread that read it, and
-# the number of barriers at that time.
+# When do two threads race? They race if both access one element, one of them writes,
+# and nothing orders the two accesses. Barriers order accesses: everything before a
+# barrier is done before anything after it begins. So the library counts the barriers.
+# For each element it records the last thread that wrote it, the last thread that read
+# it, and the number of barriers at that time.
 
 WATCH = r"""
 #include <cstdio>
@@ -80,19 +80,20 @@ long size;
 Element elements[64];
 int thread, barriers;
 
-void report(const char* what, long i, int other, void* from) {
-    std::printf("thread %d %s [%ld], %d, %p\n", thread, what, i, other, from);
+void report(const char* event, long i, int other, void* pc) {
+    std::printf("thread %d %s [%ld], %d, %p\n", thread, event, i, other, pc);
 }
 
-void access(float* address, bool writes, void* from) {
+void access(float* address, bool writes, void* pc) {
     const long i = address - array;
-    if (i < 0 || i >= size) return report("is out of bounds at", i, -1, from);
+    if (i < 0 || i >= size) return report("is out of bounds at", i, -1, pc);
     Element& e = elements[i];
     const auto races = [](Access a) {
         return a.barriers == barriers && a.thread != thread;
     };
-    if (races(e.write)) report(writes ? "overwrites" : "reads", i, e.write.thread, from);
-    if (writes && races(e.read)) report("writes what was read:", i, e.read.thread, from);
+    if (races(e.write)) report(writes ? "overwrites" : "reads", i, e.write.thread, pc);
+    if (writes && races(e.read))
+        report("writes after a read of", i, e.read.thread, pc);
     (writes ? e.write : e.read) = {thread, barriers};
 }
 
@@ -148,17 +149,17 @@ def watch(barrier, kernel=KERNEL, library=WATCH):
     reports = [line.rsplit(", ", 2) for line in done.stdout.splitlines()]
     lines = lines_of(HERE / "program", [int(at, 16) for *_, at in reports])
     found = []
-    for what, other, at in reports:
+    for event, other, at in reports:
         (_, line), *_ = lines[int(at, 16)] or [("", "unknown")]
-        found.append(f"{what}, line {line}; the other thread is {other}")
+        found.append(f"{event}, line {line}; the other thread is {other}")
     return "\n".join([*found, f"exit status {done.returncode}"])
 
 
 print(watch(barrier=0))
 
 # %%
-# The second part of the kernel reads elements that another thread wrote, with no barrier
-# in between:
+# The second part of the kernel reads elements that another thread wrote, with no
+# barrier in between:
 
 import matplotlib.pyplot as plt
 
@@ -175,8 +176,8 @@ plt.show()
 
 # %%
 # The threads ran in order, so every value was right, and the exit status is 0. On a GPU
-# each warp runs at its own pace, and the value may be an old one. The library checks the
-# order that the program *guarantees*, not the order of this run. With a barrier:
+# each warp runs at its own pace, and the value may be an old one. The library checks
+# the order that the program *guarantees*, not the order of this run. With a barrier:
 
 print(watch(barrier=1))
 
@@ -191,10 +192,10 @@ print(watch(barrier=1, kernel=KERNEL.replace("3 - t", "4 - t")))
 #
 # The simulation in ``csrc/simulation/`` is a larger version of this library.
 # ``watch.cpp`` decides whether two accesses race. ``arrays.cpp`` knows the arrays and
-# which of their elements were ever written. Between blocks, fences and atomic operations
-# order accesses, and the lanes of a warp have their own rules. Threads are fibers, so a
-# barrier may stand anywhere. This is the kernel in CUDA; thread 0 reads before thread 3
-# has begun:
+# which of their elements were ever written. Between blocks, fences and atomic
+# operations order accesses, and the lanes of a warp have their own rules. Threads are
+# fibers, so a barrier may stand anywhere. This is the kernel in CUDA; thread 0 reads
+# before thread 3 has begun:
 
 CUDA = """
 __global__ void turn(float* y) {
@@ -219,8 +220,9 @@ report
 #
 # 1. Let the library find reads of elements that were never written. Which access of the
 #    kernel does it report if ``first`` skips thread 2?
-# 2. A compiler may keep a value in a register, or drop an access. Count the calls in the
-#    assembly of ``float twice(float* s) { *s += 1; *s += 1; return *s; }`` at ``-O0``
-#    and at ``-O2``. Which accesses does the library miss at ``-O2``? Does nvcc make them?
+# 2. A compiler may keep a value in a register, or drop an access. Count the calls in
+#    the assembly of ``float twice(float* s) { *s += 1; *s += 1; return *s; }`` at
+#    ``-O0`` and at ``-O2``. Which accesses does the library miss at ``-O2``? Does nvcc
+#    make them?
 # 3. Two threads that only read do not race. Show that the library agrees. Which race
 #    does it report if it takes reads for writes?

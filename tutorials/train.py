@@ -1,4 +1,6 @@
-r"""Train a small network on handwritten digits, with one process or many, on CPUs or GPUs.
+r"""Train a small network on handwritten digits, with one process or many.
+
+The processes use GPUs if the machine has one for each of them, else CPUs.
 
     python tutorials/train.py                        # one process
     torchrun --nproc-per-node=4 tutorials/train.py   # four processes on this machine
@@ -8,9 +10,9 @@ On two machines, run this command on both. Replace HOST by the name of one machi
     torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d \
         --rdzv-endpoint=HOST:29500 tutorials/train.py
 
-Each step takes one batch and cuts it at random into one piece per rank. The pieces differ
-in size, and some are empty. With ``--stats-mode exact``, the losses are those of one
-process up to rounding, with any number of ranks.
+Each step takes one batch and cuts it at random into one piece per rank. The pieces
+differ in size, and some are empty. With ``--stats-mode exact``, the losses are those of
+one process up to rounding, with any number of ranks.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def network() -> nn.Module:
 
 
 def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
-    """Cut the batch into pieces of random sizes, 0 included; every rank cuts equally."""
+    """Cut the batch into random pieces, some empty; every rank cuts equally."""
     generator = torch.Generator().manual_seed(int(batch.sum()))
     cuts = (
         torch.randint(0, len(batch) + 1, (pieces - 1,), generator=generator)

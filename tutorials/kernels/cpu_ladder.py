@@ -215,8 +215,8 @@ def moved(name: str, x: Tensor) -> int:
 def kept_memory() -> Iterator[None]:
     """Keep freed memory for the next tensor inside the ``with`` block.
 
-    By default, glibc requests the memory of every large tensor anew. The system then maps
-    it page by page, which can take as long as the timed pass.
+    By default, glibc requests the memory of every large tensor anew. The system then
+    maps it page by page, which can take as long as the timed pass.
     """
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

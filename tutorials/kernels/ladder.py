@@ -89,7 +89,7 @@ class Call(lab.Call):
 
     Attributes:
         y: as x, the normalized tensor.
-        payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; unused by rungs 1 to 4.
+        payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; from rung 5 on.
         mean, var: (C,) float32; unused by rungs 5 to 9.
     """
 
@@ -127,7 +127,7 @@ class Call(lab.Call):
 
 
 def fetched(call: Call, counts: Counts, capacity: int) -> float:
-    """Return the share of x that the last pass fetches past a cache of ``capacity`` bytes.
+    """Return the share of x that the last pass fetches, with a cache of ``capacity``.
 
     A model: the cache keeps the sectors used last; all blocks run at once, in step.
     """
