@@ -317,20 +317,7 @@ for threads in dict.fromkeys((1, THREADS)):
 # not depend on the place of the tensor: the program waits for its own arithmetic. A
 # line that follows the roof down from cache to cache waits for memory.
 
-import matplotlib.pyplot as plt
-
-from benchmarks import load
-from benchmarks.figures import cpu_ladder as roofline
-
-committed = 0
-for file in sorted(cpu_ladder.RESULTS.glob("*.json")):
-    results = load(file)
-    rows = [row for row in results.rows if row["suite"] == "cpu_ladder"]
-    if rows:
-        roofline(plt, rows, results)
-        committed += 1
-plt.show()
-if not committed:
+if not cpu_ladder.draw_committed():
     print("The committed result files have no times of this ladder yet.")
 
 # %%

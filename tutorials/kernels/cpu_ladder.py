@@ -211,6 +211,25 @@ def moved(name: str, x: Tensor) -> int:
     return (2 if name == "copy" else 3) * x.nbytes
 
 
+def draw_committed() -> int:
+    """Draw the committed times and return the number of result files that have them."""
+    sys.path.insert(0, str(RESULTS.parents[1]))  # the checkout, for its benchmarks
+    import matplotlib.pyplot as plt
+
+    from benchmarks import load
+    from benchmarks.figures import cpu_ladder
+
+    drawn = 0
+    for file in sorted(RESULTS.glob("*.json")):
+        results = load(file)
+        rows = [row for row in results.rows if row["suite"] == "cpu_ladder"]
+        if rows:
+            cpu_ladder(plt, rows, results)
+            drawn += 1
+    plt.show()
+    return drawn
+
+
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
     """Keep freed memory for the next tensor inside the ``with`` block.
