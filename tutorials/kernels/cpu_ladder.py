@@ -108,7 +108,7 @@ def run(
                 f"{t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device}"
             )
     if y.shape != x.shape:
-        raise ValueError(f"expected out {tuple(x.shape)}, as x, got {tuple(y.shape)}")
+        raise ValueError(f"expected out as x, {tuple(x.shape)}, got {tuple(y.shape)}")
     n, c = x.shape[:2]
     if statistics is None:
         statistics = torch.empty(2, c, dtype=torch.float64)
