@@ -2,26 +2,30 @@ r"""
 4. Deriving and testing the backward pass
 =========================================
 
-**Question.** The output of every element depends on every other element, some of them
-on other machines. What is the gradient, and how do you know that yours is right?
+Write the gradient of synchronized batch normalization in ten lines, and test it in
+three ways. **Time:** about 20 minutes, and 60 for the exercises. **You need:** tutorial
+3 and the chain rule.
 
-The derivation is in :doc:`/derivations/backward`. Its result:
+**Question.** Every element of the output depends on every element of the input, also on
+the elements on other machines. How do you compute the gradient, and how do you know
+that your gradient is right?
+
+:doc:`/derivations/backward` derives the result:
 
 .. math::
-    \frac{\partial L}{\partial x_i} = \frac\gamma\sigma \left\{ g_i - k_r \left[ A + \hat x_i B
-    - \frac B\sigma\, \mu \left(1 - \frac WD\right) \right] \right\},
+    \frac{\partial L}{\partial x_i} = \frac\gamma\sigma \left\{ g_i - k_r \left[
+    A + \hat x_i B - \frac B\sigma\, \mu \left(1 - \frac WD\right) \right] \right\},
 
 where :math:`A = \sum_i g_i` and :math:`B = \sum_i g_i \hat x_i` are sums over **all**
-ranks and :math:`k_r = w_r / (D\, m_r)`. Here we write it down in a few lines and test it
-in three ways.
+ranks and :math:`k_r = w_r / (D\, m_r)`.
 """
 
 # %%
-# The plain Python
-# ----------------
+# Plain Python
+# ------------
 #
-# All ranks in one process: a list with an entry for each rank, one channel. The forward
-# pass, in mode ``'default'``:
+# All ranks run in one process here: a list has one entry for each rank, and there is
+# one channel. This is the forward pass in mode ``'default'``, and the formula:
 
 import torch
 
@@ -29,7 +33,7 @@ EPS = 1e-5
 
 
 def forward(xs):
-    """Each rank's elements, (m_r,), normalized by 'default'; also what the formula needs."""
+    """Normalize each rank's elements, (m_r,), and return the formula's numbers, too."""
     full = [x for x in xs if len(x) > 0]
     d, w = len(xs), len(full)
     mean = sum(x.mean() for x in full) / d
@@ -39,7 +43,7 @@ def forward(xs):
 
 
 def backward(gs, xs, last_term=True):
-    """The formula, with gamma = 1: the gradient of each rank's elements."""
+    """Return the gradient of each rank's elements by the formula, with gamma = 1."""
     xhats, (mean, sigma, d, w) = forward(xs)
     a = sum(g.sum() for g in gs)
     b = sum((g * xhat).sum() for g, xhat in zip(gs, xhats, strict=True))
@@ -51,53 +55,43 @@ def backward(gs, xs, last_term=True):
 
 
 # %%
-# The first test: autograd
-# ------------------------
+# First test: autograd
+# --------------------
 #
-# Autograd differentiates the forward pass by itself. Three ranks with data, and one
-# that is empty:
+# Autograd differentiates the forward pass by itself. We take three ranks with data and
+# one empty rank:
 
 torch.manual_seed(0)
 xs = [torch.randn(n, dtype=torch.float64) + 1 for n in (5, 0, 3, 4)]
 gs = [torch.randn(len(x), dtype=torch.float64) for x in xs]
 
 
-def by_autograd(xs, gs):
-    """What the formula has to equal."""
-    leaves = [x.clone().requires_grad_() for x in xs]
-    ys, _ = forward(leaves)
-    return torch.autograd.grad(
-        sum((y * g).sum() for y, g in zip(ys, gs, strict=True)), leaves
-    )
+def loss(xs):
+    """Return the loss, summed over the ranks."""
+    return sum((y * g).sum() for y, g in zip(forward(xs)[0], gs, strict=True))
 
 
 def error(got, want):
-    """The largest difference relative to the largest value."""
-    return (
-        (torch.cat(got) - torch.cat(want)).abs().max() / torch.cat(want).abs().max()
-    ).item()
+    """Return the largest difference relative to the largest value."""
+    got, want = torch.cat(got), torch.cat(want)
+    return ((got - want).abs().max() / want.abs().max()).item()
 
 
-want = by_autograd(xs, gs)
+leaves = [x.clone().requires_grad_() for x in xs]
+want = torch.autograd.grad(loss(leaves), leaves)
 print(f"with the last term     {error(backward(gs, xs), want):.1e}")
 print(f"without the last term  {error(backward(gs, xs, last_term=False), want):.1e}")
 
 # %%
-# The last term is what textbooks drop: it is zero unless :math:`W \ne D`. With an empty
-# rank in ``'default'`` it is not, and a backward pass without it is not the derivative
-# of the forward pass.
+# Textbooks drop the last term, because it is zero unless :math:`W \ne D`. In
+# ``'default'`` with an empty rank the last term is not zero. A backward pass without it
+# is not the derivative of the forward pass.
 #
-# The second test: finite differences
-# -----------------------------------
+# Second test: finite differences
+# -------------------------------
 #
-# Autograd and the formula might share a misunderstanding. Finite differences know only
-# the forward pass: move one element a little and see what the loss does.
-
-
-def loss(xs):
-    """The sum over ranks."""
-    return sum((y * g).sum() for y, g in zip(forward(xs)[0], gs, strict=True))
-
+# Autograd and the formula might share a misunderstanding. Finite differences use only
+# the forward pass: move one element a little, and look at the change of the loss.
 
 step = 1e-6
 moved = []
@@ -110,14 +104,14 @@ for rank, x in enumerate(xs):
 print(f"finite differences     {error(backward(gs, xs), [torch.stack(moved)]):.1e}")
 
 # %%
-# Finite differences are right to about :math:`\text{step}^2` plus rounding over step,
-# so this is as close as they come.
+# Finite differences have an error of about :math:`\text{step}^2` plus the rounding
+# error over the step. A closer agreement is not possible.
 #
-# The third test: the layer itself, across processes
-# --------------------------------------------------
+# Third test: the layer on real ranks
+# -----------------------------------
 #
-# The first two tests hold ``backward`` to our own ``forward``. The layer was written by
-# somebody else: four real ranks, the gradient that each gets from it.
+# The first two tests compare ``backward`` with our own ``forward``. The layer of the
+# package is independent code. Four real ranks compute its gradient:
 
 import torch.distributed as dist
 
@@ -125,7 +119,7 @@ import sbnref
 
 
 def gradient(xs, gs):
-    """Runs on every rank: the gradient of this rank's input."""
+    """Return the layer's gradient of this rank's input (runs on every rank)."""
     rank = dist.get_rank()
     x = xs[rank][:, None].requires_grad_()
     layer = sbnref.SyncBatchNorm(1, affine=False, stats_mode="default")
@@ -133,24 +127,24 @@ def gradient(xs, gs):
     return x.grad[:, 0]
 
 
-of_the_layer = sbnref.launch(gradient, 4, xs, gs)
-print(f"the layer, four ranks  {error(backward(gs, xs), of_the_layer):.1e}")
+by_the_layer = sbnref.launch(gradient, 4, xs, gs)
+print(f"the layer, four ranks  {error(backward(gs, xs), by_the_layer):.1e}")
 
 # %%
 # A backward pass that is not a derivative
 # ----------------------------------------
 #
-# mmcv's layer uses :math:`k_r = 1/(G m_r)` in every mode. In mode ``'N'`` it should be
-# :math:`n_r / (m_r \sum_q n_q)`. As the batches become unequal, its gradient drifts
-# away from the derivative of its own forward pass. We measure by how much, with mmcv's
-# published algorithm (``sbnref/interop/peers.py``) against the float64 oracle of the
-# conformance suite.
+# mmcv's layer uses :math:`k_r = 1/(G m_r)` in every mode. In mode ``'N'`` the right
+# value is :math:`n_r / (m_r \sum_q n_q)`. So the more unequal the batches are, the
+# further its gradient is from the derivative of its own forward pass. The figure
+# compares mmcv's published algorithm (``sbnref/interop/peers.py``) and sbnref with the
+# float64 oracle of the conformance suite.
 
 import matplotlib.pyplot as plt
 
 
 def off(sizes, peer):
-    """Runs on every rank: the relative error of this rank's dx, mode 'N'."""
+    """Return the relative error of this rank's dx in mode 'N' (runs on every rank)."""
     from sbnref.conformance.cases.parts import random_inputs
     from sbnref.conformance.oracle import train_step
     from sbnref.interop.peers import MMCVSyncBatchNorm
@@ -164,23 +158,16 @@ def off(sizes, peer):
 
 
 ratios = [1, 2, 4, 8, 16]
-with sbnref.Ranks(2) as ranks:
-    curves = {
-        name: [max(ranks.run(off, [2, 2 * ratio], peer)) for ratio in ratios]
-        for name, peer in (("mmcv's algorithm", True), ("sbnref", False))
-    }
-
 figure, ax = plt.subplots(figsize=(6.5, 3.2))
-for name, values in curves.items():
-    ax.plot(ratios, values, "o-", label=name)
+with sbnref.Ranks(2) as ranks:
+    for name, peer in (("mmcv's algorithm", True), ("sbnref", False)):
+        errors = [max(ranks.run(off, [2, 2 * ratio], peer)) for ratio in ratios]
+        ax.plot(ratios, errors, "o-", label=name)
 ax.set_xscale("log", base=2)
-ax.set(
-    xlabel="how many times larger the second rank's batch is",
-    title="relative error of the gradient in mode 'N', worst rank",
-    xticks=ratios,
-    xticklabels=ratios,
-)
-ax.legend(frameon=False)
+ax.set(xticks=ratios, xticklabels=ratios, ylabel="relative error, worst rank")
+ax.set_xlabel("batch of the second rank over batch of the first rank")
+ax.set_title("Unequal batches make mmcv's gradient wrong in mode 'N'")
+ax.legend()
 plt.show()
 
 # %%
@@ -191,7 +178,7 @@ plt.show()
 #    over all elements, and see the last term vanish.
 # 2. Change ``forward`` and ``backward`` to mode ``'N'`` with two elements per sample,
 #    and make the first two tests pass.
-# 3. Which input would *not* reveal the missing last term, although a rank is empty?
-#    (Look at the factors.)
-# 4. Break ``backward`` in one place of your choice. Which of the three tests notice? Then
-#    leave it as it was and change ``EPS``: which notice now, and why?
+# 3. Find an input that does *not* reveal the missing last term, although a rank is
+#    empty. (Look at the factors.)
+# 4. Break ``backward`` in one place of your choice. Which of the three tests notice?
+#    Then undo this and change ``EPS``. Which tests notice now, and why?

@@ -2,42 +2,47 @@ r"""
 5. From formula to kernel
 =========================
 
-**Question.** Normalizing a channel is three lines of mathematics. What has to be done
-to them until a GPU computes them as fast as its memory allows, and how much of that can
-be known without a GPU?
+Follow a CUDA kernel from the bare formula to memory speed in nine steps, and count the
+gain of each step without a GPU. **Time:** about 60 minutes, and 90 for the exercises.
+**You need:** C++, the idea of CUDA's blocks and threads, and a C++ compiler.
+
+**Question.** Normalizing a channel is three lines of mathematics. Which steps make a
+GPU compute them as fast as its memory allows, and how many of these steps can you
+check without a GPU?
 
 .. math::
     \mu = \frac 1m \sum_i x_i, \qquad v = \frac 1m \sum_i (x_i - \mu)^2, \qquad
     y_i = \frac{x_i - \mu}{\sqrt{v + \varepsilon}}.
 
-Nine kernels lead there, each with one idea. They are in ``tutorials/kernels/`` and
-compute the forward pass in float32, the last one in float16, without :math:`\gamma`,
-:math:`\beta` and running statistics. What else a layer needs is in ``csrc/``, where the last rungs' shape is that
-of the first two stages. This tutorial runs from a checkout, and compiles the kernels for
+The steps are a ladder of nine kernels; each rung adds one idea. They are in
+``tutorials/kernels/`` and compute the forward pass without :math:`\gamma`,
+:math:`\beta` and running statistics, in float32 except for the last rung, which uses
+float16. The package's own kernels in ``csrc/`` are built like the last rungs and do the
+rest of a layer's work. This tutorial runs from a checkout. It compiles the kernels for
 the CPU the first time.
 """
 
 # %%
-# The plain Python
-# ----------------
+# Plain Python
+# ------------
 #
-# The formula takes two passes over the elements, and normalizing is a third one:
+# The formula takes two passes over the elements, and normalizing takes a third pass:
 
 
 def two_pass(values):
-    """Count, mean and sum of squared deviations, as the formula has them."""
+    """Return count, mean and sum of squared deviations by the formula."""
     mean = sum(values) / len(values)
     return len(values), mean, sum((x - mean) ** 2 for x in values)
 
 
 # %%
-# Welford's update takes in one element at a time, so one pass is enough. And by Chan's
-# formula the results of two parts give that of the whole, so the parts can be worked on
-# at the same time :cite:`chan1983algorithms`:
+# Welford's update processes one element at a time and needs only one pass. Chan's
+# formula combines the results of two parts into the result of the whole, so the parts
+# can be processed at the same time :cite:`chan1983algorithms`:
 
 
 def welford(values):
-    """The same in one pass."""
+    """Return count, mean and sum of squared deviations in one pass."""
     count, mean, m2 = 0, 0.0, 0.0
     for x in values:
         count += 1
@@ -48,7 +53,7 @@ def welford(values):
 
 
 def merge(a, b):
-    """The result for two sets together, from that of each."""
+    """Combine the results of two sets by Chan's formula."""
     count, delta = a[0] + b[0], b[1] - a[1]
     fraction = b[0] / count
     mean, m2 = a[1] + delta * fraction, a[2] + b[2] + delta**2 * a[0] * fraction
@@ -56,7 +61,7 @@ def merge(a, b):
 
 
 # %%
-# The check, on a tensor that we keep: (N, C, H, W), mean 1.
+# All three agree, here on the first channel of a tensor (N, C, H, W) with mean 1:
 
 import torch
 
@@ -73,17 +78,23 @@ for result in (
     print(f"mean {mean:.12f}, variance {m2 / count:.12f}")
 
 # %%
-# What to count
-# -------------
+# Counting instead of timing
+# --------------------------
 #
-# A GPU multiplies far faster than it reads, so the time of such a kernel is that of its
-# memory traffic, if everything else is done right. The floor is to read the tensor
-# twice (nothing can be normalized before all of it was seen) and to write it once.
+# A GPU multiplies far faster than it reads. So the memory traffic decides how long such
+# a kernel takes, if everything else is done right. The least traffic is to read the
+# tensor twice (before a kernel can normalize one element, it must have seen all of
+# them) and to write it once. We call this the *floor*.
 #
-# The kernels run here in a simulation of CUDA that counts: the launches and their
-# blocks, the bytes that threads ask for, the 32-byte sectors that a warp's accesses
-# touch, since memory moves whole sectors, and the access instructions. The same files
-# compile for a GPU.
+# The kernels run here in a simulation of CUDA that counts:
+#
+# - the launches and their blocks,
+# - the bytes that threads read and write,
+# - the 32-byte sectors that the accesses of a warp touch, because memory moves whole
+#   sectors,
+# - the access instructions.
+#
+# The files are ordinary CUDA and compile for a GPU, too.
 
 from kernels import ladder
 
@@ -95,14 +106,14 @@ results = {}
 
 
 def reference(x):
-    """What every rung has to compute, in the precision of x."""
+    """Return the result that every rung must compute, in the precision of x."""
     return sbnref.functional.sync_batch_norm(
         x, None, None, training=True, impl="reference"
     )
 
 
 def climb(name, x=x, far=far, label=None):
-    """Check a rung, count what it does, and say so."""
+    """Check a rung, count its work, and print the counts."""
     call = ladder.Call(name, x, blocks=MULTIPROCESSORS)
     counts = ladder.count(call)
     rtol, size = max(1e-5, torch.finfo(x.dtype).eps), x.nbytes
@@ -111,19 +122,16 @@ def climb(name, x=x, far=far, label=None):
     on_far = ladder.Call(name, far, blocks=MULTIPROCESSORS)
     error = (on_far.run().double() - reference(far.double())).abs().max().item()
     results[label or name] = counts, call, error
-    print(f"{counts.launches} launches, the first one of {counts.blocks} blocks")
-    print(
-        f"{counts.read / size:.2f} times x read, "
-        f"{counts.written / size:.2f} times written"
-    )
-    print(f"{counts.moved / size:.2f} times x moved, in whole sectors")
+    print(f"{counts.launches} launches; the first has {counts.blocks} blocks")
+    print(f"read {counts.read / size:.2f} times x, written {counts.written / size:.2f}")
+    print(f"moved in whole sectors {counts.moved / size:.2f} times x")
     print(f"{counts.requests:,} access instructions of warps")
     print(f"largest error at a mean of 1000 standard deviations: {error:.0e}")
 
 
 # %%
-# What the rungs share fits on a page: the tensor, and two ways in which the threads of a
-# block exchange numbers. All of it is ordinary CUDA. The simulation sees every access,
+# All rungs share one page of code: the tensor, and two ways for the threads of a block
+# to exchange numbers. All of it is ordinary CUDA. The simulation sees every access
 # because the compiler reports it (:doc:`/cuda_without_a_gpu`).
 #
 # .. literalinclude:: ../../csrc/laboratory/laboratory.cuh
@@ -133,8 +141,8 @@ def climb(name, x=x, far=far, label=None):
 # Rung 1: naive
 # -------------
 #
-# The formula, word by word. One kernel for the mean, one for the variance, one to
-# normalize; in each of them a block of threads for every channel.
+# This rung is the formula, word by word. One kernel computes the mean, one computes the
+# variance, and one normalizes. In each kernel, every channel has a block of threads.
 #
 # .. player:: 1-naive
 #
@@ -146,13 +154,13 @@ def climb(name, x=x, far=far, label=None):
 climb("1 naive")
 
 # %%
-# Three reads where two would do.
+# The kernels read x three times, but two times are enough.
 #
 # Rung 2: Welford
 # ---------------
 #
-# Every thread runs Welford's update over its own elements, and Chan's formula merges
-# what the threads have found. The statistics take one pass.
+# Every thread runs Welford's update over its own elements. Chan's formula merges the
+# results of the threads. The statistics take one pass.
 #
 # .. player:: 2-welford+1-naive
 #
@@ -164,23 +172,23 @@ climb("1 naive")
 climb("2 Welford")
 
 # %%
-# The floor is reached, and none of the rungs below reads or writes less. What they gain
-# lies elsewhere.
+# This rung reaches the floor. The next rungs read and write no less, and gain
+# elsewhere.
 #
 # Rung 3: split
 # -------------
 #
-# A block runs on one multiprocessor. With a block for every channel there are fewer
-# blocks than multiprocessors, and the others have nothing to do:
+# A block runs on one multiprocessor. With one block for every channel there are fewer
+# blocks than multiprocessors, so some multiprocessors have no work:
 
 blocks = results["2 Welford"][0].blocks
 print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy")
 
 # %%
-# So several blocks share a channel. An atomic addition would be the short way to combine
-# what they found, but then the sum would depend on which of them comes first. Instead
-# each leaves its result in memory, and a third kernel merges them in a fixed order: two
-# runs agree to the bit.
+# So several blocks share a channel. An atomic addition would be a short way to combine
+# their results, but then the sum would depend on the order in which the blocks finish.
+# Instead each block stores its result in memory. A third kernel merges these partial
+# results in a fixed order, so two runs agree to the bit.
 #
 # .. player:: 3-split+2-welford
 #
@@ -192,14 +200,15 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 climb("3 split")
 
 # %%
-# The bytes are the same but for the partial results, and the blocks now go round.
+# Apart from the partial results, the bytes don't change. Now every multiprocessor has
+# work.
 #
 # Rung 4: wide
 # ------------
 #
-# A thread can load 16 bytes with one instruction. It then has four elements whose mean
-# and deviations it takes in registers before it merges them with what it has, which
-# saves three of four divisions as well.
+# A thread can load 16 bytes, which are four elements, with one instruction. It computes
+# the mean and the deviations of the four elements in registers and merges them into its
+# own result. This also saves three of four divisions.
 #
 # .. player:: 4-wide+3-split
 #
@@ -211,18 +220,19 @@ climb("3 split")
 climb("4 wide")
 
 # %%
-# The same bytes again, by a quarter of the instructions. Runs that are no multiple of
-# four elements long fall back to single ones here; in ``csrc/walk.cuh`` they do not.
+# A quarter of the instructions move an unchanged number of bytes. If the spatial size
+# is not a multiple of four, this kernel falls back to single elements; the kernels in
+# ``csrc/walk.cuh`` don't have to.
 #
 # Rung 5: payload
 # ---------------
 #
-# A synchronized layer does not need this rank's mean and variance but what it tells the
-# others (:doc:`/derivations/payload`). The last block of a channel to finish, which is
-# the one that takes the last ticket, merges the partial results and writes the payload
-# in float64. So there is one launch for each stage, and between them nothing but the
-# all-reduce. The second stage takes the mean from the float64 total in two parts
-# (:doc:`/derivations/precision`).
+# A synchronized layer does not need the mean and variance of this rank. It needs this
+# rank's *payload*, the numbers for the all-reduce (:doc:`/derivations/payload`). Each
+# block of a channel takes a ticket when it finishes. The block with the last ticket
+# merges the partial results and writes the payload in float64. So each stage takes one
+# launch, with only the all-reduce in between. The second stage splits the mean of the
+# float64 total into two parts (:doc:`/derivations/precision`).
 #
 # .. player:: 5-payload
 #
@@ -234,9 +244,9 @@ climb("4 wide")
 climb("5 payload")
 
 # %%
-# One launch less, and more of the digits: float32 cannot hold a mean of 1000 to better
-# than half a unit in its last place, and all the rungs above had to. The payload is that
-# of the reference's first stage:
+# This saves one launch and keeps more digits. The rungs above store the mean in
+# float32, which rounds a mean of 1000 by up to half a unit in the last place. The
+# payload equals the payload of the reference's first stage:
 
 from sbnref.impls.reference import forward_stats
 
@@ -247,8 +257,8 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 # -----------------
 #
 # When the first pass ends, the cache holds the end of the tensor. A second pass that
-# starts at the beginning throws it away before it gets there. One that starts at the end
-# does not.
+# starts at the beginning of the tensor evicts this end before it gets there. A second
+# pass that starts at the end of the tensor finds it in the cache.
 #
 # .. player:: 6-backwards+5-payload
 #
@@ -260,40 +270,42 @@ torch.testing.assert_close(results["5 payload"][1].payload, forward_stats(x, 1))
 climb("6 backwards")
 
 # %%
-# No count has changed: the threads ask for the same bytes by the same instructions. What
-# changes is how many of these bytes come from memory, and that takes a model. Ours is a
-# cache that keeps the sectors used last, whichever they are, and blocks that all run at
-# once and in step. No GPU is quite like that. What was accessed is recorded.
+# No count has changed: the threads read the same bytes with the same instructions. The
+# gain is that fewer of these bytes come from memory. To see it we need a model of the
+# cache. In our model, the cache keeps the sectors that were used last, and all blocks
+# run at once and in step. No GPU is quite like that. The input of the model is the
+# recorded list of accesses.
 #
 # .. literalinclude:: ../../tutorials/kernels/ladder.py
 #    :pyobject: fetched
 
 for capacity in (0.5, 1, 1.5, 2.5):
-    shares = [
+    forwards, backwards = (
         ladder.fetched(call, counts, int(capacity * x.nbytes))
         for counts, call, _ in (results["5 payload"], results["6 backwards"])
-    ]
+    )
     print(
-        f"a cache of {capacity} x: {shares[0]:.0%} fetched forwards, "
-        f"{shares[1]:.0%} backwards"
+        f"cache of {capacity} x: the second pass fetches {forwards:.0%} of x forwards, "
+        f"{backwards:.0%} backwards"
     )
 
 # %%
 # Rung 7: channels-last
 # ---------------------
 #
-# In channels-last memory a channel's elements lie far apart. The kernels of rung 3 can
-# read them through their strides, and are right:
+# In channels-last memory the elements of a channel lie far apart. The kernels of rung 3
+# can read them through their strides, and the result is right:
 
 last = x.contiguous(memory_format=torch.channels_last)
 far_last = far.contiguous(memory_format=torch.channels_last)
 climb("3 split", last, far_last, "3 on channels-last")
 
 # %%
-# But for every element they move the whole sector it lies in. Side by side in memory are
-# now the channels, so that is how the threads of a warp have to stand: a block works on
-# 32 channels, each of its warps reads a row of them, and a thread stays with its channel.
-# It loads four rows before it uses the first; the next rung says why.
+# But for every element these kernels move the whole sector around it. In this layout
+# neighbours in memory belong to neighbouring channels, so the threads of a warp should
+# take neighbouring channels: a block works on 32 channels, each of its warps reads a
+# row of them, and each thread stays with one channel. A thread loads four rows before
+# it uses the first; rung 8 explains why.
 #
 # .. player:: 7-channels-last+3-on-channels-last
 #
@@ -305,29 +317,30 @@ climb("3 split", last, far_last, "3 on channels-last")
 climb("7 channels-last", last, far_last)
 
 # %%
-# The traffic is back near the floor. What is above it are the partial results: every
-# block now leaves one for 32 channels, which shows on a tensor as small as this one. The
-# instructions are as many as before rung 4; in ``csrc/`` a thread reads 16 bytes, and has
-# several channels, in this layout too.
+# The traffic is back near the floor. The rest are the partial results: each block now
+# stores partial results for 32 channels, which is visible on a tensor as small as this
+# one. There are as many instructions as before rung 4. The kernels in ``csrc/`` read 16
+# bytes at a time in this layout, too, and a thread has several channels.
 #
 # Rung 8: in flight
 # -----------------
 #
-# Memory answers late, and delivers at its full rate only while enough has been asked for:
-# by Little's law, bandwidth times latency. The bandwidth of an H100 is in its data sheet.
-# The latency is an assumption, and nothing was timed here.
+# Memory answers with a delay. It delivers at its full rate only if enough bytes are in
+# flight: by Little's law, bandwidth times latency. The bandwidth of an H100 is in its
+# data sheet. The latency is an assumption, and nothing was timed here.
 
 bandwidth, latency = 3.35e12, 600e-9
 needed = bandwidth * latency / MULTIPROCESSORS
-print(f"{needed / 1e3:.0f} KB have to be in flight on each multiprocessor")
+print(f"each multiprocessor needs {needed / 1e3:.0f} KB in flight")
 
 # %%
-# What a kernel has in flight is in its machine code: the bytes that a thread asks for
-# before it uses the first, and the registers, which decide how many threads a
-# multiprocessor holds. nvcc 13.0 makes this of the statistics, for an H100:
+# The machine code of a kernel shows how many bytes it has in flight: the bytes that a
+# thread loads before it uses the first, times the number of threads on a
+# multiprocessor. The number of registers limits the number of threads. nvcc 13.0
+# compiles the statistics for an H100 to:
 #
 # ==================  =========  =======  ==============  ===========
-# rung                registers  threads  bytes of each   all threads
+# rung                registers  threads  bytes / thread  all threads
 # ==================  =========  =======  ==============  ===========
 # 3                          32     2048               4         8 KB
 # 6                          44     1280              16        20 KB
@@ -336,9 +349,9 @@ print(f"{needed / 1e3:.0f} KB have to be in flight on each multiprocessor")
 # 8 and 9                    44     1280              64        82 KB
 # ==================  =========  =======  ==============  ===========
 #
-# The last column is what is in flight if every thread waits. A thread that computes has
-# nothing in flight, and rung 6 has little to spare. So a thread loads 16 bytes four times
-# before it uses the first.
+# The last column assumes that every thread waits for memory. A thread that computes has
+# nothing in flight, and rung 6 has little to spare. So in rung 8 a thread loads 16
+# bytes four times before it uses the first.
 #
 # .. player:: 8-in-flight+6-backwards
 #
@@ -350,13 +363,13 @@ print(f"{needed / 1e3:.0f} KB have to be in flight on each multiprocessor")
 climb("8 in flight")
 
 # %%
-# No count has changed: the simulation knows no time.
+# No count has changed, because the simulation has no notion of time.
 #
 # Rung 9: half precision
 # ----------------------
 #
-# The traffic halves with the size of an element. The eight elements of an access are
-# converted in registers, and everything between is float32.
+# Elements of half the size halve the traffic. The kernel converts the eight elements of
+# an access in registers and computes everything in between in float32.
 #
 # .. player:: 9-half
 #
@@ -368,15 +381,15 @@ climb("8 in flight")
 climb("9 half", x.half(), far.half())
 
 # %%
-# The error is that of rounding y to the 11 bits of float16. The kernels in ``csrc/`` are
-# of this form, for all dtypes and layouts. ``csrc/walk.cuh`` streams with little more than
-# half of the instructions, and states what each of its tricks buys.
+# The error comes from rounding y to the 11 bits of float16. The kernels in ``csrc/``
+# have this form, for all dtypes and layouts. ``csrc/walk.cuh`` uses little more than
+# half of the instructions, and its comments state the gain of each trick.
 #
 # The whole ladder
 # ----------------
 #
-# Everything that was counted, in one table. Bytes are in units of x, and the cache of the
-# model is as large as x.
+# This table has all counts. Bytes are in units of x, and the cache of the model is as
+# large as x.
 
 table = {}
 for name, (counts, call, error) in results.items():
@@ -400,45 +413,17 @@ for name, row in table.items():
 print(f"{'floor':18}{'':18}{2:>6.2f}{1:>9.2f}{3:>7.2f}")
 
 # %%
-# The same as a picture.
+# The figure shows the columns in which the rungs gain.
 
-import matplotlib.pyplot as plt
-
-titles = {
-    "launches": "launches",
-    "blocks": "blocks of the first one",
-    "read": "bytes read, over x",
-    "written": "bytes written, over x",
-    "moved": "bytes moved, over x",
-    "instructions": "access instructions",
-    "fetched": "of x fetched again (model)",
-    "error": "error at 1000 deviations",
-}
-lines = {"blocks": MULTIPROCESSORS, "read": 2, "written": 1, "moved": 3}
-figure, axes = plt.subplots(4, 2, figsize=(7.5, 9), sharey=True)
-names = list(table)[::-1]
-for ax, (column, title) in zip(axes.flat, titles.items(), strict=True):
-    values = [table[name][column] for name in names]
-    ax.plot(values, names, "o")
-    if column in lines:
-        ax.axvline(lines[column], color="gray", linewidth=0.8)
-    if column == "error":
-        ax.set(xscale="log", xlim=(1e-6, 1e-2))
-    else:
-        ax.set_xlim(0, 1.1 * max(values))
-        ax.locator_params(axis="x", nbins=4)
-    ax.set_title(title, fontsize=9)
-    ax.grid(axis="y", linewidth=0.4)
-    ax.tick_params(labelsize=8)
-figure.supxlabel("gray: the floor; for blocks, the multiprocessors", fontsize=8)
-plt.show()
+ladder.draw(table, MULTIPROCESSORS)
 
 # %%
-# On a GPU
-# --------
+# Times on a GPU
+# --------------
 #
-# Counting says what a kernel asks for, not how long it takes. ``make gpu-check`` times
-# the rungs on a machine with a GPU; this is what the committed result files have.
+# Counts tell how many bytes a kernel moves, not how long it takes. ``make gpu-check``
+# times the rungs on a machine with a GPU. These are the times in the committed result
+# files:
 
 import json
 
@@ -449,26 +434,27 @@ timed = [
 timed = [(stem, row) for stem, row in timed if row["suite"] == "ladder"]
 for stem, row in timed:
     print(
-        f"{stem}, {tuple(row['shape'])}, {row['layer']}: {1e6 * row['median']:.0f} µs, "
-        f"{row['over_floor']:.2f} times the floor"
+        f"{stem}, {tuple(row['shape'])}, {row['layer']}: "
+        f"{1e6 * row['median']:.0f} µs, {row['over_floor']:.2f} times the floor"
     )
 if not timed:
-    print("No result file with times of the ladder is committed yet.")
+    print("The committed result files have no times of this ladder yet.")
 
 # %%
 # Exercises
 # ---------
 #
-# To change a kernel, copy ``tutorials/kernels/``, and pass the copy to ``ladder.Call``
+# To change a kernel, copy ``tutorials/kernels/`` and pass the copy to ``ladder.Call``
 # as ``kernels``.
 #
 # 1. Predict the share of x that the second pass fetches, forwards and backwards, as a
-#    function of the cache's size. Do not forget that what is written is kept as well.
+#    function of the cache size. Remember that the cache also keeps written sectors.
 #    Then sweep the size.
-# 2. Take the barrier out of ``merge_over_block``. What does the simulation say, and does
-#    it depend on the order of turns (``ladder.set_order``)? What would a GPU say?
-# 3. Two ranks, one of them empty: run the first door of rung 5 on each, add the payloads,
-#    run the second. Which weights make it mode ``'exact'``, and what is missing for
-#    ``'default'``?
-# 4. Rung 7 is less exact than its payload allows, because a thread's float32 mean is
-#    rounded at every update. Let each thread take deviations from its first element.
+# 2. Remove the barrier from ``merge_over_block``. Which error does the simulation
+#    report, and does it depend on the order of the threads (``ladder.set_order``)?
+#    Which error would a GPU report?
+# 3. Take two ranks, one of them empty. Run the first function of rung 5 on each, add
+#    the payloads, and run the second function. Which weights make this mode
+#    ``'exact'``? Which part is missing for ``'default'``?
+# 4. Rung 7 is less exact than its payload allows, because every update rounds a
+#    thread's float32 mean. Let each thread take deviations from its first element.

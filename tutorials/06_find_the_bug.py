@@ -2,20 +2,24 @@
 6. Find the bug
 ===============
 
-**Question.** Training diverges on eight GPUs and not on one. Somebody rewrote the
+Locate the faulty stage of a batch norm by comparing two implementations stage by stage.
+**Time:** about 15 minutes, and 45 for the exercises. **You need:** tutorial 4.
+
+**Question.** A training diverges on eight GPUs but not on one, after a rewrite of the
 batch norm. Where is the bug?
 
-Two implementations of the same four stages are a debugger: give both the same input
-and the same upstream gradient, and look for the first stage at which they part.
-:func:`sbnref.compare` does that, beside what rounding allows.
+Two implementations of the four stages work as a debugger: give both of them equal
+inputs and equal upstream gradients, and look for the first stage with different
+results. :func:`sbnref.compare` does this and shows the difference that rounding allows.
 """
 
 # %%
 # A broken implementation
 # -----------------------
 #
-# This one passes a casual test: its outputs are right, and with equal batches so are
-# its gradients. It differs from the reference in one stage. Do not read it yet.
+# This implementation passes a casual test: its outputs are right, and with equal
+# batches its gradients are right, too. It differs from the reference in one stage.
+# Don't read it yet.
 
 from types import SimpleNamespace
 
@@ -27,7 +31,7 @@ from sbnref.impls import reference
 
 
 def backward_apply(dy, x, total, saved, gamma, k):
-    """As mmcv's: the divisor in every mode is the number of ranks times m."""
+    """Use mmcv's divisor: the number of ranks times m in every mode."""
     world_size = torch.distributed.get_world_size()
     saved = saved.clone()
     saved[3] = 1 / world_size
@@ -35,20 +39,21 @@ def backward_apply(dy, x, total, saved, gamma, k):
 
 
 def broken(**stages):
-    """The reference with some stages replaced."""
+    """Return the reference with some stages replaced."""
     names = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
     return SimpleNamespace(**{n: stages.get(n, getattr(reference, n)) for n in names})
 
 
 # %%
-# Equal batches see nothing
+# Equal and unequal batches
 # -------------------------
 #
-# On two ranks with four samples each, in mode ``'N'``:
+# Two ranks compare the implementations in mode ``'N'``, first on four samples each and
+# then on six and two samples:
 
 
 def compare_on(sizes):
-    """Runs on every rank: the report of a comparison over these batch sizes."""
+    """Return a comparison on these batch sizes (runs on every rank)."""
     sbnref.register_impl(f"suspect-{sizes}", broken(backward_apply=backward_apply))
     rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
@@ -60,37 +65,58 @@ def compare_on(sizes):
 
 
 def verdict(report):
-    """What a report says in short."""
+    """Summarize a report."""
     if report["agrees"]:
         return "the two agree"
     first = report["first_divergence"]
     return (
-        f"they part at {first['stage']}, in {first['quantity']}:\n"
-        f"{first['absolute']:.1e} apart where rounding allows {first['allowed']:.1e}, "
+        f"they differ first at {first['stage']}, in {first['quantity']}:\n"
+        f"off by {first['absolute']:.1e}, rounding allows {first['allowed']:.1e}, "
         f"channel {first['channel']}, rank {first['rank']}"
     )
 
 
 with sbnref.Ranks(2) as ranks:
-    print("4 and 4 samples:", verdict(ranks.run(compare_on, (4, 4))[0]))
-    print("6 and 2 samples:", verdict(ranks.run(compare_on, (6, 2))[0]))
+    equal, unequal = (ranks.run(compare_on, sizes)[0] for sizes in ((4, 4), (6, 2)))
+print("4 and 4 samples:", verdict(equal))
+print("6 and 2 samples:", verdict(unequal))
 
 # %%
-# Unequal batches point at the stage: everything up to ``backward_apply`` agrees, its
-# ``dx`` does not. Now read the function above. An element of rank :math:`r` weighs
-# :math:`w_r / (D m_r)` in the mean (:doc:`/derivations/backward`). In mode ``'N'`` that
-# is :math:`n_r / (m_r \sum_q n_q)`; the function takes :math:`1 / (G m_r)`, which is the
-# same only if all :math:`n_r` are.
+# The figure has a bar for each quantity that a stage computes, on the worst rank.
+# Beyond the gray line, the difference is larger than rounding allows.
+
+import matplotlib.pyplot as plt
+
+worst = {}
+for row in unequal["rows"]:
+    name = f"{row['stage']}: {row['quantity']}"
+    worst[name] = max(row["share"], worst.get(name, 1e-3))  # a log axis has no zero
+
+figure, ax = plt.subplots(figsize=(7.5, 3.2))
+ax.barh(list(worst), list(worst.values()))
+ax.axvline(1, color="gray", linewidth=0.8)
+ax.set(xscale="log", xlabel="difference / difference that rounding allows")
+ax.set_title("Only dx of backward_apply is wrong")
+ax.invert_yaxis()
+plt.show()
+
+# %%
+# With unequal batches the comparison finds the stage: all stages before
+# ``backward_apply`` agree, but its ``dx`` differs. Now read the function above. An
+# element of rank :math:`r` has the weight :math:`w_r / (D m_r)` in the mean
+# (:doc:`/derivations/backward`). In mode ``'N'`` this weight is
+# :math:`n_r / (m_r \sum_q n_q)`. The function uses :math:`1 / (G m_r)`, which is equal
+# only if all :math:`n_r` are equal.
 #
 # A bug that hides in precision
 # -----------------------------
 #
-# The next one is right in float32. What about half precision? The whole report, for one
-# process:
+# The next implementation is right in float32 but not in half precision. This is the
+# whole report, for one process:
 
 
 def forward_stats(x, weight):
-    """Sums in the input's own precision."""
+    """Compute the sums in the input's own precision."""
     m = max(x.numel() // x.shape[1], 1)
     mean = reference.sum_of(x) / m
     d = x - reference.over(x, mean)
@@ -109,22 +135,22 @@ report = sbnref.compare(
 report
 
 # %%
-# The first row that is off is ``forward_stats``, and the report says which of the two
-# is further from float64. In float32 the two agree:
+# The first row that is off is ``forward_stats``. The report also says which of the two
+# implementations is further from float64. In float32 the two agree:
 
 report = sbnref.compare(layer, torch.randn(8, 4, 16, 16), impls=("reference", "narrow"))
 print("float32:", verdict(report.to_dict()))
 
 # %%
-# A bug that is not there every time
-# ----------------------------------
+# A bug that comes and goes
+# -------------------------
 #
-# A race gives another result in another run. The comparison runs each stage twice and
-# reports a stage that does not repeat itself.
+# A race can give different results in different runs. The comparison runs each stage
+# twice and reports a stage that does not reproduce its result.
 
 
 def racy(dy, x, saved):
-    """Now and then a contribution is lost."""
+    """Lose a contribution now and then."""
     payload = reference.backward_stats(dy, x, saved)
     return payload * (1 - 0.01 * torch.rand_like(payload))
 
@@ -135,22 +161,24 @@ print(verdict(report.to_dict()))
 print(report.first_divergence.problems)
 
 # %%
-# From the command line
-# ---------------------
+# The command line
+# ----------------
 #
-# ``sbnref compare`` does the same for a model that a function of yours builds, on any
-# number of ranks, with an exit code for continuous integration: :doc:`/howto/compare`.
-# To compare the reference with the CUDA kernels on a machine without a GPU, set
-# ``SBNREF_CUDASIM=1``.
+# ``sbnref compare`` runs this comparison for a model that your own function builds, on
+# any number of ranks, and sets an exit code for continuous integration:
+# :doc:`/howto/compare`. To compare the reference with the CUDA kernels on a machine
+# without a GPU, set ``SBNREF_CUDASIM=1``.
 #
 # Exercises
 # ---------
 #
 # 1. Write a ``forward_apply`` that forgets :math:`M/(M-1)` in the running variance.
-#    (:doc:`/howto/implement` has its arguments; :func:`sbnref.modes.combine` reads mean
-#    and variance off the total.) From which batch size on does the comparison not see it?
+#    (:doc:`/howto/implement` lists its arguments; :func:`sbnref.modes.combine` computes
+#    mean and variance from the total.) From which batch size on does the comparison
+#    miss the error?
 # 2. Write a ``backward_apply`` that drops the last term; the reference keeps
 #    :math:`\mu/\sigma \cdot (1 - W/D)` in ``saved[2]``. Which batches, in which mode,
-#    does the comparison need to find it?
-# 3. Why does the comparison feed both implementations the *same* total, instead of
-#    letting each compute its own? Break ``forward_stats`` and see which stages differ.
+#    does the comparison need to find the error?
+# 3. Why does the comparison give both implementations *one and the same* total, instead
+#    of letting each compute its own? Break ``forward_stats`` and see which stages
+#    differ.

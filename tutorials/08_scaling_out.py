@@ -2,50 +2,48 @@ r"""
 8. Scaling out
 ==============
 
-**Question.** What does synchronizing cost as the number of ranks grows, and what can
-you do about it?
+Estimate the communication cost of synchronizing, and reduce it with groups. **Time:**
+about 15 minutes, and 40 for the exercises. **You need:** tutorials 1 and 2.
+
+**Question.** How does the cost of synchronizing grow with the number of ranks, and how
+can you reduce it?
 """
 
 # %%
-# What is sent
-# ------------
+# Bytes received
+# --------------
 #
-# sbnref sends :math:`3C + 2` float64 in the forward and :math:`2C` in the backward
-# pass, through one all-reduce each. :class:`torch.nn.SyncBatchNorm` gathers every
-# rank's :math:`2C + 1` float32, so what a rank *receives* grows with the world:
+# sbnref sends :math:`3C + 2` float64 numbers in the forward pass and :math:`2C` in the
+# backward pass, through one all-reduce each. :class:`torch.nn.SyncBatchNorm` gathers
+# :math:`2C + 1` float32 numbers from every rank, so the bytes that a rank *receives*
+# grow with the number of ranks:
 
 import matplotlib.pyplot as plt
 
 C = 256
 worlds = [2**k for k in range(1, 13)]
-all_reduce = [
-    2 * (3 * C + 2) * 8 * (g - 1) / g for g in worlds
-]  # a ring moves 2 (G-1)/G of it
 all_gather = [(2 * C + 1) * 4 * (g - 1) for g in worlds]
+# A ring moves the payload 2 (G-1)/G times.
+all_reduce = [(3 * C + 2) * 8 * 2 * (g - 1) / g for g in worlds]
 
 figure, ax = plt.subplots(figsize=(7, 3.2))
-ax.loglog(
-    worlds, all_gather, "o-", base=2, label="all-gather of every rank's statistics"
-)
-ax.loglog(worlds, all_reduce, "o-", base=2, label="all-reduce of the payload")
-ax.set(
-    xlabel="ranks",
-    ylabel="bytes",
-    title=f"received by each rank in a forward pass, {C} channels",
-)
-ax.legend(frameon=False)
+ax.loglog(worlds, all_gather, "o-", base=2, label="all-gather (torch)")
+ax.loglog(worlds, all_reduce, "o-", base=2, label="all-reduce (sbnref)")
+ax.set(xlabel="ranks", ylabel=f"bytes per rank, {C} channels")
+ax.set_title("An all-gather grows with the ranks, an all-reduce does not")
+ax.legend()
 plt.show()
 
 # %%
-# Up to a few ranks the gather is cheaper, since the payload is float64 and a ring moves
-# it twice. From then on it is not.
+# With a few ranks the all-gather is cheaper, because the payload is float64 and a ring
+# moves it twice. With more ranks the all-reduce is cheaper.
 #
-# What it takes here
-# ------------------
+# Measured times
+# --------------
 #
-# Measured on the machine that built this page, over the loopback interface: the median
-# of 50 calls each. Where there are more ranks than cores they take turns, and a call
-# waits for all of them.
+# The machine that built this page measured the two collectives over the loopback
+# interface. Each number is the median of 50 calls. If there are more ranks than cores,
+# the ranks take turns, and a call waits for all of them.
 
 import os
 import statistics
@@ -58,19 +56,17 @@ import sbnref
 
 
 def measure(collective):
-    """Runs on every rank: microseconds of a call."""
-    gathers = collective == "all-gather"
-    sent = (
-        torch.zeros(2 * C + 1)
-        if gathers
-        else torch.zeros(3 * C + 2, dtype=torch.float64)
-    )
+    """Return the microseconds of a call (runs on every rank)."""
+    if collective == "all-gather":
+        sent = torch.zeros(2 * C + 1)
+    else:
+        sent = torch.zeros(3 * C + 2, dtype=torch.float64)
     received = [torch.zeros_like(sent) for _ in range(dist.get_world_size())]
     times = []
     for _ in range(50):
         dist.barrier()
         start = time.perf_counter()
-        if gathers:
+        if collective == "all-gather":
             dist.all_gather(received, sent)
         else:
             dist.all_reduce(sent)
@@ -78,41 +74,31 @@ def measure(collective):
     return statistics.median(times)
 
 
-measured = {"all-gather": [], "all-reduce": []}
-sizes = [2, 3, 4]
-for world_size in sizes:
-    with sbnref.Ranks(world_size) as ranks:
-        for collective, values in measured.items():
-            values.append(ranks.run(measure, collective)[0])
-
 print(f"{os.cpu_count()} cores, torch {torch.__version__}")
-for collective, values in measured.items():
-    print(
-        collective,
-        *(f"{g} ranks: {v:.0f} µs" for g, v in zip(sizes, values, strict=True)),
-    )
+for world_size in (2, 3, 4):
+    with sbnref.Ranks(world_size) as ranks:
+        for collective in ("all-gather", "all-reduce"):
+            microseconds = ranks.run(measure, collective)[0]
+            print(f"{world_size} ranks, {collective}: {microseconds:.0f} µs")
 
 # %%
-# A few kilobytes are all latency (exercise 3 measures it): what counts is how many
-# collectives there are, not how much they carry. A network with 50 such layers makes 100
-# of them in a step. :doc:`/benchmarks` fits a model of latency and bandwidth to
-# measurements and says what follows for larger worlds.
+# For a few kilobytes, the time is all latency (exercise 3 measures it). So the number
+# of collectives matters, not their size. A network with 50 such layers makes 100
+# collectives in a step. :doc:`/benchmarks` fits a model of latency and bandwidth to
+# measurements and extrapolates it to more ranks.
 #
-# Synchronize among fewer
-# -----------------------
+# Groups
+# ------
 #
 # The noise of the statistics falls with the square root of the number of samples
-# (:doc:`01_why_synchronize`), so a few ranks' samples may be enough. A *group* limits who
-# synchronizes with whom: here four ranks in two pairs.
+# (:doc:`01_why_synchronize`), so the samples of a few ranks may be enough. A *group*
+# limits the ranks that synchronize with each other. Here four ranks form two pairs.
 
 
 def in_pairs():
-    """Runs on every rank: the mean that its pair agrees on."""
+    """Return the mean that a pair of ranks agrees on (runs on every rank)."""
     rank = dist.get_rank()
-    pairs = [
-        dist.new_group([0, 1]),
-        dist.new_group([2, 3]),
-    ]  # every rank makes all groups
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]  # every rank makes both
     layer = sbnref.SyncBatchNorm(
         1, group=pairs[rank // 2], stats_mode="exact", momentum=1.0
     )
@@ -123,14 +109,14 @@ def in_pairs():
 print(sbnref.launch(in_pairs, 4))
 
 # %%
-# A :class:`torch.distributed.device_mesh.DeviceMesh` names such groups. In a mesh of
-# replicas and shards the layer synchronizes along one of them:
+# A :class:`torch.distributed.device_mesh.DeviceMesh` gives such groups names. In a mesh
+# of replicas and shards, the layer synchronizes along one of the two dimensions:
 
 from torch.distributed.device_mesh import init_device_mesh
 
 
 def along_a_mesh():
-    """Runs on every rank: the mean along the dimension 'replica'."""
+    """Return the mean along the dimension 'replica' (runs on every rank)."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
     layer = sbnref.SyncBatchNorm(
         1, group=mesh["replica"], stats_mode="exact", momentum=1.0
@@ -142,26 +128,27 @@ def along_a_mesh():
 print(sbnref.launch(along_a_mesh, 4))
 
 # %%
-# On more than one machine
-# ------------------------
+# Several machines
+# ----------------
 #
-# ``tutorials/train.py`` is a whole training script. It runs as one process, on this
-# machine's cores or GPUs, and on several machines:
+# ``tutorials/train.py`` is a complete training script. It runs as one process, on all
+# cores or GPUs of one machine, and on several machines:
 #
 # .. code-block:: console
 #
 #    $ python tutorials/train.py
 #    $ torchrun --nproc-per-node=4 tutorials/train.py
-#    $ torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=first-machine:29500 tutorials/train.py
+#    $ torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d \
+#        --rdzv-endpoint=first-machine:29500 tutorials/train.py
 #
 # Exercises
 # ---------
 #
-# 1. At which number of ranks do the two curves of the first figure cross? Solve, then
-#    read it off.
-# 2. A ResNet-50 has 53 batch norms. Suppose a collective takes 20 µs. What does
-#    synchronizing cost per step, and what share of a step of 200 ms is it?
+# 1. At which number of ranks do the two curves of the first figure cross? Solve for it,
+#    then check it in the figure.
+# 2. A ResNet-50 has 53 batch norms. Suppose that a collective takes 20 µs. How much
+#    time does synchronizing take per step, and which share of a step of 200 ms is this?
 # 3. Measure ``dist.all_reduce`` of 10, 10⁴ and 10⁶ numbers. From which size on does the
 #    time grow?
-# 4. Choose groups for 64 GPUs in 8 machines such that statistics never cross the
-#    network between machines. (``torchrun`` numbers ranks machine by machine.)
+# 4. Choose groups for 64 GPUs in 8 machines so that the statistics never cross the
+#    network between machines. (``torchrun`` numbers the ranks machine by machine.)

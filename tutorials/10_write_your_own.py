@@ -2,19 +2,47 @@ r"""
 10. Write your own implementation and have it graded
 ====================================================
 
-**Question.** Four functions make an implementation. Can you write them, and would
-they survive what users send?
+Write the four functions of an implementation, and have them graded on inputs that break
+naive code. **Time:** about 15 minutes, and 60 for the exercises. **You need:**
+tutorials 4 and 7.
 
-``sbnref lab template functions`` prints a file with the four functions, their arguments
-explained and their bodies missing. ``sbnref lab check FILE`` grades it: for each stage it
-searches for an input on which the result is wrong, shrinks it to the smallest one,
-and says what was expected, what was given, and where to read. This page does it from
-Python.
+**Question.** Four functions make an implementation. Can you write them so that they
+survive every input of a real training?
+
+``sbnref lab template functions`` prints a file with the four functions: it explains the
+arguments, and the bodies are missing. ``sbnref lab check FILE`` grades the file. For
+each stage, it searches for an input with a wrong result and shrinks it to the smallest
+one. The report shows the expected and the given result and names the section to read.
+This page calls the grader from Python.
 """
 
 # %%
-# A first attempt
-# ---------------
+# The four functions
+# ------------------
+#
+# You write the four functions in blue. The package does the rest of a training step.
+
+import matplotlib.pyplot as plt
+
+figure, ax = plt.subplots(figsize=(9, 1.6))
+forward = ("x", "forward_stats", "all-reduce", "forward_apply", "y")
+backward = ("dy", "backward_stats", "all-reduce", "backward_apply", "dx")
+for y, steps in enumerate((forward, backward)):
+    for x, step in enumerate(steps):
+        box = {"boxstyle": "round", "facecolor": "C4" if "_" in step else "white"}
+        ax.text(x, y, step, ha="center", va="center", bbox=box)
+        if x > 0:
+            ax.annotate(
+                "", (x - 0.42, y), (x - 0.58, y), arrowprops={"arrowstyle": "->"}
+            )
+ax.set(xlim=(-0.5, 4.5), ylim=(1.5, -0.5))
+ax.axis("off")
+ax.set_title("Each pass is two functions with an all-reduce in between")
+plt.show()
+
+# %%
+# First attempt
+# -------------
 #
 # Take the template and write the first stage: the local mean, and the variance as
 # :math:`\mathrm E[x^2] - \mathrm E[x]^2`.
@@ -53,14 +81,15 @@ report = check(str(file), ["forward_stats"], examples=50)
 report
 
 # %%
-# The smallest failure comes first. An empty rank makes ``mean`` NaN, and
-# :math:`0 \cdot \mathrm{NaN}` is NaN. The report says which input shows it, and points
-# to the derivation.
+# The report begins with the smallest failure. On an empty rank ``mean`` is NaN, and
+# :math:`0 \cdot \mathrm{NaN}` is NaN. The report shows this input and points to the
+# derivation.
 #
-# A second attempt
-# ----------------
+# Second attempt
+# --------------
 #
-# Sums divided by at least one, and the corrected two-pass variance in float32:
+# Divide the sums by at least one, and compute the corrected two-pass variance in
+# float32:
 
 second_attempt = """
     m = x.numel() // x.shape[1]
@@ -80,14 +109,14 @@ report = check(str(file), ["forward_stats"], examples=50)
 report
 
 # %%
-# One stage passes. The reference fills in for the others while you work on them, so you
-# can take them in any order.
+# One stage passes. You can write the stages in any order, because the grader uses the
+# reference for the other stages.
 #
-# The whole
-# ---------
+# Backward stages
+# ---------------
 #
-# The backward stages, from the boxed formula of :doc:`/derivations/backward`. While
-# ``forward_apply`` is not written, ``saved`` is the reference's.
+# The backward stages follow the boxed formula of :doc:`/derivations/backward`. As long
+# as ``forward_apply`` is missing, ``saved`` comes from the reference.
 
 backward_stats = """
     mean, invstd, _, _ = saved
@@ -115,7 +144,8 @@ report = check(str(file), examples=30)
 report
 
 # %%
-# Three of four. The score is for a teacher's script; ``sbnref lab check --json`` prints it.
+# Three of four stages pass. ``sbnref lab check --json`` prints the score for a
+# teacher's script.
 
 print(f"score {report.score:.2f}")
 folder.cleanup()
@@ -124,10 +154,10 @@ folder.cleanup()
 # Exercises
 # ---------
 #
-# 1. Write ``forward_apply``. The running statistics are half of the work: mind a step
-#    in which every rank is empty.
-# 2. The backward stages above compute in float64. Make them float32 where there are
-#    elements, and keep the mean in two parts (:doc:`/derivations/precision`). Which
-#    input does the grader find first if you keep it in one?
-# 3. Is yours faster than the reference? Measure forward and backward on (32, 64, 56,
-#    56).
+# 1. Write ``forward_apply``. The running statistics are half of the work: think of a
+#    step in which every rank is empty.
+# 2. The backward stages above compute in float64. Compute on elements in float32, and
+#    keep the mean in two parts (:doc:`/derivations/precision`). If you keep the mean in
+#    one part, which failing input does the grader find first?
+# 3. Is your implementation faster than the reference? Measure forward and backward on
+#    (32, 64, 56, 56).

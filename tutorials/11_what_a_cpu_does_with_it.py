@@ -1,35 +1,40 @@
 r"""
-11. What a CPU does with it
-===========================
+11. From formula to CPU loop
+============================
 
-**Question.** Normalizing takes a handful of operations per number. What has to be done
-to loops in C++ until a CPU is as fast as its memory allows, and how do you know when
-you are there?
+Follow a C++ loop from the bare formula to the memory speed of a CPU in six steps, and
+time the gain of each step. **Time:** about 60 minutes, and 90 for the exercises. **You
+need:** tutorial 7, C++, and a C++ compiler.
+
+**Question.** Normalizing takes a handful of operations per number. Which changes make
+loops in C++ as fast as a CPU's memory allows, and how do you know that you are there?
 
 .. math::
     \mu = \frac 1m \sum_i x_i, \qquad v = \frac 1m \sum_i (x_i - \mu)^2, \qquad
     y_i = \frac{x_i - \mu}{\sqrt{v + \varepsilon}}.
 
-Six rungs lead there, each with one idea. They are in ``tutorials/kernels/cpu/`` and
-compute the forward pass in float32, without :math:`\gamma`, :math:`\beta` and running
-statistics, on contiguous tensors (N, C, \*). Tutorial 5 climbs such a ladder for a GPU
-by counting; here everything is timed, on the machine that this notebook runs on. It runs
-from a checkout, and compiles the rungs the first time.
+The steps are a ladder of six rungs; each rung adds one idea. They are in
+``tutorials/kernels/cpu/`` and compute the forward pass in float32, without
+:math:`\gamma`, :math:`\beta` and running statistics, on contiguous tensors (N, C, \*).
+Tutorial 5 climbs a ladder for GPUs by counting. This tutorial times every rung on the
+machine that runs this page. It runs from a checkout and compiles the rungs the first
+time.
 """
 
 # %%
-# A yardstick
-# -----------
+# A yardstick: the copy
+# ---------------------
 #
-# Nothing can be normalized before all of its channel was seen, and between the two
-# stages of a synchronized layer stands the all-reduce, for all channels at once. So x is
-# read twice and y written once. A copy reads once and writes once, and computes nothing.
-# That makes it a yardstick: where memory is the limit, normalizing should take about one
-# and a half copies; where it takes many, something else is the limit.
+# A loop can normalize a channel only after it has seen all of the channel. In a
+# synchronized layer, the all-reduce for all channels stands between the two stages. So
+# the layer reads x twice and writes y once. A copy reads once, writes once, and
+# computes nothing, which makes it a yardstick. If memory is the limit, normalizing
+# takes about one and a half copies. If it takes many copies, something else is the
+# limit.
 #
-# The copy is timed in turn with whatever it is compared to, so that what disturbs one
-# disturbs both, and with as many threads. Times are medians. Both allocate their output,
-# from memory that is kept for them: mapping fresh pages can take as long as filling them.
+# Runs of the copy alternate with runs of the rung, on equally many threads, so a
+# disturbance affects both. Times are medians. Both allocate their output from memory
+# that the process keeps, because mapping fresh pages can take as long as filling them.
 
 import statistics
 
@@ -48,20 +53,20 @@ THREADS = torch.get_num_threads()
 
 
 def reference(x):
-    """What every rung has to compute, in the precision of x."""
+    """Return the result that every rung must compute, in the precision of x."""
     return sbnref.functional.sync_batch_norm(
         x, None, None, training=True, impl="reference"
     )
 
 
 def error(name, x):
-    """The largest on any output."""
+    """Return the largest error of an output."""
     y = cpu_ladder.run(name, x, threads=THREADS)
     return (y.double() - reference(x.double())).abs().max().item()
 
 
 def climb(name, threads=1):
-    """Check a rung, time it beside the copy, and see how many digits it keeps."""
+    """Check a rung, time it beside the copy, and print its errors."""
     y = cpu_ladder.run(name, x, threads=threads)
     torch.testing.assert_close(y, reference(x), rtol=1e-3, atol=1e-3)
     times = cpu_ladder.times(x, threads, seconds=1, only=("copy", name))
@@ -74,9 +79,9 @@ def climb(name, threads=1):
 
 
 # %%
-# What the rungs share: the tensor, and the line that normalizes a channel. The line
-# takes a mean in float64 and keeps its digits, although everything on elements is
-# float32 (:doc:`/derivations/precision`).
+# All rungs share the tensor and the line that normalizes a channel. The line takes a
+# mean in float64 and keeps its digits, although all arithmetic on elements is float32
+# (:doc:`/derivations/precision`).
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/ladder.h
 #    :language: cpp
@@ -88,14 +93,14 @@ def climb(name, threads=1):
 #    :start-after: namespace sbnref::cpu::ladder {
 #    :end-before: // ---- from rung 3 on
 #
-# The rungs are compiled with the flags of the package's own kernels, ``-O3`` among them,
-# and with ``-fno-tree-vectorize``: there are vectors where the source has them, and
-# nowhere else.
+# The rungs are compiled with the flags of the package's own kernels, such as ``-O3``,
+# and with ``-fno-tree-vectorize``: the machine code has vectors only where the source
+# has them.
 #
 # Rung 1: naive
 # -------------
 #
-# The formula, word by word.
+# This rung is the formula, word by word.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/1_naive.cpp
 #    :language: cpp
@@ -105,21 +110,21 @@ def climb(name, threads=1):
 climb("1 naive")
 
 # %%
-# What is the limit? Not memory, for the copy has the same. Nor arithmetic as such: a core
-# can start several additions in every cycle. But the result of an addition is there only
-# some cycles later, and here each addition needs that of the one before. It is this
-# chain that takes the time. The compiler may not break it up: in floating point another
-# order of additions is another result.
+# Memory is not the limit, because the copy uses it, too. The number of additions is not
+# the limit either: a core can start several additions in every cycle. But an addition
+# takes some cycles to finish, and here each addition waits for the one before it. This
+# chain of additions is the limit. The compiler may not break it up, because in floating
+# point another order of additions gives another result.
 #
-# The chain costs digits, too. Half way through a channel the sum is a large number, and
-# whatever is added to it is rounded to its last place.
+# The chain also costs digits. Half way through a channel the sum is a large number, and
+# each further addition is rounded to its last place.
 #
 # Rung 2: one pass
 # ----------------
 #
-# Both sums at once. About zero this would be the formula that cancels
-# (:doc:`/learn/07_numerics_that_break`). About a pivot near the mean it does not, and
-# any element of the channel is likely to be near.
+# This rung computes both sums in one pass. With deviations from zero, its formula would
+# cancel (:doc:`/learn/07_numerics_that_break`). With deviations from a pivot near the
+# mean it does not cancel, and any element of the channel is likely to be near.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/2_one_pass.cpp
 #    :language: cpp
@@ -129,23 +134,24 @@ climb("1 naive")
 climb("2 one pass")
 
 # %%
-# A pass less, and the two chains do not wait for each other. Where the mean is large, the
-# deviations are small beside it, and their sums are rounded more finely. But a chain is
-# still as long as a channel. And likely is not certain: images have borders and masks,
-# and where the first element is an outlier everything cancels.
+# This saves one pass, and the two chains don't wait for each other. If the mean is
+# large, the deviations are much smaller, so their sums are rounded more finely. But a
+# chain is still as long as a channel. And an element is not always near the mean:
+# images have borders and masks. If the first element is an outlier, the formula
+# cancels.
 #
 # Rung 3: blocks
 # --------------
 #
-# So the mean comes first again, but of a block that is small enough to stay in the L1
-# cache. The second pass over it finds it there, and memory is still read once for the
-# statistics. The blocks' results are merged by Chan's formula, in float64
+# So this rung computes the mean first again, but of a block that is small enough to
+# stay in the L1 cache. The second pass over the block finds it in L1, so the statistics
+# still read memory once. Chan's formula merges the results of the blocks in float64
 # :cite:`chan1983algorithms`.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/ladder.h
 #    :language: cpp
 #    :start-after: // ---- from rung 3 on ----
-#    :end-before: // ---- what rungs
+#    :end-before: // ---- for rungs
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/ladder.cpp
 #    :language: cpp
@@ -160,18 +166,19 @@ climb("2 one pass")
 climb("3 blocks")
 
 # %%
-# Do not look for speed here. There is one more chain to wait for, and the second look at
-# a block is cheap only for memory, which is not the limit yet. What this rung buys are
-# digits: a sum has no more than 4096 terms, the deviations are from the block's own mean,
-# and an outlier spoils no other block. The mean survives as a float64.
+# This rung gains digits, not speed. There is one more chain to wait for, and a second
+# pass over a block in L1 saves only memory traffic, which is not the limit yet. The
+# gain in digits has four reasons: a sum has at most 4096 terms, the deviations are
+# taken from the block's own mean, an outlier spoils only its own block, and the mean is
+# kept in float64.
 #
 # Rung 4: vectors
 # ---------------
 #
-# A register holds several floats, and one instruction adds or multiplies them all. The
-# type ``Lanes`` of ``csrc/cpu/lanes.h`` is sixteen of them, a cache line, in as many
-# registers as the CPU needs for that. Each lane has its own sum, and there are two sets:
-# 32 chains for every sum.
+# A register holds several floats, and one instruction adds or multiplies all of them.
+# The type ``Lanes`` of ``csrc/cpu/lanes.h`` holds sixteen floats, a cache line, in as
+# many registers as the CPU needs. Each lane has its own sum, and there are two sets of
+# lanes: 32 chains for every sum.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/4_vectors.cpp
 #    :language: cpp
@@ -181,17 +188,18 @@ climb("3 blocks")
 climb("4 vectors")
 
 # %%
-# The chains are no longer the limit, and the order of additions is now one that we chose.
-# It is the same whatever the width of the registers, so all CPUs get the same bits. Now
-# the second look at a block costs little, for L1 is fast and nothing waits for it.
+# The chains are no longer the limit. The source now fixes the order of additions, for
+# registers of any width, so all CPUs compute equal bits. The second pass over a block
+# costs little now, because L1 is fast and no addition waits for it.
 #
 # Rung 5: threads
 # ---------------
 #
-# Every core has its own registers and its own L1. It would be easy to let each thread sum
-# up its share; then the shares, hence the order of additions, hence the last bits of the
-# statistics would depend on how many threads there are. Two machines that should agree
-# would not. A result belongs to its block instead.
+# Every core has its own registers and its own L1. It would be easy to let each thread
+# sum up its share of the tensor. But then the number of threads would decide the
+# shares, the order of additions and so the last bits of the statistics, and two
+# machines with different numbers of threads would disagree. Here each block has its own
+# result instead.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/5_threads.cpp
 #    :language: cpp
@@ -202,7 +210,7 @@ climb("5 threads", THREADS)
 
 
 def bits(name, threads):
-    """Everything that a rung computes."""
+    """Return the output and the statistics of a rung."""
     statistics = torch.empty(2, x.shape[1], dtype=torch.float64)
     return cpu_ladder.run(name, x, threads=threads, statistics=statistics), statistics
 
@@ -210,20 +218,21 @@ def bits(name, threads):
 one = bits("4 vectors", 1)
 for threads in (1, 2, 3, 7):
     same = all(map(torch.equal, bits("5 threads", threads), one))
-    print(f"{threads} threads, the bits of rung 4: {same}")
+    print(f"{threads} threads, equal to rung 4 in every bit: {same}")
 
 # %%
-# More threads than cores change nothing either. All cores share the way
-# to memory. With enough of them it is full, and then no number of cores helps.
+# More threads than cores change nothing either. All cores share the connection to
+# memory. With enough cores it is saturated, and then more cores don't help.
 #
 # Rung 6: streaming
 # -----------------
 #
-# What is left is to move less. A CPU writes to memory by cache lines: a store first
-# fetches the line that it changes a part of, even if all of it is going to be
-# overwritten. So y is moved twice, and three becomes four. A *non-temporal* store goes
-# around the caches; if it fills a line, nothing is fetched. Rows are rarely whole lines,
-# so a chunk of y is made in L1, whatever the rows in it, and streamed from there.
+# The last gain is to move fewer bytes. A CPU writes whole cache lines to memory. A
+# store first fetches its cache line, even if the program is going to overwrite all of
+# it. So y moves twice, and three transfers become four. A *non-temporal* store bypasses
+# the caches; if it fills a line, the CPU fetches nothing. A row rarely is a whole
+# number of lines. So each thread computes a chunk of y, with all its rows, in L1 and
+# streams it from there.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/6_streaming.cpp
 #    :language: cpp
@@ -233,20 +242,21 @@ for threads in (1, 2, 3, 7):
 climb("6 streaming", THREADS)
 
 # %%
-# Whether this is faster depends. Where memory is the limit, a fetch saved is time saved.
-# But one core alone may wait for other things than memory's bandwidth, and a tensor that
-# would have found room in the cache is now written to memory, for whoever needs it next
-# to fetch it from there. What never depends on it is the result:
+# This is not always faster. If memory is the limit, saving a fetch saves time. But one
+# core alone may not reach the bandwidth of memory. And a tensor that would fit into the
+# cache is written to memory, so its next reader has to fetch it from there. The result
+# does not depend on any of this:
 
 same = all(map(torch.equal, bits("6 streaming", THREADS), one))
-print(f"the bits of rung 4: {same}")
+print(f"equal to rung 4 in every bit: {same}")
 
 # %%
 # The whole ladder
 # ----------------
 #
-# All of it interleaved, in milliseconds and in copies by as many threads. Beside it
-# PyTorch's own function and, in the last row, the layer with the package's kernels.
+# This table has all rungs, timed in turns, in milliseconds and in copies by as many
+# threads. The last two rows are PyTorch's own function and the layer with the package's
+# kernels.
 
 table = {}
 for threads in dict.fromkeys((1, THREADS)):
@@ -264,21 +274,22 @@ for name, row in table.items():
     print(f"{name:14}" + "".join(cells))
 
 # %%
-# The package does more than the last rung. It knows four types of elements, strides,
-# rows of any length, and the backward pass; it streams only what is larger than the last
-# cache; its second pass starts on what the first one left there. ``csrc/cpu/reduce.h``
-# and ``csrc/cpu/apply.h`` are where rungs 3 to 6 lead. A call of the layer also checks
-# its input and enters autograd, which takes a fixed time, whatever the size.
+# The package's kernels do more than the last rung. They handle four dtypes, strides,
+# rows of any length, and the backward pass. They stream only tensors that are larger
+# than the last cache, and their second pass starts on the data that the first pass left
+# in the cache. ``csrc/cpu/reduce.h`` and ``csrc/cpu/apply.h`` are the full versions of
+# rungs 3 to 6. A call of the layer also checks its input and enters autograd, which
+# takes a fixed time for any size.
 #
-# A roofline
-# ----------
+# The roofline
+# ------------
 #
-# Is the ladder at its end? Divide the bytes that have to move, twice x and once y, by
-# the time. The *roof* is the bandwidth that a copy of the same tensor reaches: no program
-# that waits for memory gets far above it. The roof depends on where the tensor lies. One
-# that fits into L2 is read faster than one in the last cache, and that faster than
-# memory. Below the roof, something else than memory is the limit; at the roof, only
-# moving less would help.
+# Is the ladder complete? Divide the bytes that have to move, twice x and once y, by the
+# time. The *roof* is the bandwidth that a copy of this tensor reaches: a program that
+# waits for memory cannot get far above it. The roof depends on the place of the tensor:
+# L2 is faster than the last cache, and the last cache is faster than memory. Below the
+# roof, something other than memory is the limit. At the roof, only moving fewer bytes
+# would help.
 
 from math import prod
 
@@ -301,47 +312,34 @@ for threads in dict.fromkeys((1, THREADS)):
         print(f"{name:14}" + "".join(f"{speed / 1e9:>8.1f}" for speed in row))
 
 # %%
-# The same from a machine that had nothing else to do, from the result files that are
-# committed (``benchmarks/cpu_ladder.py`` writes one). A line that stays flat and far
-# below the roof does not care where the tensor lies: it waits for its own arithmetic.
-# One that follows the roof down from cache to cache waits for memory.
+# The committed result files have these speeds from a machine with no other load
+# (``benchmarks/cpu_ladder.py`` writes such a file). A flat line far below the roof does
+# not depend on the place of the tensor: the program waits for its own arithmetic. A
+# line that follows the roof down from cache to cache waits for memory.
 
-import matplotlib.pyplot as plt
-
-from benchmarks import load
-from benchmarks.figures import cpu_ladder as roofline
-
-committed = 0
-for file in sorted(cpu_ladder.RESULTS.glob("*.json")):
-    results = load(file)
-    rows = [row for row in results.rows if row["suite"] == "cpu_ladder"]
-    if rows:
-        roofline(plt, rows, results)
-        committed += 1
-plt.show()
-if not committed:
-    print("No result file with times of this ladder is committed yet.")
+if not cpu_ladder.draw_committed():
+    print("The committed result files have no times of this ladder yet.")
 
 # %%
-# Tensors that are smaller than L2 show the other end: there the call itself counts, the
-# threads that have to be woken, and in the last row the layer around the kernels.
+# Tensors smaller than L2 show the other end. There the fixed costs count: the call
+# itself, waking up the threads, and in the last row the layer around the kernels.
 #
 # Exercises
 # ---------
 #
-# To change a rung, copy ``tutorials/kernels/cpu/``, and pass the copy to
+# To change a rung, copy ``tutorials/kernels/cpu/`` and pass the copy to
 # ``cpu_ladder.run`` as ``kernels``.
 #
 # 1. Let the compiler make vectors: ``flags=("-ftree-vectorize",)``. Which rungs become
-#    faster, and why can no bit change? Then allow it to reorder additions:
-#    ``-fassociative-math -fno-signed-zeros -fno-trapping-math``. What happens to the
-#    bits of rungs 1 and 5, and what to the promise of rung 5?
+#    faster, and why can no bit change? Then allow the compiler to reorder additions:
+#    ``-fassociative-math -fno-signed-zeros -fno-trapping-math``. How do the bits of
+#    rungs 1 and 5 change? Does rung 5 still keep its promise?
 # 2. Put the first element of a channel k standard deviations from its mean, and predict
-#    the relative error of rung 2's variance as a function of k. Then measure it, and that
-#    of rung 3.
+#    the relative error of rung 2's variance as a function of k. Then measure it for
+#    rungs 2 and 3.
 # 3. A process alone needs no all-reduce: it can take one channel after another through
-#    both stages. What has to move then, for which shapes? Write it from rung 4. The bits
-#    should not change.
-# 4. Normalize as many elements in rows of 1, 7, 49 and 784. Which rungs suffer from short
-#    rows, and from what? How do the package's kernels go through rows of one element
+#    both stages. How many bytes have to move then, and for which shapes? Write this
+#    from rung 4. The bits should not change.
+# 4. Normalize equally many elements in rows of 1, 7, 49 and 784. Which rungs suffer
+#    from short rows, and why? How do the package's kernels process rows of one element
 #    (``csrc/cpu/reduce.h``)?

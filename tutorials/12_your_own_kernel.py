@@ -2,23 +2,26 @@ r"""
 12. Your own kernel
 ===================
 
-**Question.** You have no GPU. Can you write CUDA kernels all the same, know that they
-are right, and see what they do?
+Write a CUDA kernel from an empty file without a GPU, and check that it is legal, right
+and efficient. **Time:** about 45 minutes, and 90 for the exercises. **You need:** the
+start of tutorial 5, C++, and a C++ compiler.
 
-Tutorial 5 shows a ladder of kernels. Here you write one from an empty file, in four
-steps, in ordinary CUDA. After each step ``sbnref lab check`` says whether the kernels
-are *legal*, *right* and *efficient*, and ``sbnref lab trace`` plays what every warp did.
-Both run them in the simulation of CUDA. The four steps are in
-``tutorials/kernels/own/``; this page runs from a checkout, and compiles each of them
-for the CPU.
+**Question.** You have no GPU. Can you still write CUDA kernels, know that they are
+right, and see every access that they make?
+
+Tutorial 5 shows a ladder of kernels. Here you write a kernel in four steps, in ordinary
+CUDA. After each step, ``sbnref lab check`` tells whether the kernel is *legal*, *right*
+and *efficient*, and ``sbnref lab trace`` plays every step of every warp. Both run the
+kernel in the simulation of CUDA. The four steps are in ``tutorials/kernels/own/``. This
+page runs from a checkout and compiles each step for the CPU.
 """
 
 # %%
 # The task
 # --------
 #
-# ``sbnref lab template batch_norm > mine.cu`` gives you a file to start from: the
-# function that launches your kernels, with arrays in the GPU's memory.
+# ``sbnref lab template batch_norm > mine.cu`` gives you a file to start from. It has
+# the function that launches your kernels; its arguments are arrays in the GPU's memory.
 
 from math import prod
 from pathlib import Path
@@ -35,8 +38,8 @@ task = TASKS["batch_norm"]
 print(task.template())
 
 # %%
-# ``sbnref lab check mine.cu --task batch_norm`` grades it. This page does so from Python,
-# on fewer inputs and always the same ones.
+# ``sbnref lab check mine.cu --task batch_norm`` grades the file. This page calls the
+# grader from Python, on fewer inputs and with a fixed seed.
 
 STEPS = ladder.KERNELS / "own"
 folder = TemporaryDirectory()
@@ -44,20 +47,20 @@ mine = Path(folder.name) / "mine.cu"
 
 
 def check(text, parts=PARTS):
-    """Grade a file with that text, as ``sbnref lab check mine.cu`` does."""
+    """Grade a file with this text, as ``sbnref lab check mine.cu`` does."""
     mine.write_text(text)
     return check_kernels(mine, task, parts, examples=30, seed=0)
 
 
 def step(name, was=None, now=""):
-    """Return the text of a step, changed in one place if you want."""
+    """Return the text of a step; replace ``was`` by ``now`` if given."""
     text = (STEPS / f"{name}.cu").read_text()
     assert was is None or text.count(was) == 1
     return text if was is None else text.replace(was, now)
 
 
 def watch(name):
-    """Record a step on a small tensor, as ``sbnref lab trace`` does, and count."""
+    """Record a step on a small tensor, as ``sbnref lab trace`` does; print counts."""
     counts = record_task(STEPS / f"{name}.cu", task, (6, 2, 100)).counts()
     for names in (
         ("read", "written", "sectors", "again"),
@@ -69,7 +72,7 @@ def watch(name):
 check(task.template(), ["right"])
 
 # %%
-# Nothing is written yet. The report names the smallest input that shows it.
+# The kernel writes nothing yet. The report shows the smallest input that fails.
 #
 # Step 1: the formula
 # -------------------
@@ -78,9 +81,9 @@ check(task.template(), ["right"])
 #     \mu = \frac 1m \sum_i x_i, \qquad v = \frac 1m \sum_i (x_i - \mu)^2, \qquad
 #     y_i = \frac{x_i - \mu}{\sqrt{v + \varepsilon}}.
 #
-# A block of threads for every channel. Thread 0 takes elements 0, 256, 512, ..., its
-# neighbour those beside them, and ``sum_over_block`` adds up what they found. A second
-# kernel normalizes.
+# Every channel has a block of threads. Thread 0 takes elements 0, 256, 512, ..., thread
+# 1 takes elements 1, 257, 513, ..., and ``sum_over_block`` adds up the sums of the
+# threads. A second kernel normalizes.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/1_formula.cu
 #    :language: cuda
@@ -93,29 +96,30 @@ check(task.template(), ["right"])
 #    :start-at: // The sum over the threads
 #    :end-before: // y = (x - center)
 #
-# The barrier between the two sums is easily forgotten. What if it is not there?
+# It is easy to forget the barrier between the two sums. This is the report without it:
 
 barrier = "    __syncthreads();  // before the next sum uses the same shared memory\n"
 check(step("1_formula", barrier), ["legal"])
 
 # %%
-# ``sum_over_block`` keeps what it adds up in shared memory. A warp that is done with the
-# first sum begins with the second one, and writes where a slower warp still reads. The
-# result can then be wrong, now and then or never, and a GPU says nothing. The simulation
-# knows who wrote and who read since the last barrier, so it says so whatever the result.
-# With the barrier:
+# ``sum_over_block`` uses shared memory. A warp that has finished the first sum begins
+# the second sum and overwrites numbers that a slower warp still reads. The result is
+# wrong now and then, or never, and a GPU reports nothing. The simulation knows every
+# write and read since the last barrier, so it reports the race even if the result is
+# right. With the barrier:
 
 reports = {"1 formula": check(step("1_formula"))}
 reports["1 formula"]
 
 # %%
-# Legal and right. *Efficient* is a matter of degree: these kernels read x three times where
-# twice would do, and 32 channels give work to 32 of an H100's 132 multiprocessors.
+# The kernels are legal and right. *Efficient* is a matter of degree: these kernels read
+# x three times although two times are enough, and 32 channels keep only 32 of an H100's
+# 132 multiprocessors busy.
 #
-# ``sbnref lab trace mine.cu --task batch_norm`` writes a page that plays what happened,
-# on a tensor that is small enough to be looked at. ``read`` and ``written`` are bytes, ``again``
-# are the sectors of 32 bytes that had been moved before, ``steps`` the instructions of
-# warps that are recorded.
+# ``sbnref lab trace mine.cu --task batch_norm`` writes a page that plays every access,
+# on a small tensor. These are its counters: ``read`` and ``written`` are bytes,
+# ``sectors`` are the sectors of 32 bytes that moved, ``again`` counts the sectors that
+# had moved before, and ``steps`` are the recorded instructions of warps.
 
 watch("1_formula")
 
@@ -127,25 +131,26 @@ watch("1_formula")
 # Step 2: one pass
 # ----------------
 #
-# The variance is also the mean of the squares less the square of the mean. Then one pass
-# gives both sums. Not of the elements themselves, but of their deviations from some
-# number near them: the first one of the channel will do.
+# The variance is also the mean of the squares minus the square of the mean, so one pass
+# can give both sums. The kernel sums not the elements themselves but their deviations
+# from a number near them. The first element of the channel will do.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/2_one_pass.cu
 #    :language: cuda
 #    :start-at: // From the sums
 #    :end-before: __global__ void normalize
 #
-# All else stays as it is. Why the deviations? Without them there would be less to write:
+# The rest of the file does not change. Why the deviations? The code without them would
+# be shorter:
 
 near = "const float first = x[at(c, 0, C, S)];"
 check(step("2_one_pass", near, "const float first = 0;"), ["right"])
 
 # %%
-# Where the mean is a thousand standard deviations away from zero, the square of each
-# element is a million, and float32 has seven digits. The variance is what is left after
-# them (:doc:`/learn/07_numerics_that_break`). A test on ``torch.randn`` would have passed.
-# With the deviations:
+# If the mean is a thousand standard deviations away from zero, the square of each
+# element is about a million variances, and float32 keeps seven digits. Few digits
+# remain for the variance (:doc:`/learn/07_numerics_that_break`). A test on
+# ``torch.randn`` would have passed. With the deviations:
 
 reports["2 one pass"] = check(step("2_one_pass"))
 reports["2 one pass"]
@@ -154,8 +159,8 @@ reports["2 one pass"]
 watch("2_one_pass")
 
 # %%
-# A pass less, and with it a third of what is read. Look at which sectors are moved again,
-# and when.
+# This saves one pass, a third of the bytes read. In the player, watch which sectors
+# move again, and when.
 #
 # .. player:: own-2-one-pass+own-1-formula
 #
@@ -164,10 +169,10 @@ watch("2_one_pass")
 # Step 3: split
 # -------------
 #
-# A channel is one block's, so 32 channels keep 32 multiprocessors busy, and a GPU has
-# more than a hundred. So several blocks share a channel. Each of them leaves its two
-# sums in memory, and one more kernel adds them up, in a fixed order, so that two runs
-# agree to the bit.
+# Each channel belongs to one block, so 32 channels keep 32 multiprocessors busy, but a
+# GPU has more than a hundred. So in this step several blocks share a channel. Each
+# block stores its two sums in memory. One more kernel adds them up in a fixed order, so
+# two runs agree to the bit.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/3_split.cu
 #    :language: cuda
@@ -187,14 +192,14 @@ watch("3_split")
 #
 #    Watch step 3 beside step 2: two blocks to a channel, and a third kernel
 #
-# A recording runs one block after the other; on a GPU they run at once. That is why the
-# clock does not show what this step gains, and the number of blocks does.
+# A recording runs one block after the other, but on a GPU they run at once. So the
+# clock does not show the gain of this step; the number of blocks does.
 #
 # Step 4: wide
 # ------------
 #
-# The bytes are at their floor and the blocks go round. What is left are the
-# instructions: each moves 4 bytes for a lane, and can move 16.
+# The bytes are at their floor, and every multiprocessor has work. The number of
+# instructions can still fall: each moves 4 bytes per lane, and can move 16.
 #
 # .. literalinclude:: ../../tutorials/kernels/own/4_wide.cu
 #    :language: cuda
@@ -205,9 +210,9 @@ watch("3_split")
 #    :language: cuda
 #    :start-at: // What was loaded wide
 #
-# A vector must not reach over the end of a sample, and has to begin at a multiple of 16
-# bytes, so it takes a spatial size that is a multiple of four. A multiple of four in
-# the whole channel is not enough:
+# A vector must not cross the end of a sample, and it must begin at a multiple of 16
+# bytes. So the spatial size must be a multiple of four. It is not enough that the whole
+# channel has a multiple of four elements:
 
 check(step("4_wide", "S % 4 == 0", "N * S % 4 == 0"), ["legal"])
 
@@ -225,12 +230,12 @@ watch("4_wide")
 #
 #    Watch step 4 beside step 3: a lane takes four elements at once
 #
-# The way
-# -------
+# All steps
+# ---------
 #
-# All steps together, and what each gained. Bytes are in units of x, and 3 is the least.
+# This table shows the gain of each step. Bytes are in units of x, and 3 is the floor.
 
-size = 4 * prod(task.typical)  # bytes of the tensor on which this is counted
+size = 4 * prod(task.typical)  # bytes of the counted tensor
 print(f"{'':12}{'moved':>7}{'accesses':>10}{'launches':>10}{'blocks':>8}")
 for name, report in reports.items():
     assert report.passed
@@ -242,21 +247,39 @@ for name, report in reports.items():
 folder.cleanup()
 
 # %%
-# Nothing here was timed: that takes a GPU. The files are ordinary CUDA, so nvcc compiles
-# them as they are.
+# The figure shows the two columns in which most is gained.
+
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.4), sharey=True)
+counts = [report.parts[-1].counted for report in reports.values()]
+axes[0].barh(list(reports), [found["moved"] / size for found in counts])
+axes[0].axvline(3, color="gray", linewidth=0.8)
+axes[1].barh(list(reports), [found["accesses"] for found in counts])
+axes[0].set(xlabel="bytes moved, over x (gray: floor)")
+axes[1].set(xlabel="access instructions of warps")
+axes[0].invert_yaxis()
+figure.suptitle("One pass saves bytes, wide accesses save instructions")
+plt.show()
+
+# %%
+# Nothing here was timed, because that takes a GPU. The files are ordinary CUDA, so nvcc
+# compiles them without a change.
 #
 # Exercises
 # ---------
 #
-# 1. Six kernels in ``tutorials/kernels/broken/`` compute the statistics alone (the task
-#    ``moments``), and are wrong in one place each. Grade them, play them, say what is
-#    wrong, and mend it. Five are found by ``legal`` and ``right``;
-#    which one is not, and what shows it?
-# 2. One launch too many is left. Let the block that takes the last ticket of its channel
-#    add up the partial sums. Which of the six shows what can go wrong?
-# 3. On x of shape (N, C), where S = 1, step 4 moves many times the bytes. Predict how many
-#    for C channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and 32.
-# 4. In the tree of ``a.cu`` thread t takes what thread t + half has. Let the distances
-#    grow instead, 1, 2, 4, ..., and thread t add element 2dt + d to element 2dt. The sums
-#    are the same, and the threads that work are side by side as before. Which of the two
-#    trees has bank conflicts, and why?
+# 1. Six kernels in ``tutorials/kernels/broken/`` compute only the statistics (the task
+#    ``moments``), and each has one fault. Grade them, play them, explain each fault and
+#    fix it. ``legal`` and ``right`` find five of the faults. Which fault do they miss,
+#    and how can you see it?
+# 2. The kernels still take one launch too many. Let the block that takes the last
+#    ticket of its channel add up the partial sums. Which of the six broken kernels
+#    shows the fault to avoid?
+# 3. On x of shape (N, C), where S = 1, step 4 moves many times the bytes. Predict how
+#    many for C channels, from the size of a sector. Then count, for C = 1, 2, 4, 8 and
+#    32.
+# 4. In the tree of ``a.cu``, thread t adds the number of thread t + half. Let the
+#    distances grow instead, 1, 2, 4, ..., and let thread t add element 2dt + d to
+#    element 2dt. The sums don't change, and the working threads are still side by side.
+#    Which of the two trees has bank conflicts, and why?

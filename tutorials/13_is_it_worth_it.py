@@ -1,25 +1,30 @@
-"""
+r"""
 13. Is it worth it?
 ===================
 
-**Question.** Synchronizing costs two collectives per layer and step. What does a network
-learn with it that it does not learn without?
+Measure the gain of synchronizing on your own network and data. **Time:** about 15
+minutes, and 45 for the exercises. **You need:** tutorial 1.
 
-The answer depends on the network, the data and the batch. This page measures one small
-case, which you can change and run again: handwritten digits on four ranks, with few
-samples on each rank.
+**Question.** Synchronizing costs two collectives per layer and step. How much better
+does a network learn in return?
+
+The answer depends on the network, the data and the batch size. This page measures one
+small case, which you can change and run again: handwritten digits on four ranks, with
+few samples on each rank.
 """
 
 # %%
 # Two trainings
 # -------------
 #
-# In the first training the ranks synchronize. In the second training each rank normalizes
-# its own samples, as ``DistributedDataParallel`` does with ordinary batch norms: the
-# gradients are averaged, and rank 0's running statistics are kept for eval mode.
+# In the first training the ranks synchronize. In the second training each rank
+# normalizes its own samples, as ``DistributedDataParallel`` does with ordinary batch
+# norms: it averages the gradients and keeps the running statistics of rank 0 for eval
+# mode.
 #
-# One process can compute both. Synchronized ranks compute what ``BatchNorm2d`` computes
-# from the whole batch. For separate ranks the layer below normalizes each part by itself.
+# One process can compute both trainings. Synchronized ranks compute the results of
+# ``BatchNorm2d`` on the whole batch. For separate ranks, the layer below normalizes
+# each part of the batch by itself.
 
 from functools import partial
 
@@ -38,7 +43,7 @@ images, labels, test_images, test_labels = load_digits()
 
 
 class Separate(nn.BatchNorm2d):
-    """Batch norm of each rank's part of the batch; rank 0 moves the running statistics."""
+    """Normalize each rank's part of the batch; rank 0 moves the running statistics."""
 
     def forward(self, x):
         if not self.training:
@@ -53,7 +58,7 @@ class Separate(nn.BatchNorm2d):
 
 def train(norm, size, start, steps=STEPS):
     """Train on one process with the batch of all ranks, or on a rank with its part."""
-    torch.manual_seed(start)  # the same weights and the same batches for every norm
+    torch.manual_seed(start)  # equal weights and batches for every norm
     model = wrapped = network(norm)
     part = slice(None)  # of the batch
     if dist.is_initialized():
@@ -70,8 +75,8 @@ def train(norm, size, start, steps=STEPS):
 
 
 # %%
-# Is the shortcut right? Four real ranks train for three steps in both ways. Their weights
-# and running statistics must be those of one process, up to rounding.
+# Is this shortcut right? Four real ranks train for three steps in both ways. Their
+# weights and running statistics must equal those of one process, up to rounding.
 
 synchronized = partial(sbnref.SyncBatchNorm, stats_mode="exact")
 with sbnref.Ranks(RANKS) as ranks:
@@ -86,14 +91,14 @@ with sbnref.Ranks(RANKS) as ranks:
 # The measurement
 # ---------------
 #
-# Each training runs from several starts. A start is a seed that sets the weights and the
-# batches. Both trainings share it, so the difference is computed start by start. The test
-# set has digits that no training sees.
+# Each training runs from several starts. A start is a seed that sets the weights and
+# the batches. Both trainings share it, so we can compute the difference start by start.
+# No training sees the digits of the test set.
 
 
 @torch.no_grad()
 def evaluate(model):
-    """Accuracy in % and loss on the test set, in eval mode."""
+    """Return accuracy in % and loss on the test set, in eval mode."""
     logits = model(test_images)
     accuracy = 100 * (logits.argmax(1) == test_labels).float().mean()
     return accuracy.item(), F.cross_entropy(logits, test_labels).item()
@@ -126,17 +131,19 @@ for size, values, gains in zip(SIZES, results.unbind(), gain, strict=True):
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
 sizes = [str(size) for size in SIZES]
-for ax, y, what in zip(axes, gain.unbind(-1), ("accuracy, %", "loss"), strict=True):
-    ax.axhline(0, color="#5c677d", linewidth=0.8)
-    ax.plot(sizes, y, "o", color="#00798c", alpha=0.5)
-    ax.plot(sizes, y.mean(1), "_", color="#d1495b", markersize=24, markeredgewidth=2)
-    ax.set(title=f"gain in {what}", xlabel="samples per rank")
+units = ("gain in accuracy, %", "gain in loss")
+for ax, y, unit in zip(axes, gain.unbind(-1), units, strict=True):
+    ax.axhline(0, color="gray", linewidth=0.8)
+    ax.plot(sizes, y, "o", color="C0", alpha=0.5)
+    ax.plot(sizes, y.mean(1), "_k", markersize=24, markeredgewidth=2)
+    ax.set(ylabel=unit, xlabel="samples per rank")
     ax.margins(x=0.15)
+figure.suptitle("Synchronizing gains most with one sample per rank")
 plt.show()
 
 # %%
-# Accuracy moves by whole digits, so the loss is the finer measure. The build of this page
-# stops if one of these statements about the loss is false:
+# Accuracy moves by whole digits, so the loss is the finer measure. The build of this
+# page stops if one of these statements about the loss is false:
 
 one, sixteen = gain[0, :, 1], gain[-1, :, 1]
 assert (one > 0).all()  # with one sample per rank synchronizing helps from every start,
@@ -145,7 +152,8 @@ assert sixteen.mean().abs() < one.mean() / 10  # with 16 the gain is less than a
 
 # %%
 # The noise of the statistics is a likely reason (:doc:`01_why_synchronize`). Four ranks
-# together halve it. With 16 samples per rank a quarter of it is left to be halved.
+# together halve it. With 16 samples per rank, only a quarter of the noise is left to be
+# halved.
 #
 # This page says nothing about other networks, data, learning rates or longer trainings:
 # measure your own. :doc:`/benchmarks` has the time that synchronizing takes.
@@ -153,10 +161,10 @@ assert sixteen.mean().abs() < one.mean() / 10  # with 16 the gain is less than a
 # Exercises
 # ---------
 #
-# 1. Train with a learning rate of 0.01 and of 0.1. Is there still a gain in loss with one
-#    sample per rank, from every start?
-# 2. Take one image, then four images, and compute the variance of each channel before the
-#    second batch norm. How far is it from the variance over all images? Predict the
+# 1. Train with a learning rate of 0.01 and of 0.1. Is there still a gain in loss with
+#    one sample per rank, from every start?
+# 2. Take one image, then four images, and compute the variance of each channel before
+#    the second batch norm. How far is it from the variance over all images? Predict the
 #    ratio of the two errors, then measure it.
 # 3. Sort the digits by class, and let each rank see its own quarter of them. Is there a
 #    gain with 16 samples per rank now? Why?

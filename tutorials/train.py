@@ -1,14 +1,18 @@
-"""Train a small network on handwritten digits: one process, several, or several machines, on CPUs or GPUs.
+r"""Train a small network on handwritten digits, with one process or many.
 
-    python tutorials/train.py                                    # one process
-    torchrun --nproc-per-node=4 tutorials/train.py               # four on this machine
+The processes use GPUs if the machine has one for each of them, else CPUs.
 
-and on two machines, the same line on both, with the name of one of them for HOST:
+    python tutorials/train.py                        # one process
+    torchrun --nproc-per-node=4 tutorials/train.py   # four processes on this machine
 
-    torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 tutorials/train.py
+On two machines, run this command on both. Replace HOST by the name of one machine:
 
-Each step takes one batch and cuts it into one piece per rank, at random: pieces differ in size and some are empty. With
-``--stats-mode exact`` the losses nevertheless are those of one process, to rounding, whatever the number of ranks.
+    torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d \
+        --rdzv-endpoint=HOST:29500 tutorials/train.py
+
+Each step takes one batch and cuts it at random into one piece per rank. The pieces
+differ in size, and some are empty. With ``--stats-mode exact``, the losses are those of
+one process up to rounding, with any number of ranks.
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ import sbnref
 
 
 def main() -> None:
-    """Set up, train, and let rank 0 evaluate by itself."""
+    """Train on all ranks and evaluate on rank 0."""
     parser = argparse.ArgumentParser(
         description="Train on handwritten digits, on one process or many."
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument(
-        "--batch-size", type=int, default=128, help="of all ranks together"
+        "--batch-size", type=int, default=128, help="summed over all ranks"
     )
     parser.add_argument(
         "--stats-mode", default="exact", choices=["default", "N", "exact"]
@@ -42,7 +46,9 @@ def main() -> None:
         "--impl", default=None, help="'reference', 'cpu', 'cuda' or 'auto'"
     )
     parser.add_argument(
-        "--output", default=None, help="where to save the model, with plain batch norms"
+        "--output",
+        default=None,
+        help="file for the model, saved with plain batch norms",
     )
     args = parser.parse_args()
 
@@ -53,27 +59,23 @@ def main() -> None:
     images = (images / 16).float().view(-1, 1, 8, 8)
     train, test = slice(0, 1500), slice(1500, None)
 
-    torch.manual_seed(0)  # the same weights on every rank
+    torch.manual_seed(0)  # equal weights on every rank
     model = sbnref.convert_sync_batchnorm(
         network(), stats_mode=args.stats_mode, impl=args.impl
     ).to(device)
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
 
-    generator = torch.Generator().manual_seed(
-        1
-    )  # the same batches and the same cuts on every rank
+    generator = torch.Generator().manual_seed(1)  # equal batches and cuts on every rank
     for step in range(1, args.steps + 1):
         batch = torch.randint(
             0, len(images[train]), (args.batch_size,), generator=generator
         )
         mine = cut(batch, world_size)[rank].to(device)
-        # DistributedDataParallel averages gradients over ranks: the factor makes the average the mean over the batch
-        loss = (
-            F.cross_entropy(wrapped(images[mine]), labels[mine], reduction="sum")
-            * world_size
-            / args.batch_size
-        )
+        loss = F.cross_entropy(wrapped(images[mine]), labels[mine], reduction="sum")
+        # DistributedDataParallel averages gradients over the ranks. This factor turns
+        # the average over ranks into the mean over the batch.
+        loss = loss * world_size / args.batch_size
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def join_group() -> tuple[torch.device, int, int]:
-    """This process's device, its rank, and how many ranks there are; one if torchrun did not start it."""
+    """Return device, rank and number of ranks; without torchrun there is one rank."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -106,7 +108,7 @@ def join_group() -> tuple[torch.device, int, int]:
 
 
 def network() -> nn.Module:
-    """Two convolutions with ordinary batch norms."""
+    """Return a network of two convolutions with ordinary batch norms."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
         *(nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
@@ -115,7 +117,7 @@ def network() -> nn.Module:
 
 
 def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
-    """The batch in pieces of random sizes, 0 included, the same on every rank for the same batch."""
+    """Cut the batch into random pieces, some empty; every rank cuts equally."""
     generator = torch.Generator().manual_seed(int(batch.sum()))
     cuts = (
         torch.randint(0, len(batch) + 1, (pieces - 1,), generator=generator)
@@ -126,7 +128,7 @@ def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """For the report only; gradients are averaged by DistributedDataParallel."""
+    """Average for the report; DistributedDataParallel averages the gradients."""
     if dist.is_initialized():
         dist.all_reduce(value)
         value /= dist.get_world_size()
@@ -134,7 +136,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def report(line: str, rank: int) -> None:
-    """Print on one rank."""
+    """Print on rank 0."""
     if rank == 0:
         print(line, flush=True)
 

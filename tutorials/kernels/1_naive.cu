@@ -1,5 +1,5 @@
-// Rung 1, naive: the formula, word by word. One kernel for the mean, one for the
-// variance and one to normalize; in each a block for every channel. x is read three
+// Rung 1, naive: the formula, word by word. One kernel computes the mean, one computes
+// the variance, and one normalizes. Every channel has a block. The kernels read x three
 // times.
 #pragma once
 
@@ -26,7 +26,7 @@ __global__ void naive_variance(Problem p) {
     if (threadIdx.x == 0) p.var[c] = static_cast<float>(total / p.count());
 }
 
-// The line that normalizes a channel, from its statistics.
+// Return the line that normalizes a channel, from its statistics.
 __device__ inline Line normalizing(const Problem& p, int64_t c) {
     return {p.mean[c], 1 / sqrtf(p.var[c] + static_cast<float>(p.eps)), 0};
 }

@@ -1,5 +1,5 @@
-// Rung 2, Welford: mean and variance in one pass. A thread takes in one element after
-// the other, and what the threads found is merged. x is read twice.
+// Rung 2, Welford: mean and variance in one pass. Each thread processes one element
+// after the other, and the block merges the results. The kernels read x twice.
 #pragma once
 
 #include "1_naive.cu"
@@ -9,7 +9,7 @@ struct Moments {
     A count, mean, m2;  // m2 = sum of (x - mean)^2
 };
 
-// Welford's update.
+// Add an element by Welford's update.
 __device__ inline void add(Moments<float>& to, float x) {
     to.count += 1;
     const float delta = x - to.mean;
@@ -17,7 +17,7 @@ __device__ inline void add(Moments<float>& to, float x) {
     to.m2 += delta * (x - to.mean);
 }
 
-// Chan's formula: the moments of two sets together.
+// Return the moments of two sets together, by Chan's formula.
 template <typename A>
 __device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
     const A count = a.count + b.count, delta = b.mean - a.mean;
@@ -27,7 +27,7 @@ __device__ Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
         a.m2 + b.m2 + delta * delta * a.count * fraction};
 }
 
-// Merged over the threads of a block, for thread 0, always in the same order.
+// Merge over the threads of a block, for thread 0, in a fixed order.
 __device__ inline Moments<double> merge_over_block(const Moments<float>& mine) {
     __shared__ Moments<double> of_thread[kThreads];
     of_thread[threadIdx.x] = Moments<double>{mine.count, mine.mean, mine.m2};

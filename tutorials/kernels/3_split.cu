@@ -1,5 +1,5 @@
 // Rung 3, split: several blocks share a channel, so that every multiprocessor has work.
-// Each leaves what it found in memory; a small kernel merges, always in the same order.
+// Each block stores its result in memory. A small kernel merges them in a fixed order.
 #pragma once
 
 #include "2_welford.cu"
@@ -15,7 +15,7 @@ struct Share {
           step(p.splits * kThreads) {}
 };
 
-// Where number k of a partial result is; the channels are neighbours.
+// Return the index of number k of a partial result; channels are side by side.
 __device__ inline int64_t partial(const Problem& p, int k, int64_t split, int64_t c) {
     return (k * p.splits + split) * p.C + c;
 }

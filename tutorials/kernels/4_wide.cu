@@ -1,15 +1,15 @@
-// Rung 4, wide: 16 bytes at a time, where the spatial size is a multiple of four
-// floats. A quarter of the instructions, and one division for four elements.
+// Rung 4, wide: 16 bytes per access, if the spatial size is a multiple of four floats.
+// This takes a quarter of the instructions, and one division for four elements.
 #pragma once
 
 #include "3_split.cu"
 
-// The moments of V values: two passes over registers cost no memory traffic.
+// Return the moments of V values. Two passes over registers cost no memory traffic.
 template <int V>
 __device__ Moments<float> moments(Floats<V> x) {
     float sum = 0, m2 = 0;
     for (int k = 0; k < V; ++k) sum += x.at[k] - x.at[0];
-    const float mean = sum / V;  // from the first value on
+    const float mean = sum / V;  // relative to the first value
     for (int k = 0; k < V; ++k) {
         const float deviation = x.at[k] - x.at[0] - mean;
         m2 += deviation * deviation;
@@ -17,7 +17,7 @@ __device__ Moments<float> moments(Floats<V> x) {
     return {V, x.at[0] + mean, m2};
 }
 
-// What this block's threads find together, for thread 0.
+// Return the moments of this block's share, for thread 0.
 template <int V>
 __device__ Moments<double> wide_moments(const Problem& p, const Share& share) {
     Moments<float> mine{};
@@ -33,7 +33,7 @@ __global__ void wide_statistics(Problem p) {
     if (threadIdx.x == 0) store_partial(p, share.split, share.channel, found);
 }
 
-// Normalizes the V elements at position i of a channel.
+// Normalize the V elements at position i of a channel.
 template <int V>
 __device__ void normalize(const Problem& p, const Line& line, int64_t c, int64_t i) {
     Floats<V> values = floats<V>(p.x + p.at(c, i * V));

@@ -1,15 +1,15 @@
-// Rung 5, payload: the block that finishes last merges, and writes what this rank tells
-// the others, [w mean, w var, w mean^2, w, m] in float64. One launch for each stage;
-// between them is the all-reduce, which turns this rank's payload into the group's.
+// Rung 5, payload: the block that finishes last merges, and writes this rank's payload,
+// [w mean, w var, w mean^2, w, m] in float64. Each stage takes one launch. The
+// all-reduce in between sums the payloads of the group.
 #pragma once
 
 #include "4_wide.cu"
 
-// Called by one thread for every channel that the block worked on.
+// Store a partial result and, in the last block, the payload. One thread calls this.
 __device__ inline void finish(
     const Problem& p, int64_t split, int64_t c, const Moments<double>& found) {
     store_partial(p, split, c, found);
-    __threadfence();  // the partial results are seen before the ticket is
+    __threadfence();  // other blocks see the results before the ticket
     const unsigned last = static_cast<unsigned>(p.splits) - 1;
     if (atomicInc(&p.tickets[c], last) != last) return;
     __threadfence();
@@ -30,8 +30,8 @@ __global__ void payload_statistics(Problem p) {
     if (threadIdx.x == 0) finish(p, share.split, share.channel, found);
 }
 
-// The line that normalizes a channel, from the group's payload. The mean is kept in two
-// parts: x - hi is exact where x is near the mean.
+// Return the line that normalizes a channel, from the group's payload. The mean has two
+// parts, hi and a rest in the shift: x - hi is exact if x is near the mean.
 __device__ inline Line from_payload(const Problem& p, int64_t c) {
     const double w = p.payload[3 * p.C], mean = p.payload[c] / w;
     const double within = p.payload[p.C + c] / w;
@@ -48,7 +48,7 @@ __global__ void payload_normalize(Problem p) {
     normalize<V>(p, line, share);
 }
 
-// A block for every share of every channel.
+// Launch a block for every share of every channel.
 inline void launch(void (*kernel)(Problem), const Problem& p) {
     kernel<<<p.C * p.splits, kThreads, 0, p.stream>>>(p);
 }

@@ -1,11 +1,11 @@
-// Rung 6, backwards: the second pass is the first one played backwards, so that it
-// starts on what the cache still holds. The first block takes the last share, and every
-// thread its last position first; the first pass is as it was.
+// Rung 6, backwards: the second pass runs the first pass backwards, so that it starts
+// on data that is still in the cache. The first block takes the last share, and every
+// thread takes its last position first. The first pass does not change.
 #pragma once
 
 #include "5_payload.cu"
 
-// The last of first, first + step, ... below n; negative where there is none.
+// Return the last of first, first + step, ... below n, or -1 if there is none.
 __device__ inline int64_t last_position(int64_t first, int64_t step, int64_t n) {
     return first < n ? first + (n - 1 - first) / step * step : -1;
 }

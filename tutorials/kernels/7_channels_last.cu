@@ -1,17 +1,17 @@
 // Rung 7, channels-last: neighbouring threads take neighbouring channels, because these
-// are neighbours in memory. A block works on 32 channels: every warp reads a row of
+// are side by side in memory. A block works on 32 channels: every warp reads a row of
 // them, and the block's warps read different rows. A thread loads only 4 bytes at a
 // time, so it loads four rows before it uses the first.
 #pragma once
 
 #include "6_backwards.cu"
 
-constexpr int kRows = kThreads / kWarp;  // that a block reads at once
-constexpr int kLoads = 4;                // of a thread, in flight together
+constexpr int kRows = kThreads / kWarp;  // rows that a block reads at once
+constexpr int kLoads = 4;                // loads of a thread in flight
 
-// Calls take(i, load(i)) for i = first, first + step, ... in [0, n). Of every kLoads,
-// all loads are issued before the first value is used. Going backwards, step is
-// negative.
+// Call take(i, load(i)) for i = first, first + step, ... in [0, n), kLoads at a time.
+// All loads of a round are issued before the first value is used. To go backwards, pass
+// a negative step.
 template <typename Load, typename Take>
 __device__ void in_rounds(
     int64_t first, int64_t step, int64_t n, const Load& load, const Take& take) {

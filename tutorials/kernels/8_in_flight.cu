@@ -1,9 +1,9 @@
 // Rung 8, in flight: rung 6, where a thread loads 16 bytes four times before it uses
-// the first. Little's law: memory is busy while bandwidth times latency bytes are under
-// way. On an H100, 3.35 TB/s (data sheet) times 600 ns (assumed) are 15 KB for each of
-// 132 multiprocessors. As nvcc 13.0 compiles the statistics for sm_90, they hold 1280
-// threads each: 20 KB with one load of every thread, and 82 KB with four. A thread that
-// computes has nothing under way.
+// the first. Little's law: memory is busy while bandwidth times latency bytes are in
+// flight. On an H100, 3.35 TB/s (data sheet) times 600 ns (assumed) are 15 KB for each
+// of 132 multiprocessors. nvcc 13.0 compiles the statistics for sm_90 so that each
+// multiprocessor holds 1280 threads: 20 KB with one load per thread, and 82 KB with
+// four. A thread that computes has nothing in flight.
 #pragma once
 
 #include "7_channels_last.cu"

@@ -1,5 +1,5 @@
-// Rung 9, half precision: x and y are float16, half the bytes; 16 bytes are eight
-// elements. Sums and arithmetic stay float32: only what memory holds is short.
+// Rung 9, half precision: x and y are float16, so 16 bytes are eight elements and the
+// traffic halves. Sums and arithmetic stay float32.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,7 +12,7 @@ struct alignas(2 * V) Halves {
     __half at[V];
 };
 
-// The V elements from number `at` on, of an array of __half to which a Problem points.
+// Return V elements from index `at` on; the array of a Problem holds __half here.
 template <int V>
 __device__ const Halves<V>& halves(const float* array, int64_t at) {
     return *reinterpret_cast<const Halves<V>*>(

@@ -1,6 +1,6 @@
-"""The ladder of tutorial 11 as Python sees it: built once, called, and timed.
+"""The ladder of tutorial 11: build, call and time its rungs.
 
-The rungs are in ``cpu/``, a C++ file each, and compute the forward pass on CPU tensors in float32.
+Each rung is a C++ file in ``cpu/`` and computes the forward pass in float32.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sbnref.impls.compiling import TORCH_HEADERS, cached, call_compiler
 from sbnref.lab.timing import interleaved
 
 KERNELS = Path(__file__).resolve().parent / "cpu"
-RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # where committed times lie
+RESULTS = KERNELS.parents[2] / "benchmarks" / "results"  # committed times
 FLAGS = (
     *CPU.flags,
-    "-fno-tree-vectorize",  # there are vectors where the source has them
+    "-fno-tree-vectorize",  # vectors only where the source has them
     *(("-fopenmp",) if sys.platform == "linux" else ()),
 )
 
@@ -38,13 +38,13 @@ class Rung:
     """A way to normalize.
 
     Attributes:
-        source: the file with what is new.
-        door: of the library.
-        threaded: whether it takes more threads than one.
+        source: the file with the new idea.
+        function: its name in the library, after ``ladder_``.
+        threaded: whether it can use several threads.
     """
 
     source: str
-    door: str
+    function: str
     threaded: bool = False
 
 
@@ -82,18 +82,18 @@ def run(
     Args:
         rung: a key of :data:`RUNGS`.
         x: (N, C, \\*) float32, contiguous, in the CPU's memory.
-        threads: how many work on it, from rung 5 on.
-        out: for the result, as x; a new tensor without it.
+        threads: the number of threads, from rung 5 on.
+        out: a tensor like x for the result; by default a new tensor.
         statistics: (2, C) float64, contiguous, for the means and the variances.
-        kernels: the folder of the sources, to try out a changed copy.
-        flags: more of them for the compiler, to try out what they do.
+        kernels: the folder of the sources; pass a changed copy to try it out.
+        flags: further flags for the compiler.
 
     Returns:
-        y, as x.
+        y, a tensor like x.
 
     Raises:
         RuntimeError: the rungs do not compile.
-        ValueError: it is another kind of tensor.
+        ValueError: a tensor has another dtype, layout or device.
     """
     y = torch.empty_like(x) if out is None else out
     for t in (x, y):
@@ -104,8 +104,8 @@ def run(
             or t.dim() < 2
         ):
             raise ValueError(
-                "expected a contiguous float32 tensor (N, C, *) on the CPU, "
-                f"got {t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device}"
+                "expected a contiguous float32 tensor (N, C, *) on the CPU, got "
+                f"{t.dtype} {tuple(t.shape)} with strides {t.stride()} on {t.device}"
             )
     if y.shape != x.shape:
         raise ValueError(f"expected out as x, {tuple(x.shape)}, got {tuple(y.shape)}")
@@ -124,17 +124,17 @@ def run(
         s = x.numel() // (n * c)
         pointers = (t.data_ptr() for t in (x, y, mean, var))
         problem = _Problem(n, c, s, threads, eps, *pointers)
-        door = getattr(library(kernels, flags), f"ladder_{RUNGS[rung].door}")
-        door(ctypes.byref(problem))
+        call = getattr(library(kernels, flags), f"ladder_{RUNGS[rung].function}")
+        call(ctypes.byref(problem))
     return y
 
 
 @functools.cache
 def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
-    """The rungs, compiled once; the next process finds them.
+    """Compile the rungs, or load them from the cache.
 
     Raises:
-        RuntimeError: they do not compile.
+        RuntimeError: the rungs do not compile.
     """
     files = sorted(kernels.glob("*.cpp"))
     flags = (*FLAGS, *flags)
@@ -160,7 +160,7 @@ def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
     )
     lib = ctypes.CDLL(str(built))
     for rung in RUNGS.values():
-        getattr(lib, f"ladder_{rung.door}").restype = None
+        getattr(lib, f"ladder_{rung.function}").restype = None
     return lib
 
 
@@ -168,7 +168,10 @@ def library(kernels: Path = KERNELS, flags: tuple[str, ...] = ()) -> Any:
 
 
 def works(x: Tensor, threads: int) -> dict[str, Callable[[], Tensor]]:
-    """What is timed: the copy, the rungs that know what to do with the threads, what PyTorch and sbnref have."""
+    """Return the functions to time: the copy, the rungs, PyTorch's and sbnref's own.
+
+    With several threads, only rungs that can use them are among the functions.
+    """
     works: dict[str, Callable[[], Tensor]] = {
         "copy": lambda: torch.empty_like(x).copy_(x)
     }
@@ -185,7 +188,10 @@ def works(x: Tensor, threads: int) -> dict[str, Callable[[], Tensor]]:
 def times(
     x: Tensor, threads: int, seconds: float, only: tuple[str, ...] = ()
 ) -> dict[str, list[float]]:
-    """The seconds of every round of the works, interleaved; of those named in ``only`` if there are any."""
+    """Time the works in turns and return the seconds of every round.
+
+    Pass names in ``only`` to time only these works.
+    """
     timed = {
         name: work
         for name, work in works(x, threads).items()
@@ -201,16 +207,35 @@ def times(
 
 
 def moved(name: str, x: Tensor) -> int:
-    """Bytes that have to move: x is read twice and y written once, and a copy reads once."""
+    """Return the bytes that must move: x twice and y once, or x once for the copy."""
     return (2 if name == "copy" else 3) * x.nbytes
+
+
+def draw_committed() -> int:
+    """Draw the committed times and return the number of result files that have them."""
+    sys.path.insert(0, str(RESULTS.parents[1]))  # the checkout, for its benchmarks
+    import matplotlib.pyplot as plt
+
+    from benchmarks import load
+    from benchmarks.figures import cpu_ladder
+
+    drawn = 0
+    for file in sorted(RESULTS.glob("*.json")):
+        results = load(file)
+        rows = [row for row in results.rows if row["suite"] == "cpu_ladder"]
+        if rows:
+            cpu_ladder(plt, rows, results)
+            drawn += 1
+    plt.show()
+    return drawn
 
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """Meanwhile freed memory is kept for the next tensor.
+    """Keep freed memory for the next tensor inside the ``with`` block.
 
-    Otherwise glibc asks the system for the memory of every large tensor anew, and the system hands it out page by page
-    as it is touched, which can take as long as the pass that is timed.
+    By default, glibc requests the memory of every large tensor anew. The system then
+    maps it page by page, which can take as long as the timed pass.
     """
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -228,7 +253,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def caches() -> dict[str, int]:
-    """Bytes of the second and of the last level, as Linux lists them; a guess elsewhere."""
+    """Return the bytes of L2 and of the last cache by Linux; elsewhere, guess."""
     sizes = {}
     for index in range(8):
         folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")

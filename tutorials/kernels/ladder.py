@@ -1,4 +1,4 @@
-"""The ladder of kernels: nine files for the laboratory, which compiles them, calls them and counts what they do."""
+"""The ladder of tutorial 5: nine files of kernels to compile, call and count."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "Call",
     "Rung",
     "count",
+    "draw",
     "fetched",
     "set_order",
 ]
@@ -31,12 +32,12 @@ class Rung:
     """A way to normalize.
 
     Attributes:
-        source: the file with what is new.
-        functions: of that file, in the order in which they are called. Where there are two, the first one writes
-            this rank's payload and the second one reads the group's.
+        source: the file with the new idea.
+        functions: to call, in this order. Of two functions, the first one writes this
+            rank's payload and the second one reads the group's payload.
         splits: whether several blocks share a channel.
-        width: elements that a thread takes at once, where the spatial size is a multiple of it.
-        tile: channels that a block works on.
+        width: elements per access, if the spatial size is a multiple of it.
+        tile: channels per block.
         dtype: of x and y.
     """
 
@@ -70,26 +71,26 @@ RUNGS = {
 
 
 def all_rungs(folder: Path = KERNELS, threads: int = THREADS) -> Kernels:
-    """The rungs as one file: the last one includes the others."""
+    """Return all rungs as one file: the last one includes the others."""
     functions = {name: None for rung in RUNGS.values() for name in rung.functions}
     return Kernels(folder / "9_half.cu", tuple(functions), threads)
 
 
 class Call(lab.Call):
-    """A rung and everything it needs for a tensor. :meth:`run` launches its kernels.
+    """A rung with its arrays for a tensor. :meth:`run` launches its kernels.
 
     Args:
         rung: a key of :data:`RUNGS`.
         x: (N, C, \\*) of the rung's dtype, contiguous or channels-last.
-        weight: w, what this rank weighs.
-        blocks: how many to launch at least, where several share a channel and there is work for them.
+        weight: w, the weight of this rank.
+        blocks: the least number of blocks, if several share a channel and have work.
         threads: of a block.
-        kernels: the folder of the sources, to try out a changed copy.
+        kernels: the folder of the sources; pass a changed copy to try it out.
 
     Attributes:
         y: as x, the normalized tensor.
-        payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; rungs 1 to 4 leave it alone.
-        mean, var: (C,) float32; rungs 5 to 9 leave them alone.
+        payload: (3C + 2,) float64, [w mean, w var, w mean², w, m]; from rung 5 on.
+        mean, var: (C,) float32; unused by rungs 5 to 9.
     """
 
     def __init__(
@@ -121,14 +122,14 @@ class Call(lab.Call):
         super().__init__(compiled, x, splits=splits, weight=weight, eps=eps)
 
     def run(self, *functions: str) -> Tensor:
-        """Launch the kernels, those of some of the functions only where these are named; y."""
+        """Launch all kernels, or only the named functions, and return y."""
         return super().run(*functions or self.rung.functions)
 
 
 def fetched(call: Call, counts: Counts, capacity: int) -> float:
-    """The share of x that the last pass has to fetch past a cache of so many bytes.
+    """Return the share of x that the last pass fetches, with a cache of ``capacity``.
 
-    A model: the cache keeps the sectors used last; the blocks run all at once, in step.
+    A model: the cache keeps the sectors used last; all blocks run at once, in step.
     """
     launch, block, time, _, sector = counts.trace.T
     order = ((launch * (time.max() + 1) + time) * (block.max() + 1) + block).argsort(
@@ -152,6 +153,39 @@ def fetched(call: Call, counts: Counts, capacity: int) -> float:
     return misses / (end - begin)
 
 
+def draw(table: dict[str, dict[str, float]], multiprocessors: int) -> None:
+    """Draw the columns of the table in which the rungs gain, the first rung on top."""
+    import matplotlib.pyplot as plt
+
+    titles = {
+        "moved": "bytes moved, over x",
+        "blocks": "blocks of the first launch",
+        "instructions": "access instructions",
+        "launches": "launches",
+        "fetched": "share of x fetched again (model)",
+        "error": "error at 1000 deviations",
+    }
+    marks = {"moved": 3, "blocks": multiprocessors}
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey=True)
+    names = list(table)
+    for ax, (column, title) in zip(axes.flat, titles.items(), strict=True):
+        ax.plot([table[name][column] for name in names], names, "o")
+        if column in marks:
+            ax.axvline(marks[column], color="gray", linewidth=0.8)
+        if column == "error":
+            ax.set_xscale("log")
+        else:
+            ax.set_xlim(left=0)
+            ax.locator_params(axis="x", nbins=4)
+        ax.set_xlabel(title)
+        ax.grid(axis="y", linewidth=0.4)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(
+        "Almost every rung improves one number (gray: floor, multiprocessors)"
+    )
+    plt.show()
+
+
 def set_order(order: str, kernels: Path = KERNELS) -> None:
-    """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
+    """Set the order of blocks and threads: ascending, descending or random:SEED."""
     lab.set_order(order, all_rungs(kernels))

@@ -5,16 +5,16 @@ import torch.distributed as dist
 
 import sbnref
 
-# 1. How many samples until the batch's mean is within 0.1 standard deviations, 19 times out of 20?
-# The mean's standard deviation is sigma / sqrt(n), and 19 of 20 lie within 1.96 of it: n = (1.96 / 0.1)^2.
+# 1. The mean has the standard deviation sigma / sqrt(n). 19 of 20 means lie within 1.96
+# of these standard deviations, so n = (1.96 / 0.1)^2.
 needed = round((1.96 / 0.1) ** 2)
 print(f"1. {needed} samples")
 torch.manual_seed(0)
 within = (torch.randn(4000, needed).mean(1).abs() < 0.1).float().mean().item()
 assert abs(within - 0.95) < 0.02, within
 
-# 2. Equal means, standard deviations 0.5, 1, 2, 4: alone, each rank becomes standard normal, so the ranks' scales,
-# which told their data apart, are lost. Together they keep their ratios.
+# 2. A rank that normalizes alone becomes standard normal and loses its scale, the only
+# difference between the ranks. Ranks that normalize together keep their ratios.
 deviations = torch.tensor([0.5, 1.0, 2.0, 4.0])
 x = torch.randn(4, 20_000) * deviations[:, None]
 alone = x / x.std(1, keepdim=True)
@@ -26,21 +26,17 @@ torch.testing.assert_close(
 )
 
 
-# 3. Four ranks of 4 samples: compare the normalized values with those under the true statistics, 0 and 1.
+# 3. Compare the normalized values with the values under the true statistics, 0 and 1.
 def noise() -> tuple[float, float]:
-    """Runs on every rank: the mean square of (normalized - true) without and with synchronization."""
+    """Return the noise without and with synchronization (runs on every rank)."""
     torch.manual_seed(dist.get_rank())
-    layer = sbnref.SyncBatchNorm(
-        1000, affine=False, stats_mode="exact"
-    )  # 1000 draws, a channel each
-    x = torch.randn(4, 1000)
+    layer = sbnref.SyncBatchNorm(1000, affine=False, stats_mode="exact")
+    x = torch.randn(4, 1000)  # 1000 draws, a channel each
     synchronized = layer(x)
     unsynchronized = torch.nn.functional.batch_norm(x, None, None, training=True)
     return tuple((y - x).square().mean().item() for y in (unsynchronized, synchronized))
 
 
 shares = torch.tensor(sbnref.launch(noise, 4)).mean(0)
-print(
-    f"3. noise from the statistics: alone {shares[0]:.0%}, together {shares[1]:.0%} of the variance"
-)
+print(f"3. share of noise: alone {shares[0]:.0%}, together {shares[1]:.0%}")
 assert shares[0] > 3 * shares[1]

@@ -6,22 +6,23 @@ import torch.distributed as dist
 import sbnref
 
 
-# 1. An all-reduce of maxima by gathering: G numbers arrive for each number sent, 3 for 3 ranks and 300 for 300.
+# 1. A rank receives one number from each rank: 3 with 3 ranks, and 300 with 300.
 def maximum() -> float:
-    """Runs on every rank."""
+    """Return the largest rank by gathering (runs on every rank)."""
     mine = torch.tensor([float(dist.get_rank())])
-    everybodys = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everybodys, mine)
-    return torch.stack(everybodys).max().item()
+    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.stack(gathered).max().item()
 
 
 assert sbnref.launch(maximum, 3) == [2.0, 2.0, 2.0]
 print("1. the maximum is 2 on every rank")
 
 
-# 2. Ranks in different collectives wait for what never comes, or fail when messages do not match.
+# 2. Ranks in different collectives wait until the timeout, or fail because their
+# messages do not match.
 def mismatch() -> None:
-    """Runs on every rank."""
+    """Call different collectives (runs on every rank)."""
     if dist.get_rank() == 0:
         dist.all_reduce(torch.zeros(1))
     else:
@@ -37,9 +38,10 @@ else:
     raise AssertionError("expected ranks in different collectives to fail")
 
 
-# 3. Tensors are copied: what a rank does to its copy stays there, and a gradient comes back only if it is returned.
+# 3. Each process gets a copy. A change of the copy stays in its process, and a gradient
+# comes back only if the function returns it.
 def gradient(x: torch.Tensor) -> torch.Tensor:
-    """Runs on every rank."""
+    """Return the gradient of this rank's copy (runs on every rank)."""
     x = x.requires_grad_()
     (x * (dist.get_rank() + 1)).sum().backward()
     return x.grad

@@ -7,17 +7,19 @@ import sbnref
 
 EPS = 1e-5
 
-# 1. In 'exact', w_r = m_r and D = M. With x_i on rank r, dv/dx_i = 2 (x_i - mu) / M - 2 / M sum_j (x_j - mu) / M, and
-# the sum of deviations from the mean is zero.
+# 1. In 'exact', w_r = m_r and D = M. With x_i on rank r,
+# dv/dx_i = 2 (x_i - mu) / M - 2 / M sum_j (x_j - mu) / M,
+# and the sum of deviations from the mean is zero.
 x = torch.randn(20, dtype=torch.float64, requires_grad=True)
 (dv,) = torch.autograd.grad(x.var(correction=0), x)
 torch.testing.assert_close(dv, 2 * (x - x.mean()).detach() / 20)
 print("1. dv/dx_i = 2 (x_i - mu) / M")
 
 
-# 2. Mode 'N' with two elements per sample: w_r = n_r = m_r / 2, D = sum n_r, so k_r = n_r / (D m_r) = 1 / (2 D).
+# 2. Mode 'N' with two elements per sample: w_r = n_r = m_r / 2 and D = sum n_r, so
+# k_r = n_r / (D m_r) = 1 / (2 D).
 def forward(xs):
-    """Each rank's elements, (m_r,), normalized by 'N'."""
+    """Normalize each rank's elements, (m_r,), by 'N'."""
     full = [x for x in xs if len(x) > 0]
     ns = [len(x) / 2 for x in full]
     d = sum(ns)
@@ -34,7 +36,7 @@ def forward(xs):
 
 
 def backward(gs, xs, missing_mean_term=False):
-    """The formula; W = D, so there is no last term."""
+    """Return the gradient by the formula; W = D, so there is no last term."""
     xhats, (sigma, d) = forward(xs)
     a = 0 if missing_mean_term else sum(g.sum() for g in gs)
     b = sum((g * xhat).sum() for g, xhat in zip(gs, xhats, strict=True))
@@ -45,7 +47,7 @@ def backward(gs, xs, missing_mean_term=False):
 
 
 def by_autograd(xs, gs):
-    """What the formula has to equal."""
+    """Return the gradient by autograd."""
     leaves = [x.clone().requires_grad_() for x in xs]
     loss = sum((y * g).sum() for y, g in zip(forward(leaves)[0], gs, strict=True))
     return torch.autograd.grad(loss, leaves)
@@ -57,15 +59,16 @@ gs = [torch.randn(len(x), dtype=torch.float64) for x in xs]
 torch.testing.assert_close(backward(gs, xs), list(by_autograd(xs, gs)))
 print("2. mode 'N' passes")
 
-# 3. The last term is k B mu (1 - W/D) / sigma: it vanishes where mu = 0, or where B = 0, the gradient being
-# uncorrelated with the normalized input. Data with mean zero hides it.
+# 3. The last term is k B mu (1 - W/D) / sigma. It vanishes if mu = 0, or if B = 0, when
+# the gradient is uncorrelated with the normalized input. Data with mean zero hides it.
 print("3. data whose mean is zero")
 
 
-# 4. Without the term A the gradients no longer sum to zero; all three tests look at dx and notice, unless A is zero.
-# Of another EPS the first two know nothing, because forward and backward share it. The layer has its own.
+# 4. Without the term A the gradients no longer sum to zero. All three tests look at dx
+# and notice, unless A is zero. The first two tests do not notice another EPS, because
+# forward and backward share it. The layer has its own EPS.
 def by_differences(xs, gs, step=1e-6):
-    """What moving each element a little does to the loss."""
+    """Return the gradient by finite differences."""
     grads = [torch.zeros_like(x) for x in xs]
     for grad, x in zip(grads, xs, strict=True):
         for i in range(len(x)):
@@ -80,7 +83,7 @@ def by_differences(xs, gs, step=1e-6):
 
 
 def of_the_layer(xs, gs):
-    """Runs on every rank: the gradient of this rank's elements, two to a sample."""
+    """Return the layer's gradient, two elements to a sample (runs on every rank)."""
     x, g = (ts[dist.get_rank()].view(-1, 1, 2) for ts in (xs, gs))
     x = x.requires_grad_()
     sbnref.SyncBatchNorm(1, affine=False, stats_mode="N")(x).backward(g)
@@ -91,15 +94,15 @@ layer = sbnref.launch(of_the_layer, 4, xs, gs)
 
 
 def noticed(**broken):
-    """Which of the three tests notice."""
+    """Return whether each of the three tests notices."""
     tests = [by_autograd(xs, gs), by_differences(xs, gs), layer]
     got = torch.cat(backward(gs, xs, **broken))
     return [not torch.allclose(got, torch.cat(list(t)), rtol=1e-6) for t in tests]
 
 
 assert noticed() == [False, False, False]
-print("4. A is dropped, noticed:", noticed(missing_mean_term=True))
+print("4. without A, noticed:", noticed(missing_mean_term=True))
 assert noticed(missing_mean_term=True) == [True, True, True]
 EPS = 1e-1
-print("4. EPS is another, noticed:", noticed())
+print("4. with another EPS, noticed:", noticed())
 assert noticed() == [False, False, True]

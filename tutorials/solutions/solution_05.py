@@ -16,13 +16,15 @@ torch.manual_seed(0)
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
-    """The layer of one rank, in the precision of x."""
+    """Return the output of the layer on one rank, in the precision of x."""
     return functional.sync_batch_norm(x, None, None, training=True, impl="reference")
 
 
-# 1. Let the cache hold K bytes and x be X long. Forwards, where K < X, the first of x are gone, and fetching one
-# displaces the next. Where K > X, the first K - X bytes of y find room; from then on y displaces what of x comes next.
-# Backwards, y displaces the oldest of x that is left: the two meet when K / 2 have been read and as many written.
+# 1. Let the cache hold K bytes, and let x have X bytes. Forwards, if K < X, the start of x
+# is gone, and each fetch evicts the sectors that are needed next. If K > X, there is room
+# for the first K - X bytes of y; then y evicts the next bytes of x. Backwards, y evicts
+# the oldest bytes of x. Reading and eviction meet when K / 2 bytes are read and K / 2
+# bytes are written.
 x = torch.randn(16, 32, 28, 28)
 calls = [ladder.Call(rung, x) for rung in ("5 payload", "6 backwards")]
 counts = [ladder.count(call) for call in calls]
@@ -41,7 +43,7 @@ for capacity in (0.4, 0.8, 1.2, 1.6):
 
 
 def changed(source: str, old: str, new: str) -> Path:
-    """A copy of the kernels with one place changed."""
+    """Return a copy of the kernels with one change."""
     folder = Path(tempfile.mkdtemp()) / "kernels"
     shutil.copytree(ladder.KERNELS, folder)
     text = (folder / source).read_text()
@@ -50,9 +52,10 @@ def changed(source: str, old: str, new: str) -> Path:
     return folder
 
 
-# 2. The simulation reports a thread that reads an element which another thread wrote since the last barrier, or which no
-# thread has written yet. Which of the two it reports depends on the order of the threads; that it reports one does not.
-# A GPU reports nothing. Its result may even be right most of the time.
+# 2. The simulation reports a read of an element that another thread wrote since the last
+# barrier, or that no thread has written yet. The order of the threads decides which of
+# the two it reports, but it always reports one. A GPU reports nothing, and its result may
+# even be right most of the time.
 kernels = changed("2_welford.cu", "__syncthreads();", "")
 for order in ("ascending", "descending", "random:0"):
     ladder.set_order(order, kernels)
@@ -63,8 +66,9 @@ for order in ("ascending", "descending", "random:0"):
     else:
         raise AssertionError("the missing barrier went unnoticed")
 
-# 3. w = m on every rank makes it 'exact': then S1 / W is the mean of all elements. 'default' divides by D = G, the
-# number of ranks, where rung 5 divides by W, the number of those with data.
+# 3. w = m on every rank gives 'exact', because then S1 / W is the mean of all elements.
+# 'default' divides by D = G, the number of ranks. Rung 5 divides by W, the number of ranks
+# with data.
 parts = [torch.randn(4, 6, 8, 8) + 2, torch.randn(0, 6, 8, 8)]
 calls = [ladder.Call("5 payload", part, weight=part[:, 0].numel()) for part in parts]
 for call in calls:
@@ -79,9 +83,10 @@ torch.testing.assert_close(
     rtol=1e-5,
     atol=1e-5,
 )
-print("3. the two ranks have normalized by the statistics of all elements")
+print("3. both ranks normalize by the statistics of all elements")
 
-# 4. Deviations from a value of the data are small, so their running mean is rounded finely.
+# 4. Deviations from a value of the data are small, so float32 rounds their running mean
+# finely.
 kernels = changed(
     "7_channels_last.cu",
     "add(mine, x);",

@@ -13,15 +13,15 @@ torch.manual_seed(0)
 
 
 def broken(**stages):
-    """The reference with some stages replaced."""
+    """Return the reference with some stages replaced."""
     names = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
     return SimpleNamespace(**{n: stages.get(n, getattr(reference, n)) for n in names})
 
 
-# 1. The running variance of a step is off by its M-th part: the larger the batch, the less there is to see. From some
-# size on it is less than float32 can tell.
+# 1. The running variance of a step is off by its M-th part. The larger the batch, the
+# smaller the error. From some batch size on it is below the precision of float32.
 def uncorrected(x, total, divisor, gamma, beta, eps, running, momentum):
-    """Moves the running variance towards the biased one."""
+    """Move the running variance towards the biased variance."""
     stats = combine(total, divisor)
     running.mean.lerp_(stats.mean.to(running.mean.dtype), momentum)
     running.var.lerp_(stats.var.to(running.var.dtype), momentum)
@@ -43,16 +43,17 @@ assert seen[10]
 assert not seen[1_000_000]
 
 
-# 2. The last term is B mu (1 - W/D) / sigma, and it is zero unless W != D: mode 'default' with an empty rank.
+# 2. The last term is B mu (1 - W/D) / sigma. It is zero unless W != D, so only mode
+# 'default' with an empty rank shows the error.
 def without_last_term(dy, x, total, saved, gamma, k):
-    """The textbook's formula."""
+    """Use the formula of textbooks."""
     saved = saved.clone()
     saved[2] = 0
     return reference.backward_apply(dy, x, total, saved, gamma, k)
 
 
 def agrees(sizes, stats_mode) -> bool:
-    """Runs on every rank: whether the comparison sees no difference."""
+    """Return whether the comparison agrees (runs on every rank)."""
     name = f"no last term {sizes} {stats_mode}"
     sbnref.register_impl(name, broken(backward_apply=without_last_term))
     rank = dist.get_rank()
@@ -70,10 +71,11 @@ with sbnref.Ranks(2) as ranks:
             assert found == (0 in sizes and mode == "default")
 
 
-# 3. With a total of its own an implementation would carry an early error into every later stage, and all of them would
-# be blamed. Given the same total, no stage differs but the one that is wrong (and the sum of what it gave).
+# 3. With its own total, an implementation would carry an early error into every later
+# stage, and all stages would differ. With one common total, only the wrong stage differs,
+# and the sum of its payloads.
 def shifted(x, weight):
-    """A payload whose means are off by a thousandth."""
+    """Return a payload with means that are off by a thousandth."""
     payload = reference.forward_stats(x, weight)
     payload[: x.shape[1]] += 1e-3 * weight
     return payload

@@ -5,9 +5,9 @@ import torch
 torch.manual_seed(0)
 
 
-# 1. Welford's update in float32: also one pass, and it does not cancel.
+# 1. Welford's update takes one pass in float32 and does not cancel.
 def welford(x: torch.Tensor) -> torch.Tensor:
-    """The biased variance, one element at a time, in the precision of x."""
+    """Return the biased variance, one element at a time, in the precision of x."""
     mean, m2 = x[0].clone(), torch.zeros((), dtype=x.dtype)
     for count, value in enumerate(x[1:], start=2):
         delta = value - mean
@@ -22,34 +22,37 @@ off = abs(welford(x) - true) / true
 print(f"1. Welford at a mean of 10^4: {off:.0e}")
 assert off < 1e-2
 
-# 2. bfloat16 has 8 bits: neighbors of mu are mu / 128 apart, so at mu = 256 sigma they are two standard deviations
-# apart, and the data is a handful of values.
+# 2. bfloat16 has 8 bits, so adjacent numbers near mu are mu / 128 apart. At mu = 256 sigma
+# this is two standard deviations, and the data has only a handful of values.
 data = torch.randn(5000, dtype=torch.float64) + 256
 kept = data.bfloat16().double().var(correction=0) / data.var(correction=0)
 print(
-    f"2. at 256 standard deviations bfloat16 data has {kept:.1f} times the variance, in "
+    f"2. at 256 standard deviations, bfloat16 data has {kept:.1f} times the variance and "
     f"{len(data.bfloat16().unique())} different values"
 )
 assert abs(kept - 1) > 0.1
 
 
-# 3. Shifted by a value of the data the one-pass formula is as good as the data is close to that value. An outlier as
-# the shift brings the cancellation back.
+# 3. The closer the shift is to the data, the smaller is the error of the one-pass formula.
+# With an outlier as the shift, the formula cancels again.
 def shifted(x: torch.Tensor) -> torch.Tensor:
-    """E[d^2] - E[d]^2 with d = x - x[0]."""
+    """Return E[d^2] - E[d]^2 with d = x - x[0]."""
     d = x - x[0]
     return (d * d).mean() - d.mean() ** 2
 
 
 fine = abs(shifted(x) - true) / true
-spoiled = torch.cat([torch.tensor([-1e6]), x - 1e4])  # the first is far from all others
+spoiled = torch.cat(
+    [torch.tensor([-1e6]), x - 1e4]
+)  # the first value is far from the others
 true = spoiled.double().var(correction=0)
 bad = abs(shifted(spoiled) - true) / true
-print(f"3. shifted by an ordinary value {fine:.0e}, by an outlier {bad:.0e}")
+print(f"3. error with an ordinary shift {fine:.0e}, with an outlier {bad:.0e}")
 assert bad > 100 * fine
 
-# 4. With v + mu^2 in one number: at mu = 10^6 sigma, mu^2 / v is 10^12, float64 keeps 16 digits, 4 remain.
+# 4. At mu = 10^6 sigma, mu^2 / v is 10^12. float64 keeps 16 digits of v + mu^2, so 4
+# digits of v remain.
 mean, var = 1e6, 1.0
 recovered = torch.tensor(var + mean**2, dtype=torch.float64) - mean**2
-print(f"4. of a variance of 1, {recovered.item():.6f} is recovered")
+print(f"4. a variance of 1 is recovered as {recovered.item():.6f}")
 assert abs(recovered - var) < 1e-3

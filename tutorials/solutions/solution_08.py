@@ -9,7 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import sbnref
 
-# 1. 2 (3C + 2) 8 (G - 1) / G = (2C + 1) 4 (G - 1) gives G = 4 (3C + 2) / (2C + 1): just above 6, whatever C is.
+# 1. 2 (3C + 2) 8 (G - 1) / G = (2C + 1) 4 (G - 1) gives G = 4 (3C + 2) / (2C + 1), which
+# is just above 6 for any C.
 C = 256
 crossing = 4 * (3 * C + 2) / (2 * C + 1)
 print(f"1. the curves cross at {crossing:.3f} ranks")
@@ -17,15 +18,15 @@ for g, gather_is_cheaper in ((6, True), (7, False)):
     ring, gather = 2 * (3 * C + 2) * 8 * (g - 1) / g, (2 * C + 1) * 4 * (g - 1)
     assert (gather < ring) == gather_is_cheaper
 
-# 2. Each of the 53 makes two collectives in a step, one forward and one backward.
+# 2. Each of the 53 layers makes two collectives in a step, forward and backward.
 cost = 53 * 2 * 20e-6
 print(f"2. {1e3 * cost:.2f} ms, {cost / 0.2:.1%} of the step")
 assert abs(cost - 2.12e-3) < 1e-12
 
 
-# 3. Up to some kilobytes the time is latency and does not depend on the size.
+# 3. Up to a few kilobytes the time is latency and does not depend on the size.
 def seconds(size) -> float:
-    """Runs on every rank: the median of 30 calls."""
+    """Return the median time of 30 calls (runs on every rank)."""
     tensor, times = torch.zeros(size), []
     for _ in range(30):
         dist.barrier()
@@ -41,10 +42,10 @@ print("3.", *(f"{size} numbers: {1e6 * t:.0f} µs;" for size, t in measured.item
 assert measured[10**6] > 2 * measured[10]
 
 
-# 4. Ranks are numbered machine by machine, so the groups are the rows of an 8 x 8 mesh. Here with 2 machines of 2:
-# a row's mean never hears of the other row.
+# 4. Ranks are numbered machine by machine, so the groups are the rows of an 8 x 8 mesh.
+# Here with 2 machines of 2 ranks: the mean of a row does not depend on the other row.
 def within_a_machine(machines, each) -> float:
-    """Runs on every rank: the mean that its machine agrees on."""
+    """Return the mean of this rank's machine (runs on every rank)."""
     mesh = init_device_mesh("cpu", (machines, each), mesh_dim_names=("machine", "gpu"))
     layer = sbnref.SyncBatchNorm(1, group=mesh["gpu"], stats_mode="exact", momentum=1.0)
     layer(torch.full((2, 1), float(dist.get_rank())))

@@ -10,7 +10,7 @@ from sbnref.interop.peers import MMCVSyncBatchNorm
 
 
 def box_head(norm):
-    """(boxes, 8, 7, 7) to (boxes, 4), the same weights whatever the norm."""
+    """Return a head from (boxes, 8, 7, 7) to (boxes, 4), with fixed weights."""
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(8, 16, 3, padding=1, bias=False), norm(16), nn.ReLU()),
@@ -20,14 +20,14 @@ def box_head(norm):
 
 
 def relative(a, b) -> float:
-    """How far a is from b."""
+    """Return the distance of a from b, relative to b."""
     return ((a - b).norm() / b.norm()).item() if b.numel() else 0.0
 
 
-# 1. With equal batches 1 / (G m_r) is what every mode's k_r / D should be, and no rank is empty, so W = D: mmcv's
-# gradient is right.
+# 1. With equal batches 1 / (G m_r) is the right factor in every mode. No rank is empty, so
+# W = D, and mmcv's gradient is right.
 def gradients_differ(sizes, mode) -> float:
-    """Runs on every rank: how far mmcv's input gradient is from sbnref's."""
+    """Compare mmcv's input gradient with sbnref's (runs on every rank)."""
     rank = dist.get_rank()
     gradients = []
     for Layer in (MMCVSyncBatchNorm, sbnref.SyncBatchNorm):
@@ -39,9 +39,9 @@ def gradients_differ(sizes, mode) -> float:
     return relative(*gradients)
 
 
-# 2. Fifty steps of both on the same boxes and targets, under DistributedDataParallel.
+# 2. Train both heads for 50 steps on equal boxes and targets.
 def drift(sizes) -> float:
-    """Runs on every rank: how far apart the weights are after training, mode 'N'."""
+    """Return the distance of the weights after training (runs on every rank)."""
     rank = dist.get_rank()
     heads = [
         DistributedDataParallel(box_head(lambda c, L=Layer: L(c, stats_mode="N")))
@@ -60,9 +60,10 @@ def drift(sizes) -> float:
     return relative(*weights)
 
 
-# 3. mmcv's M is this rank's n_r times the spatial size times G: local where batches are unequal.
+# 3. mmcv's M is this rank's n_r times the spatial size times G, a local number if batches
+# are unequal.
 def running_variances(Layer) -> torch.Tensor:
-    """Runs on every rank: the layer's running variance after one step, of one channel."""
+    """Return the running variance after one step (runs on every rank)."""
     rank = dist.get_rank()
     torch.manual_seed(rank)
     layer = Layer(1, stats_mode="N")
@@ -79,9 +80,7 @@ with sbnref.Ranks(4) as ranks:
         assert unequal > 1e-3
 
     apart, control = ranks.run(drift, [12, 0, 5, 9])[0], ranks.run(drift, [7] * 4)[0]
-    print(
-        f"2. weights apart after 50 steps: unequal batches {apart:.1%}, equal {control:.0e}"
-    )
+    print(f"2. weights differ by {apart:.1%} (unequal batches), {control:.0e} (equal)")
     assert apart > 100 * control
 
     for Layer in (MMCVSyncBatchNorm, sbnref.SyncBatchNorm):

@@ -1,7 +1,9 @@
-"""Solutions to tutorial 10, write your own implementation: sbnref lab check tutorials/solutions/solution_10.py
+"""Solutions to tutorial 10, write your own implementation.
 
-float32 where there are elements (float64 for float64), float64 per channel, and the mean as hi + lo: x - hi is exact
-where x is near the mean, and lo goes into a shift that is there anyway.
+Grade this file with ``sbnref lab check tutorials/solutions/solution_10.py``.
+
+Elements are computed in float32 (float64 for float64) and channels in float64. The mean
+has two parts, hi + lo: x - hi is exact if x is near the mean, and lo goes into the shift.
 """
 
 import sys
@@ -14,29 +16,29 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """What elements are computed in."""
+    """Convert to the dtype in which elements are computed."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def along(x: Tensor, per_channel: Tensor) -> Tensor:
-    """(C,) in the dtype of x and the shape that broadcasts against it."""
+    """Reshape (C,) to broadcast against x, in the dtype of x."""
     return per_channel.to(x.dtype).view([-1 if d == 1 else 1 for d in range(x.dim())])
 
 
 def summed(x: Tensor) -> Tensor:
-    """(N, C, *) to (C,), float64."""
+    """Sum (N, C, *) to (C,), float64."""
     return x.sum([d for d in range(x.dim()) if d != 1]).double()
 
 
 def split(mean: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The mean as hi + lo."""
+    """Split the mean into hi + lo."""
     hi = mean.to(dtype)
     lo = mean - hi.double()
     return hi, lo
 
 
 def forward_stats(x, weight):
-    """The local mean and variance, by the corrected two-pass."""
+    """Compute the local mean and variance by the corrected two-pass formula."""
     m = x.numel() // x.shape[1]
     x = wide(x)
     center = (summed(x) / max(m, 1)).to(x.dtype)
@@ -49,7 +51,7 @@ def forward_stats(x, weight):
 
 
 def forward_apply(x, total, divisor, gamma, beta, eps, running, momentum):
-    """1. What the total says, the running statistics, and the output."""
+    """1. Compute the statistics, the running statistics and the output."""
     s1, s2, s3 = total[:-2].chunk(3)
     w, m = total[-2:]
     d = w.clamp(min=1) if divisor is None else torch.full_like(w, divisor)
@@ -59,7 +61,7 @@ def forward_apply(x, total, divisor, gamma, beta, eps, running, momentum):
 
     if running is not None:
         running_mean, running_var, steps = running
-        seen = m > 0  # if every rank is empty nothing moves; the host is not asked
+        seen = m > 0  # no host sync: if every rank is empty, nothing moves
         if steps is not None:
             steps.add_(seen)
         factor = 1 / steps.double() if momentum is None else momentum
@@ -80,7 +82,7 @@ def forward_apply(x, total, divisor, gamma, beta, eps, running, momentum):
 
 
 def backward_stats(dy, x, saved):
-    """2. [sum g, sum g xhat] with xhat = (x - hi - lo) / sigma."""
+    """2. Compute [sum g, sum g xhat] with xhat = (x - hi - lo) / sigma."""
     mean, invstd, _, _ = saved
     g, wx = wide(dy), wide(x)
     hi, lo = split(mean, wx.dtype)
@@ -90,7 +92,7 @@ def backward_stats(dy, x, saved):
 
 
 def backward_apply(dy, x, total, saved, gamma, k):
-    """2. The boxed formula, collected as scale g + slope (x - hi) + offset."""
+    """2. Apply the boxed formula, as scale g + slope (x - hi) + offset."""
     mean, invstd, skew, inverse_divisor = saved
     a, b = total.chunk(2)
     wx = wide(x)
@@ -112,7 +114,7 @@ if __name__ == "__main__":
     print(f"1. score {report.score:.2f}")
     assert report.score == 1, report
 
-    # 2. The same with the mean rounded to one number: what is left of the failing step is a large mean.
+    # 2. With the mean rounded to one number, the smallest failing step has a large mean.
     text = Path(__file__).read_text()
     with tempfile.TemporaryDirectory() as folder:
         rounded = Path(folder) / "rounded.py"
@@ -122,7 +124,7 @@ if __name__ == "__main__":
     found = {grade.stage: grade.status for grade in report.stages}
     assert "failed" in (found["backward_stats"], found["backward_apply"])
 
-    # 3. Forward and backward, the fastest of five. Which is faster depends on the machine.
+    # 3. Time the fastest of five steps. The faster implementation depends on the machine.
     sbnref.register_impl("mine", sys.modules[__name__])
     x, dy = torch.randn(2, 32, 64, 56, 56)
     x.requires_grad_()

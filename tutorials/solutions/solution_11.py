@@ -1,4 +1,4 @@
-"""Solutions to tutorial 11, what a CPU does with it. Times are printed and not asserted."""
+"""Solutions to tutorial 11, from formula to CPU loop. They print times without asserts."""
 
 import shutil
 import sys
@@ -20,21 +20,23 @@ x = torch.randn(64, 32, 28, 28) + 1
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
-    """The layer of one rank, in the precision of x."""
+    """Return the output of the layer on one rank, in the precision of x."""
     return functional.sync_batch_norm(x, None, None, training=True, impl="reference")
 
 
 def milliseconds(works: dict) -> dict[str, float]:
-    """Medians, of runs in turn."""
+    """Return median times of runs in turns."""
     with cpu_ladder.kept_memory():
         times = interleaved(works, seconds=1)
     return {name: 1e3 * median(of) for name, of in times.items()}
 
 
-# 1. The compiler can make vectors of what is independent: the loop that normalizes. A sum is a chain, and it has to
-# keep the order of its additions; so no bit changes, and the statistics take as long as before. Where it may reorder
-# them, it makes several chains of one. Rung 1 has other bits then, and often better ones, for the chains are shorter.
-# Rung 5 can lose what it promises: the order of additions is the compiler's, and depends on the width of the registers.
+# 1. The compiler can make vectors of independent operations: the loop that normalizes. A
+# sum is a chain and must keep the order of its additions. So no bit changes, and the
+# statistics take as long as before. If the compiler may reorder additions, it splits one
+# chain into several. Rung 1 then has other bits, and often better ones, because the
+# chains are shorter. Rung 5 can lose its promise: the compiler chooses the order of
+# additions, and the order depends on the width of the registers.
 vectors = ("-ftree-vectorize",)
 reordered = (
     *vectors,
@@ -55,13 +57,14 @@ for rung in cpu_ladder.RUNGS:
     assert torch.equal(y["as it is"], y["vectors"])
     torch.testing.assert_close(y["reordered"], reference(x), rtol=1e-3, atol=1e-3)
     took = ", ".join(f"{name} {ms:.1f} ms" for name, ms in milliseconds(run).items())
-    changed = "the same" if torch.equal(y["as it is"], y["reordered"]) else "other"
-    print(f"1. rung {rung}: {took}; {changed} bits where additions are reordered")
+    equal = torch.equal(y["as it is"], y["reordered"])
+    print(f"1. rung {rung}: {took}; reordering keeps the bits: {equal}")
 
-# 2. With the pivot k deviations from the mean, the sum of squares over m is v (1 + k^2), and v k^2 is subtracted from
-# it. Each is rounded to a relative 2^-24 once at least, and once for every addition at most: where all terms are alike,
-# additions can be rounded in the same direction many times in a row. So v is off by something between k^2 2^-24 and
-# m k^2 2^-24. In rung 3, k is about zero and a chain has 4096 terms, whatever m is.
+# 2. If the pivot is k deviations from the mean, the sum of squares over m is v (1 + k^2),
+# and v k^2 is subtracted from it. Each number is rounded to a relative 2^-24, at least
+# once and at most once for every addition: if all terms are alike, many additions in a
+# row can be rounded in one direction. So the error of v is between k^2 2^-24 and
+# m k^2 2^-24. In rung 3, k is about zero, and a chain has 4096 terms for any m.
 m = x[:, 0].numel()
 for k in (1, 10, 100, 1000):
     off = x.clone()
@@ -72,7 +75,7 @@ for k in (1, 10, 100, 1000):
         statistics = torch.empty(2, 32, dtype=torch.float64)
         cpu_ladder.run(rung, off, statistics=statistics)
         errors.append((statistics[1] / var - 1).abs().max().item())
-    # The outlier itself moves mean and deviation: what counts is how far away it is then.
+    # The outlier itself moves mean and deviation: use its distance after that.
     least = (1 + (off[0, :, 0, 0] - mean).square() / var).max().item() * 2**-24
     print(
         f"2. k = {k}: rung 2 {errors[0]:.0e}, expected {least:.0e} to {m * least:.0e}; "
@@ -82,9 +85,10 @@ for k in (1, 10, 100, 1000):
     assert errors[1] < 1e-5
 assert errors[0] > 0.01
 
-# 3. A channel that fits into a cache is fetched once, so what moves between memory and cache is x once and y once, as
-# in a copy. That is so where N * S * 4 bytes are less than the cache, whatever C is. The layer of several processes
-# cannot: the totals of all channels come from one all-reduce.
+# 3. A channel that fits into a cache is fetched once, so x and y move once each, as in a
+# copy. This holds if N * S * 4 bytes are less than the cache, for any C. A layer of
+# several processes cannot do this, because the totals of all channels come from one
+# all-reduce.
 folder = Path(tempfile.mkdtemp()) / "cpu"
 shutil.copytree(cpu_ladder.KERNELS, folder)
 source = folder / "4_vectors.cpp"
@@ -103,7 +107,7 @@ source.write_text(
                 channel = merge(
                     channel, vector_moments(p, cut.block((g * p.C + c) * cut.pieces + i)));
         lines[c] = normalizing(p, c, channel.mean, channel.squares / channel.count);
-        for (int64_t n = 0; n < p.N; ++n) {  // its lanes may not run over: the next row is another channel's
+        for (int64_t n = 0; n < p.N; ++n) {  // lanes may not overwrite the next row
             const int64_t row = p.row(n, c);
             vector_normalize(p, lines, row, row + p.S, p.y + row, p.y + row + p.S);
         }
@@ -131,10 +135,12 @@ took = milliseconds(
 )
 print("3.", ", ".join(f"{name} {ms:.1f} ms" for name, ms in took.items()))
 
-# 4. Rungs 1 and 2 go channel by channel: of a cache line that holds rows of one element they use one number, and fetch
-# it again for the next channel. Rungs 3 to 6 have a block to set up and to merge for at most 64 rows, however short, and
-# in rung 4 a row of one element uses one lane of sixteen, and a division to find its channel. In the package such rows
-# are columns: lanes hold neighbouring channels, with a sum for every column, and lines are used whole, as they come.
+# 4. Rungs 1 and 2 go channel by channel. If rows have one element, they use one number of
+# a cache line and fetch the line again for the next channel. Rungs 3 to 6 set up and
+# merge a block for at most 64 rows, even if the rows are short. In rung 4 a row of one
+# element uses one lane of sixteen, and a division to find its channel. The package treats
+# such rows as columns: lanes hold neighbouring channels, every column has a sum, and each
+# cache line is used completely.
 size = x.numel()
 for length in (1, 7, 49, 784):
     rows = torch.randn(size // 64 // length, 64, length)

@@ -18,23 +18,24 @@ folder = Path(tempfile.mkdtemp())
 
 
 def grade(text: str, *parts: str, task=MOMENTS, examples: int = 12):
-    """The report on a file of kernels with that text."""
+    """Grade a file of kernels with this text."""
     file = folder / "mine.cu"
     file.write_text(text)
     return check_kernels(file, task, parts, examples=examples, seed=1)
 
 
 def changed(text: str, *changes: tuple[str, str]) -> str:
-    """A text with changes in places that are there once."""
+    """Return a text with changes; each old part must occur once."""
     for was, now in changes:
         assert text.count(was) == 1, was
         text = text.replace(was, now)
     return text
 
 
-# 1. What is wrong with each, which question finds it, and how it is mended. No input shows the third one: y is right.
-# Its threads each walk through a piece of their own, as one would do on a CPU, so at any time the lanes of a warp stand
-# far apart, and every access moves as many sectors as there are lanes, of which it uses 4 bytes each.
+# 1. The fault of each kernel, the part of the report that finds it, and the repair. No
+# input shows the third fault, because y is right. Each of its threads works on its own
+# piece, as threads on a CPU would. So the lanes of a warp are far apart at any time, and
+# every access moves one sector per lane but uses only 4 bytes of it.
 BROKEN = {
     "a": (
         "a missing barrier",
@@ -83,46 +84,49 @@ BROKEN = {
 texts = {
     name: (ladder.KERNELS / "broken" / f"{name}.cu").read_text() for name in BROKEN
 }
-mended = {name: changed(texts[name], change) for name, (_, _, change) in BROKEN.items()}
+repaired = {
+    name: changed(texts[name], change) for name, (_, _, change) in BROKEN.items()
+}
 for name, (wrong, question, _) in BROKEN.items():
     if question == "efficient":
         report = grade(texts[name], "legal", "right", "efficient")
         assert report.passed
         found = report.parts[-1].counted
-        said = f"moves {found['moved'] / found['least']:.2f} times the least"
+        message = f"moves {found['moved'] / found['least']:.2f} times the least"
         assert found["moved"] > 5 * found["least"]
     else:
         fault = grade(texts[name], question, examples=40).parts[0].fault
         if question == "legal":
-            said = f"line {fault.line}: {fault.what}"
+            message = f"line {fault.line}: {fault.what}"
         else:
-            what = re.sub(" by .*", "", fault.what)
-            said = f"line {fault.line}: {what}. {fault.hint}"
-    print(f"1. {name}.cu, {wrong}; {question} says: {said}")
-    assert f"| `{name}.cu` | {wrong} | {question} | {said} |" in PAGE
-    again = grade(mended[name], "legal", "right")
+            problem = re.sub(" by .*", "", fault.what)
+            message = f"line {fault.line}: {problem}. {fault.hint}"
+    print(f"1. {name}.cu, {wrong}; {question} reports: {message}")
+    assert f"| `{name}.cu` | {wrong} | {question} | {message} |" in PAGE
+    again = grade(repaired[name], "legal", "right")
     assert again.passed, again
-print("1. all six are mended")
+print("1. all six are repaired")
 
 
-# What the player shows of the third one, as numbers: before and after, the same bytes in so many sectors.
+# The player shows the third fault: before and after, equal bytes in different numbers of
+# sectors.
 def recorded(text: str, sizes: tuple[int, int, int]):
-    """The recording of a file with that text."""
+    """Record a file with this text."""
     file = folder / "recorded.cu"
     file.write_text(text)
     return record_task(file, MOMENTS, sizes)
 
 
 sectors = []
-for text in (texts["c"], mended["c"]):
+for text in (texts["c"], repaired["c"]):
     counts = recorded(text, (6, 2, 100)).counts()
     sectors.append(counts["sectors"])
-    print(
-        f"1. c.cu asks for {counts['read'] + counts['written']:,} bytes and moves {counts['sectors']:,} sectors"
-    )
+    accessed = counts["read"] + counts["written"]
+    print(f"1. c.cu: {accessed:,} bytes accessed, {counts['sectors']:,} sectors moved")
 assert sectors[0] > 2 * sectors[1]
 
-# 2. Without the first fence the ticket may be seen before the sums are, which is what is wrong with d.cu.
+# 2. Without the first fence, another block may see the ticket before the sums. This is the
+# fault of d.cu.
 wide = (ladder.KERNELS / "own" / "4_wide.cu").read_text()
 add_up = wide[wide.index("__global__ void add_up") : wide.index("// What was loaded")]
 launch = wide[wide.index("    add_up<<<") : wide.index("    normalize<V><<<")]
@@ -137,7 +141,7 @@ ticket = changed(
     (
         "    partials[partial(1, split, c, splits, C)] = all_squares;\n",
         """    partials[partial(1, split, c, splits, C)] = all_squares;
-    __threadfence();  // the sums are seen before the ticket is
+    __threadfence();  // other blocks see the sums before the ticket
     const unsigned last = splits - 1;
     if (atomicInc(&tickets[c], last) != last) return;
     __threadfence();
@@ -165,24 +169,27 @@ assert report.passed, report
 print(f"2. {report.parts[-1].counted['launches']} launches, score {report.score:.2f}")
 assert report.parts[-1].counted["launches"] == 2
 
-# 3. A sector is 8 numbers, and the next element of a channel is C numbers further on. So of each sector a warp uses 8 / C
-# numbers, one at least: what moves is three times min(C, 8) sizes of x. Partial sums come on top, and hardly show.
+# 3. A sector has 8 numbers, and the next element of a channel is C numbers away. So a warp
+# uses 8 / C numbers of each sector, at least one. Three times min(C, 8) sizes of x move.
+# The partial sums add little to this.
 step = TaskCall(compiled(ladder.KERNELS / "own" / "4_wide.cu", [TASK]), TASK.signature)
 for channels in (1, 2, 4, 8, 32):
     samples = 800_000 // channels
     given = TASK.given(Typical((samples, channels, 1)))
     sectors = step.run(given, {"y": given["x"].shape})["sectors"]
     moved = 32 * sectors / given["x"].nbytes
+    predicted = 3 * min(channels, 8)
     print(
-        f"3. {channels} channels: {moved:.2f} sizes of x moved, predicted {3 * min(channels, 8)}"
+        f"3. {channels} channels: {moved:.2f} sizes of x moved, predicted {predicted}"
     )
-    assert abs(moved / (3 * min(channels, 8)) - 1) < 0.06
+    assert abs(moved / predicted - 1) < 0.06
 
-# 4. Shared memory has 32 banks of 4 bytes, so it serves 16 lanes at once with a double each, if they want neighbours.
-# With growing distances lanes that are side by side are 2d doubles apart, and half of them, then more, meet in the same
-# banks. In the tree of a.cu neighbours always want neighbours.
+# 4. Shared memory has 32 banks of 4 bytes, so it serves 16 lanes at once with one double
+# each, if the doubles are side by side. With growing distances, neighbouring lanes access
+# doubles that are 2d apart, and more and more of them share a bank. In the tree of a.cu,
+# neighbouring lanes always access neighbouring doubles.
 growing = changed(
-    mended["a"],
+    repaired["a"],
     (
         "for (unsigned half = kThreads / 2; half > 0; half /= 2) {\n        if (t < half) {",
         "for (unsigned d = 1; d < kThreads; d *= 2) {\n        if (const unsigned at = 2 * d * t; at < kThreads) {",
@@ -197,11 +204,11 @@ growing = changed(
     ),
 )
 conflicts = []
-for text in (mended["a"], growing):
+for text in (repaired["a"], growing):
     found = recorded(text, (2, 2, 64))
     conflicts.append(found.counts()["conflicts"])
     shared = sum(step.act.is_shared for step in found.steps)
     print(
-        f"4. {conflicts[-1]:,} bank conflicts in {shared:,} accesses of warps to shared memory"
+        f"4. {conflicts[-1]:,} bank conflicts in {shared:,} accesses to shared memory"
     )
 assert conflicts[0] == 0 < conflicts[1]

@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 
 class Separate(nn.BatchNorm2d):
-    """Batch norm of each rank's part of the batch; rank 0 moves the running statistics."""
+    """Normalize each rank's part of the batch; rank 0 moves the running statistics."""
 
     def forward(self, x):
         if not self.training:
@@ -26,18 +26,18 @@ class Separate(nn.BatchNorm2d):
 
 
 def draw_any(size):
-    """The batch of all ranks, one after another."""
+    """Draw the batch of all ranks, one after another."""
     return torch.randint(len(labels), (RANKS * size,))
 
 
 def draw_own(size):
-    """Rank r draws from the r-th quarter of the digits, sorted by class."""
+    """Draw for rank r from the r-th quarter of the digits, sorted by class."""
     quarters = labels.argsort(stable=True).chunk(RANKS)
     return torch.cat([q[torch.randint(len(q), (size,))] for q in quarters])
 
 
 def loss(norm, size, start, rate=0.05, draw=draw_any):
-    """Test loss after a training."""
+    """Return the test loss after a training."""
     torch.manual_seed(start)
     model = network(norm)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
@@ -53,7 +53,7 @@ def loss(norm, size, start, rate=0.05, draw=draw_any):
 
 
 def gains(size, **kwargs):
-    """For every start, how much synchronizing reduces the test loss."""
+    """Return the gain in test loss by synchronizing, for every start."""
     return [
         loss(Separate, size, start, **kwargs)
         - loss(nn.BatchNorm2d, size, start, **kwargs)
@@ -61,18 +61,18 @@ def gains(size, **kwargs):
     ]
 
 
-# 1. Yes: with both learning rates every start gains.
+# 1. Yes, every start gains with both learning rates.
 for rate in (0.01, 0.1):
     gain = gains(1, rate=rate)
     print(f"1. learning rate {rate}: gain in loss {[round(g, 3) for g in gain]}")
     assert min(gain) > 0
 
-# 2. The images are drawn independently, so the error falls with the square root of their number: four images halve it.
+# 2. The images are drawn independently, so the error falls with the square root of their
+# number: four images halve it.
 torch.manual_seed(0)
 with torch.no_grad():
-    x = network(nn.BatchNorm2d).train()[:4](
-        images
-    )  # the input of the second batch norm
+    before_the_second_norm = network(nn.BatchNorm2d).train()[:4]
+    x = before_the_second_norm(images)
 true = x.var((0, 2, 3), correction=0)
 draws = {n: x[torch.randint(len(x), (1000, n))] for n in (1, 4)}
 error = {
@@ -82,8 +82,8 @@ error = {
 print(f"2. one image {error[1]:.0%}, four images {error[4]:.0%}")
 assert 1.8 < error[1] / error[4] < 2.2
 
-# 3. Yes. A large batch does not help a rank that never sees the other classes: its statistics are those of its own digits,
-# and eval mode uses rank 0's for all.
+# 3. Yes. A large batch does not help a rank that never sees the other classes: it has the
+# statistics of its own digits, and eval mode uses the statistics of rank 0 for all digits.
 gain = gains(16, draw=draw_own)
 print(f"3. gain in loss with sorted digits {[round(g, 3) for g in gain]}")
 assert min(gain) > 0.005

@@ -1,8 +1,8 @@
-// The threads of a block add up in a tree: in each step half of them take what the
-// other half has.
+// The threads of a block add up in a tree: in each step, half of the threads add the
+// numbers of the other half.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(

@@ -1,7 +1,7 @@
 // Each thread takes every 256th element, in as many rounds as the channel needs.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(

@@ -1,11 +1,11 @@
-// The channel is cut into as many pieces as there are threads, of equal length, and
-// each thread works on its own.
+// The channel is cut into pieces of equal length, one for each thread. Each thread
+// works on its own piece.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
-// A thread's elements of a channel.
+// The piece of a channel that a thread works on.
 struct Piece {
     int begin, end, step;
 

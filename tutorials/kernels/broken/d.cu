@@ -1,8 +1,8 @@
-// Several blocks share a channel. Each leaves its sums in memory, and the one that
-// takes the last ticket adds them up.
+// Several blocks share a channel. Each block stores its sums in memory, and the block
+// with the last ticket adds them up.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(

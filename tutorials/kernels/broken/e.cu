@@ -1,10 +1,10 @@
-// Both sums in one pass: the variance is the mean of the squares less the square of the
-// mean.
+// One pass gives both sums: the variance is the mean of the squares minus the square of
+// the mean.
 #include "laboratory.cuh"
 
 using Number = float;
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(

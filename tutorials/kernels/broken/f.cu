@@ -1,10 +1,10 @@
-// The lanes of a warp add up by shuffles; the warps leave what they found in shared
-// memory, the sums first and behind them those of the squares.
+// The lanes of a warp add up by shuffles. The warps store their results in shared
+// memory: first the sums, then the sums of squares.
 #include "laboratory.cuh"
 
 constexpr int kWarps = kThreads / kWarp;
 
-// Where element i of channel c is in x, which is (N, C, S).
+// Return the index of element i of channel c in x, which is (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(

@@ -1,5 +1,5 @@
-// Rung 1, naive: the formula, word by word. One pass for the means, one for the
-// variances and one to normalize, each channel by channel. x is read three times.
+// Rung 1, naive: the formula, word by word. One pass computes the means, one computes
+// the variances, and one normalizes, channel by channel. It reads x three times.
 #include "ladder.h"
 
 namespace sbnref::cpu::ladder {

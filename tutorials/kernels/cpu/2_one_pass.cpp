@@ -1,5 +1,5 @@
-// Rung 2, one pass: the statistics in one pass, by the sums of d = x - pivot and of
-// d^2, where the pivot is the channel's first element. x is read twice.
+// Rung 2, one pass: the sums of d = x - pivot and of d^2 give the statistics in one
+// pass. The pivot is the channel's first element. The rung reads x twice.
 #include <algorithm>
 
 #include "ladder.h"

@@ -1,5 +1,5 @@
-// Rung 3, blocks: two passes again, but over a block that stays in L1: its mean, then
-// the deviations from it. Blocks are merged in float64. Memory is read twice.
+// Rung 3, blocks: two passes over a block that stays in L1 give its mean and then the
+// deviations from it. Blocks are merged in float64. The rung reads memory twice.
 #include "ladder.h"
 
 namespace sbnref::cpu::ladder {
@@ -18,7 +18,7 @@ Moments moments(const Problem& p, const Block& b) {
     for_each(p, b, [&](float x) { sum += x; });
     const float center = sum / static_cast<float>(b.count());
 
-    // The rounded mean is a good center, and what it is off by is in the first sum.
+    // The mean is rounded; the first sum holds the rest.
     float first = 0, second = 0;
     for_each(p, b, [&](float x) {
         const float deviation = x - center;

@@ -1,5 +1,5 @@
-// Rung 4, vectors: sixteen elements at once. Sums run in two chains of additions, so
-// that one need not wait for the other.
+// Rung 4, vectors: sixteen elements at once. Each sum runs in two chains of additions
+// that don't wait for each other.
 #include <algorithm>
 
 #include "cpu/lanes.h"
@@ -19,7 +19,7 @@ struct Sums {
     }
 };
 
-// The sums over a block of the deviations from a center and of their squares.
+// Return the sums of the deviations from a center and of their squares, for a block.
 SBNREF_INLINE Sums sums(const Problem& p, const Block& b, float about) {
     const Lanes<float> center = all(about);
     Sums even{}, odd{};
@@ -30,7 +30,7 @@ SBNREF_INLINE Sums sums(const Problem& p, const Block& b, float about) {
             even.add(load(row + i) - center);
             odd.add(load(row + i + kLanes) - center);
         }
-        for (; i < b.length; i += kLanes) {  // what is left: other rows may follow it
+        for (; i < b.length; i += kLanes) {  // the rest; other rows may follow it
             const int64_t rest = std::min(kLanes, b.length - i);
             even.add(keep(load(row + i, rest, p.x_end()) - center, rest));
         }
@@ -55,8 +55,8 @@ void vector_normalize(
         const Line& line = lines[row % p.C];
         const Lanes<float> center = all(line.center);
         const Lanes<float> scale = all(line.scale), shift = all(line.shift);
-        // The last lanes of a row run over into the next one, which is written after
-        // it.
+        // The last lanes of a row overwrite the start of the next row, which is written
+        // later.
         for (const int64_t stop = std::min((row + 1) * p.S, end); at < stop;) {
             const int64_t n = std::min(kLanes, stop - at);
             const Lanes<float> x = load(p.x + at, n, p.x_end());
@@ -68,7 +68,8 @@ void vector_normalize(
 
 EXPORT void ladder_vectors(const Problem* problem) {
     const Problem& p = *problem;
-    vector_normalize(p, lines_by_blocks(p, vector_moments), 0, p.size(), p.y, p.y_end());
+    const auto lines = lines_by_blocks(p, vector_moments);
+    vector_normalize(p, lines, 0, p.size(), p.y, p.y_end());
 }
 
 }  // namespace sbnref::cpu::ladder

@@ -1,6 +1,6 @@
-// Rung 5, threads: whichever of them works on a block, what it finds belongs to the
-// block. All are merged in the order of the blocks: the same bits for any number of
-// threads.
+// Rung 5, threads: each block has its own result, whichever thread computes it. The
+// results are merged in the order of the blocks, so any number of threads gives equal
+// bits.
 #include <algorithm>
 
 #include "ladder.h"

@@ -1,6 +1,6 @@
-// Rung 6, streaming: y goes to memory around the caches. A store would first fetch the
-// line that it is going to overwrite. A stream of whole lines does not; for them to be
-// whole, whatever the rows, a chunk of y is made in L1.
+// Rung 6, streaming: y bypasses the caches. An ordinary store first fetches the line
+// that it overwrites; a stream of whole lines does not. To have whole lines for rows of
+// any length, each thread computes a chunk of y in L1 first.
 #include <algorithm>
 #include <iterator>
 
@@ -13,7 +13,7 @@ EXPORT void ladder_threads(const Problem*);
 
 namespace {
 
-constexpr int64_t kLine = Lanes<float>::kCount;  // a cache line's elements
+constexpr int64_t kLine = Lanes<float>::kCount;  // elements of a cache line
 constexpr uintptr_t kLineBytes = kLanesBytes;
 
 void stream_line(float* to, const Lanes<float>& line) {
@@ -31,7 +31,7 @@ void stream_line(float* to, const Lanes<float>& line) {
     }
 }
 
-// Other threads see streamed lines only after this.
+// Make the streamed lines visible to other threads.
 void finish_streaming() {
 #ifdef __SSE2__
     _mm_sfence();

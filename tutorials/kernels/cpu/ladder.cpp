@@ -43,9 +43,9 @@ Block Cut::block(int64_t i) const {
     };
 }
 
-// From the sums of deviations d = x - center and of their squares.
+// Return moments from the sums of deviations d = x - center and of their squares.
 Moments about(float center, double count, double sum, double sum_of_squares) {
-    const double distance = sum / count;  // of the mean
+    const double distance = sum / count;  // of the mean from the center
     return {count, center + distance, std::max(0.0, sum_of_squares - sum * distance)};
 }
 

@@ -1,13 +1,13 @@
-// Step 1, the formula: a block goes over its channel for the mean, again for the
-// variance, and a second kernel goes over it once more to normalize.
+// Step 1, the formula: a block reads its channel for the mean and again for the
+// variance. A second kernel reads it once more to normalize.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x and y, which are (N, C, S).
+// Return the index of element i of channel c in x and y, which are (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
 __global__ void statistics(
     const float* x, float* mean, float* var, int count, int C, int S) {
-    const int c = blockIdx.x;  // a block for every channel
+    const int c = blockIdx.x;  // every channel has a block
     float sum = 0;
     for (int i = threadIdx.x; i < count; i += kThreads) sum += x[at(c, i, C, S)];
     const float average = sum_over_block(sum) / count;

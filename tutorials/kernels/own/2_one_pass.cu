@@ -1,12 +1,12 @@
-// Step 2, one pass: a channel's two sums at once. They are of deviations from its first
-// element, which is near the mean wherever that is.
+// Step 2, one pass: compute both sums of a channel at once. The sums are of deviations
+// from the channel's first element, which is near the mean.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x and y, which are (N, C, S).
+// Return the index of element i of channel c in x and y, which are (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
-// From the sums of all deviations from the channel's first element and of their
-// squares.
+// From the sums, compute the statistics. The sums are of all deviations from the
+// channel's first element and of their squares.
 __device__ void store_statistics(
     float* mean, float* var, int c, float first, double sum, double squares,
     int count) {

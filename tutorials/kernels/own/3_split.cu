@@ -1,12 +1,12 @@
-// Step 3, split: several blocks share a channel. Each leaves its sums in memory, and a
-// third kernel adds them up, always in the same order.
+// Step 3, split: several blocks share a channel. Each block stores its sums in memory,
+// and a third kernel adds them up in a fixed order.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x and y, which are (N, C, S).
+// Return the index of element i of channel c in x and y, which are (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
-// From the sums of all deviations from the channel's first element and of their
-// squares.
+// From the sums, compute the statistics. The sums are of all deviations from the
+// channel's first element and of their squares.
 __device__ void store_statistics(
     float* mean, float* var, int c, float first, double sum, double squares,
     int count) {
@@ -15,7 +15,7 @@ __device__ void store_statistics(
     var[c] = fmax(squares / count - about * about, 0.0);
 }
 
-// Where a block leaves its first or second sum; the channels are neighbours.
+// Where a block leaves its first or second sum: channels are side by side.
 __device__ int partial(int which, int split, int c, int splits, int C) {
     return (which * splits + split) * C + c;
 }

@@ -1,12 +1,12 @@
-// Step 4, wide: a thread moves four elements with one instruction, where they are side
-// by side and begin at a multiple of 16 bytes.
+// Step 4, wide: a thread moves four elements with one instruction, if they are side by
+// side and begin at a multiple of 16 bytes.
 #include "laboratory.cuh"
 
-// Where element i of channel c is in x and y, which are (N, C, S).
+// Return the index of element i of channel c in x and y, which are (N, C, S).
 __device__ int at(int c, int i, int C, int S) { return (i / S * C + c) * S + i % S; }
 
-// From the sums of all deviations from the channel's first element and of their
-// squares.
+// From the sums, compute the statistics. The sums are of all deviations from the
+// channel's first element and of their squares.
 __device__ void store_statistics(
     float* mean, float* var, int c, float first, double sum, double squares,
     int count) {
@@ -56,7 +56,7 @@ __global__ void add_up(
     store_statistics(mean, var, c, x[at(c, 0, C, S)], sum, squares, count);
 }
 
-// What was loaded wide is stored wide.
+// What was loaded wide is stored wide, too.
 template <int V>
 __global__ void normalize(
     const float* x, float* y, const float* mean, const float* var, int splits,
@@ -91,6 +91,6 @@ void launch(const float* x, float* y, int N, int C, int S, float eps) {
 }
 
 void batch_norm(const float* x, float* y, int N, int C, int S, float eps) {
-    const bool fits = S % 4 == 0;  // no vector reaches over the end of a sample
+    const bool fits = S % 4 == 0;  // no vector crosses the end of a sample
     fits ? launch<4>(x, y, N, C, S, eps) : launch<1>(x, y, N, C, S, eps);
 }
