@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
@@ -19,13 +18,6 @@ import sbnref
 from sbnref import SyncBatchNorm, impls
 from sbnref.functional import masked
 from sbnref.impls import reference
-
-RAGGED = [(4, 3), (9, 8), (0, 6), (1, 2), (7, 0), (0, 0), (3, 1), (0, 2)]  # batch sizes of rank 0 and rank 1
-
-
-def network(**options) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv1d(3, 5, 1), SyncBatchNorm(5, **options), nn.SiLU(), nn.Conv1d(5, 2, 2))
 
 
 def step(model: nn.Module, x: Tensor, *more: Tensor, dynamic: bool = True) -> dict[str, Tensor]:
@@ -47,26 +39,6 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None
         torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-5, msg=lambda m, text=text: f"{text}: {m}")
 
 
-def kinds_of_batches(sizes: list[int]) -> int:
-    """How often code is compiled for batches of these sizes: for none, for one, and for many."""
-    return len({min(size, 2) for size in sizes})
-
-
-def compiled_steps(impl: str, modes: list[str], backend: str) -> None:
-    with torch._dynamo.config.patch(recompile_limit=64):
-        for stats_mode in modes:
-            torch._dynamo.reset()
-            counter = CompileCounterWithBackend(backend)
-            eager = network(stats_mode=stats_mode, impl=impl)
-            compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=counter)
-            for sizes in RAGGED:
-                x = torch.randn(sizes[dist.get_rank()], 3, 6)
-                agree(step(compiled, x), step(eager, x), f"{stats_mode}, batches {sizes}")
-            kinds = kinds_of_batches([sizes[dist.get_rank()] for sizes in RAGGED])
-            assert counter.frame_count == kinds, f"compiled {counter.frame_count} times for {kinds} kinds of batches"
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("cut", [slice(None), slice(0, None, 2)], ids=["dense", "not dense"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_channels_last_inputs(world, impl, cut):
@@ -80,19 +52,6 @@ def check_layout(impl: str, x: Tensor) -> None:
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
     agree(step(compiled, x, dynamic=False), step(layer, x, dynamic=False), impl)
     assert compiled(x).stride() == layer(x).stride()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("impl", "modes", "backend"),
-    [
-        ("reference", ["N", "exact"], "aot_eager"),
-        ("cuda", ["default"], "aot_eager"),
-        ("cpu", ["default"], "inductor"),
-    ],
-)
-def test_steps_with_ragged_and_empty_ranks(simulated, impl, modes, backend):
-    simulated(2).run(compiled_steps, impl, modes, backend)
 
 
 def made_collectives(options: dict, backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:

@@ -128,10 +128,12 @@ def test_plot(world, tmp_path):
 
 
 def test_bad_use_says_what_to_do():
-    for error, message, model, every in (
-        (ValueError, r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)", nn.BatchNorm1d(3), 1),
-        (ValueError, "every to be at least 1, got 0", nn.SyncBatchNorm(3), 0),
-        (TypeError, "got list", [], 1),
+    watch, diagnose = sbnref.monitor, sbnref.diagnose
+    for tool, error, message, model, every in (
+        (watch, ValueError, r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)", nn.BatchNorm1d(3), 1),
+        (diagnose, ValueError, "a batch norm, found none in Sequential", nn.Sequential(nn.InstanceNorm2d(3)), 1),
+        *((tool, ValueError, "every to be at least 1, got 0", nn.SyncBatchNorm(3), 0) for tool in (watch, diagnose)),
+        *((tool, TypeError, "got list", [], 1) for tool in (watch, diagnose)),
     ):
-        with pytest.raises(error, match=message), sbnref.monitor(model, every=every):
+        with pytest.raises(error, match=message), tool(model, every=every):
             pass
