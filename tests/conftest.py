@@ -14,6 +14,7 @@ import torch
 import sbnref
 from benchmarks.results import Results
 from sbnref import impls
+from sbnref.interop import convert
 
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
 
@@ -35,8 +36,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(autouse=True)
-def _forget_registered_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+def _forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (impls, convert):
+        monkeypatch.setattr(module, "_registry", dict(module._registry))
 
 
 def pools(start: Callable[[sbnref.Ranks], None]) -> Iterator[Callable[[int], sbnref.Ranks]]:

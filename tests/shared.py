@@ -1,11 +1,20 @@
-"""The command ``sbnref`` in this process, and any command in a process of its own."""
+"""The command ``sbnref`` in this process, commands in processes of their own, and the code on pages."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from typer.testing import CliRunner
 
 from sbnref.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str | Path, language: str) -> list[str]:
+    """Return the blocks of code in a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def cli(*arguments: object, code: int = 0, **options):
@@ -15,7 +24,7 @@ def cli(*arguments: object, code: int = 0, **options):
     return result
 
 
-def refusal(*arguments: object) -> str:
+def refused(*arguments: object) -> str:
     """Return the error that ``sbnref`` ends with, on one line and without its frame."""
     return " ".join(cli(*arguments, code=2).stderr.replace("│", " ").split())
 
