@@ -7,17 +7,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from planted import BUGS, one_pass_variance, replaced
+from shared import cli, refused
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from typer.testing import CliRunner
 
 import sbnref
-from sbnref.cli import app
 from sbnref.conformance.accuracy import INPUTS
 from sbnref.conformance.stages import Exact, Share, difference, run_stage
 from sbnref.debugging.compare import kernels_for
 from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import reference
+
+BOTH = ("--impl", "reference", "--impl", "reference")
 
 
 def register(name, **stages):
@@ -27,13 +28,8 @@ def register(name, **stages):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3),
-        sbnref.SyncBatchNorm(4),
-        nn.ReLU(True),
-        nn.Conv2d(4, 3, 3),
-        sbnref.SyncBatchNorm(3, stats_mode="N"),
-    )
+    norms = sbnref.SyncBatchNorm(4), sbnref.SyncBatchNorm(3, stats_mode="N")
+    return nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.ReLU(True), nn.Conv2d(4, 3, 3), norms[1])
 
 
 def divergences():
@@ -150,17 +146,13 @@ class Twice(nn.Module):
 
 
 def test_models_of_other_shapes():
-    x = torch.randn(5, 3, dtype=torch.float64)
-    report = sbnref.compare(
-        Twice(momentum=None, dtype=torch.float64),
-        {"x": x, "scale": 2},
-        ("reference", "reference"),
-        upstream=[torch.ones(()), x],
-    )
+    x, both = torch.randn(5, 3, dtype=torch.float64), ("reference", "reference")
+    model = Twice(momentum=None, dtype=torch.float64)
+    report = sbnref.compare(model, {"x": x, "scale": 2}, both, upstream=[torch.ones(()), x])
     assert report.agrees
     assert {row.layer for row in report.rows} == {"norm", "norm (call 2)"}
     for options in ({"affine": False}, {"track_running_stats": False}):
-        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, ("reference", "reference")).agrees
+        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, both).agrees
 
 
 def test_bad_use_says_what_to_do():
@@ -219,10 +211,8 @@ def test_command(tmp_path):
         "def backward_stats(dy, x, saved): raise OSError('out of paper')\n"
         "def example(): return sbnref.SyncBatchNorm(3), torch.randn(4, 3)\n"
     )
-    run = CliRunner().invoke(
-        app, ["compare", f"{target}:example", "--impl", "reference", "--impl", str(target), "--ranks", "1", "--json"]
-    )
-    assert run.exit_code == 1, run.output
+    options = ("--impl", "reference", "--impl", target, "--ranks", 1, "--json")
+    run = cli("compare", f"{target}:example", *options, code=1)
     first = json.loads(run.stdout)["first_divergence"]
     assert first["stage"] == "backward_stats"
     assert first["problems"] == {str(target): "raised OSError: out of paper"}
@@ -231,24 +221,22 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--shape", "4,0"], "of which only N may be 0, such as 4,8,16,16, got '4,0'"),
-        (["--empty-rank", "7"], "expected empty_rank to be one of the 2 ranks, 0 to 1, got 7"),
-        (["--impl", "reference"], "expected the names of two implementations, got ['reference']"),
-        (["--dtype", "int8"], "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
-        (["--stats-mode", "M"], "expected stats_mode"),
-        (["--impl", "reference", "--impl", "gpu"], "expected impl to be one of"),
-        (["nowhere:model"], "nowhere cannot be imported"),
-        (["model.py"], "expected FILE.py:FUNCTION"),
-        (["json:model"], "expected json to have a function model"),
-        (["--impl", "no.py", "--impl", "no.py"], "no.py cannot be imported"),
+        ("--shape 4,0", "of which only N may be 0, such as 4,8,16,16, got '4,0'"),
+        ("--empty-rank 7", "expected empty_rank to be one of the 2 ranks, 0 to 1, got 7"),
+        ("--impl reference", "expected the names of two implementations, got ['reference']"),
+        ("--dtype int8", "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
+        ("--stats-mode M", "expected stats_mode"),
+        ("--impl reference --impl gpu", "expected impl to be one of"),
+        ("nowhere:model", "nowhere cannot be imported"),
+        ("model.py", "expected FILE.py:FUNCTION"),
+        ("json:model", "expected json to have a function model"),
+        ("--impl no.py --impl no.py", "no.py cannot be imported"),
     ],
 )
 def test_command_refuses_in_a_sentence(arguments, text):
-    impls = [] if "--impl" in arguments else ["--impl", "reference", "--impl", "reference"]
-    run = CliRunner().invoke(app, ["compare", *arguments, *impls])
-    assert run.exit_code == 2
-    assert run.stderr.startswith("sbnref: ")
-    assert text in run.stderr
+    said = refused("compare", *arguments.split(), *([] if "--impl" in arguments else BOTH))
+    assert said.startswith("sbnref: ")
+    assert text in said
 
 
 def kernels_of_both_kinds():
@@ -267,18 +255,14 @@ def test_without_names_it_is_the_reference_and_the_kernels_of_the_device(monkeyp
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     layer, x = sbnref.SyncBatchNorm(3), torch.randn(4, 3, 5)
     assert sbnref.compare(layer, x).impls == ("reference", "cpu")
-    run = CliRunner().invoke(app, ["compare", "--ranks", "1", "--json"])
-    assert run.exit_code == 0, run.output
-    assert json.loads(run.stdout)["impls"] == ["reference", "cpu"]
+    assert json.loads(cli("compare", "--ranks", 1, "--json").stdout)["impls"] == ["reference", "cpu"]
     assert kernels_for(torch.device("cuda")) == "cuda"
     monkeypatch.setenv("SBNREF_CUDASIM", "1")
     assert kernels_for(torch.device("cpu")) == "cuda"
 
 
 def test_command_says_that_there_was_nothing_to_compare():
-    both = ["--impl", "reference", "--impl", "reference"]
-    run = CliRunner().invoke(app, ["compare", *both, "--ranks", "1", "--shape", "0,3,2"])
-    assert run.exit_code == 2
+    run = cli("compare", *BOTH, "--ranks", 1, "--shape", "0,3,2", code=2)
     assert "Nothing was compared: the input was empty on every rank" in " ".join(run.stdout.split())
 
 

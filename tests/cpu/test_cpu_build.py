@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from shared import refused
 
-from sbnref.cli import app
 from sbnref.impls import cpu
 
 pytestmark = pytest.mark.slow
@@ -102,9 +101,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
 
 
 def test_libraries_and_devices_are_named():
-    ran = CliRunner().invoke(app, ["build", "gpu"])
-    assert ran.exit_code == 2
-    assert ran.stderr == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
+    assert refused("build", "gpu") == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']"
     assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
 
 

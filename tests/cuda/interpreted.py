@@ -80,7 +80,7 @@ class Gpu:
             given = bytearray(end)
             for pointer, (offset, size) in zip(arguments, kernel.parameters.values(), strict=False):
                 given[offset : offset + size] = ctypes.string_at(pointer, size)
-            kernel.launch(blocks, threads, shared_bytes, bytes(given), self.memory(), fused=self.fused)
+            kernel.launch(blocks, threads, shared_bytes, bytes(given), self.memory(), self.fused)
         except ptx.PtxError as error:
             return str(error).encode()
         except Exception as error:
