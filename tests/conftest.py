@@ -16,6 +16,7 @@ from benchmarks.results import Results
 from sbnref import impls
 from sbnref.interop import convert
 
+sys.path.append(str(Path(__file__).parents[1] / "tutorials"))  # for its kernels
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
 
 _summary: list[str] = []

@@ -4,21 +4,18 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import cpu_ladder
+from shared import process
 
 from benchmarks import cpu_ladder as benchmark
 from benchmarks import load
 from benchmarks.figures import draw
 from benchmarks.results import tabulate
-
-sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
-from kernels import cpu_ladder
 
 pytestmark = pytest.mark.slow
 
@@ -166,8 +163,7 @@ def test_what_does_not_compile_is_said(monkeypatch, tmp_path):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="skipped: names of x86's instructions")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="skipped: there is no objdump")
 def test_vectors_begin_with_rung_4():
-    file = cpu_ladder.library()._name
-    said = subprocess.run(["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True)
+    said = process("objdump", "-d", "--no-show-raw-insn", cpu_ladder.library()._name)
     functions = dict(re.findall(r"<(\S+)>:\n((?:.+\n)+)", said.stdout))
     one, sixteen = (
         {name for name, instructions in functions.items() if re.search(rf"\bv?(add|sub|mul){kind}\b", instructions)}

@@ -1,19 +1,15 @@
 """Every rung of the tutorials' ladder of kernels, simulated and compiled: it is right, and moves what it says."""
 
 import shutil
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from kernels import ladder
 from test_gpu_benchmark import benchmark
 
 from benchmarks.results import tabulate
 from sbnref.lab import LABORATORY
-
-sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
-from kernels import ladder
 
 pytestmark = pytest.mark.slow
 
