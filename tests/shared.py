@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from sbnref.cli import app
+from sbnref import cli as command
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,16 +17,16 @@ def blocks(page: str | Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def cli(*arguments: object, code: int = 0, **options):
-    """Return what ``sbnref`` says to the arguments, and expect the exit code."""
-    result = CliRunner().invoke(app, [*map(str, arguments)], **options)
+def cli(*arguments: object, code: int = 0, app=command.app):
+    """Return what ``sbnref``, or another app, says to the arguments, and expect the exit code."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
 
 
-def refused(*arguments: object) -> str:
-    """Return the error that ``sbnref`` ends with, on one line and without its frame."""
-    return " ".join(cli(*arguments, code=2).stderr.replace("│", " ").split())
+def refused(*arguments: object, **options) -> str:
+    """Return the error that the app ends with, on one line and without its frame."""
+    return " ".join(cli(*arguments, code=2, **options).stderr.replace("│", " ").split())
 
 
 def process(*command: object, code: int = 0, **options) -> subprocess.CompletedProcess:

@@ -2,15 +2,14 @@
 
 import ast
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from shared import ROOT, process, python
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sbnref"
 TOOLS = (["conformance"], ["debugging"], ["interop"], ["lab"], ["demo"], ["cli"])
 HEAVY = ("rich", "typer", "hypothesis", "matplotlib", "sklearn", "torch._dynamo", "torch._inductor")
@@ -26,10 +25,8 @@ def test_lint_rejects_wrong_imports(tmp_path):
     ):
         with (tmp_path / "sbnref" / file).open("a") as changed:
             changed.write(f"\n\ndef f():\n    {line}\n")
-    lint = (Path(sys.executable).with_name("lint-imports"), "--no-cache")
     env = {"PYTHONPATH": str(tmp_path), "COLUMNS": "200", "PATH": ""}
-    run = subprocess.run(lint, capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert run.returncode == 1, run.stdout + run.stderr
+    run = process(Path(sys.executable).with_name("lint-imports"), "--no-cache", code=1, env=env, cwd=tmp_path)
     for expected in ("autograd -> sbnref.conformance.oracle", "impls.reference -> sbnref.collectives", "sbnref.new"):
         assert expected in run.stdout
 
@@ -53,4 +50,4 @@ assert len(sbnref.__all__) <= 13
 assert {{*sbnref.__all__}} <= {{*dir(sbnref)}}
 sbnref.interop.until_all_done, sbnref.lab.Call, sbnref.debugging, sbnref.conformance.cases
 """
-    subprocess.run((sys.executable, "-c", script), check=True)
+    python("-c", script)

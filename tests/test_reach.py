@@ -7,7 +7,6 @@ the trainers. Without ``--record`` the file has to say what is seen.
 import importlib
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision_here  # noqa: F401
+from shared import ROOT
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +23,7 @@ from benchmarks.results import load
 
 pytestmark = pytest.mark.slow
 
-FILE = Path(__file__).parents[1] / "docs" / "howto" / "reach.json"
+FILE = ROOT / "docs" / "howto" / "reach.json"
 LAYERS = {  # how it is called on the page: where it is
     "torch.nn.BatchNorm2d": "torch.nn.BatchNorm2d",
     "torch.nn.SyncBatchNorm": "torch.nn.SyncBatchNorm",

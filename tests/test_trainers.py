@@ -1,31 +1,26 @@
 """The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
 
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import ROOT, blocks, python
 from torch import nn
 from trainers.batches import batches, network
 
-import sbnref
-
 pytestmark = pytest.mark.slow
-
-FOLDER = Path(__file__).parent / "trainers"
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
     """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
-    path = [str(Path(sbnref.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     importing = (sys.executable, "-c", "import torchvision")
     if find_spec("torchvision") and subprocess.run(importing, capture_output=True).returncode:
         stand_in = tmp_path_factory.mktemp("path") / "torchvision"
@@ -61,10 +56,8 @@ ROWS = {  # of the matrix: how the trainer is called, and how its model is rever
 def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = (*torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
-    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    assert run.returncode == 0, run.stdout + run.stderr
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    python(*torchrun, ROOT / "tests" / "trainers" / f"with_{trainer}.py", tmp_path, env=env, timeout=120)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() == alone.keys()
     for name, value in alone.items():
@@ -90,8 +83,7 @@ except ValueError as error:
 for package in (lightning.pytorch, pytorch_lightning):
     package.Trainer(accelerator="cpu", plugins=[Plugin()], logger=False, enable_checkpointing=False)
 """
-    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr
+    python("-c", script, env=env)
 
 
 def test_accelerate_repeats_samples_to_make_ranks_even():
@@ -105,11 +97,8 @@ def test_accelerate_repeats_samples_to_make_ranks_even():
 
 def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
     """The block of the page; what its trainer does when was read from its source."""
-    page = Path(__file__).parents[1] / "docs" / "howto" / "trainers.md"
-    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    model = nn.Sequential(nn.BatchNorm2d(4))
-
-    yolo = MagicMock()
+    (block,) = blocks("docs/howto/trainers.md", "py")
+    model, yolo = nn.Sequential(nn.BatchNorm2d(4)), MagicMock()
     monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: yolo))
     exec(block, {"__name__": "page"})
     (event, callback), _ = yolo.add_callback.call_args
