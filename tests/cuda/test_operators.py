@@ -16,19 +16,12 @@ def on_operators(check: Callable, *args: object) -> None:
     check(torch.ops.sbnref, *args)
 
 
+@pytest.mark.parametrize("check", [checks.check_operators, checks.check_strides])
 @pytest.mark.parametrize("kind", checks.INPUTS)
-def test_opcheck(simulation, kind):
-    simulation(on_operators, checks.check_operators, kind)
+def test_every_input(simulation, check, kind):
+    simulation(on_operators, check, kind)
 
 
-@pytest.mark.parametrize("kind", checks.INPUTS)
-def test_shapes_and_strides_without_data(simulation, kind):
-    simulation(on_operators, checks.check_strides, kind)
-
-
-def test_what_is_refused(simulation):
-    simulation(on_operators, checks.check_refusals)
-
-
-def test_tensors_that_start_between_elements(simulation):
-    simulation(on_operators, checks.check_alignment)
+@pytest.mark.parametrize("check", [checks.check_refusals, checks.check_alignment])
+def test_validation_and_alignment(simulation, check):
+    simulation(on_operators, check)
