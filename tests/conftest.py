@@ -36,6 +36,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", collection_path.read_text(), re.MULTILINE)) or None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ranks(world_size, pool='world'): every rank of a pool runs the test")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    mark = pyfuncitem.get_closest_marker("ranks")
+    if mark is None:
+        return None
+    world_size, pool = (*mark.args, "world")[:2]
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pyfuncitem._request.getfixturevalue(pool)(world_size).run(pyfuncitem.obj, **arguments)
+    return True
+
+
 @pytest.fixture(autouse=True)
 def _forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (impls, convert):

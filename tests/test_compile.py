@@ -41,13 +41,10 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None
 
 @pytest.mark.parametrize("cut", [slice(None), slice(0, None, 2)], ids=["dense", "not dense"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_channels_last_inputs(world, impl, cut):
-    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)[..., cut]
-    world(1).run(check_layout, impl, x)
-
-
-def check_layout(impl: str, x: Tensor) -> None:
+@pytest.mark.ranks(1)
+def test_channels_last_inputs(impl, cut):
     torch._dynamo.reset()
+    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)[..., cut]
     layer = SyncBatchNorm(6, impl=impl)
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
     agree(step(compiled, x, dynamic=False), step(layer, x, dynamic=False), impl)
@@ -98,7 +95,18 @@ def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world,
     assert full == empty == [[3 * c + 2 for c in (3, 5, 1, 1)], [2 * c for c in (1, 1, 5, 3)]]
 
 
-def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "use_reentrant", "where"),
+    [
+        ("inductor", False, "around"),
+        ("aot_eager", True, "around"),
+        ("aot_eager", True, "within"),
+        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
+    ],
+)
+@pytest.mark.ranks(2)
+def test_checkpoints_on_ranks_of_which_some_are_empty(backend, use_reentrant, where):
     """Two layers in a checkpoint, compiled within it or around it; an empty rank has nothing to compute again."""
     torch._dynamo.reset()
     rank = dist.get_rank()
@@ -126,21 +134,8 @@ def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "use_reentrant", "where"),
-    [
-        ("inductor", False, "around"),
-        ("aot_eager", True, "around"),
-        ("aot_eager", True, "within"),
-        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
-    ],
-)
-def test_checkpoints_on_ranks_of_which_some_are_empty(world, backend, use_reentrant, where):
-    world(2).run(checkpointed_steps, backend, use_reentrant, where)
-
-
-def changed_choices() -> None:
+@pytest.mark.ranks(2)
+def test_what_a_layer_was_built_with_may_change_after_compilation():
     rank = dist.get_rank()
     groups = [dist.new_group([r]) for r in range(2)]
     layer = SyncBatchNorm(5)
@@ -152,10 +147,6 @@ def changed_choices() -> None:
         x = torch.randn(2 + rank, 5, 3) + rank
         torch.testing.assert_close(compiled(x), layer(x), msg=lambda text, choice=choice: f"{choice}: {text}")
     torch._dynamo.reset()
-
-
-def test_what_a_layer_was_built_with_may_change_after_compilation(world):
-    world(2).run(changed_choices)
 
 
 @pytest.fixture
@@ -242,8 +233,11 @@ class Padded(nn.Module):
         return masked(self.norms[1], self.between(masked(self.norms[0], x, mask).relu()), mask)
 
 
-def padded_steps(whole: bool, backend: str) -> None:
-    """Compiled and eager."""
+@pytest.mark.slow
+@pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "inductor")])
+@pytest.mark.ranks(2)
+def test_masked_steps_compile(whole, backend):
+    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     eager = Padded().double()
@@ -255,10 +249,3 @@ def padded_steps(whole: bool, backend: str) -> None:
             want = step(eager, x, mask, dynamic=False)
             agree(step(compiled, x, mask, dynamic=False), want, f"{lengths} valid")
     torch._dynamo.reset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "inductor")])
-def test_masked_steps_compile(world, whole, backend):
-    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
-    world(2).run(padded_steps, whole, backend)

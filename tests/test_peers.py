@@ -122,7 +122,8 @@ def test_one_pass_variance_cancels_at_a_large_mean(world):
     assert errors["fairscale"] > 0.1
 
 
-def empty_ranks() -> None:
+@pytest.mark.ranks(2)
+def test_empty_ranks_and_cpu_tensors():
     with pytest.raises(ValueError, match="expected input tensor to be on GPU"):  # while a process group is up
         nn.SyncBatchNorm(CHANNELS)(torch.randn(4, CHANNELS))
     sizes = [3, 0]
@@ -133,10 +134,6 @@ def empty_ranks() -> None:
     if dist.get_rank() == 1:
         with pytest.raises(AssertionError, match="does not support a batch of size 0"):
             NaiveSyncBatchNorm(CHANNELS)(torch.zeros(0, CHANNELS, 4, 3))
-
-
-def test_empty_ranks_and_cpu_tensors(world):
-    world(2).run(empty_ranks)
 
 
 # What layers outside PyTorch compute by their sources, as formulas over the inputs of all ranks.

@@ -21,7 +21,8 @@ def test_stages(simulation, check, arguments):
     simulation(check, *arguments)
 
 
-def check_orders() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_results_do_not_depend_on_the_order_of_turns():
     library = cuda.simulation()
     try:
         for shape, layout, dtype in itertools.product(
@@ -37,7 +38,3 @@ def check_orders() -> None:
                     assert torch.equal(result[name], value), f"{name} of {shape}, {layout.__name__}, {order}"
     finally:
         library.set_order("ascending")
-
-
-def test_results_do_not_depend_on_the_order_of_turns(simulation):
-    simulation(check_orders)

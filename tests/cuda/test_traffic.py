@@ -25,7 +25,11 @@ def assert_at_the_floor(s: StageTraffic) -> None:
     assert s.floor_written <= s.bytes_written <= s.floor_written + small, s.stage
 
 
-def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.ranks(1, "simulated")
+def test_everything_is_read_once_and_written_once(shape, dtype, channels_last):
     traffic = Traffic(shape, dtype, channels_last=channels_last)
     assert [s.stage for s in traffic.stages] == list(STAGES)
     for s in traffic.stages:
@@ -33,14 +37,8 @@ def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
         assert s.sector_efficiency >= 0.9, s.stage
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_everything_is_read_once_and_written_once(simulation, shape, dtype, channels_last):
-    simulation(check_floor, shape, dtype, channels_last)
-
-
-def check_short_runs() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_short_runs():
     """Runs of 49 and 196 elements: neighbouring channels are read together, in whole accesses and nothing twice."""
     for shape, dtype in itertools.product(((16, 256, 7, 7), (8, 64, 14, 14)), (torch.float16, torch.float32)):
         traffic = Traffic(shape, dtype)
@@ -52,11 +50,8 @@ def check_short_runs() -> None:
             assert s.sector_efficiency > 0.9, s.stage
 
 
-def test_short_runs(simulation):
-    simulation(check_short_runs)
-
-
-def check_edges() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_edges():
     """Long runs of an odd length, and channels that do not go together: whole accesses to all but their ends."""
     for shape in ((2, 3, 45, 45), (16, 3, 7, 7), (2, 16, 33, 65)):
         for s in Traffic(shape, torch.float16).stages:
@@ -66,30 +61,23 @@ def check_edges() -> None:
             assert_at_the_floor(s)
 
 
-def test_edges(simulation):
-    simulation(check_edges)
-
-
-def check_report() -> dict[str, str]:
+@pytest.mark.ranks(1, "simulated")
+def test_the_report_says_it_in_words():
     first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
     assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
-    x = torch.empty(4, 32, 192, 192, device="meta")
-    plans = {
-        "split": plan_in_words(launch_plan(x, multiprocessors=132)),
-        "edges": plan_in_words(launch_plan(torch.empty(2, 3, 45, 45, device="meta"))),
-        "small": plan_in_words(launch_plan(torch.empty(0, 3, device="meta"))),
-    }
-    return {"first": str(first), "last": str(last), **plans}
-
-
-def test_the_report_says_it_in_words(simulation):
-    said = simulation(check_report)
-    assert "input (2, 6, 9, 9), float32, channels-first" in said["first"]
-    assert "each works on" in said["first"]
-    assert "but for 5 of the 2025 side by side, which lie at the ends" in said["edges"]
-    assert "neighbouring channels" in said["last"]
-    assert "8 blocks share a channel, and the last to finish adds up what they found." in said["split"]
-    assert said["small"].startswith("1 block of 32 threads")
+    split, edges, small = (
+        plan_in_words(launch_plan(torch.empty(shape, device="meta"), **options))
+        for shape, options in (((4, 32, 192, 192), {"multiprocessors": 132}), ((2, 3, 45, 45), {}), ((0, 3), {}))
+    )
+    for words, text in (
+        ("input (2, 6, 9, 9), float32, channels-first", str(first)),
+        ("each works on", str(first)),
+        ("but for 5 of the 2025 side by side, which lie at the ends", edges),
+        ("neighbouring channels", str(last)),
+        ("8 blocks share a channel, and the last to finish adds up what they found.", split),
+    ):
+        assert words in text, text
+    assert small.startswith("1 block of 32 threads")
 
 
 def test_counting_takes_the_simulation():
