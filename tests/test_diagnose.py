@@ -42,23 +42,16 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "ours": lambda channels, **options: sbnref.SyncBatchNorm(channels, stats_mode="exact", **options),
     "default": sbnref.SyncBatchNorm,
     "N": lambda channels, **options: sbnref.SyncBatchNorm(channels, stats_mode="N", **options),
+    "quiet": type("QuietSyncBatchNorm", (nn.BatchNorm2d,), {}),  # so named, but no rank waits for another
 }
 
 
 def network(norm: str, **options: object) -> nn.Sequential:
     torch.manual_seed(0)
     make = NORMS[norm]
-    layers = {
-        "conv1": nn.Conv2d(3, 8, 3),
-        "bn1": make(8, **options),
-        "relu1": nn.ReLU(),
-        "conv2": nn.Conv2d(8, 8, 3),
-        "bn2": make(8, **options),
-        "relu2": nn.ReLU(),
-        "pool": nn.AdaptiveAvgPool2d(1),
-        "flat": nn.Flatten(),
-        "head": nn.Linear(8, 2),
-    }
+    layers = {"conv1": nn.Conv2d(3, 8, 3), "bn1": make(8, **options), "relu1": nn.ReLU()}
+    layers |= {"conv2": nn.Conv2d(8, 8, 3), "bn2": make(8, **options), "relu2": nn.ReLU()}
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": nn.Linear(8, 2)}
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -323,18 +316,15 @@ def test_healthy_trainings_raise_no_suspect(world, name):
     plan = HEALTHY[name]
     diagnosis = world(3).run(run, plan)[2]
     assert diagnosis.suspects == [], str(diagnosis)
-    assert str(diagnosis) == (
-        f"Examined: 2 batch norms, {plan.steps} training steps, 3 evaluation steps, 3 ranks. Nothing was found."
-    )
+    examined = f"2 batch norms, {plan.steps} training steps, 3 evaluation steps, 3 ranks"
+    assert str(diagnosis) == f"Examined: {examined}. Nothing was found."
 
 
 def test_the_report_has_evidence_and_remedy(world):
     plan = Plan(start=on(0, scale("bn2.running_mean", 1, 7)))
     diagnosis = world(3).run(run, plan)[1]
-    lines = str(diagnosis).splitlines()
-    assert re.fullmatch(
-        r"1. bn2  running statistics differ between ranks 0 and {1, 2}: mean by \d+ std, since step 1", lines[0]
-    )
+    lines, ranks = str(diagnosis).splitlines(), r"ranks 0 and {1, 2}"
+    assert re.fullmatch(rf"1. bn2  running statistics differ between {ranks}: mean by \d+ std, since step 1", lines[0])
     assert lines[1] == "   All settings agree, so load the same state on every rank:"
     assert lines[2] == "       for buffer in model.buffers(): torch.distributed.broadcast(buffer, src=0)"
     assert lines[3].endswith("Nothing else was found.")
@@ -351,8 +341,8 @@ def test_remedies_name_the_layers_in_code():
     assert d.examined == {"batch_norms": 2, "training_steps": 30, "evaluation_steps": 0, "ranks": 1}
 
 
-def wrapped_and_evaluated() -> tuple[str, tuple[float, float], int]:
-    """The remedy in a wrapped model, the momenta after it ran, and the evaluation steps, in inference mode."""
+@pytest.mark.ranks(3)
+def test_remedies_fit_wrapped_models_and_inference_mode_is_seen():
     model = DistributedDataParallel(network("ours", momentum=0.0))
     with sbnref.diagnose(model) as d:
         for _ in range(20):
@@ -360,81 +350,62 @@ def wrapped_and_evaluated() -> tuple[str, tuple[float, float], int]:
         model.eval()
         with torch.inference_mode():
             model(torch.randn(8, 3, 8, 8) + 2)
+    assert (d.suspects[0].rule, d.examined["evaluation_steps"]) == ("slow momentum", 1)
     exec(d.suspects[0].code, {"model": model, "d": d})
-    return d.suspects[0].rule, (model.module.bn1.momentum, model.module.bn2.momentum), d.examined["evaluation_steps"]
+    assert model.module.bn1.momentum == model.module.bn2.momentum == 0.1
 
 
-def test_remedies_fit_wrapped_models_and_inference_mode_is_seen(world):
-    assert world(3).run(wrapped_and_evaluated) == [("slow momentum", (0.1, 0.1), 1)] * 3
-
-
-def calls() -> tuple[bool, int, int]:
-    """Whether outputs and buffers are equal with and without; collectives in the steps; hooks that are left."""
-    models = [network("ours") for _ in range(2)]
-    x = torch.randn(4, 3, 8, 8)
+@pytest.mark.ranks(3)
+def test_it_changes_nothing_and_communicates_nothing_in_a_step():
+    models, x = [network("ours") for _ in range(2)], torch.randn(4, 3, 8, 8)
     with sbnref.diagnose(models[0]), Watch() as watched:
         first = models[0](x)
     with Watch() as plain:
         second = models[1](x)
-    states = zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True)
-    same = torch.equal(first, second) and all(torch.equal(a, b) for a, b in states)
-    hooks = sum(len(m._forward_pre_hooks) for m in models[0].modules())
-    return same, len(watched.collectives) - len(plain.collectives), hooks
+    assert len(watched.collectives) == len(plain.collectives)
+    assert torch.equal(first, second)
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+    assert not any(module._forward_pre_hooks for module in models[0].modules()), "hooks are left"
 
 
-def test_it_changes_nothing_and_communicates_nothing_in_a_step(world):
-    assert world(3).run(calls) == [(True, 0, 0)] * 3
-
-
-def leaves_early() -> Diagnosis:
-    rank, model = dist.get_rank(), network("plain")
-    with sbnref.diagnose(model, timeout=30) as d:
-        for step in range(6):
-            if rank == 2 and step == 4:
-                break
-            if rank != 1 or step % 2:  # rank 1 trains half of the steps
-                model(torch.randn(8, 3, 8, 8))
+def stepped(step: Callable[[nn.Module, int, int], object], norm: str = "plain", raises: int | None = None) -> Diagnosis:
+    """Diagnose six steps, of which every rank makes its own; one of them may raise."""
+    rank, model = dist.get_rank(), network(norm)
+    expected = pytest.raises(ValueError, match="no such file") if rank == raises else nullcontext()
+    with expected, sbnref.diagnose(model, timeout=30) as d:
+        for i in range(6):
+            step(model, rank, i)
     return d
 
 
 def test_ranks_that_run_fewer_steps_keep_none_waiting(world):
-    for d in world(3).run(leaves_early):
+    for d in world(3).run(stepped, lambda model, rank, i: i < (6, 3, 4)[rank] and model(torch.randn(8, 3, 8, 8))):
         assert d.examined["ranks"] == 3
         assert "The ranks trained different numbers of steps: 6, 3 and 4." in str(d)
 
 
-def skips() -> Diagnosis:
-    model = network("plain")  # renamed: synchronized by their names alone, so that no rank waits for another
-    model.bn1.__class__ = model.bn2.__class__ = type("QuietSyncBatchNorm", (nn.BatchNorm2d,), {})
-    with sbnref.diagnose(model, timeout=30) as d:
-        for step in range(6):
-            x = model[:4](torch.randn(8, 3, 8, 8))
-            if dist.get_rank() != 1 or step < 4:
-                model[4:](x)
-    return d
-
-
 def test_a_rank_that_skips_a_layer_is_named(world):
-    d = world(3).run(skips)[0]
+    def skip(model: nn.Module, rank: int, i: int) -> None:
+        x = model[:4](torch.randn(8, 3, 8, 8))
+        if rank != 1 or i < 4:
+            model[4:](x)
+
+    d = world(3).run(stepped, skip, "quiet")[0]
     assert d.suspects[0].rule == "skipped"
     assert d.suspects[0].evidence == "rank 1 did not call it in 2 of 6 training steps"
 
 
-def raises() -> tuple[Diagnosis, float]:
-    rank, model, start = dist.get_rank(), network("plain"), time.perf_counter()
-    expected = pytest.raises(ValueError, match="no such file") if rank == 1 else nullcontext()
-    with expected, sbnref.diagnose(model, timeout=30) as d:
-        for step in range(3):
-            if rank == 1 and step == 2:
-                raise ValueError("no such file")
-            model(torch.randn(8, 3, 8, 8))
-    return d, time.perf_counter() - start
-
-
 def test_a_rank_that_raises_keeps_none_waiting(world):
-    results = world(3).run(raises)
-    assert max(seconds for _, seconds in results) < 20
-    for d, _ in results[::2]:
+    def leave(model: nn.Module, rank: int, i: int) -> None:
+        if rank == 1 and i == 2:
+            raise ValueError("no such file")
+        model(torch.randn(8, 3, 8, 8))
+
+    ranks, start = world(3), time.perf_counter()
+    results = ranks.run(stepped, leave, raises=1)
+    assert time.perf_counter() - start < 20
+    for d in results[::2]:
         assert d.examined["ranks"] == 3
         assert "Rank 1 left after 2 training steps: ValueError: no such file" in str(d)
 
@@ -556,7 +527,6 @@ def test_a_copy_of_the_model_has_no_recorder():
 
 def evaluates_from_inside() -> Diagnosis:
     model = DistributedDataParallel(network("ours"))
-
     evaluations = [lambda: model.module(40 * images(8, 8)[0] + 9)] * (3 if dist.get_rank() == 0 else 0)
     return trained(model, lambda step: model(images(8, 8)[0]).square().mean(), evaluations)
 
