@@ -30,7 +30,6 @@ OF_ALL: dict[str, Any] = {
 
 
 def conforms(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the results if they are in the format and add up."""
     for told, known in [(results, OF_ALL), *((test, OF_A_TEST) for test in results["tests"])]:
         for name, value in told.items():
             assert value in known[name] or type(value) in known[name], f"{name} is {value!r}"
@@ -72,7 +71,6 @@ class Autograder:
         self.printed = ""
 
     def __call__(self, files: dict[str, str]) -> dict[str, Any]:
-        """The results for a submission."""
         shutil.rmtree(self.place / "submission")
         (self.place / "submission").mkdir()
         (self.place / "results" / "results.json").unlink(missing_ok=True)

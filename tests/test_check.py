@@ -86,10 +86,8 @@ def test_wrong_kinds_are_named():
         (lambda payload, dy: payload * torch.rand(()), "rounding"),
         (lambda payload, dy: payload * next(almost), "the same call gave two different results for backward payload"),
     ):
-        failure, _, section = found(
-            "backward_stats",
-            function=lambda dy, x, saved, change=change: change(reference.backward_stats(dy, x, saved), dy),
-        )
+        function = lambda dy, x, saved, change=change: change(reference.backward_stats(dy, x, saved), dy)  # noqa: E731
+        failure, _, section = found("backward_stats", function=function)
         assert text in failure.what
     assert section == "Floating point"
 
@@ -125,7 +123,6 @@ def graded(tmp_path, text, **options):
 
 
 def statuses(impl):
-    """Each stage's last result, with the functions in this process."""
     judge = Judge(Job("nothing"), examples=20, timeout=60, seed=0)
     judge.impl = impl
     for stage in STAGES:
@@ -134,8 +131,6 @@ def statuses(impl):
 
 
 def saving(change):
-    """A forward pass that saves something else."""
-
     def forward_apply(*arguments):
         y, saved = reference.forward_apply(*arguments)
         return y, change(saved)

@@ -174,7 +174,6 @@ def test_bad_use_says_what_to_do():
 
 
 def largest_share(impl, name):
-    """How much of what rounding allows an implementation uses in each stage, on an input that breaks batch norms."""
     torch.manual_seed(0)
     x = INPUTS[name](0)
     share = Share(x, torch.randn(x.shape).to(x.dtype), torch.randn(4), torch.randn(4), None, 1e-5, 0.1, "exact", 1)

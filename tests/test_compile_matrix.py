@@ -41,8 +41,6 @@ class Twins(nn.Module):
 
 
 class Twice(nn.Module):
-    """A layer that is called twice in one step."""
-
     def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.norm = norm(CHANNELS)

@@ -105,9 +105,8 @@ def test_every_exercise_and_template_is_handed_out(course):
 
 def test_the_same_settings_make_the_same_folder(course, tmp_path):
     make(tmp_path / "again", Settings.load(course / "settings.json"))
-    first, second = (
-        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (course, tmp_path / "again")
-    )
+    folders = course, tmp_path / "again"
+    first, second = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
     assert first == second
     (wheel,) = (course / "handout").glob("*.whl")
     assert packing.pack() == (wheel.name, wheel.read_bytes())

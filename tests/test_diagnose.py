@@ -96,7 +96,6 @@ def run(plan: Plan) -> Diagnosis:
 
 
 def trained(model: nn.Module, loss: Callable[[int], Tensor], evaluations=(), steps=STEPS, lr=0.02, every=1):
-    """Diagnose a training on the loss of each step, and evaluations."""
     optimizer = torch.optim.SGD(model.parameters(), lr)
     with sbnref.diagnose(model, every=every, timeout=30) as d:
         for step in range(1, steps + 1):
@@ -112,7 +111,6 @@ def trained(model: nn.Module, loss: Callable[[int], Tensor], evaluations=(), ste
 
 
 def called(model: nn.Module, batch: Callable[[], Tensor], steps=STEPS, timeout=30) -> Diagnosis:
-    """Diagnose forward passes."""
     with sbnref.diagnose(model, timeout=timeout) as d:
         for _ in range(steps):
             model(batch())

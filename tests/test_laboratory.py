@@ -87,7 +87,6 @@ def line(comment: str) -> int:
 
 
 def place(recording: Recording, step) -> int:
-    """Where in the student's file a step stands."""
     return recording.sites[step.site][-1][1]
 
 

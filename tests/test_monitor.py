@@ -14,7 +14,6 @@ from sbnref.modes import STATS_MODES
 
 
 def watched(sizes, **options):
-    """A monitor over a layer that trains on batches of the given sizes, per step and rank."""
     layer = sbnref.SyncBatchNorm(3, **options)
     with sbnref.monitor(layer) as watch:
         for step, step_sizes in enumerate(sizes):

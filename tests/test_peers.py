@@ -21,9 +21,8 @@ def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32,
     xs = [(x * (0.01 if offset else 1) + offset).to(dtype) for x in xs]
     dys = [dy.to(dtype) for dy in dys]
     rank = dist.get_rank()
-    want = train_step(
-        xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), getattr(layer, "stats_mode", "") or "default"
-    )
+    stats_mode = getattr(layer, "stats_mode", "") or "default"
+    want = train_step(xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), stats_mode)
     x = xs[rank].requires_grad_()
     y = layer(x)
     y.backward(dys[rank])
@@ -189,9 +188,8 @@ def test_paddle_backward_is_not_the_derivative_of_its_forward_with_unequal_batch
         gs = [per_channel(dy) for dy in dys]
         a = sum(g.sum(1) for g in gs)[:, None]
         b = sum((g * xhat).sum(1) for g, xhat in zip(gs, xhats, strict=True))[:, None]
-        dxs = [
-            invstd[:, None] * (g - (a + b * xhat) / (len(xs) * g.shape[1])) for g, xhat in zip(gs, xhats, strict=True)
-        ]
+        pairs = zip(gs, xhats, strict=True)
+        dxs = [invstd[:, None] * (g - (a + b * xhat) / (len(xs) * g.shape[1])) for g, xhat in pairs]
         off = max(float((dx - per_channel(want_dx)).abs().max()) for dx, want_dx in zip(dxs, want.dx, strict=True))
         assert off < 1e-9 if sizes == EQUAL else off > 5e-3
 

@@ -47,7 +47,6 @@ NOT_THERE = {  # tests/test_convert.py::test_peers_are_recognized_by_name
 
 
 def network(where: str) -> nn.Module:
-    """With the library's layer in it, in float64."""
     torch.manual_seed(0)
     module, _, name = where.rpartition(".")
     if module == "mmcv.ops":
@@ -63,14 +62,12 @@ def network(where: str) -> nn.Module:
 
 
 def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[str, torch.Tensor]:
-    """Gradients and state after one step with a part of five samples."""
     (F.cross_entropy(model(images), labels, reduction="sum") * ranks / 5).backward()
     gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters()}
     return {name.replace("module.", ""): t.clone() for name, t in {**model.state_dict(), **gradients}.items()}
 
 
 def tried(where: str) -> dict[str, str]:
-    """Try each thing on two ranks."""
     choices = {"frozen": True} if "Frozen" in where else {}
 
     def converted() -> nn.Module:

@@ -65,11 +65,7 @@ def collect(batches_of_ranks, like=None):
 
 
 def test_what_an_empty_batch_is_made_of(world):
-    full = {
-        "images": torch.ones(4, 3, dtype=torch.float16),
-        "more": [(torch.ones(4), "name", np.int64(7))],
-        "scale": torch.ones(()),
-    }
+    full = {"images": torch.ones(4, 3).half(), "more": [(torch.ones(4), "name", np.int64(7))], "scale": torch.ones(())}
     first, second = world(2).run(collect, [[full, full], []], full)
     assert [len(one["images"]) for one in first] == [4, 4]
     assert len(second) == 2

@@ -30,13 +30,11 @@ SIZES = [[3, 2], [4, 0], [0, 0], [1, 5]]  # of the ranks' batches, step by step
 
 def network(norm=SyncBatchNorm, **options) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv1d(2, 4, 3), norm(4, **options), nn.SiLU(), nn.Conv1d(4, 3, 1), norm(3, **options)
-    ).double()
+    norms = norm(4, **options), norm(3, **options)
+    return nn.Sequential(nn.Conv1d(2, 4, 3), norms[0], nn.SiLU(), nn.Conv1d(4, 3, 1), norms[1]).double()
 
 
 def batches(sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """The whole batch of a step, and this rank's share."""
     torch.manual_seed(sum(sizes))
     whole = torch.randn(sum(sizes), 2, 6, dtype=torch.float64)
     return whole, whole.split(sizes)[dist.get_rank()]

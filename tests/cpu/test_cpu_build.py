@@ -40,7 +40,6 @@ def info(**environment: str) -> dict:
 
 
 def killed_build(folder: Path) -> None:
-    """Start one, and end it while the compiler runs."""
     environment = {**os.environ, "SBNREF_CPU_FLAGS": "-O0", "TORCH_EXTENSIONS_DIR": str(folder)}
     building = subprocess.Popen((*SBNREF, "build", "cpu"), env=environment, stderr=-1, start_new_session=True)
     while not list(folder.glob("sbnref_cpu-*/")):

@@ -42,7 +42,6 @@ def tensor(shape: tuple[int, ...], mean: float = 1) -> torch.Tensor:
 
 
 def moments(x: torch.Tensor) -> torch.Tensor:
-    """The mean and the variance of each channel, in float64."""
     return forward_stats(x.double(), 1)[: 2 * x.shape[1]].view(2, -1)
 
 

@@ -32,7 +32,6 @@ def test_an_input_that_is_not_dense_is_copied_once():
 
 
 def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    """Compare every result to the reference's."""
     x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
     got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
     checks.assert_close(got, want, x, f"{shape}, {layout.__name__}")

@@ -153,8 +153,6 @@ class Kernel:
 
 
 class Memory:
-    """Pieces of memory by their address."""
-
     def __init__(self, pieces: dict[int, np.ndarray]) -> None:
         self._starts = np.array(sorted(address for address, piece in pieces.items() if len(piece)), np.uint64)
         self._pieces = [pieces[address] for address in self._starts.tolist()]
@@ -164,10 +162,8 @@ class Memory:
         """Yield which addresses lie in a piece, its words, and the first word at each of them."""
         size = np.uint64(dtype.itemsize * count)
         found = np.searchsorted(self._starts, addresses, "right") - 1
-        for wrong, what in (
-            ((found < 0) | (addresses + size > self._ends[found]), "outside of every buffer"),
-            (addresses % size > 0, "misaligned"),
-        ):
+        outside = (found < 0) | (addresses + size > self._ends[found])
+        for wrong, what in ((outside, "outside of every buffer"), (addresses % size > 0, "misaligned")):
             if wrong.any():
                 raise IndexError(f"{size} bytes at {int(addresses[wrong][0]):#x} are {what}")
         for piece in [found[0]] if (found == found[0]).all() else np.unique(found):

@@ -58,10 +58,8 @@ def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
     assert tool is not None, "expected cuobjdump; install it with: pip install nvidia-cuda-cuobjdump"
     parts = re.split(r"Function : (\S+)", process(tool, "-sass", "-arch", architecture, file).stdout)[1:]
     line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
-    return {
-        name: [(int(at, 16), code) for at, code in line.findall(body)]
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    }
+    functions = zip(parts[::2], parts[1::2], strict=True)
+    return {name: [(int(at, 16), code) for at, code in line.findall(body)] for name, body in functions}
 
 
 def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:

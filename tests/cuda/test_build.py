@@ -40,7 +40,6 @@ def cuda_home(monkeypatch, tmp_path):
 
 
 def load(**environment: str) -> subprocess.CompletedProcess:
-    """Load the simulation in another process."""
     environment = {**os.environ, "SBNREF_CUDASIM": "1", **environment}
     return subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
 

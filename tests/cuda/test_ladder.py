@@ -42,14 +42,12 @@ def reference(x: torch.Tensor) -> torch.Tensor:
 
 
 def assert_close(y: torch.Tensor, x: torch.Tensor) -> None:
-    """y is x normalized, to the precision of its dtype."""
     rtol = max(1e-5, torch.finfo(y.dtype).eps)
     torch.testing.assert_close(y, reference(x).to(y.dtype), rtol=rtol, atol=1e-5)
 
 
 @pytest.fixture
 def turns():
-    """Sets the order of turns, and sets it back."""
     yield ladder.set_order
     ladder.set_order("ascending")
 

@@ -12,7 +12,6 @@ SHAPES = [((6, 2, 10, 10), False), ((2, 40, 4, 4), True), ((3, 5, 7, 7), False)]
 
 
 def counted(shape: tuple[int, ...], channels_last: bool) -> dict[str, list[dict[str, object]]]:
-    """What each stage does to memory, by the counter of traffic."""
     library, found = cuda.simulation(), {}
     for stage, call in calls(example(shape, channels_last=channels_last)).items():
         library.start_counting()
@@ -24,11 +23,9 @@ def counted(shape: tuple[int, ...], channels_last: bool) -> dict[str, list[dict[
 
 
 def recorded(shape: tuple[int, ...], channels_last: bool) -> dict[str, tuple]:
-    recordings = record_stages(example(shape, channels_last=channels_last))
-    return {
-        stage: (r.counts(), r.launches, {r.sites[s.site][-1][0].rpartition("/")[2] for s in r.steps})
-        for stage, r in recordings.items()
-    }
+    recordings = record_stages(example(shape, channels_last=channels_last)).items()
+    files = {stage: {r.sites[s.site][-1][0].rpartition("/")[2] for s in r.steps} for stage, r in recordings}
+    return {stage: (r.counts(), r.launches, files[stage]) for stage, r in recordings}
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), SHAPES)

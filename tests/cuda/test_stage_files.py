@@ -27,7 +27,6 @@ SIZES = ((3, 2), (0, 4), (2, 3))  # of each rank: samples, and a spatial size of
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory) -> Path:
-    """A file in which every stage is wrong."""
     file = tmp_path_factory.mktemp("stages") / "wrong.cu"
     text = RIGHT.read_text()
     for was, now in PLANTED.values():
@@ -60,7 +59,6 @@ def register_right():
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.ranks(3)
 def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks():
-    """Of the right file, in each mode and memory format, with running statistics of either kind and without."""
     register_right()
     options = ({}, {"momentum": None, "affine": False}, {"track_running_stats": False})
     for mode, option in zip(STATS_MODES, options, strict=True):

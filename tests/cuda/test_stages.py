@@ -25,9 +25,8 @@ def test_stages(simulation, check, arguments):
 def test_results_do_not_depend_on_the_order_of_turns():
     library = cuda.simulation()
     try:
-        for shape, layout, dtype in itertools.product(
-            checks.SHAPES, checks.LAYOUTS[:3], (torch.float16, torch.float64)
-        ):
+        dtypes = torch.float16, torch.float64
+        for shape, layout, dtype in itertools.product(checks.SHAPES, checks.LAYOUTS[:3], dtypes):
             x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
             results = []
             for order in ORDERS:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 
 def made_up(home: Path, release: str) -> Path:
-    """A folder that passes for the CUDA toolkit of a release."""
     (home / "bin").mkdir(parents=True)
     (home / "include").mkdir()
     (home / "include" / "cuda_runtime_api.h").touch()
