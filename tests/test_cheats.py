@@ -271,24 +271,20 @@ with tempfile.TemporaryFile() as f:
     f.write(b"1")
 """
 
+AROUND = "right = forward_stats\ndef forward_stats(*a): return {}\n"
+
 # All score.
 HONEST = {
     "with imports, prints, threads, processes and files": IMPORTS + RIGHT,
     "with a helper of a name that the grader has too": "from target import *\n",
-    "with a callable object": RIGHT.replace("def forward_stats(x", "class _Stats:\n  def __call__(self, x").replace(
-        "\n    ", "\n      "
-    )
-    + "\nforward_stats = _Stats()\n",
+    "with a callable object": RIGHT
+    + "class Stats:\n  def __call__(self, *a): return right(*a)\nright, forward_stats = forward_stats, Stats()\n",
     "with numpy and autograd": RIGHT.replace(
         "wide = x.double()", "torch.set_grad_enabled(True)\n    wide = torch.from_numpy(x.double().numpy().copy())"
     ),
     "with a decorator": RIGHT.replace("def ", "import functools\n@functools.wraps(print)\ndef "),
-    "with a result that is a view": RIGHT.replace("return torch.cat(", "return torch.stack([torch.cat(").replace(
-        "[weight, m])])", "[weight, m])])] * 2, 1)[:, 0]"
-    ),
-    "with a subclass of tensors": RIGHT.replace("return torch.cat(", "return torch.nn.Parameter(torch.cat(").replace(
-        "[weight, m])])", "[weight, m])]))"
-    ),
+    "with a result that is a view": RIGHT + AROUND.format("torch.stack([right(*a)] * 2, 1)[:, 0]"),
+    "with a subclass of tensors": RIGHT + AROUND.format("torch.nn.Parameter(right(*a))"),
 }
 
 

@@ -1,6 +1,7 @@
-"""Building the kernels' library: cached, locked, and every failure says what to do."""
+"""Building the kernels' library: cached, locked, with which CUDA toolkit; and every failure says what to do."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +9,46 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkits import compiler_that_made, made_up
 
-from sbnref.impls import build, cuda
+from sbnref.impls import build, cuda, toolkit
 from sbnref.impls.build import KERNELS, SIMULATION
+from sbnref.impls.toolkit import NoToolkit, find_toolkit
 
 pytestmark = pytest.mark.slow
 
 LOAD = "from sbnref.impls import cuda; cuda.simulation(); print(cuda.operators().build_info())"
+COMMAND = "pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.*'"
+
+
+def made_up(home: Path, release: str) -> Path:
+    (home / "bin").mkdir(parents=True)
+    (home / "include").mkdir()
+    (home / "include" / "cuda_runtime_api.h").touch()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    return home
+
+
+def compiler_that_made(library: Path, folder: Path) -> str:
+    """A compiler that leaves objects empty and, instead of linking them, copies a library that was built before."""
+    script = folder / "c++"
+    script.write_text(
+        f"""#!/bin/sh
+        for word in "$@"; do
+            [ "$last" = -o ] && output=$word
+            case $word in -c | -shared) step=$word ;; esac
+            last=$word
+        done
+        case $step in
+            -c) : > "$output" ;;
+            -shared) cp {library} "$output" ;;
+            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
+        esac
+        """
+    )
+    script.chmod(0o755)
+    return str(script)
 
 
 @pytest.fixture
@@ -162,3 +195,87 @@ def test_the_reason_is_kept(monkeypatch, real):
         assert "was built without CUDA" in build.why_not(KERNELS)
     finally:
         build.why_not.cache_clear()
+
+
+# ---- the toolkit ----
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Where toolkits may lie, all of them empty; the packages' are of one release."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    names = {name: tmp_path / name for name in ("named", "path", "system", "packages")}
+    nvcc = names["path"] / "bin" / "nvcc"
+    monkeypatch.setattr(shutil, "which", lambda _: str(nvcc) if nvcc.exists() else None)
+    monkeypatch.setattr(toolkit, "SYSTEM", names["system"])
+    monkeypatch.setattr(toolkit, "_package_homes", lambda _: [names["packages"]])
+    monkeypatch.setattr(toolkit.importlib.metadata, "version", lambda _: "13.0.88")
+    return names
+
+
+def test_the_order(places, monkeypatch):
+    found = []
+    for name in ("packages", "system", "path"):
+        home = made_up(places[name], "13.0")
+        found.append(find_toolkit("13.0"))
+        assert found[-1].home == home
+    home = made_up(places["named"], "13.0")
+    assert find_toolkit("13.0").home == places["path"], "nothing names it yet"
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    found.append(find_toolkit("13.0"))
+    assert [str(one) for one in found] == [
+        f"CUDA 13.0 in {places['packages']}, from this Python's packages",
+        f"CUDA 13.0 in {places['system']}, of the system",
+        f"CUDA 13.0 in {places['path']}, which is on the PATH",
+        f"CUDA 13.0 in {places['named']}, which CUDA_HOME names",
+    ]
+
+
+def test_another_release_is_passed_over_but_not_where_it_was_named(places, monkeypatch):
+    made_up(places["path"], "12.8")
+    made_up(places["packages"], "13.0")
+    assert find_toolkit("13.0").home == places["packages"]
+    monkeypatch.setenv("CUDA_HOME", str(places["path"]))
+    with pytest.raises(NoToolkit) as error:
+        find_toolkit("13.0")
+    found = f"{places['path'] / 'bin' / 'nvcc'}, which CUDA_HOME names, is of CUDA 12.8"
+    advice = f"unset CUDA_HOME, then install it with: {COMMAND}"
+    assert str(error.value).startswith(f"building needs nvcc of CUDA 13.0: {found}; {advice}")
+
+
+def test_nvcc_by_a_link(places):
+    home = made_up(places["system"].with_name("elsewhere"), "13.0")
+    link = places["path"] / "bin" / "nvcc"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home / "bin" / "nvcc")
+    assert find_toolkit("13.0").home == home
+
+
+def test_none(places, monkeypatch):
+    with pytest.raises(NoToolkit) as error:
+        find_toolkit("13.0")
+    assert str(error.value).startswith(f"building needs nvcc of CUDA 13.0: none was found; install it with: {COMMAND} ")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    with pytest.raises(NoToolkit, match="CUDA_HOME names /nonexistent, which has no bin/nvcc"):
+        find_toolkit("13.0")
+    monkeypatch.delenv("CUDA_HOME")  # pip has no nvcc of CUDA 12
+    with pytest.raises(NoToolkit, match=r"none was found; install the CUDA toolkit 12\.8 and set CUDA_HOME"):
+        find_toolkit("12.8")
+
+
+def test_packages_of_different_releases(places, monkeypatch):
+    made_up(places["packages"], "13.0")
+    versions = {"nvidia-cuda-nvcc": "13.0.88", "nvidia-cuda-crt": "13.5.37", "nvidia-nvvm": "13.5.37"}
+    monkeypatch.setattr(toolkit.importlib.metadata, "version", versions.get)
+    message = r"are of different releases, nvidia-cuda-nvcc 13\.0\.88, nvidia-cuda-crt 13\.5"
+    with pytest.raises(NoToolkit, match=message):
+        find_toolkit("13.0")
+
+
+@pytest.mark.parametrize("script", ["#!/bin/sh\necho a word\n", "not a program"])
+def test_an_nvcc_that_does_not_tell_its_version(places, script):
+    made_up(places["system"], "13.0")
+    (places["system"] / "bin" / "nvcc").write_text(script)
+    with pytest.raises(NoToolkit, match="of the system, does not tell its version"):
+        find_toolkit("13.0")

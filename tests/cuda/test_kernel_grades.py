@@ -112,35 +112,22 @@ FAULTS = {
     "a small shared array": (BROKEN["f"], "right behind the end of the shared array of_warp (8", "+ kWarps] = square"),
     "a barrier between sums": (
         changed(FORMULA, "    __syncthreads();  // before the next sum uses the same shared memory\n", ""),
-        "without a barrier in between",
-        "const double all = sum_over_block(squares)",
-    ),
+        "without a barrier in between", "const double all = sum_over_block(squares)"),
     "statistics that no thread wrote": (
         changed(FORMULA, "mean[c] = average;", "if (c > 0) mean[c] = average;"),
-        "reads mean[0], which was never written",
-        "center = mean[c]",
-    ),
+        "reads mean[0], which was never written", "center = mean[c]"),
     "vectors between boundaries": (
         changed(WIDE, "S % 4 == 0", "N * S % 4 == 0"),
-        "at an address that is no multiple of 16",
-        "const Floats<V> values =",
-    ),
+        "at an address that is no multiple of 16", "const Floats<V> values ="),
     "a shuffle that not all take part in": (
-        changed(
-            BROKEN["f"].replace("of_warp[kWarps]", "of_warp[2 * kWarps]"),
-            "    for (int distance = kWarp / 2;",
-            "    if (threadIdx.x < 8) for (int distance = kWarp / 2;",
-        ),
-        "waits at __shfl_down_sync for other lanes of its warp",
-        "sum += __shfl_down",
-    ),
+        changed(BROKEN["f"].replace("of_warp[kWarps]", "of_warp[2 * kWarps]"),
+                "    for (int distance = kWarp / 2;", "    if (threadIdx.x < 8) for (int distance = kWarp / 2;"),
+        "waits at __shfl_down_sync for other lanes of its warp", "sum += __shfl_down"),
     "results that are missing": (
         changed(FORMULA, "        y[at(c, i, C, S)] =", "        if (i > 0) y[at(c, i, C, S)] ="),
-        "some elements of y are never written, such as y[0, 0, 0]",
-        None,
-    ),
+        "some elements of y are never written, such as y[0, 0, 0]", None),
     "the host": (changed(FORMULA, HEAD, f"{HEAD}\n    y[0] = 1;"), "the host writes y[0], which is", "    y[0] = 1;"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.usefixtures("_in_this_process")
