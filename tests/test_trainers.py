@@ -9,10 +9,9 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from shared import ROOT, blocks, python
 from torch import nn
-from trainers.batches import batches, network
+from trainers.batches import alone, assert_trained, batches
 
 import sbnref
 
@@ -34,18 +33,6 @@ def env(tmp_path_factory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, torch.Tensor]:
-    """What one process comes to that has the whole of each batch, with an ordinary batch norm."""
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for images, labels, _ in batches():
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.state_dict()
-
-
 BY_HAND = "by sbnref.revert_sync_batchnorm, as of any model"
 ROWS = {  # of the matrix: how the trainer is called, and how its model is reverted
     "accelerate": ("Hugging Face accelerate", BY_HAND),
@@ -55,16 +42,12 @@ ROWS = {  # of the matrix: how the trainer is called, and how its model is rever
 
 
 @pytest.mark.parametrize("trainer", ROWS)
-def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
+def test_two_ranks_train_as_one_process(trainer, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     python(*torchrun, ROOT / "tests" / "trainers" / f"with_{trainer}.py", tmp_path, env=env, timeout=120)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() == alone.keys()
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
+    assert_trained(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), alone(batches()))
     name, revert = ROWS[trainer]
     others = {"revert": revert, "state dict": "✓", "compile": "not tried within a trainer"}
     record(**{"with": name, "convert": "✓", "train, ragged": "✓", "train, a rank empty": "✓"}, **others)
