@@ -238,16 +238,13 @@ def test_command_refuses_in_a_sentence(arguments, text):
     assert text in said
 
 
-def kernels_of_both_kinds():
-    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
-    return sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
-
-
 @pytest.mark.slow
-def test_kernels_for_cpus_and_simulated_ones(simulated):
-    for report in simulated(2).run(kernels_of_both_kinds):
-        assert report.impls == ("cpu", "cuda")
-        assert report.agrees, str(report)
+@pytest.mark.ranks(2, "simulated")
+def test_kernels_for_cpus_and_simulated_ones():
+    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
+    report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
+    assert report.impls == ("cpu", "cuda")
+    assert report.agrees, str(report)
 
 
 def test_without_names_it_is_the_reference_and_the_kernels_of_the_device(monkeypatch):

@@ -523,14 +523,11 @@ def test_a_copy_of_the_model_has_no_recorder():
     assert {hook.__qualname__ for hook in hooks} == {"nullcontext.__exit__"}
 
 
-def evaluates_from_inside() -> Diagnosis:
+@pytest.mark.ranks(3)
+def test_evaluation_of_the_inner_module_on_one_rank():
     model = DistributedDataParallel(network("ours"))
     evaluations = [lambda: model.module(40 * images(8, 8)[0] + 9)] * (3 if dist.get_rank() == 0 else 0)
-    return trained(model, lambda step: model(images(8, 8)[0]).square().mean(), evaluations)
-
-
-def test_evaluation_of_the_inner_module_on_one_rank(world):
-    d = world(3).run(evaluates_from_inside)[1]
+    d = trained(model, lambda step: model(images(8, 8)[0]).square().mean(), evaluations)
     assert [s.rule for s in d.suspects][:1] == ["evaluation inputs"], str(d)
     assert d.examined["evaluation_steps"] == 3
 
@@ -578,15 +575,12 @@ def test_a_rule_that_fails_hides_no_other(monkeypatch):
     assert "the rule 'planted' failed on layer 0 with ZeroDivisionError: planted." in str(d)
 
 
-def without_ddp() -> Diagnosis:
-    model = network("plain")
+@pytest.mark.ranks(3)
+def test_a_missing_ddp_is_named():
+    model, cross_entropy = network("plain"), nn.functional.cross_entropy
     torch.manual_seed(dist.get_rank())
-    cross_entropy = nn.functional.cross_entropy
-    return trained(model, lambda step: cross_entropy(model(images(8, 8)[0]), torch.randint(0, 2, (8,))), lr=0.1)
-
-
-def test_a_missing_ddp_is_named(world):
-    first = world(3).run(without_ddp)[0].suspects[0]
+    d = trained(model, lambda step: cross_entropy(model(images(8, 8)[0]), torch.randint(0, 2, (8,))), lr=0.1)
+    first = d.suspects[0]
     assert (first.rule, first.code) == ("weights", "model = torch.nn.parallel.DistributedDataParallel(model)")
 
 

@@ -55,18 +55,15 @@ def test_mmcv_backward_is_not_the_derivative_of_its_forward_with_unequal_batches
     world(4).run(mmcv_forward_and_backward)
 
 
-def mmcv_running_var() -> list[float]:
+@pytest.mark.ranks(4)
+def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches():
     drifts = []
     for layer in (MMCVSyncBatchNorm(CHANNELS, "N"), SyncBatchNorm(CHANNELS, stats_mode="N")):
         step(layer, [4, 1, 2, 3])
         copies = [torch.empty_like(layer.running_var) for _ in range(4)]
         dist.all_gather(copies, layer.running_var)
         drifts.append(max(float((copy - copies[0]).abs().max()) for copy in copies))
-    return drifts
-
-
-def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches(world):
-    mmcv, ours = world(4).run(mmcv_running_var)[0]
+    mmcv, ours = drifts
     assert mmcv > 1e-3
     assert ours == 0
 
@@ -104,18 +101,14 @@ def test_collectives_and_memory(world, make, dtype, forward, backward, memory):
     assert memory is None or saved == pytest.approx(memory, abs=0.1)
 
 
-def large_mean() -> dict[str, float]:
+@pytest.mark.ranks(2)
+def test_one_pass_variance_cancels_at_a_large_mean():
     makers = dict(ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale)
     errors = {}
     for name, make in makers.items():
         layer = make(CHANNELS)
         y, _, want_y, _ = step(layer, [3, 3], offset=1e3)
         errors[name] = error(y.nan_to_num(torch.inf), want_y)
-    return errors
-
-
-def test_one_pass_variance_cancels_at_a_large_mean(world):
-    errors = world(2).run(large_mean)[0]
     assert errors["ours"] < 1e-4
     assert errors["naive"] > 0.1
     assert errors["fairscale"] > 0.1

@@ -40,10 +40,8 @@ def test_a_stage_does_in_a_recording_what_it_does_elsewhere(simulation, shape, c
         assert files == {f"{stage}.cu"}
 
 
-def tickets() -> list[tuple[int, int]]:
+@pytest.mark.ranks(1, "simulated")
+def test_each_block_takes_a_ticket():
     (recording,) = record_stages(example((6, 2, 10, 10)), ["backward_stats"]).values()
-    return [(step.block, len(step.lanes)) for step in recording.steps if step.act is Act.ATOMIC]
-
-
-def test_each_block_takes_a_ticket(simulation):
-    assert simulation(tickets) == [(block, 1) for block in range(4)]
+    tickets = [(step.block, len(step.lanes)) for step in recording.steps if step.act is Act.ATOMIC]
+    assert tickets == [(block, 1) for block in range(4)]
