@@ -12,7 +12,7 @@ from shared import blocks, python
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
+from sbnref.impls.simulation.rewrite import source_of
 from sbnref.lab.lines import OPTIONS
 from sbnref.lab.run import run
 
@@ -163,66 +163,13 @@ def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, w
     assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
 
 
-# ---- rewriting ----
-
-
-@pytest.mark.parametrize(
-    ("text", "kernel", "config", "arguments"),
-    [
-        ("k<<<1, 2>>>(x, 0, NULL);", "k", "1, 2", "x,cudasim::Null{},cudasim::Null{}"),
-        ("k<T, 256> <<<(n + 1) / 2, 256>>>(x);", "k<T, 256>", "(n + 1) / 2, 256", "x"),
-        ("a::b::k<A<B<int>>, (n > 1)><<<1, 1>>>();", "a::b::k<A<B<int>>, (n > 1)>", "1, 1", ""),
-        ("k<<<dim3(1, 2), f<int>(a >> 1), sizeof(T), s>>>(\n    x, y);", "k", None, "\n    x, y"),
-        ("if (n < 2) k<<<n, (a > b ? a : b)>>>(x);", "k", "n, (a > b ? a : b)", "x"),
-        ("::k<<<\n  1,\n  2\n>>>(x);", "::k", "\n  1,\n  2\n", "x"),
-        ("return k<<<1, 1>>>(f(0), 0.0f);", "k", "1, 1", "f(0), 0.0f"),
-    ],
-)
-def test_a_launch(text, kernel, config, arguments):
-    source = source_of(text)
-    assert f"{{ {kernel}(cudasim_given...); }})({arguments});" in source
-    assert config is None or f"cudasim::Config({config})" in source
-    assert source.count("\n") >= text.count("\n")
-
-
-@pytest.mark.parametrize("kernel", ["table[i].kernel", "(a ? b : c)", "a->b", "map.at(name)", "f(1)[2]"])
-def test_a_launch_of_an_expression_evaluates_it_once(kernel):
-    assert "return cudasim::launcher(" in source_of(f"return {kernel}<<<1, 1>>>(x);")
-    assert f"[cudasim_kernel = {kernel}](auto" in source_of(f"return {kernel}<<<1, 1>>>(x);")
-
-
-def test_shared_memory():
-    text = "__global__ void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n"
-    source = source_of(text)
-    own = "([] { static char id; return &id; }(), "
-    assert f'float (&a)[32][N + 1] = cudasim::shared<float[32][N + 1]>{own}"a"); float (&b) = cuda' in source
-    assert f'A<int, 2> (&c)[2] = cudasim::shared<A<int, 2>[2]>{own}"c");' in source
+def test_a_launch_keeps_its_lines():
+    source = source_of("::k<<<\n  1,\n  2\n>>>(x);")
+    assert "{ ::k(cudasim_given...); })(x);" in source
+    assert "cudasim::Config(\n  1,\n  2\n)" in source
+    source = source_of("void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n")
     assert source.count("\n") == 4
-    source = source_of("#define SHARED(name) __shared__ int name[4]\n")
-    assert source == f"#define SHARED(name) int (&name)[4] = cudasim::shared<int[4]>{own}#name)\n"
-    source = source_of("void k() {\n    __shared__ struct { int a, b; } s, *p;\n}\n")
-    assert "struct cudasim_type_of_s { int a, b; }; cudasim_type_of_s (&s) = " in source
-    source = source_of("void k() {\n    extern __shared__ __align__(16) volatile float4 s[];\n}\n")
-    assert 'volatile float4* const s = static_cast<volatile float4*>(cudasim::dynamic_shared("s",' in source
-    source = source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n")
-    assert re.search(r"#define s \(static_cast<int\*>.*\)\n#line 2\n", source)
-
-
-def test_variables():
-    text = "__device__ __constant__ float c[2] = {1, 2}, d;\nstatic __device__ int n;\n__device__ int f() { return 1; }"
-    names = re.findall(r'"(\w+)", (true|false)\)', source_of(text))
-    assert names == [("c", "true"), ("d", "true"), ("n", "false")]
-
-
-def test_text_that_is_no_code():
-    comments = "// k<<<1, 1>>>(x)\n/* __shared__ int a;\n*/"
-    text = comments + ' const char* s = "k<<<1, 1>>>(__shared__)"; char c = \'"\'; // "\n'
-    assert source_of(text) == text
-    assert len(blank(text)) == len(text)
-    assert "__noinline__" not in source_of("__noinline__ __device__ int f();")
-    assert source_of("__attribute__((__noinline__)) int f();") == "__attribute__((__noinline__)) int f();"
-    with pytest.raises(NotSupported, match="line 2: texture memory"):
-        source_of("\ntex2D(t, x, y);")
+    assert re.search(r"#define s .*\n#line 2\n", source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n"))
 
 
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
