@@ -57,7 +57,8 @@ class Autograder:
     """What Gradescope makes of an autograder.zip, in a folder instead of /autograder."""
 
     def __init__(self, archive: Path) -> None:
-        self.place = Path(tempfile.mkdtemp())
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.place = Path(self._folder.name)
         self.place.chmod(0o777)  # no less than there
         for name in ("source", "submission", "results"):
             (self.place / name).mkdir()

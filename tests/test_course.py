@@ -189,12 +189,10 @@ def test_commands_have_the_very_limits_and_every_course_a_hidden_seed_of_its_own
 
 
 @pytest.fixture(scope="module")
-def autograder(tmp_path_factory) -> Iterator[Autograder]:
+def autograder(tmp_path_factory) -> Autograder:
     folder = tmp_path_factory.mktemp("gradescope") / "lab"
     make(folder, Settings(points=dict.fromkeys(STAGES, 5), hidden_share=0.4, **QUICK))
-    grader = Autograder(folder / "gradescope" / "autograder.zip")
-    yield grader
-    shutil.rmtree(grader.place)
+    return Autograder(folder / "gradescope" / "autograder.zip")
 
 
 def names_hidden_seed(results: dict[str, Any]) -> bool:
@@ -425,7 +423,6 @@ def test_setting_up_installs_this_version(course, tmp_path):
     assert f"./{wheel.name}[check]" in (grader.place / "source" / "requirements.txt").read_text()
     assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
     assert "some elements of y are never written" in run.stdout  # the template was compiled and graded
-    shutil.rmtree(grader.place)
 
 
 def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
@@ -437,7 +434,6 @@ def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
     run = process(grader.place / "source" / "setup.sh", code=1, env={"PATH": path, "AUTOGRADER": str(grader.place)})
     assert "no compiler" in run.stdout  # of the report: the teacher reads it
     assert run.stderr == "expected the template of kernels to compile and to run\n"
-    shutil.rmtree(grader.place)
 
 
 def test_windows_is_told_where_to_grade(monkeypatch):

@@ -1,4 +1,4 @@
-"""The registry and the choice, and that the suite catches implementations that are wrong."""
+"""The registry, the choice, and the conformance suite, which also catches implementations that are wrong."""
 
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -101,6 +101,12 @@ def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):
     impls._registry["cuda"].why_not = lambda device: "no compiler"
     with pytest.warns(UserWarning, match="reference implementation on cuda: no compiler"):
         assert impls.choose_impl(None, torch.device("cuda")) is reference
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_conformance(world, case, impl):
+    world(case.world_size).run(case.check, impl, "cpu")
 
 
 def mmcv_divisor(dy, x, total, saved, gamma, k):
