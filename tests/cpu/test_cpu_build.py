@@ -45,10 +45,10 @@ def killed_build(folder: Path) -> None:
     while not list(folder.glob("sbnref_cpu-*/")):
         assert building.poll() is None
         time.sleep(0.1)
-    for process in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
+    for pid in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
         with suppress(OSError):  # compilers that go on would write into the next build
-            if os.getsid(process) == building.pid:
-                os.kill(process, signal.SIGKILL)
+            if os.getsid(pid) == building.pid:
+                os.kill(pid, signal.SIGKILL)
     building.communicate()
 
 
