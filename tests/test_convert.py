@@ -176,13 +176,8 @@ class WithActivation(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
-class Fading(nn.BatchNorm2d):
-    @property
-    def momentum(self):
-        return 1 / (1 + int(self.num_batches_tracked))
-
-    @momentum.setter
-    def momentum(self, value): ...
+momentum = property(lambda self: 1 / (1 + int(self.num_batches_tracked)), lambda self, value: None)
+Fading = type("Fading", (nn.BatchNorm2d,), {"momentum": momentum})
 
 
 def overriding(name: str) -> nn.Module:
@@ -196,6 +191,7 @@ def with_attribute(name: str, value: object, layer: nn.Module | None = None) -> 
 
 
 APEX = "apex.parallel.optimized_sync_batchnorm.SyncBatchNorm"
+SPARSE = "torchsparse.nn.modules.norm.BatchNorm"
 OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
 
 
@@ -207,14 +203,8 @@ OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (lambda: with_attribute("forward", lambda x: x), "a forward pass of its own"),
         (lambda: with_attribute("channel_last", True, standin(APEX)(4)), "channel_last=True"),
-        (
-            lambda: standin("torchsparse.nn.modules.norm.BatchNorm", nn.BatchNorm1d)(4),
-            "of its own: sbnref.interop.register_conversion can",
-        ),
-        (
-            lambda: parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Softplus()),
-            "computed from others",
-        ),
+        (lambda: standin(SPARSE, nn.BatchNorm1d)(4), "of its own: sbnref.interop.register_conversion can"),
+        (lambda: parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Softplus()), "from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
         (lambda: torch.jit.script(nn.BatchNorm2d(4)), "that torch.jit made of a BatchNorm2d: convert the model before"),
         (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit made of"),

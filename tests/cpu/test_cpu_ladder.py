@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,7 @@ def test_freed_memory_is_kept_while_times_are_taken():
     assert faults() > 3 * (64 << 20) / 4096 / 600
 
 
-def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
+def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path, request):
     files = {path.name for path in cpu_ladder.KERNELS.glob("[0-9]_*.cpp")}
     assert files == {rung.source for rung in cpu_ladder.RUNGS.values()}
     sizes = [4 * torch.Size((n, *benchmark.SAMPLE)).numel() for n in benchmark.batches()]
@@ -191,15 +192,12 @@ def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
     assert sizes[0] <= caches["L2"]
     assert sizes[-1] >= 3 * caches["last level"]
 
-    threads = torch.get_num_threads()
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     file = tmp_path / "r.json"
     monkeypatch.setattr(benchmark, "batches", lambda: [1, 2])
     monkeypatch.setattr(sys, "argv", ["cpu_ladder.py", "--seconds", "0", "--output", str(file)])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    try:
-        benchmark.main()
-    finally:
-        torch.set_num_threads(threads)
+    benchmark.main()
     results = load(file)
     layers = ["copy", *cpu_ladder.RUNGS, "F.batch_norm", "impl='cpu'"]
     rows = [row for row in results.rows if row["shape"][0] == 2]

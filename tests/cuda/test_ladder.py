@@ -1,6 +1,7 @@
 """Every rung of the tutorials' ladder of kernels, simulated and compiled: it is right, and moves what it says."""
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -46,19 +47,14 @@ def assert_close(y: torch.Tensor, x: torch.Tensor) -> None:
     torch.testing.assert_close(y, reference(x).to(y.dtype), rtol=rtol, atol=1e-5)
 
 
-@pytest.fixture
-def turns():
-    yield ladder.set_order
-    ladder.set_order("ascending")
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("rung", ladder.RUNGS)
-def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape, turns):
+def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape, request):
+    request.addfinalizer(partial(ladder.set_order, "ascending"))
     x = tensor(rung, shape)
     results = []
     for order in ORDERS:
-        turns(order)
+        ladder.set_order(order)
         call = ladder.Call(rung, x)
         y = call.run()
         assert_close(y, x)
