@@ -32,26 +32,20 @@ def network():
     return nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.ReLU(True), nn.Conv2d(4, 3, 3), norms[1])
 
 
-def divergences():
-    """Each bug's first divergence; rank 1 is empty, and 135 elements are not a multiple of 4."""
-    found = {}
-    for bug, (impl, _) in BUGS.items():
+@pytest.mark.ranks(3)
+def test_names_the_stage_of_each_planted_bug():
+    """Rank 1 is empty, and 135 elements are not a multiple of 4."""
+    for bug, (impl, stage) in BUGS.items():
         sbnref.register_impl(bug, impl)
         x = torch.randn([3, 0, 2][dist.get_rank()], 5, 3, 3) + 1
         if bug == "half-accumulation":
             x = x.half()
-        report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("reference", bug))
-        found[bug] = report.first_divergence
-    return found
+        row = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("reference", bug)).first_divergence
+        assert (row.stage, row.wrong) == (stage, (bug,)), f"{bug}: {row}"
 
 
-def test_names_the_stage_of_each_planted_bug(world):
-    for found in world(3).run(divergences):
-        assert {bug: row.stage for bug, row in found.items()} == {bug: stage for bug, (_, stage) in BUGS.items()}
-        assert all(row.wrong == (bug,) for bug, row in found.items())
-
-
-def agreement():
+@pytest.mark.ranks(2)
+def test_agreement_of_every_stage_on_every_rank():
     model = network()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(dist.get_rank() * 2, 2, 8, 9)
@@ -59,11 +53,6 @@ def agreement():
     assert report.agrees
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    return report
-
-
-def test_agreement_of_every_stage_on_every_rank(world):
-    report = world(2).run(agreement)[0]
     assert {row.layer for row in report.rows} == {"1", "4"}
     assert {row.rank for row in report.rows} == {0, 1}
     quantities = [row.quantity for row in report.rows if (row.layer, row.rank) == ("1", 0)]

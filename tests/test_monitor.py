@@ -86,25 +86,21 @@ def test_nan_and_inf_and_each_ranks_running_statistics_are_recorded(world):
     assert (second - first).tolist() == [0.25, 0.25]
 
 
-def costs():
-    """The collectives of a call without a monitor; per setting of one, its steps and collectives; and after."""
+@pytest.mark.ranks(2)
+def test_no_collective_during_and_no_hook_after():
     layer, x = sbnref.SyncBatchNorm(3), torch.randn(2, 3, 4)
     with Watch() as plain:
         layer(x)
-    seen = []
-    for every in (1, 2):
+    for every, steps in ((1, 3), (2, 2)):
         with Watch() as watched, sbnref.monitor(layer, every=every) as watch:
             for training in (True, False, True, True):
                 layer.train(training)(x)
-        extra = sum(name != "all_reduce" for name, _, _ in watched.collectives)
-        seen.append((len(watch.layers["SyncBatchNorm"].steps), extra))
+        assert {name for name, _, _ in watched.collectives} == {"all_reduce"}
+        assert len(watch.layers["SyncBatchNorm"].steps) == steps
     with Watch() as after:
         layer(x)
-    return len(plain.collectives), seen, len(after.collectives), len(layer._forward_pre_hooks)
-
-
-def test_no_collective_during_and_no_hook_after(world):
-    assert world(2).run(costs)[0] == (1, [(3, 0), (2, 0)], 1, 0)
+    assert len(plain.collectives) == len(after.collectives) == 1
+    assert not layer._forward_pre_hooks
 
 
 def test_torch_layers_are_watched_where_they_run():
