@@ -33,14 +33,9 @@ def wrong(tmp_path_factory) -> Path:
         assert text.count(was) == 1, was
         text = text.replace(was, now)
     file.write_text(text)
+    for compiled in (RIGHT, file):  # before the ranks do it all at the same time
+        StageKernels(compiled)
     return file
-
-
-@pytest.fixture(scope="module")
-def _compiled(wrong):
-    """Once, before the ranks do it all at the same time."""
-    StageKernels(RIGHT)
-    StageKernels(wrong)
 
 
 def tensor(channels_last: bool = False) -> torch.Tensor:
@@ -56,7 +51,7 @@ def register_right():
         sbnref.register_impl("right.cu", StageKernels(RIGHT))
 
 
-@pytest.mark.usefixtures("_compiled")
+@pytest.mark.usefixtures("wrong")
 @pytest.mark.ranks(3)
 def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks():
     register_right()
@@ -71,7 +66,6 @@ def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks():
     assert len(report.rows) > 20
 
 
-@pytest.mark.usefixtures("_compiled")
 @pytest.mark.ranks(3)
 def test_the_stage_of_each_planted_bug_is_blamed(wrong):
     right, wrong = StageKernels(RIGHT), StageKernels(wrong)
@@ -82,7 +76,7 @@ def test_the_stage_of_each_planted_bug_is_blamed(wrong):
         assert (report.first_divergence.stage, report.first_divergence.wrong) == (stage, (f"wrong {stage}",))
 
 
-@pytest.mark.usefixtures("_compiled")
+@pytest.mark.usefixtures("wrong")
 def test_a_file_runs_as_a_layer_does():
     """Forward and backward through autograd, in one process."""
     register_right()
@@ -97,19 +91,11 @@ def test_a_file_runs_as_a_layer_does():
 
 
 FAULTS = {  # of forward_stats: the text, what it becomes, and what is said with the line of other words
-    "a tail": (
-        "k < N * S; k += kThreads) f(",
-        "k <= N * S; k += kThreads) f(",
-        "reads x[3], right behind the end of x (3 elements) (line {line})",
-        "sum += x[i]; });",
-    ),
-    "part of the payload": (
-        "if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;",
-        "",
-        "some elements of payload are never written, such as payload[3]",
-        "",
-    ),
-}
+    "a tail": ("k < N * S; k += kThreads) f(", "k <= N * S; k += kThreads) f(",
+               "reads x[3], right behind the end of x (3 elements) (line {line})", "sum += x[i]; });"),
+    "part of the payload": ("if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;", "",
+                            "some elements of payload are never written, such as payload[3]", ""),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
