@@ -61,10 +61,10 @@ def _unaligned_tail(dy, x, total, saved, gamma, k):
 
 def _half_accumulation(x, weight):
     """Sums in the input's own dtype, float16 too."""
-    m = max(x.numel() // x.shape[1], 1)
-    mean = sum_of(x) / m
+    m = x.numel() // x.shape[1]
+    mean = sum_of(x) / max(m, 1)
     deviation = x - over(x, mean)
-    var = sum_of(deviation * deviation) / m
+    var = sum_of(deviation * deviation) / max(m, 1)
     mean, var = mean.double(), var.double()
     return torch.cat([weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, m])])
 
