@@ -254,13 +254,8 @@ PAIRS = {
         ("settings", "bn1"), ("settings", "bn2")),
 }  # fmt: skip
 
-HEALTHY = {
-    "ours": Plan(),
-    "plain": Plan("plain"),
-    "torch": Plan("torch"),
-    "mmcv": Plan("mmcv"),
-    "default": Plan("default"),
-    "N": Plan("N"),
+HEALTHY = {norm: Plan(norm) for norm in NORMS if norm != "quiet"}
+HEALTHY |= {
     "N, ragged": Plan("N", size=lambda r, s: 4 + 3 * r),
     "ours, ragged": Plan(size=lambda r, s: (r + s) % 5 + 1),
     "ours, empty": Plan(size=lambda r, s: 0 if r == s % 3 else 8),
