@@ -14,7 +14,9 @@ import torch
 import sbnref
 from benchmarks.results import Results
 from sbnref import impls
+from sbnref.interop import convert
 
+sys.path.append(str(Path(__file__).parents[1] / "tutorials"))  # for its kernels
 TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
 
 _summary: list[str] = []
@@ -34,9 +36,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", collection_path.read_text(), re.MULTILINE)) or None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ranks(world_size, pool='world'): every rank of a pool runs the test")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    mark = pyfuncitem.get_closest_marker("ranks")
+    if mark is None:
+        return None
+    world_size, pool = (*mark.args, "world")[:2]
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pyfuncitem._request.getfixturevalue(pool)(world_size).run(pyfuncitem.obj, **arguments)
+    return True
+
+
 @pytest.fixture(autouse=True)
-def _forget_registered_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(impls, "_registry", dict(impls._registry))
+def _forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (impls, convert):
+        monkeypatch.setattr(module, "_registry", dict(module._registry))
 
 
 def pools(start: Callable[[sbnref.Ranks], None]) -> Iterator[Callable[[int], sbnref.Ranks]]:

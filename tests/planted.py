@@ -11,7 +11,6 @@ from sbnref.impls.reference import over, sum_of
 
 
 def replaced(**stages):
-    """The reference with some stages replaced."""
     return SimpleNamespace(**{stage: stages.get(stage, getattr(reference, stage)) for stage in STAGES})
 
 
@@ -28,16 +27,14 @@ def _dropped_last_term(dy, x, total, saved, gamma, k):
 
 def _biased_running_variance(x, total, divisor, gamma, beta, eps, running, momentum):
     """Forgets M / (M - 1)."""
-    if running is not None:
+    before = running and running.var.clone()
+    out = reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+    if running is not None and momentum is not None:
         elements = total[-1].clamp(min=2)
-        unbiased = (elements / (elements - 1)).to(running.var.dtype)
-        before, factor = running.var.clone(), momentum
-        out = reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
-        if factor is not None:
-            moved = (running.var - before * (1 - factor)) / unbiased + before * (1 - factor)
-            running.var.copy_(torch.where(total[-1] > 0, moved, running.var))
-        return out
-    return reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
+        unbiased = (elements / (elements - 1)).to(before.dtype)
+        moved = (running.var - before * (1 - momentum)) / unbiased + before * (1 - momentum)
+        running.var.copy_(torch.where(total[-1] > 0, moved, running.var))
+    return out
 
 
 def _unsynchronized_count(x, total, divisor, gamma, beta, eps, running, momentum):
@@ -64,14 +61,12 @@ def _unaligned_tail(dy, x, total, saved, gamma, k):
 
 def _half_accumulation(x, weight):
     """Sums in the input's own dtype, float16 too."""
-    m = max(x.numel() // x.shape[1], 1)
-    mean = sum_of(x) / m
+    m = x.numel() // x.shape[1]
+    mean = sum_of(x) / max(m, 1)
     deviation = x - over(x, mean)
-    var = sum_of(deviation * deviation) / m
+    var = sum_of(deviation * deviation) / max(m, 1)
     mean, var = mean.double(), var.double()
-    return torch.cat(
-        [weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, x.numel() // x.shape[1]])]
-    )
+    return torch.cat([weight * mean, weight * var, weight * mean * mean, mean.new_tensor([weight, m])])
 
 
 def _swapped_sums(dy, x, saved):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from shared import ROOT, cli, refused
 
 from benchmarks import compare, load, suites
 from benchmarks.__main__ import app
@@ -55,16 +55,11 @@ def test_rounds_are_interleaved():
 
 @pytest.mark.slow
 def test_every_suite_runs_small(monkeypatch, tmp_path):
-    for name, value in {
-        "QUICK": [(2, 4, 3, 3)],
-        "SEQUENCES": [(2, 4, 6)],
-        "COMPILED": {},
-        "QUICK_WORLDS": (2,),
-    }.items():
+    small = {"QUICK": [(2, 4, 3, 3)], "SEQUENCES": [(2, 4, 6)], "COMPILED": {}, "QUICK_WORLDS": (2,)}
+    for name, value in small.items():
         monkeypatch.setattr(suites, name, value)
     file = tmp_path / "r.json"
-    done = CliRunner().invoke(app, ["--quick", "--output", str(file)])
-    assert done.exit_code == 0, done.output
+    cli("--quick", "--output", file, app=app)
     rows = json.loads(file.read_text())["rows"]
     assert {r["suite"] for r in rows} == set(suites.SUITES)
     of = {(r["suite"], r["layer"]): r for r in rows}
@@ -73,11 +68,9 @@ def test_every_suite_runs_small(monkeypatch, tmp_path):
     assert of["processes", "fairscale"]["collectives"] == 3
     assert of["overhead", "reference"]["host_reads"] == 0
 
-    for command in (["show", str(file), "--figures", str(tmp_path)], ["compare", str(file), str(file)]):
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 0, done.output
-        if "show" in command:
-            assert all(word in done.output for word in ("peak", "collectives", "reads", "E[x²]−E[x]²", "2×4×3×3"))
+    cli("compare", file, file, app=app)
+    said = cli("show", file, "--figures", tmp_path, app=app).output
+    assert all(word in said for word in ("peak", "collectives", "reads", "E[x²]−E[x]²", "2×4×3×3"))
     for suite in ("one_process", "scaling"):
         assert (tmp_path / f"r-{suite}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -120,17 +113,15 @@ def test_a_file_is_whole_or_as_it_was_before(tmp_path, monkeypatch):
 def test_what_is_not_a_file_of_results_or_a_suite_is_named(content, tmp_path):
     file = tmp_path / "r.json"
     file.write_text(content)
-    for command in (["show", str(file)], ["compare", str(file), str(file)]):
-        run = CliRunner().invoke(app, command)
-        assert run.exit_code == 2
-        assert run.stderr.startswith("sbnref: expected results that python -m benchmarks wrote")
-        assert str(file) in run.stderr
-    run = CliRunner().invoke(app, ["--suite", "speed"])
-    assert (run.exit_code, "speed" in run.output) == (2, True)
+    for command in (["show", file], ["compare", file, file]):
+        said = refused(*command, app=app)
+        assert said.startswith("sbnref: expected results that python -m benchmarks wrote")
+        assert str(file) in said
+    assert "speed" in refused("--suite", "speed", app=app)
 
 
 def test_the_page_on_padding_says_what_was_measured():
-    results = load(Path(__file__).parents[1] / "benchmarks" / "results" / "amd-epyc-2-cores-padding.json")
+    results = load(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores-padding.json")
     assert [row["layer"] for row in results.rows if "over_parts" in row] == ["reference", "cpu kernels"] * 2
     assert max(row.get("over_parts", 0) for row in results.rows) < 1.3
     for shape in suites.SEQUENCES:

@@ -15,7 +15,8 @@ from sbnref.conformance.watch import Watch
 from sbnref.modes import STATS_MODES
 
 
-def silent_steps() -> None:
+@pytest.mark.ranks(2)
+def test_a_training_step_asks_the_host_for_nothing():
     for stats_mode in STATS_MODES:
         model = nn.Sequential(nn.Conv2d(2, 4, 3), SyncBatchNorm(4, momentum=None, stats_mode=stats_mode), nn.ReLU())
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -27,10 +28,6 @@ def silent_steps() -> None:
                     forward(x).pow(2).sum().backward()
                     optimizer.step()
                 assert not watch.host_reads, watch.host_reads
-
-
-def test_a_training_step_asks_the_host_for_nothing(world):
-    world(2).run(silent_steps)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU captures")

@@ -40,8 +40,7 @@ CHEATS = {
     "takes the reference": "from sbnref.impls.reference import *",
     "takes it when called": """
 def forward_stats(x, weight):
-    import importlib
-    return importlib.import_module("sbnref.impls.reference").forward_stats(x, weight)
+    return __import__("importlib").import_module("sbnref.impls.reference").forward_stats(x, weight)
 """,
     "opens the door first": """
 import sys
@@ -90,10 +89,7 @@ def flood():
         channel.send(mine, {"id": number % 10, "result": None})
 threading.Thread(target=flood, daemon=True).start()
 """,
-    "says that it is 4 GiB long": r"""
-import struct
-os.write(int(sys.argv[1]), struct.pack("<II", 2**32 - 1, 2**32 - 1))
-""",
+    "says that it is 4 GiB long": r'os.write(int(sys.argv[1]), b"\xff" * 8)',
     "walks the frames": """
 import inspect
 for frame in inspect.stack():
@@ -124,7 +120,6 @@ raise RuntimeError("read " + str(b"sword" + b"fish" in look_around()))
     "is slow": """
 def forward_stats(x, weight):
     __import__("time").sleep(1)
-    return torch.zeros(2 * x.shape[1] + 2, dtype=torch.float64)
 """,
     "stops who waits for it": r"""
 for name in ("channel", "confine", "target"):
@@ -146,17 +141,11 @@ for text in (b'5', b'{"tensor":["uint8",["a",300000000],[]]}', b'{"tensor":["uin
     os.write(int(sys.argv[1]), struct.pack("<II", len(text), 0) + text)
 """,
     "tells functions that are none": r"""
-import struct
 text = b'{"dict":[["functions",{"is":5}]]}'
-os.write(int(sys.argv[1]), struct.pack("<II", len(text), 0) + text)
+os.write(int(sys.argv[1]), len(text).to_bytes(4, "little") + bytes(4) + text)
 """,
-    "paints the screen": r"""
-raise RuntimeError("\x1b[2J4 of 4 passed, score 1.00")
-""",
-    "leaves something for the end": """
-import atexit
-atexit.register(lambda: print('{"score": 1.0}'))
-""",
+    "paints the screen": r'raise RuntimeError("\x1b[2J4 of 4 passed, score 1.00")',
+    "leaves something for the end": """import atexit; atexit.register(lambda: print('{"score": 1.0}'))""",
     "ends its parents": """
 import signal
 for who in (os.getppid(), -1):
@@ -168,12 +157,8 @@ import ctypes
 assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0, "could not"
 """,
     "ends in time": "sys.exit(0)",
-    "becomes another program": """
-os.execv(sys.executable, [sys.executable, "-c", "print('4 of 4 passed, score 1.00')"])
-""",
-    "writes elsewhere": """
-open(OUTSIDE, "w").write("here")
-""",
+    "becomes another program": """os.execv(sys.executable, ["python", "-c", "print('4 of 4 passed, score 1.00')"])""",
+    "writes elsewhere": 'open(OUTSIDE, "w").write("here")',
     "asks the network": """
 import socket
 socket.create_connection(("127.0.0.1", PORT), timeout=2).sendall(b"what is the answer?")
@@ -227,35 +212,31 @@ def neighbours(tmp_path_factory):
 @pytest.fixture(scope="module")
 def _confined(tmp_path_factory):
     """Skips where the code cannot be confined: there it has the rights of who runs the tests."""
-    file = tmp_path_factory.mktemp("right") / "theirs.py"
-    file.write_text(RIGHT)
-    student = Student(Job(str(file)))
-    student.start()
-    student.close()
-    if student.unconfined is not None:
-        pytest.skip(f"no cheat was tried: this machine does not confine what is graded: {student.unconfined}")
+    unconfined = graded(tmp_path_factory.mktemp("right"), RIGHT).unconfined
+    if unconfined is not None:
+        pytest.skip(f"no cheat was tried: this machine does not confine what is graded: {unconfined}")
+
+
+def graded(folder, text, **options):
+    (folder / "theirs.py").write_text(text)
+    return check(folder / "theirs.py", ["forward_stats"], **{"examples": 8, "timeout": 20, "seed": 0, **options})
 
 
 @pytest.mark.usefixtures("_confined")
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_no_cheat_scores(cheat, tmp_path, neighbours):
     internet, local, called = neighbours
-    outside, file = tmp_path / "outside", tmp_path / "theirs.py"
-    package, port = str(Path(sbnref.__file__).parent), internet.getsockname()[1]
+    outside, package, port = tmp_path / "outside", str(Path(sbnref.__file__).parent), internet.getsockname()[1]
     names = f"OUTSIDE, PORT, PACKAGE, CALLED = {str(outside)!r}, {port}, {package!r}, {called!r}\n"
     before, after = CHEATS[cheat].partition("def forward_stats")[::2]
     own = f"def forward_stats{after}" if after else ""
-    file.write_text(f"import os, sys\n{names}{WRONG}\n{before}\n{own}")
-    told = ""
+    text = f"import os, sys\n{names}{WRONG}\n{before}\n{own}"
     try:
-        report = check(
-            file, ["forward_stats"], examples=8, timeout=6, seed=0, forbid=["torch.nn.functional.batch_norm"]
-        )
+        report = graded(tmp_path, text, timeout=6, forbid=["torch.nn.functional.batch_norm"])
     except ValueError as refused:
         told = str(refused)
     else:
-        assert report.unconfined is None
-        assert report.score == 0
+        assert (report.unconfined, report.score) == (None, 0)
         told = str(report)
     assert not outside.exists(), "it has written outside of its folder"
     assert "swordfish" not in told
@@ -290,32 +271,27 @@ with tempfile.TemporaryFile() as f:
     f.write(b"1")
 """
 
+AROUND = "right = forward_stats\ndef forward_stats(*a): return {}\n"
+
 # All score.
 HONEST = {
     "with imports, prints, threads, processes and files": IMPORTS + RIGHT,
     "with a helper of a name that the grader has too": "from target import *\n",
-    "with a callable object": RIGHT.replace("def forward_stats(x", "class _Stats:\n  def __call__(self, x").replace(
-        "\n    ", "\n      "
-    )
-    + "\nforward_stats = _Stats()\n",
+    "with a callable object": RIGHT
+    + "class Stats:\n  def __call__(self, *a): return right(*a)\nright, forward_stats = forward_stats, Stats()\n",
     "with numpy and autograd": RIGHT.replace(
         "wide = x.double()", "torch.set_grad_enabled(True)\n    wide = torch.from_numpy(x.double().numpy().copy())"
     ),
     "with a decorator": RIGHT.replace("def ", "import functools\n@functools.wraps(print)\ndef "),
-    "with a result that is a view": RIGHT.replace("return torch.cat(", "return torch.stack([torch.cat(").replace(
-        "[weight, m])])", "[weight, m])])] * 2, 1)[:, 0]"
-    ),
-    "with a subclass of tensors": RIGHT.replace("return torch.cat(", "return torch.nn.Parameter(torch.cat(").replace(
-        "[weight, m])])", "[weight, m])]))"
-    ),
+    "with a result that is a view": RIGHT + AROUND.format("torch.stack([right(*a)] * 2, 1)[:, 0]"),
+    "with a subclass of tensors": RIGHT + AROUND.format("torch.nn.Parameter(right(*a))"),
 }
 
 
 @pytest.mark.parametrize("work", HONEST)
 def test_honest_work_scores(work, tmp_path):
     (tmp_path / "target.py").write_text(RIGHT)
-    (tmp_path / "theirs.py").write_text(HONEST[work])
-    report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
+    report = graded(tmp_path, HONEST[work])
     assert report.score == 1, str(report)
 
 
@@ -328,10 +304,8 @@ def confine_nothing(folder, monkeypatch):
 
 def test_where_nothing_can_be_confined_it_is_said(tmp_path, monkeypatch):
     confine_nothing(tmp_path, monkeypatch)
-    (tmp_path / "theirs.py").write_text(RIGHT)
-    report = check(tmp_path / "theirs.py", ["forward_stats"], examples=8, timeout=20, seed=0)
-    assert report.score == 1
-    assert report.unconfined == "not here"
+    report = graded(tmp_path, RIGHT)
+    assert (report.score, report.unconfined) == (1, "not here")
     assert "not confined (not here): grade strangers' code in a container" in " ".join(str(report).split())
 
 
@@ -388,24 +362,14 @@ check({str(tmp_path / "theirs.py")!r}, ["forward_stats"], timeout=60)
     assert run.stderr.strip().endswith("KeyboardInterrupt"), run.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("numpy", "numpy may not be imported by code that is graded"),
-        ("torch.Tensor.sum", "torch.Tensor.sum may not be called by code that is graded"),
-        ("torch.no_such_thing", "there is no torch.no_such_thing"),
-    ],
-)
-def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, text, tmp_path):
-    (tmp_path / "theirs.py").write_text(RIGHT.replace("    m, over", "    import numpy\n    m, over"))
-    options = {"examples": 4, "timeout": 20, "forbid": [name]}
-    if "no_such" in name:
-        with pytest.raises(ValueError, match=text):
-            check(tmp_path / "theirs.py", ["forward_stats"], **options)
-        return
-    (stage,) = check(tmp_path / "theirs.py", ["forward_stats"], **options).stages
+@pytest.mark.parametrize(("name", "what"), [("numpy", "imported"), ("torch.Tensor.sum", "called")])
+def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, what, tmp_path):
+    text = RIGHT.replace("    m, over", "    import numpy\n    m, over")
+    (stage,) = graded(tmp_path, text, forbid=[name]).stages
     assert stage.status == "failed"
-    assert text in stage.failure["what"]
+    assert f"{name} may not be {what} by code that is graded" in stage.failure["what"]
+    with pytest.raises(ValueError, match=r"there is no torch\.no_such_thing"):
+        graded(tmp_path, text, forbid=["torch.no_such_thing"])
 
 
 def test_every_copy_of_the_package_is_hidden(tmp_path, monkeypatch):

@@ -7,17 +7,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from planted import BUGS, one_pass_variance, replaced
+from shared import cli, refused
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from typer.testing import CliRunner
 
 import sbnref
-from sbnref.cli import app
 from sbnref.conformance.accuracy import INPUTS
 from sbnref.conformance.stages import Exact, Share, difference, run_stage
 from sbnref.debugging.compare import kernels_for
 from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import reference
+
+BOTH = ("--impl", "reference", "--impl", "reference")
 
 
 def register(name, **stages):
@@ -27,35 +28,24 @@ def register(name, **stages):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3),
-        sbnref.SyncBatchNorm(4),
-        nn.ReLU(True),
-        nn.Conv2d(4, 3, 3),
-        sbnref.SyncBatchNorm(3, stats_mode="N"),
-    )
+    norms = sbnref.SyncBatchNorm(4), sbnref.SyncBatchNorm(3, stats_mode="N")
+    return nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.ReLU(True), nn.Conv2d(4, 3, 3), norms[1])
 
 
-def divergences():
-    """Each bug's first divergence; rank 1 is empty, and 135 elements are not a multiple of 4."""
-    found = {}
-    for bug, (impl, _) in BUGS.items():
+@pytest.mark.ranks(3)
+def test_names_the_stage_of_each_planted_bug():
+    """Rank 1 is empty, and 135 elements are not a multiple of 4."""
+    for bug, (impl, stage) in BUGS.items():
         sbnref.register_impl(bug, impl)
         x = torch.randn([3, 0, 2][dist.get_rank()], 5, 3, 3) + 1
         if bug == "half-accumulation":
             x = x.half()
-        report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("reference", bug))
-        found[bug] = report.first_divergence
-    return found
+        row = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("reference", bug)).first_divergence
+        assert (row.stage, row.wrong) == (stage, (bug,)), f"{bug}: {row}"
 
 
-def test_names_the_stage_of_each_planted_bug(world):
-    for found in world(3).run(divergences):
-        assert {bug: row.stage for bug, row in found.items()} == {bug: stage for bug, (_, stage) in BUGS.items()}
-        assert all(row.wrong == (bug,) for bug, row in found.items())
-
-
-def agreement():
+@pytest.mark.ranks(2)
+def test_agreement_of_every_stage_on_every_rank():
     model = network()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(dist.get_rank() * 2, 2, 8, 9)
@@ -63,11 +53,6 @@ def agreement():
     assert report.agrees
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    return report
-
-
-def test_agreement_of_every_stage_on_every_rank(world):
-    report = world(2).run(agreement)[0]
     assert {row.layer for row in report.rows} == {"1", "4"}
     assert {row.rank for row in report.rows} == {0, 1}
     quantities = [row.quantity for row in report.rows if (row.layer, row.rank) == ("1", 0)]
@@ -150,17 +135,13 @@ class Twice(nn.Module):
 
 
 def test_models_of_other_shapes():
-    x = torch.randn(5, 3, dtype=torch.float64)
-    report = sbnref.compare(
-        Twice(momentum=None, dtype=torch.float64),
-        {"x": x, "scale": 2},
-        ("reference", "reference"),
-        upstream=[torch.ones(()), x],
-    )
+    x, both = torch.randn(5, 3, dtype=torch.float64), ("reference", "reference")
+    model = Twice(momentum=None, dtype=torch.float64)
+    report = sbnref.compare(model, {"x": x, "scale": 2}, both, upstream=[torch.ones(()), x])
     assert report.agrees
     assert {row.layer for row in report.rows} == {"norm", "norm (call 2)"}
     for options in ({"affine": False}, {"track_running_stats": False}):
-        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, ("reference", "reference")).agrees
+        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, both).agrees
 
 
 def test_bad_use_says_what_to_do():
@@ -182,7 +163,6 @@ def test_bad_use_says_what_to_do():
 
 
 def largest_share(impl, name):
-    """How much of what rounding allows an implementation uses in each stage, on an input that breaks batch norms."""
     torch.manual_seed(0)
     x = INPUTS[name](0)
     share = Share(x, torch.randn(x.shape).to(x.dtype), torch.randn(4), torch.randn(4), None, 1e-5, 0.1, "exact", 1)
@@ -219,10 +199,8 @@ def test_command(tmp_path):
         "def backward_stats(dy, x, saved): raise OSError('out of paper')\n"
         "def example(): return sbnref.SyncBatchNorm(3), torch.randn(4, 3)\n"
     )
-    run = CliRunner().invoke(
-        app, ["compare", f"{target}:example", "--impl", "reference", "--impl", str(target), "--ranks", "1", "--json"]
-    )
-    assert run.exit_code == 1, run.output
+    options = ("--impl", "reference", "--impl", target, "--ranks", 1, "--json")
+    run = cli("compare", f"{target}:example", *options, code=1)
     first = json.loads(run.stdout)["first_divergence"]
     assert first["stage"] == "backward_stats"
     assert first["problems"] == {str(target): "raised OSError: out of paper"}
@@ -231,54 +209,45 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--shape", "4,0"], "of which only N may be 0, such as 4,8,16,16, got '4,0'"),
-        (["--empty-rank", "7"], "expected empty_rank to be one of the 2 ranks, 0 to 1, got 7"),
-        (["--impl", "reference"], "expected the names of two implementations, got ['reference']"),
-        (["--dtype", "int8"], "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
-        (["--stats-mode", "M"], "expected stats_mode"),
-        (["--impl", "reference", "--impl", "gpu"], "expected impl to be one of"),
-        (["nowhere:model"], "nowhere cannot be imported"),
-        (["model.py"], "expected FILE.py:FUNCTION"),
-        (["json:model"], "expected json to have a function model"),
-        (["--impl", "no.py", "--impl", "no.py"], "no.py cannot be imported"),
+        ("--shape 4,0", "of which only N may be 0, such as 4,8,16,16, got '4,0'"),
+        ("--empty-rank 7", "expected empty_rank to be one of the 2 ranks, 0 to 1, got 7"),
+        ("--impl reference", "expected the names of two implementations, got ['reference']"),
+        ("--dtype int8", "expected dtype to be one of float16, bfloat16, float32, float64, got 'int8'"),
+        ("--stats-mode M", "expected stats_mode"),
+        ("--impl reference --impl gpu", "expected impl to be one of"),
+        ("nowhere:model", "nowhere cannot be imported"),
+        ("model.py", "expected FILE.py:FUNCTION"),
+        ("json:model", "expected json to have a function model"),
+        ("--impl no.py --impl no.py", "no.py cannot be imported"),
     ],
 )
 def test_command_refuses_in_a_sentence(arguments, text):
-    impls = [] if "--impl" in arguments else ["--impl", "reference", "--impl", "reference"]
-    run = CliRunner().invoke(app, ["compare", *arguments, *impls])
-    assert run.exit_code == 2
-    assert run.stderr.startswith("sbnref: ")
-    assert text in run.stderr
-
-
-def kernels_of_both_kinds():
-    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
-    return sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
+    said = refused("compare", *arguments.split(), *([] if "--impl" in arguments else BOTH))
+    assert said.startswith("sbnref: ")
+    assert text in said
 
 
 @pytest.mark.slow
-def test_kernels_for_cpus_and_simulated_ones(simulated):
-    for report in simulated(2).run(kernels_of_both_kinds):
-        assert report.impls == ("cpu", "cuda")
-        assert report.agrees, str(report)
+@pytest.mark.ranks(2, "simulated")
+def test_kernels_for_cpus_and_simulated_ones():
+    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
+    report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
+    assert report.impls == ("cpu", "cuda")
+    assert report.agrees, str(report)
 
 
 def test_without_names_it_is_the_reference_and_the_kernels_of_the_device(monkeypatch):
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     layer, x = sbnref.SyncBatchNorm(3), torch.randn(4, 3, 5)
     assert sbnref.compare(layer, x).impls == ("reference", "cpu")
-    run = CliRunner().invoke(app, ["compare", "--ranks", "1", "--json"])
-    assert run.exit_code == 0, run.output
-    assert json.loads(run.stdout)["impls"] == ["reference", "cpu"]
+    assert json.loads(cli("compare", "--ranks", 1, "--json").stdout)["impls"] == ["reference", "cpu"]
     assert kernels_for(torch.device("cuda")) == "cuda"
     monkeypatch.setenv("SBNREF_CUDASIM", "1")
     assert kernels_for(torch.device("cpu")) == "cuda"
 
 
 def test_command_says_that_there_was_nothing_to_compare():
-    both = ["--impl", "reference", "--impl", "reference"]
-    run = CliRunner().invoke(app, ["compare", *both, "--ranks", "1", "--shape", "0,3,2"])
-    assert run.exit_code == 2
+    run = cli("compare", *BOTH, "--ranks", 1, "--shape", "0,3,2", code=2)
     assert "Nothing was compared: the input was empty on every rank" in " ".join(run.stdout.split())
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
@@ -19,13 +18,6 @@ import sbnref
 from sbnref import SyncBatchNorm, impls
 from sbnref.functional import masked
 from sbnref.impls import reference
-
-RAGGED = [(4, 3), (9, 8), (0, 6), (1, 2), (7, 0), (0, 0), (3, 1), (0, 2)]  # batch sizes of rank 0 and rank 1
-
-
-def network(**options) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv1d(3, 5, 1), SyncBatchNorm(5, **options), nn.SiLU(), nn.Conv1d(5, 2, 2))
 
 
 def step(model: nn.Module, x: Tensor, *more: Tensor, dynamic: bool = True) -> dict[str, Tensor]:
@@ -47,80 +39,16 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor], message: str) -> None
         torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-5, msg=lambda m, text=text: f"{text}: {m}")
 
 
-def kinds_of_batches(sizes: list[int]) -> int:
-    """How often code is compiled for batches of these sizes: for none, for one, and for many."""
-    return len({min(size, 2) for size in sizes})
-
-
-def compiled_steps(impl: str, modes: list[str], backend: str) -> None:
-    with torch._dynamo.config.patch(recompile_limit=64):
-        for stats_mode in modes:
-            torch._dynamo.reset()
-            counter = CompileCounterWithBackend(backend)
-            eager = network(stats_mode=stats_mode, impl=impl)
-            compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=counter)
-            for sizes in RAGGED:
-                x = torch.randn(sizes[dist.get_rank()], 3, 6)
-                agree(step(compiled, x), step(eager, x), f"{stats_mode}, batches {sizes}")
-            kinds = kinds_of_batches([sizes[dist.get_rank()] for sizes in RAGGED])
-            assert counter.frame_count == kinds, f"compiled {counter.frame_count} times for {kinds} kinds of batches"
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("cut", [slice(None), slice(0, None, 2)], ids=["dense", "not dense"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_channels_last_inputs(world, impl, cut):
-    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)[..., cut]
-    world(1).run(check_layout, impl, x)
-
-
-def check_layout(impl: str, x: Tensor) -> None:
+@pytest.mark.ranks(1)
+def test_channels_last_inputs(impl, cut):
     torch._dynamo.reset()
+    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last)[..., cut]
     layer = SyncBatchNorm(6, impl=impl)
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
     agree(step(compiled, x, dynamic=False), step(layer, x, dynamic=False), impl)
     assert compiled(x).stride() == layer(x).stride()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("impl", "modes", "backend"),
-    [
-        ("reference", ["N", "exact"], "aot_eager"),
-        ("cuda", ["default"], "aot_eager"),
-        ("cpu", ["default"], "inductor"),
-    ],
-)
-def test_steps_with_ragged_and_empty_ranks(simulated, impl, modes, backend):
-    simulated(2).run(compiled_steps, impl, modes, backend)
-
-
-def made_collectives(options: dict, backend: str, batch_sizes: tuple[int, int]) -> list[list[int]]:
-    """How many numbers each collective of a compiled training step adds up, in the order in which they are made."""
-    torch._dynamo.reset()
-    widths = (3, 5)
-    norms = [SyncBatchNorm(width, **options) for width in widths]
-    twins = SyncBatchNorm(1, **options), SyncBatchNorm(1, **options)  # of which the payloads are the same
-    shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
-
-    def forward(x: Tensor) -> Tensor:
-        for norm, share in zip(norms, shares, strict=True):
-            x = share(norm(x).tanh())
-        return twins[0](x).tanh() * twins[1](x)
-
-    def made(work: Callable[[], Tensor | None]) -> tuple[Tensor | None, list[int]]:
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-            result = work()
-        events = sorted(profiler.events(), key=lambda event: event.time_range.start)
-        return result, [event.input_shapes[0][0] for event in events if event.name == "gloo:all_reduce"]
-
-    with torch._inductor.config.patch(compile_threads=1):
-        compiled = torch.compile(forward, fullgraph=True, backend=backend)
-        x = torch.randn(batch_sizes[dist.get_rank()], 3, 6, requires_grad=True)
-        loss, first = made(lambda: compiled(x).sum())
-        _, second = made(loss.backward)
-    torch._dynamo.reset()
-    return [first, second]
 
 
 @pytest.mark.slow
@@ -133,13 +61,49 @@ def made_collectives(options: dict, backend: str, batch_sizes: tuple[int, int]) 
         ({"impl": "cpu"}, "inductor"),
     ],
 )
-def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(world, options, backend):
+@pytest.mark.ranks(2)
+def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(options, backend):
     """Where no data is, one collective does not wait for another's result, and a compiler may think to move it."""
-    full, empty = world(2).run(made_collectives, options, backend, (4, 0))
-    assert full == empty == [[3 * c + 2 for c in (3, 5, 1, 1)], [2 * c for c in (1, 1, 5, 3)]]
+    torch._dynamo.reset()
+    widths = (3, 5)
+    norms = [SyncBatchNorm(width, **options) for width in widths]
+    twins = SyncBatchNorm(1, **options), SyncBatchNorm(1, **options)  # of which the payloads are the same
+    shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
+
+    def forward(x: Tensor) -> Tensor:
+        for norm, share in zip(norms, shares, strict=True):
+            x = share(norm(x).tanh())
+        return twins[0](x).tanh() * twins[1](x)
+
+    def made(work: Callable[[], Tensor | None]) -> tuple[Tensor | None, list[int]]:
+        """Return how many numbers each collective adds up, in their order."""
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            result = work()
+        events = sorted(profiler.events(), key=lambda event: event.time_range.start)
+        return result, [event.input_shapes[0][0] for event in events if event.name == "gloo:all_reduce"]
+
+    with torch._inductor.config.patch(compile_threads=1):
+        compiled = torch.compile(forward, fullgraph=True, backend=backend)
+        x = torch.randn((4, 0)[dist.get_rank()], 3, 6, requires_grad=True)
+        loss, first = made(lambda: compiled(x).sum())
+        _, second = made(loss.backward)
+    torch._dynamo.reset()
+    assert first == [3 * c + 2 for c in (3, 5, 1, 1)], f"the sizes of the collectives in the forward pass: {first}"
+    assert second == [2 * c for c in (1, 1, 5, 3)], f"the sizes of the collectives in the backward pass: {second}"
 
 
-def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "use_reentrant", "where"),
+    [
+        ("inductor", False, "around"),
+        ("aot_eager", True, "around"),
+        ("aot_eager", True, "within"),
+        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
+    ],
+)
+@pytest.mark.ranks(2)
+def test_checkpoints_on_ranks_of_which_some_are_empty(backend, use_reentrant, where):
     """Two layers in a checkpoint, compiled within it or around it; an empty rank has nothing to compute again."""
     torch._dynamo.reset()
     rank = dist.get_rank()
@@ -167,21 +131,8 @@ def checkpointed_steps(backend: str, use_reentrant: bool, where: str) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "use_reentrant", "where"),
-    [
-        ("inductor", False, "around"),
-        ("aot_eager", True, "around"),
-        ("aot_eager", True, "within"),
-        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
-    ],
-)
-def test_checkpoints_on_ranks_of_which_some_are_empty(world, backend, use_reentrant, where):
-    world(2).run(checkpointed_steps, backend, use_reentrant, where)
-
-
-def changed_choices() -> None:
+@pytest.mark.ranks(2)
+def test_what_a_layer_was_built_with_may_change_after_compilation():
     rank = dist.get_rank()
     groups = [dist.new_group([r]) for r in range(2)]
     layer = SyncBatchNorm(5)
@@ -193,10 +144,6 @@ def changed_choices() -> None:
         x = torch.randn(2 + rank, 5, 3) + rank
         torch.testing.assert_close(compiled(x), layer(x), msg=lambda text, choice=choice: f"{choice}: {text}")
     torch._dynamo.reset()
-
-
-def test_what_a_layer_was_built_with_may_change_after_compilation(world):
-    world(2).run(changed_choices)
 
 
 @pytest.fixture
@@ -283,8 +230,11 @@ class Padded(nn.Module):
         return masked(self.norms[1], self.between(masked(self.norms[0], x, mask).relu()), mask)
 
 
-def padded_steps(whole: bool, backend: str) -> None:
-    """Compiled and eager."""
+@pytest.mark.slow
+@pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "inductor")])
+@pytest.mark.ranks(2)
+def test_masked_steps_compile(whole, backend):
+    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     eager = Padded().double()
@@ -296,10 +246,3 @@ def padded_steps(whole: bool, backend: str) -> None:
             want = step(eager, x, mask, dynamic=False)
             agree(step(compiled, x, mask, dynamic=False), want, f"{lengths} valid")
     torch._dynamo.reset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "inductor")])
-def test_masked_steps_compile(world, whole, backend):
-    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
-    world(2).run(padded_steps, whole, backend)

@@ -1,14 +1,13 @@
 """Conversion of models both ways: what is recognized, what is kept, what is refused; and state dicts of the peers."""
 
 import copy
-import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 import torch.distributed as dist
+from shared import blocks
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize, prune
 import sbnref
 from sbnref import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
 from sbnref.interop.convert import conversions
+from sbnref.interop.convert import register_conversion as register
 
 
 def model() -> nn.Sequential:
@@ -43,8 +43,7 @@ def test_every_batch_norm_is_converted_and_back():
     for layer in (first, *inner):
         assert type(layer) is SyncBatchNorm
         assert (layer.stats_mode, layer.impl, layer.group) == ("N", "reference", None)
-    assert first is again
-    assert first is rest["last"]
+    assert first is again is rest["last"]
     assert isinstance(conv, nn.Conv2d)
     assert (first.eps, first.momentum, inner[0].affine, inner[1].track_running_stats) == (1e-3, None, False, False)
     assert all(p is q for p, q in zip(converted.parameters(), parameters, strict=True))
@@ -177,13 +176,8 @@ class WithActivation(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
-class Fading(nn.BatchNorm2d):
-    @property
-    def momentum(self):
-        return 1 / (1 + int(self.num_batches_tracked))
-
-    @momentum.setter
-    def momentum(self, value): ...
+momentum = property(lambda self: 1 / (1 + int(self.num_batches_tracked)), lambda self, value: None)
+Fading = type("Fading", (nn.BatchNorm2d,), {"momentum": momentum})
 
 
 def overriding(name: str) -> nn.Module:
@@ -196,13 +190,8 @@ def with_attribute(name: str, value: object, layer: nn.Module | None = None) -> 
     return layer
 
 
-def parametrized() -> nn.Module:
-    layer = nn.BatchNorm2d(4)
-    parametrize.register_parametrization(layer, "weight", nn.Softplus())
-    return layer
-
-
 APEX = "apex.parallel.optimized_sync_batchnorm.SyncBatchNorm"
+SPARSE = "torchsparse.nn.modules.norm.BatchNorm"
 OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
 
 
@@ -214,11 +203,8 @@ OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (lambda: with_attribute("forward", lambda x: x), "a forward pass of its own"),
         (lambda: with_attribute("channel_last", True, standin(APEX)(4)), "channel_last=True"),
-        (
-            lambda: standin("torchsparse.nn.modules.norm.BatchNorm", nn.BatchNorm1d)(4),
-            "of its own: sbnref.interop.register_conversion can",
-        ),
-        (parametrized, "computed from others"),
+        (lambda: standin(SPARSE, nn.BatchNorm1d)(4), "of its own: sbnref.interop.register_conversion can"),
+        (lambda: parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Softplus()), "from others"),
         (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
         (lambda: torch.jit.script(nn.BatchNorm2d(4)), "that torch.jit made of a BatchNorm2d: convert the model before"),
         (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit made of"),
@@ -272,14 +258,7 @@ def synchronized(layer: nn.Module, **choices) -> nn.Module:
     return SyncWithActivation(layer.num_features, layer.eps, device="meta", **choices)
 
 
-@pytest.fixture
-def register(monkeypatch):
-    """``register_conversion``, for the length of a test."""
-    monkeypatch.setattr(sbnref.interop.convert, "_registry", dict(sbnref.interop.convert._registry))
-    return sbnref.interop.register_conversion
-
-
-def test_a_registered_class_is_converted_and_back(register):
+def test_a_registered_class_is_converted_and_back():
     register(f"{__name__}.WithActivation", synchronized, None)
     register(f"{__name__}.SyncWithActivation", synchronized, lambda layer: WithActivation(4, layer.eps))
     before = nn.Sequential(WithActivation(4, eps=1e-3)).eval()
@@ -301,7 +280,7 @@ def test_a_registered_class_is_converted_and_back(register):
     assert len(calls) == 3
 
 
-def test_a_class_registered_without_functions_is_left_alone(register):
+def test_a_class_registered_without_functions_is_left_alone():
     register(f"{__name__}.WithActivation", None, None)
     network = nn.Sequential(WithActivation(4), nn.BatchNorm2d(4))
     layer = network[0]
@@ -310,21 +289,26 @@ def test_a_class_registered_without_functions_is_left_alone(register):
     assert revert_sync_batchnorm(network)[0] is layer
 
 
+NO_LAYER = "expected the conversion of '1.0', a WithActivation, .* got a "
+SHARED = SyncBatchNorm(4)
+
+
 @pytest.mark.parametrize(
-    ("returned", "got"),
+    ("returned", "message"),
     [
-        (lambda layer, **_: None, "got a NoneType"),
-        (lambda layer, **_: type(layer), "got a type"),
-        (lambda layer, **_: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), r"got a Sequential that has \['0', '1'\]"),
+        (lambda layer, **_: None, f"{NO_LAYER}NoneType"),
+        (lambda layer, **_: type(layer), f"{NO_LAYER}type"),
+        (lambda *_, **__: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), rf"{NO_LAYER}Sequential that has \['0', '1'\]"),
+        (lambda layer, **_: SHARED, "a new module for each layer, got one for several"),
     ],
 )
-def test_what_a_conversion_returns_is_checked_before_anything_is_changed(register, returned, got):
+def test_what_a_conversion_returns_is_checked_before_anything_is_changed(returned, message):
     register(f"{__name__}.WithActivation", returned, None)
     first = nn.BatchNorm2d(4)
     first.register_load_state_dict_pre_hook(lambda module, *_: None)
-    network = nn.Sequential(first, nn.Sequential(WithActivation(4)))
+    network = nn.Sequential(first, nn.Sequential(WithActivation(4), WithActivation(4)))
     before = list(network.modules())
-    with pytest.raises(TypeError, match=f"expected the conversion of '1.0', a WithActivation, .* {got}"):
+    with pytest.raises(TypeError, match=message):
         convert_sync_batchnorm(network)
     assert list(network.modules()) == before
     (hook,) = first._load_state_dict_pre_hooks.values()
@@ -341,7 +325,7 @@ def test_what_a_conversion_returns_is_checked_before_anything_is_changed(registe
         (("a.B", None, 3), TypeError, "expected convert and revert to be functions or None, got 3"),
     ],
 )
-def test_wrong_registrations_change_nothing(register, arguments, error, said):
+def test_wrong_registrations_change_nothing(arguments, error, said):
     before = dict(sbnref.interop.convert._registry)
     with pytest.raises(error, match=said):
         register(*arguments)
@@ -380,8 +364,7 @@ class Sparse:
     """Features of points, as sparse tensors of MinkowskiEngine and spconv have them."""
 
     def __init__(self, features: torch.Tensor) -> None:
-        self.features = features
-        self.indices = torch.zeros(len(features), 4)
+        self.features, self.indices = features, torch.zeros(len(features), 4)
 
     def replace_feature(self, features: torch.Tensor) -> "Sparse":
         return Sparse(features)
@@ -424,8 +407,7 @@ class SparseSequential(nn.Sequential, SparseModule):
 
 def never_skip(model: nn.Module) -> None:
     """The block of the page, run with the stand-ins."""
-    page = Path(__file__).parents[1] / "docs" / "howto" / "convert.md"
-    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = blocks("docs/howto/convert.md", "py")
     spconv, package = ModuleType("spconv.pytorch"), ModuleType("spconv")
     spconv.SparseModule, spconv.SparseSequential, package.pytorch = SparseModule, SparseSequential, spconv
     sys.modules.update({"spconv": package, "spconv.pytorch": spconv})
@@ -462,12 +444,3 @@ def test_a_norm_for_sparse_tensors_is_called_so_wherever_it_stands():
     never_skip(model)
     assert [type(layer).__name__ for layer in model._modules.values()] == ["OnFeatures"] * 2
     assert all(layer.norm is norm for layer in model)
-
-
-def test_one_module_for_several_layers_is_refused(register):
-    shared = SyncBatchNorm(4)
-    register(f"{__name__}.WithActivation", lambda layer, **choices: shared, None)
-    model = nn.Sequential(WithActivation(4), WithActivation(4))
-    with pytest.raises(TypeError, match="a new module for each layer, got one for several"):
-        convert_sync_batchnorm(model)
-    assert type(model[0]) is WithActivation

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from typing import Any
 
 import pytest
 from handing_in import ENVIRONMENT, Autograder, conforms, hand_in, scores
+from shared import cli, process, refused
 from test_cheats import RIGHT, confine_nothing
-from typer.testing import CliRunner
 
-from sbnref.cli import app
 from sbnref.impls import STAGES
 from sbnref.lab.course import gradescope, packing
 from sbnref.lab.course.make import make
@@ -33,7 +31,6 @@ QUICK = {"examples": 8, "timeout": 8.0, "hidden_seed": 918273645}
 ONE = Settings(points={"forward_stats": 7}, hidden_share=0.4, **QUICK)
 WRONG = RIGHT.replace("* mean * mean,", "* mean,")
 SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,8 +87,8 @@ def test_a_solution_among_the_tutorials_is_not_packed(monkeypatch):
 
 def test_every_exercise_and_template_is_handed_out(course):
     handout = course / "handout"
-    assert (handout / "mine.py").read_text() == CliRunner().invoke(app, ["lab", "template", "functions"]).stdout
-    assert (handout / "mine.cu").read_text() == CliRunner().invoke(app, ["lab", "template", "batch_norm"]).stdout
+    assert (handout / "mine.py").read_text() == cli("lab", "template", "functions").stdout
+    assert (handout / "mine.cu").read_text() == cli("lab", "template", "batch_norm").stdout
     readme = (handout / "README.md").read_text()
     tutorials = sorted(TUTORIALS.glob("[0-9]*.py"))
     for tutorial in tutorials:
@@ -108,9 +105,8 @@ def test_every_exercise_and_template_is_handed_out(course):
 
 def test_the_same_settings_make_the_same_folder(course, tmp_path):
     make(tmp_path / "again", Settings.load(course / "settings.json"))
-    first, second = (
-        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (course, tmp_path / "again")
-    )
+    folders = course, tmp_path / "again"
+    first, second = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
     assert first == second
     (wheel,) = (course / "handout").glob("*.whl")
     assert packing.pack() == (wheel.name, wheel.read_bytes())
@@ -130,36 +126,24 @@ def test_a_built_site_is_handed_out(tmp_path):
 
 
 def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
-    def made(*arguments: str) -> tuple[int, str]:
-        run = CliRunner().invoke(app, ["lab", "course", "make", *arguments])
-        return run.exit_code, " ".join((run.stdout + run.stderr).split())
-
-    folder, settings = tmp_path / "new", tmp_path / "settings.json"
+    command, folder, settings = ("lab", "course", "make"), tmp_path / "new", tmp_path / "settings.json"
     Settings(points={"right": 1}).save(settings)
-    assert made(str(folder), "--settings", str(settings)) == (
-        0,
-        f"Saved {folder}/README.md, which says what goes where",
-    )
+    said = cli(*command, folder, "--settings", settings).output
+    assert " ".join(said.split()) == f"Saved {folder}/README.md, which says what goes where"
     readme = (folder / "handout" / "README.md").read_text()
     assert "Points: right 1." in readme
     assert "It is not graded." in readme
     before = sorted(folder.rglob("*"))
-    assert made(str(folder)) == (2, f"sbnref: expected a new or an empty folder, but there is something in {folder}")
+    said = refused(*command, folder)
+    assert said == f"sbnref: expected a new or an empty folder, but there is something in {folder}"
     assert sorted(folder.rglob("*")) == before
-    assert made(str(settings))[0] == 2
+    refused(*command, settings)
     settings.write_text("{")
-    code, said = made(str(tmp_path / "other"), "--settings", str(settings))
-    assert code == 2
-    assert "expected settings in" in said
-    assert not (tmp_path / "other").exists()
-    Settings(forbid=["torch.nn.functional.batch_norm", "torch.Tensor.mean", "numpy", "torch.nn.batch_nrom"]).save(
-        settings
-    )
-    code, said = made(str(tmp_path / "other"), "--settings", str(settings))
-    assert (code, said) == (
-        2,
-        "sbnref: settings: expected to forbid modules and functions, but there is no torch.nn.batch_nrom",
-    )
+    assert "expected settings in" in refused(*command, tmp_path / "other", "--settings", settings)
+    forbidden = ["torch.nn.functional.batch_norm", "torch.Tensor.mean", "numpy", "torch.nn.batch_nrom"]
+    Settings(forbid=forbidden).save(settings)
+    said = refused(*command, tmp_path / "other", "--settings", settings)
+    assert said == "sbnref: settings: expected to forbid modules and functions, but there is no torch.nn.batch_nrom"
     assert not (tmp_path / "other").exists()
 
 
@@ -193,27 +177,22 @@ def test_settings_are_refused_in_a_sentence(given, said, tmp_path):
         Settings.load(tmp_path / "settings.json")
 
 
-def test_a_command_has_the_very_limits():
+def test_commands_have_the_very_limits_and_every_course_a_hidden_seed_of_its_own():
+    assert Settings().hidden_seed != Settings().hidden_seed
     assert Settings(timeout=12345.678).command("legal").endswith(" --timeout 12345.678")
     assert Settings(timeout=30.0).command("legal").endswith(" --timeout 30")
     for option in (["--seed", str(2**31)], ["--timeout", "inf"]):
-        assert CliRunner().invoke(app, ["lab", "check", "mine.py", *option]).exit_code == 2
-
-
-def test_every_course_has_a_hidden_seed_of_its_own():
-    assert Settings().hidden_seed != Settings().hidden_seed
+        refused("lab", "check", "mine.py", *option)
 
 
 # ---- Gradescope ----
 
 
 @pytest.fixture(scope="module")
-def autograder(tmp_path_factory) -> Iterator[Autograder]:
+def autograder(tmp_path_factory) -> Autograder:
     folder = tmp_path_factory.mktemp("gradescope") / "lab"
     make(folder, Settings(points=dict.fromkeys(STAGES, 5), hidden_share=0.4, **QUICK))
-    grader = Autograder(folder / "gradescope" / "autograder.zip")
-    yield grader
-    shutil.rmtree(grader.place)
+    return Autograder(folder / "gradescope" / "autograder.zip")
 
 
 def names_hidden_seed(results: dict[str, Any]) -> bool:
@@ -223,14 +202,10 @@ def names_hidden_seed(results: dict[str, Any]) -> bool:
 
 
 # What would change a checker that looks at it, beside the file.
-_FAKE = "raise SystemExit(0)\n"
-BESIDE = {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /", "a folder/read me.txt": "hello"} | dict.fromkeys(
-    [
-        *("sbnref/__init__.py", "sbnref/lab/grading/check.py", "sbnref/lab/course/gradescope.py", "sitecustomize.py"),
-        *("usercustomize.py", "conftest.py", "torch.py", "hypothesis.py", "json.py", "run_autograder", "setup.sh"),
-    ],
-    _FAKE,
-)
+FAKES = """sbnref/__init__.py sbnref/lab/grading/check.py sbnref/lab/course/gradescope.py sitecustomize.py
+    usercustomize.py conftest.py torch.py hypothesis.py json.py run_autograder setup.sh"""
+BESIDE = {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /", "a folder/read me.txt": "hello"}
+BESIDE |= dict.fromkeys(FAKES.split(), "raise SystemExit(0)\n")
 
 
 def test_right_work_has_all_points_whatever_lies_beside_it(autograder):
@@ -260,23 +235,20 @@ def test_a_broken_stage_costs_its_points_and_no_others(autograder):
 
 HOSTILE = """
 import os, sys
+from contextlib import suppress
 print('{"score": 100, "tests": []}')
+def read(path):
+    with suppress(OSError):
+        return open(path).read() or "nothing"
+    return "nothing"
 def tried(path, text):
-    try:
+    with suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         open(path, "w").write(text)
-    except OSError:
-        pass
-    try:
-        return open(path).read()
-    except OSError:
-        return "nothing"
+    return read(path)
 here = os.path.dirname(os.path.abspath(__file__))
 found = tried(here + "/../results/results.json", '{"score": 100}') + tried(here + "/../source/settings.json", "{}")
-try:
-    found += open(here + "/../submission_metadata.json").read() or "nothing"
-except OSError:
-    found += "nothing"
+found += read(here + "/../submission_metadata.json")
 tried(here + "/../run_autograder", "#!/bin/sh")
 raise RuntimeError("found " + found)
 """
@@ -445,18 +417,12 @@ def test_setting_up_installs_this_version(course, tmp_path):
     (grader.place / "venv").unlink()
     python = f'[ "$2" = venv ] && exec ln -s {ENVIRONMENT} "$3"; exec {sys.executable} "$@"'
     path = commands(tmp_path / "commands", apt_get=f'echo "$@" >> {environment}', python3=python)
-    run = subprocess.run(
-        [grader.place / "source" / "setup.sh"],
-        env={**os.environ, **DRY_RUN, "PATH": path, "AUTOGRADER": str(grader.place)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    env = {**os.environ, **DRY_RUN, "PATH": path, "AUTOGRADER": str(grader.place)}
+    run = process(grader.place / "source" / "setup.sh", env=env)
     assert "Would install sbnref-" in run.stdout
     assert f"./{wheel.name}[check]" in (grader.place / "source" / "requirements.txt").read_text()
     assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
     assert "some elements of y are never written" in run.stdout  # the template was compiled and graded
-    shutil.rmtree(grader.place)
 
 
 def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
@@ -465,16 +431,9 @@ def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
     for folder in (grader.place / "venv" / "bin", tmp_path):
         failing = "echo legal: failed, no compiler; [ $2 = template ]"
         path = commands(folder, apt_get="", python3="", python="", sbnref=failing)
-    run = subprocess.run(
-        [grader.place / "source" / "setup.sh"],
-        env={"PATH": path, "AUTOGRADER": str(grader.place)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
+    run = process(grader.place / "source" / "setup.sh", code=1, env={"PATH": path, "AUTOGRADER": str(grader.place)})
     assert "no compiler" in run.stdout  # of the report: the teacher reads it
     assert run.stderr == "expected the template of kernels to compile and to run\n"
-    shutil.rmtree(grader.place)
 
 
 def test_windows_is_told_where_to_grade(monkeypatch):
@@ -493,18 +452,8 @@ def test_the_students_commands_run(course, tmp_path):
     set_up, check, trace = re.findall(r"^```bash\n(.*?)^```", (tmp_path / "README.md").read_text(), re.DOTALL | re.M)
     functions = check.splitlines()[0]
     script = f"set -e\n{set_up}\n{functions} && exit 9 || [ $? = 1 ]\ncommand -v sbnref"
-    run = subprocess.run(
-        ["bash", "-c", script],
-        env={**os.environ, **DRY_RUN, "PATH": path},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = process("bash", "-c", script, env={**os.environ, **DRY_RUN, "PATH": path}, cwd=tmp_path)
     assert "Would install sbnref-" in run.stdout
     assert "forward_stats: not written" in run.stdout
-    assert check.splitlines()[1:] == [
-        "sbnref lab check mine.py",
-        "sbnref lab check mine.cu --task batch_norm",
-    ]
+    assert check.splitlines()[1:] == ["sbnref lab check mine.py", "sbnref lab check mine.cu --task batch_norm"]
     assert trace.startswith("sbnref lab trace mine.cu ")

@@ -15,7 +15,6 @@ from sbnref import functional
 
 @pytest.fixture(scope="module")
 def debugged():
-    """Three ranks with the flag set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SBNREF_DEBUG", "1")
         patch.setenv("SBNREF_DEBUG_TIMEOUT", "60")
@@ -37,7 +36,6 @@ CHANGES = {  # the rank that differs, and how: a change of the model, or another
 
 
 def step(case):
-    """A training step in which one rank differs; the error that this rank gets."""
     rank = dist.get_rank()
     model = nn.Sequential(sbnref.SyncBatchNorm(4), nn.ReLU(), sbnref.SyncBatchNorm(4, stats_mode="N"))
     x = torch.randn(3, 4, 5)

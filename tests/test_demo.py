@@ -4,16 +4,14 @@ import json
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from shared import cli, refused
 
 from sbnref import demo
-from sbnref.cli import app
 
 
 def test_demo(tmp_path, monkeypatch):
-    options = ["demo", "--ranks", "2", "--steps", "6", "--output", str(tmp_path)]
-    run = CliRunner().invoke(app, options)
-    assert run.exit_code == 0, run.output
+    command = ["demo", "--ranks", 2, "--steps", 6, "--output", tmp_path]
+    run = cli(*command)
     assert "Relative errors of the statistics" in run.stdout
     assert "demo.png" in run.stdout
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
@@ -31,17 +29,14 @@ def test_demo(tmp_path, monkeypatch):
 
     # for machines: the same on standard output, here without training again
     monkeypatch.setattr(demo, "train", lambda mode, steps, seed: modes[mode])
-    run = CliRunner().invoke(app, [*options, "--json"])
-    assert run.exit_code == 0, run.output
-    assert json.loads(run.stdout) == results
+    assert json.loads(cli(*command, "--json").stdout) == results
 
 
 def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(demo, "run", None)
-    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "file" / "folder")])
-    assert run.exit_code == 2
-    assert run.stderr.startswith(f"sbnref: expected a folder to write the results to, got {tmp_path}/file/folder: ")
+    said = refused("demo", "--output", tmp_path / "file" / "folder")
+    assert said.startswith(f"sbnref: expected a folder to write the results to, got {tmp_path}/file/folder: ")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -10,17 +10,21 @@ close = torch.testing.assert_close
 def ranks(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
     """Each rank's elements of one channel, (n, 1, *), with means and spreads of their own; differentiable."""
     torch.manual_seed(0)
-    return [
-        (torch.randn(n, 1, *s, dtype=torch.float64) * (r + 1) + 3 * r + 2).requires_grad_()
-        for r, (n, *s) in enumerate(sizes)
-    ]
+    xs = [torch.randn(n, 1, *s, dtype=torch.float64) for n, *s in sizes]
+    return [(x * (r + 1) + 3 * r + 2).requires_grad_() for r, x in enumerate(xs)]
 
 
 def statistics(xs: list[torch.Tensor], stats_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean and the variance by the definition of the mode."""
     one = torch.ones(1, dtype=torch.float64)
     _, mean, var = forward(xs, one, one, stats_mode, 1e-5)
     return mean, var
+
+
+def weights(xs: list[torch.Tensor], stats_mode: str) -> tuple[list[int], int]:
+    """Return each rank's weight and the divisor."""
+    weigh = {"default": lambda x: min(x.numel(), 1), "N": len, "exact": torch.Tensor.numel}[stats_mode]
+    w = [weigh(x) for x in xs]
+    return w, len(xs) if stats_mode == "default" else sum(w)
 
 
 def test_two_sets_combine_by_chans_formula():
@@ -63,12 +67,9 @@ def test_the_pieces_of_the_backward_pass():
         for stats_mode in ("default", "N", "exact"):
             xs = ranks(*sizes)
             mean, var = statistics(xs, stats_mode)
-            weigh = {"default": lambda x: min(x.numel(), 1), "N": len, "exact": torch.Tensor.numel}[stats_mode]
-            w = [weigh(x) for x in xs]
-            d = len(xs) if stats_mode == "default" else sum(w)
-            dmeans, dvars = (
-                torch.autograd.grad(value, xs, retain_graph=True, materialize_grads=True) for value in (mean, var)
-            )
+            w, d = weights(xs, stats_mode)
+            options = dict(retain_graph=True, materialize_grads=True)
+            dmeans, dvars = (torch.autograd.grad(value, xs, **options) for value in (mean, var))
             for x, weight, dmean, dvar in zip(xs, w, dmeans, dvars, strict=True):
                 k = weight / (d * max(x.numel(), 1))
                 close(dmean, torch.full_like(x, k))
@@ -101,9 +102,7 @@ def test_forward_mode():
             got = torch.func.jvp(outputs, (*xs, gamma, beta), (*moves, dgamma, dbeta))[1]
             mean, var = statistics(xs, stats_mode)
             sigma = (var + 1e-5).sqrt()
-            weigh = {"default": lambda x: min(x.numel(), 1), "N": len, "exact": torch.Tensor.numel}[stats_mode]
-            w = [weigh(x) for x in xs]
-            d = len(xs) if stats_mode == "default" else sum(w)
+            w, d = weights(xs, stats_mode)
             hats = [(x - mean) / sigma for x in xs]
             k = [weight / max(x.numel(), 1) for weight, x in zip(w, xs, strict=True)]
             a = sum(k_r * move.sum() for k_r, move in zip(k, moves, strict=True))

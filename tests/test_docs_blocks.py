@@ -1,28 +1,23 @@
 """Every python block of the documentation runs, page by page; every test and every case that a page names exists."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from shared import ROOT, blocks
 
 import sbnref
 from sbnref.conformance import cases
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-BLOCKS = {
-    page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    for page in sorted(DOCS.rglob("*.md"))
-    if "_build" not in page.parts
-}
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+BLOCKS = {page: blocks(page, "python") for page in PAGES}
 NEEDS = {"mmengine.md": "mmcv", "export.md": "onnxruntime", "trainers.md": "mmengine"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.stem)
 def test_page(page, world, monkeypatch, tmp_path):
     pytest.importorskip(NEEDS.get(page.name, "sbnref"))
     monkeypatch.setattr(sbnref, "launch", lambda fn, world_size, *args: world(world_size).run(fn, *args))
@@ -46,7 +41,7 @@ def test_what_pages_name_exists():
     families: dict[str, list[str]] = {}
     for case in cases():
         families.setdefault(case.name.split(": ")[0], []).append(case.name)
-    texts = {page: page.read_text() for page in [*BLOCKS, *ROOT.glob("*.md"), *ROOT.glob("tutorials/*.py")]}
+    texts = {page: page.read_text() for page in [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("tutorials/*.py")]}
     named = {(str(page), name) for page, text in texts.items() for name in re.findall(r"`([^`\n]+)`", text)}
     assert [(page, name) for page, name in sorted(named) if not exists(name, families)] == []
     assert len([name for _, name in named if "::" in name]) > 10  # the pattern still finds them

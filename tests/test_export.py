@@ -30,9 +30,8 @@ def saved_and_loaded(module, what):
 def model():
     """Trained for a few steps, so that its running statistics are not zeros and ones."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), SyncBatchNorm(4), nn.ReLU(), nn.Flatten(2), SyncBatchNorm(4, affine=False)
-    )
+    norms = SyncBatchNorm(4), SyncBatchNorm(4, affine=False)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.ReLU(), nn.Flatten(2), norms[1])
     for _ in range(3):
         model(torch.randn(5, 2, 8, 8) * 2 + 1)
     return model.eval()

@@ -29,7 +29,6 @@ CASES = [
 
 
 def run(launcher, job, timeout):
-    """Return the error of sbnref.launch, or the output of torchrun."""
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", steps.__file__]
         done = subprocess.run([*command, json.dumps(job)], capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The registry and the choice, and that the suite catches implementations that are wrong."""
+"""The registry, the choice, and the conformance suite, which also catches implementations that are wrong."""
 
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -17,7 +17,6 @@ X = torch.randn(4, 3)
 
 @pytest.fixture
 def recorder():
-    """An implementation 'recorder' that is the reference and remembers that it was called."""
     calls = []
 
     def forward_stats(x, weight):
@@ -60,9 +59,7 @@ def test_the_backward_pass_uses_the_forward_pass_choice(recorder):
 
 
 def test_names_are_checked(recorder, monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"impl to be one of \('auto', 'reference', 'cpu', 'cuda',.*'recorder'\), got 'fast'"
-    ):
+    with pytest.raises(ValueError, match=r"one of \('auto', 'reference', 'cpu', 'cuda',.*'recorder'\), got 'fast'"):
         sbnref.SyncBatchNorm(3, impl="fast")
     with pytest.raises(ValueError, match="got 'fast'"), sbnref.use_impl("fast"):
         pass
@@ -104,6 +101,12 @@ def test_auto_warns_when_it_cannot_use_cuda_for_a_cuda_tensor(monkeypatch):
     impls._registry["cuda"].why_not = lambda device: "no compiler"
     with pytest.warns(UserWarning, match="reference implementation on cuda: no compiler"):
         assert impls.choose_impl(None, torch.device("cuda")) is reference
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_conformance(world, case, impl):
+    world(case.world_size).run(case.check, impl, "cpu")
 
 
 def mmcv_divisor(dy, x, total, saved, gamma, k):

@@ -2,22 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from shared import ROOT, cli, python, refused
 
-from sbnref.cli import app
 from sbnref.debugging.launch_plan import launch_plan
 from sbnref.impls import build
 from sbnref.impls.environment import VARIABLES
 
 
 def test_every_variable_stands_on_its_page():
-    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    page = (ROOT / "docs" / "api.md").read_text()
     for name, effect in VARIABLES.items():
         assert f"| `{name}` | {effect} |" in page
 
@@ -25,14 +21,13 @@ def test_every_variable_stands_on_its_page():
 def test_as_a_table(monkeypatch):
     monkeypatch.setenv("SBNREF_IMPL", "reference")
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
-    run = CliRunner().invoke(app, ["info"])
-    assert run.exit_code == 0
+    run = cli("info")
     for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "taken on"):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
     monkeypatch.setenv("SBNREF_IMPL", "gpu")
-    assert "there is no implementation 'gpu'" in " ".join(CliRunner().invoke(app, ["info"]).stdout.split())
+    assert "there is no implementation 'gpu'" in " ".join(cli("info").stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -44,15 +39,11 @@ def test_flags_have_words_for_no(value, on, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["4", "x", "4,0", "-1,2", "4,"])
-@pytest.mark.parametrize("command", [["info", "--shape"], ["lab", "traffic"]])
+@pytest.mark.parametrize("command", [["info", "--shape"], ["lab", "traffic", "--"]])
 def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
     monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets it
-    run = CliRunner().invoke(app, [*command, "--", shape] if command == ["lab", "traffic"] else [*command, shape])
-    assert run.exit_code == 2
-    assert run.stderr == (
-        "sbnref: expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
-        f"got {shape!r}\n"
-    )
+    said = "expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, got"
+    assert refused(*command, shape) == f"sbnref: {said} {shape!r}"
 
 
 def test_a_plan_takes_a_channel():
@@ -65,8 +56,7 @@ def test_as_json(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    run = CliRunner().invoke(app, ["info", "--json"])
-    data = json.loads(run.stdout)
+    data = json.loads(cli("info", "--json").stdout)
     assert data["impls"]["reference"]["cpu"] is None
     assert "SBNREF_CUDASIM=1" in data["impls"]["cuda"]["cpu"]
     assert data["toolkit"].startswith(f"none: PyTorch {torch.__version__} was built without CUDA")
@@ -77,11 +67,7 @@ def test_as_json(monkeypatch, tmp_path):
 
 def simulated(*words):
     """The command in a process of its own, because a process holds one library of kernels."""
-    command = [sys.executable, "-c", "from sbnref.cli import app; app()", *words]
-    environment = {**os.environ, "SBNREF_CUDASIM": "1", "COLUMNS": "100"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return python("-m", "sbnref", *words, env={**os.environ, "SBNREF_CUDASIM": "1", "COLUMNS": "100"}).stdout
 
 
 @pytest.mark.slow

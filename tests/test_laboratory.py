@@ -2,23 +2,18 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from kernels import ladder
+from shared import ROOT, cli, python
 
-from sbnref.cli import app
 from sbnref.lab import Call, Kernels, Recording, count, record
 from sbnref.lab.kernels import library, numbers
 from sbnref.lab.recording import MOST_ELEMENTS, Act, Event, bank_conflicts, example
-
-sys.path.append(str(Path(__file__).parents[1] / "tutorials"))
-from kernels import ladder
 
 STUDENT = r"""
 #include "laboratory.cuh"
@@ -91,9 +86,12 @@ def line(comment: str) -> int:
     return number
 
 
+def place(recording: Recording, step) -> int:
+    return recording.sites[step.site][-1][1]
+
+
 def lines(recording: Recording, act: Act) -> set[int]:
-    """Where in the student's file the steps of a kind stand."""
-    return {recording.sites[step.site][-1][1] for step in recording.steps if step.act is act}
+    return {place(recording, step) for step in recording.steps if step.act is act}
 
 
 # ---- against the counter of traffic, which is compiled in another way and knows nothing of calls ----
@@ -158,9 +156,8 @@ def test_what_the_lanes_of_a_warp_do(student):
 def test_warps_take_turns_and_wait_for_each_other(student):
     recording = recorded(student, "forward")
     of_block = [step for step in recording.steps if step.block == 0]
-    assert [(step.warp, step.act) for step in of_block[:4]] == [
-        (0, Act.READ), (1, Act.READ), (0, Act.READ), (1, Act.SHUFFLE),  # the loop of warp 1 has one round only
-    ]  # fmt: skip
+    turns = [(0, Act.READ), (1, Act.READ), (0, Act.READ), (1, Act.SHUFFLE)]  # the loop of warp 1 has one round only
+    assert [(step.warp, step.act) for step in of_block[:4]] == turns
     barriers = [i for i, step in enumerate(of_block) if step.act is Act.BARRIER]
     assert sorted(of_block[i].warp for i in barriers) == [0, 1]
     assert min(i for i, step in enumerate(of_block) if step.act is Act.READ_SHARED) > max(barriers)
@@ -181,7 +178,7 @@ def test_a_lane_does_things_in_its_own_order_where_lanes_part(student):
     of_line = defaultdict(list)
     for step in recording.steps:
         if step.warp == 0:
-            of_line[recording.sites[step.site][-1][1]].append(list(step.lanes))
+            of_line[place(recording, step)].append(list(step.lanes))
     evens, twos = list(range(0, 32, 2)), list(range(2, 32, 4))
     assert of_line[line("even")] == [evens, twos, twos]
     assert of_line[line("odd")] == [list(range(1, 32, 2))]
@@ -220,7 +217,7 @@ def test_bank_conflicts(size, offsets, conflicts):
 @pytest.mark.slow
 def test_a_column_conflicts_and_a_row_does_not(student):
     recording = recorded(student, "banks")
-    found = {recording.sites[step.site][-1][1]: step.conflicts for step in recording.steps}
+    found = {place(recording, step): step.conflicts for step in recording.steps}
     assert found == {line("a row"): 0, line("a column"): 31}
     assert recording.counts()["conflicts"] == 31
 
@@ -229,7 +226,7 @@ def test_a_column_conflicts_and_a_row_does_not(student):
 def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
     recorded(student, "forward")  # what it compiles is kept where the copy looks, too
     for folder in ("sbnref", "csrc"):
-        shutil.copytree(Path(__file__).parents[1] / folder, tmp_path / folder)
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     code = f"""
 from pathlib import Path
 from sbnref.lab import Call, Kernels, record
@@ -240,8 +237,7 @@ assert str(CSRC) == {str(tmp_path / "csrc")!r}, CSRC
 print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), example((2, 4, 6, 6)))).sites
                for file, _ in site}}), sep="\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = python("-c", code, cwd=tmp_path, timeout=120)
     assert set(done.stdout.splitlines()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
 
 
@@ -254,7 +250,7 @@ def test_a_recording_ends_where_the_simulation_refuses_to_go_on(student):
     assert "reads p.x[288], right behind the end of p.x (288 elements)" in recording.error
     last = recording.steps[-1]
     assert (last.block, last.warp) == (0, 1)
-    assert recording.sites[last.site][-1][1] == line("one too many")
+    assert place(recording, last) == line("one too many")
     assert 4 * 288 in last.lanes.values()
 
 
@@ -276,14 +272,12 @@ def test_arrays_keep_their_places_within_sectors(student):
 # ---- the command ----
 
 
-def trace(*arguments: str):
-    return CliRunner().invoke(app, ["lab", "trace", *arguments])
+TRACE = ("lab", "trace")
 
 
 def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
     output = tmp_path / "new" / "trace.html"
-    done = trace(str(student), "--shape", "2,4,6,6", "--output", str(output))
-    assert done.exit_code == 0, done.output
+    done = cli(*TRACE, student, "--shape", "2,4,6,6", "--output", output)
     assert f"Saved {output}" in done.output
     page = output.read_text()
     assert len(page) < 300_000
@@ -292,24 +286,18 @@ def test_the_command_writes_one_file_that_needs_nothing_else(student, tmp_path):
 
 
 def test_the_command_plays_a_task(tmp_path):
-    file, output = tmp_path / "mine.cu", tmp_path / "trace.html"
-    right = Path(__file__).with_name("cuda") / "tasks.cu"
-    file.write_text(right.read_text())
+    output = tmp_path / "trace.html"
+    command = (*TRACE, ROOT / "tests" / "cuda" / "tasks.cu", "--task", "transpose", "--output", output)
     for sizes in ([], ["--shape", "8,5"]):
-        done = trace(str(file), "--task", "transpose", *sizes, "--output", str(output))
-        assert done.exit_code == 0, done.output
+        cli(*command, *sizes)
     assert '"shape":[8,5]' in output.read_text()
-    done = trace(str(file), "--task", "transpose", "--shape", "8", "--output", str(output))
-    assert done.exit_code == 2
-    assert "expected more sizes" in done.output
+    assert "expected more sizes" in cli(*command, "--shape", "8", code=2).output
 
 
 def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
-    output = tmp_path / "far.html"
-    text = STUDENT.replace("mean<<<p.C,", "too_far<<<2,")
-    (tmp_path / "far.cu").write_text(text)
-    done = trace(str(tmp_path / "far.cu"), "--output", str(output))
-    assert done.exit_code == 1
+    file, output = tmp_path / "far.cu", tmp_path / "far.html"
+    file.write_text(STUDENT.replace("mean<<<p.C,", "too_far<<<2,"))
+    done = cli(*TRACE, file, "--output", output, code=1)
     assert "kernel too_far, block 0, thread 32: reads p.x[288], right behind the end of p.x (288" in done.output
     assert "behind the end of p.x" in output.read_text()
 
@@ -317,18 +305,17 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.cu"], "there is no file nowhere.cu"),
-        (["MINE", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
-        (["MINE", "--shape", "8"], "expected a shape of at least 2 dimensions"),
-        (["MINE", "--threads", "48"], "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),
-        (["MINE", "--function", "backward"], "to define void backward(const Problem&)"),
-        (["forward_stats", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements"),
+        ("nowhere.cu", "there is no file nowhere.cu"),
+        ("MINE --shape 8,8,64,64", f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
+        ("MINE --shape 8", "expected a shape of at least 2 dimensions"),
+        ("MINE --threads 48", "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),
+        ("MINE --function backward", "to define void backward(const Problem&)"),
+        ("forward_stats --shape 8,8,64,64", f"at most {MOST_ELEMENTS} elements"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    done = trace(*(str(student) if a == "MINE" else a for a in arguments))
-    assert done.exit_code == 2
+    done = cli(*TRACE, *(student if a == "MINE" else a for a in arguments.split()), code=2)
     assert said in done.output
     assert not list(tmp_path.glob("*.html"))
 
@@ -344,8 +331,7 @@ def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, argum
 def test_what_ends_the_process_or_never_ends_is_said(tmp_path, body, said):
     file = tmp_path / "mine.cu"
     file.write_text(STUDENT.replace("const int lane = threadIdx.x % 32;", f"const int lane = 0; {body};"))
-    done = trace(str(file), "--function", "part", "--timeout", "3", "--output", str(tmp_path / "trace.html"))
-    assert done.exit_code == 2
+    done = cli(*TRACE, file, "--function", "part", "--timeout", 3, "--output", tmp_path / "trace.html", code=2)
     assert said in done.output
     assert not (tmp_path / "trace.html").exists()
 
@@ -353,8 +339,7 @@ def test_what_ends_the_process_or_never_ends_is_said(tmp_path, body, said):
 def test_the_compilers_errors_point_at_the_students_lines(tmp_path):
     broken = tmp_path / "broken.cu"
     broken.write_text(STUDENT.replace("double sum = 0;", "double som = 0;"))
-    done = trace(str(broken))
-    assert done.exit_code == 2
+    done = cli(*TRACE, broken, code=2)
     assert f"{broken}:{line('the elements')}:" in done.output
     assert "‘sum’" in done.output or "'sum'" in done.output
     assert done.output.count("error:") == 1

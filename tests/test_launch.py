@@ -8,11 +8,13 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from multiprocessing import parent_process
 
 import pytest
 import torch
 import torch.distributed as dist
+from shared import python
 
 import sbnref
 
@@ -44,18 +46,16 @@ def leave() -> None:
 
 def gone(pid: int) -> bool:
     """Whether the process ends within a few seconds."""
-    for _ in range(100):
-        try:
+    with suppress(ProcessLookupError):
+        for _ in range(100):
             os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
+            time.sleep(0.1)
+        return False
+    return True
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -121,12 +121,9 @@ def interrupt(by: int, wait: str) -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         os.kill(parent_process().pid, by)
-    if wait == "loop":
-        while True:
-            pass
-    if wait == "sleep":
-        time.sleep(600)
-    if dist.get_rank() == 0:
+    while wait == "loop":
+        pass
+    if wait == "collective" and dist.get_rank() == 0:
         dist.barrier()
     time.sleep(600)
 
@@ -175,8 +172,7 @@ def test_a_program_that_is_interrupted_ends():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sbnref.launch(work, 2)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGINT
+    done = python("-c", textwrap.dedent(script), code=-signal.SIGINT, timeout=120)
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
@@ -206,28 +202,18 @@ def test_the_timeout_where_nobody_says_otherwise():
 
 @pytest.mark.slow
 def test_the_same_script_runs_under_torchrun(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
-            import os
-            import sys
-            import torch
-            import torch.distributed as dist
-            import sbnref
-
-            def main():
-                timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
-                return dist.get_rank(), dist.get_world_size(), timeout.total_seconds() == 77
-
-            results = sbnref.launch(main, 2, timeout=77)
-            assert "RANK" not in os.environ or all(told for *_, told in results), "the group has the timeout"
-            sys.stdout.write(f"results {[where for *where, _ in results]}\\n")  # in one piece
-        """)
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    for command, expected in (
-        ([sys.executable], ["results [[0, 2], [1, 2]]"]),
-        (torchrun, ["results [[0, 3], [1, 3], [2, 3]]"] * 3),
-    ):
-        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120)
-        assert done.stdout.splitlines() == expected, done.stderr
+    script = """
+        import os, sys, torch, sbnref
+        import torch.distributed as dist
+        def main():
+            timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+            return dist.get_rank(), dist.get_world_size(), timeout.total_seconds() == 77
+        results = sbnref.launch(main, 2, timeout=77)
+        assert "RANK" not in os.environ or all(told for *_, told in results), "the group has the timeout"
+        sys.stdout.write(f"results {[where for *where, _ in results]}\\n")  # in one piece
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+    for options, expected in (((), "[[0, 2], [1, 2]]"), (torchrun, "[[0, 3], [1, 3], [2, 3]]")):
+        lines = python(*options, tmp_path / "script.py", timeout=120).stdout.splitlines()
+        assert lines == [f"results {expected}"] * (3 if options else 1)

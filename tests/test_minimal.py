@@ -10,7 +10,6 @@ from sbnref.modes import STATS_MODES
 
 
 def worst(stats_mode: str, sizes: list[tuple[int, ...]]) -> float:
-    """The largest difference from the definition on this rank."""
     torch.manual_seed(0)
     xs, dys = ([torch.randn(n, 5, *s, dtype=torch.float64) + 2 for n, *s in sizes] for _ in range(2))
     gamma, beta = torch.rand(2, 5, dtype=torch.float64)

@@ -48,7 +48,8 @@ def test_switching_track_running_stats_off_stops_the_update():
     assert layer.num_batches_tracked == 0
 
 
-def before_and_after_the_group() -> None:
+@pytest.mark.ranks(2)
+def test_copies_share_the_group_and_pickles_drop_it():
     rank = dist.get_rank()
     group = dist.new_group([0, 1])
     layer = sbnref.convert_sync_batchnorm(nn.BatchNorm2d(4), group=group, stats_mode="N")
@@ -66,10 +67,6 @@ def before_and_after_the_group() -> None:
     loaded.group = group
     loaded(torch.randn(2 + rank, 4))
     assert loaded.num_batches_tracked == 1
-
-
-def test_copies_share_the_group_and_pickles_drop_it(world):
-    world(2).run(before_and_after_the_group)
 
 
 def layer_built_before(layer: SyncBatchNorm) -> torch.Tensor:

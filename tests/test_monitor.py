@@ -14,7 +14,6 @@ from sbnref.modes import STATS_MODES
 
 
 def watched(sizes, **options):
-    """A monitor over a layer that trains on batches of the given sizes, per step and rank."""
     layer = sbnref.SyncBatchNorm(3, **options)
     with sbnref.monitor(layer) as watch:
         for step, step_sizes in enumerate(sizes):
@@ -87,25 +86,21 @@ def test_nan_and_inf_and_each_ranks_running_statistics_are_recorded(world):
     assert (second - first).tolist() == [0.25, 0.25]
 
 
-def costs():
-    """The collectives of a call without a monitor; per setting of one, its steps and collectives; and after."""
+@pytest.mark.ranks(2)
+def test_no_collective_during_and_no_hook_after():
     layer, x = sbnref.SyncBatchNorm(3), torch.randn(2, 3, 4)
     with Watch() as plain:
         layer(x)
-    seen = []
-    for every in (1, 2):
+    for every, steps in ((1, 3), (2, 2)):
         with Watch() as watched, sbnref.monitor(layer, every=every) as watch:
             for training in (True, False, True, True):
                 layer.train(training)(x)
-        extra = sum(name != "all_reduce" for name, _, _ in watched.collectives)
-        seen.append((len(watch.layers["SyncBatchNorm"].steps), extra))
+        assert {name for name, _, _ in watched.collectives} == {"all_reduce"}
+        assert len(watch.layers["SyncBatchNorm"].steps) == steps
     with Watch() as after:
         layer(x)
-    return len(plain.collectives), seen, len(after.collectives), len(layer._forward_pre_hooks)
-
-
-def test_no_collective_during_and_no_hook_after(world):
-    assert world(2).run(costs)[0] == (1, [(3, 0), (2, 0)], 1, 0)
+    assert len(plain.collectives) == len(after.collectives) == 1
+    assert not layer._forward_pre_hooks
 
 
 def test_torch_layers_are_watched_where_they_run():
@@ -128,10 +123,12 @@ def test_plot(world, tmp_path):
 
 
 def test_bad_use_says_what_to_do():
-    for error, message, model, every in (
-        (ValueError, r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)", nn.BatchNorm1d(3), 1),
-        (ValueError, "every to be at least 1, got 0", nn.SyncBatchNorm(3), 0),
-        (TypeError, "got list", [], 1),
+    watch, diagnose = sbnref.monitor, sbnref.diagnose
+    for tool, error, message, model, every in (
+        (watch, ValueError, r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)", nn.BatchNorm1d(3), 1),
+        (diagnose, ValueError, "a batch norm, found none in Sequential", nn.Sequential(nn.InstanceNorm2d(3)), 1),
+        *((tool, ValueError, "every to be at least 1, got 0", nn.SyncBatchNorm(3), 0) for tool in (watch, diagnose)),
+        *((tool, TypeError, "got list", [], 1) for tool in (watch, diagnose)),
     ):
-        with pytest.raises(error, match=message), sbnref.monitor(model, every=every):
+        with pytest.raises(error, match=message), tool(model, every=every):
             pass

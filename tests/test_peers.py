@@ -21,9 +21,8 @@ def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32,
     xs = [(x * (0.01 if offset else 1) + offset).to(dtype) for x in xs]
     dys = [dy.to(dtype) for dy in dys]
     rank = dist.get_rank()
-    want = train_step(
-        xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), getattr(layer, "stats_mode", "") or "default"
-    )
+    stats_mode = getattr(layer, "stats_mode", "") or "default"
+    want = train_step(xs, dys, torch.ones(CHANNELS), torch.zeros(CHANNELS), stats_mode)
     x = xs[rank].requires_grad_()
     y = layer(x)
     y.backward(dys[rank])
@@ -56,18 +55,15 @@ def test_mmcv_backward_is_not_the_derivative_of_its_forward_with_unequal_batches
     world(4).run(mmcv_forward_and_backward)
 
 
-def mmcv_running_var() -> list[float]:
+@pytest.mark.ranks(4)
+def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches():
     drifts = []
     for layer in (MMCVSyncBatchNorm(CHANNELS, "N"), SyncBatchNorm(CHANNELS, stats_mode="N")):
         step(layer, [4, 1, 2, 3])
         copies = [torch.empty_like(layer.running_var) for _ in range(4)]
         dist.all_gather(copies, layer.running_var)
         drifts.append(max(float((copy - copies[0]).abs().max()) for copy in copies))
-    return drifts
-
-
-def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches(world):
-    mmcv, ours = world(4).run(mmcv_running_var)[0]
+    mmcv, ours = drifts
     assert mmcv > 1e-3
     assert ours == 0
 
@@ -105,24 +101,21 @@ def test_collectives_and_memory(world, make, dtype, forward, backward, memory):
     assert memory is None or saved == pytest.approx(memory, abs=0.1)
 
 
-def large_mean() -> dict[str, float]:
+@pytest.mark.ranks(2)
+def test_one_pass_variance_cancels_at_a_large_mean():
     makers = dict(ours=lambda c: SyncBatchNorm(c, stats_mode="exact"), naive=NaiveSyncBatchNorm, fairscale=fairscale)
     errors = {}
     for name, make in makers.items():
         layer = make(CHANNELS)
         y, _, want_y, _ = step(layer, [3, 3], offset=1e3)
         errors[name] = error(y.nan_to_num(torch.inf), want_y)
-    return errors
-
-
-def test_one_pass_variance_cancels_at_a_large_mean(world):
-    errors = world(2).run(large_mean)[0]
     assert errors["ours"] < 1e-4
     assert errors["naive"] > 0.1
     assert errors["fairscale"] > 0.1
 
 
-def empty_ranks() -> None:
+@pytest.mark.ranks(2)
+def test_empty_ranks_and_cpu_tensors():
     with pytest.raises(ValueError, match="expected input tensor to be on GPU"):  # while a process group is up
         nn.SyncBatchNorm(CHANNELS)(torch.randn(4, CHANNELS))
     sizes = [3, 0]
@@ -133,10 +126,6 @@ def empty_ranks() -> None:
     if dist.get_rank() == 1:
         with pytest.raises(AssertionError, match="does not support a batch of size 0"):
             NaiveSyncBatchNorm(CHANNELS)(torch.zeros(0, CHANNELS, 4, 3))
-
-
-def test_empty_ranks_and_cpu_tensors(world):
-    world(2).run(empty_ranks)
 
 
 # What layers outside PyTorch compute by their sources, as formulas over the inputs of all ranks.
@@ -192,9 +181,8 @@ def test_paddle_backward_is_not_the_derivative_of_its_forward_with_unequal_batch
         gs = [per_channel(dy) for dy in dys]
         a = sum(g.sum(1) for g in gs)[:, None]
         b = sum((g * xhat).sum(1) for g, xhat in zip(gs, xhats, strict=True))[:, None]
-        dxs = [
-            invstd[:, None] * (g - (a + b * xhat) / (len(xs) * g.shape[1])) for g, xhat in zip(gs, xhats, strict=True)
-        ]
+        pairs = zip(gs, xhats, strict=True)
+        dxs = [invstd[:, None] * (g - (a + b * xhat) / (len(xs) * g.shape[1])) for g, xhat in pairs]
         off = max(float((dx - per_channel(want_dx)).abs().max()) for dx, want_dx in zip(dxs, want.dx, strict=True))
         assert off < 1e-9 if sizes == EQUAL else off > 5e-3
 

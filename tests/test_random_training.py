@@ -52,7 +52,6 @@ def programs(*impls):
 
 
 def train(program):
-    """Run the program on this rank. Return the tensors of every layer at every step."""
     rank, channels, (dtype, param_dtype) = dist.get_rank(), program.channels, program.dtypes
     torch.manual_seed(program.seed)
     norms = [SyncBatchNorm(channels, EPS, impl=program.impl, dtype=param_dtype, **norm) for norm in program.norms]
@@ -179,7 +178,6 @@ def test_a_planted_bug_is_found(world):
 
 
 def repeat(program):
-    """Train five times, then count the file descriptors and the threads of this rank."""
     for _ in range(5):
         train(program)
     return [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]

@@ -7,7 +7,6 @@ the trainers. Without ``--record`` the file has to say what is seen.
 import importlib
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision_here  # noqa: F401
+from shared import ROOT
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +23,7 @@ from benchmarks.results import load
 
 pytestmark = pytest.mark.slow
 
-FILE = Path(__file__).parents[1] / "docs" / "howto" / "reach.json"
+FILE = ROOT / "docs" / "howto" / "reach.json"
 LAYERS = {  # how it is called on the page: where it is
     "torch.nn.BatchNorm2d": "torch.nn.BatchNorm2d",
     "torch.nn.SyncBatchNorm": "torch.nn.SyncBatchNorm",
@@ -47,7 +47,6 @@ NOT_THERE = {  # tests/test_convert.py::test_peers_are_recognized_by_name
 
 
 def network(where: str) -> nn.Module:
-    """With the library's layer in it, in float64."""
     torch.manual_seed(0)
     module, _, name = where.rpartition(".")
     if module == "mmcv.ops":
@@ -63,14 +62,12 @@ def network(where: str) -> nn.Module:
 
 
 def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[str, torch.Tensor]:
-    """Gradients and state after one step with a part of five samples."""
     (F.cross_entropy(model(images), labels, reduction="sum") * ranks / 5).backward()
     gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters()}
     return {name.replace("module.", ""): t.clone() for name, t in {**model.state_dict(), **gradients}.items()}
 
 
 def tried(where: str) -> dict[str, str]:
-    """Try each thing on two ranks."""
     choices = {"frozen": True} if "Frozen" in where else {}
 
     def converted() -> nn.Module:

@@ -1,31 +1,27 @@
 """The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
 
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
-import torch.nn.functional as F
+from shared import ROOT, blocks, python
 from torch import nn
-from trainers.batches import batches, network
+from trainers.batches import alone, assert_trained, batches
 
 import sbnref
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parent / "trainers"
-
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
     """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
-    path = [str(Path(sbnref.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     importing = (sys.executable, "-c", "import torchvision")
     if find_spec("torchvision") and subprocess.run(importing, capture_output=True).returncode:
         stand_in = tmp_path_factory.mktemp("path") / "torchvision"
@@ -37,18 +33,6 @@ def env(tmp_path_factory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, torch.Tensor]:
-    """What one process comes to that has the whole of each batch, with an ordinary batch norm."""
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for images, labels, _ in batches():
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.state_dict()
-
-
 BY_HAND = "by sbnref.revert_sync_batchnorm, as of any model"
 ROWS = {  # of the matrix: how the trainer is called, and how its model is reverted
     "accelerate": ("Hugging Face accelerate", BY_HAND),
@@ -58,18 +42,12 @@ ROWS = {  # of the matrix: how the trainer is called, and how its model is rever
 
 
 @pytest.mark.parametrize("trainer", ROWS)
-def test_two_ranks_train_as_one_process(trainer, alone, env, tmp_path, record):
+def test_two_ranks_train_as_one_process(trainer, env, tmp_path, record):
     if not find_spec(trainer):
         pytest.skip(f"{trainer} is not installed")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = (*torchrun, FOLDER / f"with_{trainer}.py", tmp_path)
-    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    assert run.returncode == 0, run.stdout + run.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() == alone.keys()
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    python(*torchrun, ROOT / "tests" / "trainers" / f"with_{trainer}.py", tmp_path, env=env, timeout=120)
+    assert_trained(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), alone(batches()))
     name, revert = ROWS[trainer]
     others = {"revert": revert, "state dict": "✓", "compile": "not tried within a trainer"}
     record(**{"with": name, "convert": "✓", "train, ragged": "✓", "train, a rank empty": "✓"}, **others)
@@ -90,8 +68,7 @@ except ValueError as error:
 for package in (lightning.pytorch, pytorch_lightning):
     package.Trainer(accelerator="cpu", plugins=[Plugin()], logger=False, enable_checkpointing=False)
 """
-    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr
+    python("-c", script, env=env)
 
 
 def test_accelerate_repeats_samples_to_make_ranks_even():
@@ -105,11 +82,8 @@ def test_accelerate_repeats_samples_to_make_ranks_even():
 
 def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
     """The block of the page; what its trainer does when was read from its source."""
-    page = Path(__file__).parents[1] / "docs" / "howto" / "trainers.md"
-    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    model = nn.Sequential(nn.BatchNorm2d(4))
-
-    yolo = MagicMock()
+    (block,) = blocks("docs/howto/trainers.md", "py")
+    model, yolo = nn.Sequential(nn.BatchNorm2d(4)), MagicMock()
     monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: yolo))
     exec(block, {"__name__": "page"})
     (event, callback), _ = yolo.add_callback.call_args
@@ -117,3 +91,41 @@ def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
     yolo.train.assert_called_once()
     callback(SimpleNamespace(model=model))
     assert model[0].stats_mode == "exact"
+
+
+needs_mmcv = pytest.mark.skipif(not (find_spec("mmcv") and find_spec("mmengine")), reason="mmcv is not installed")
+
+
+@needs_mmcv
+def test_mmcv_builds_blocks_with_it():
+    from mmcv.cnn import ConvModule, build_norm_layer, is_norm
+
+    import sbnref.interop.mmengine
+
+    cfg = {"type": "SBNRef", "stats_mode": "N", "impl": "cuda", "momentum": 0.03, "requires_grad": False}
+    name, layer = build_norm_layer(cfg, 8, postfix=1)
+    assert name == "bn1"
+    assert is_norm(layer)
+    assert (layer.stats_mode, layer.impl, layer.momentum) == ("N", "cuda", 0.03)
+    assert not layer.weight.requires_grad
+
+    block = ConvModule(3, 8, 3, norm_cfg={"type": "SBNRef", "stats_mode": "exact"})
+    assert type(block.bn) is sbnref.SyncBatchNorm
+    block(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert block.bn.num_batches_tracked == 1
+    assert block.conv.weight.grad is not None
+    assert type(sbnref.revert_sync_batchnorm(block).bn) is sbnref.interop.convert.BatchNorm
+
+
+@needs_mmcv
+def test_a_configuration_file_imports_it(tmp_path):
+    import mmcv.cnn  # noqa: F401
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    file = tmp_path / "config.py"
+    file.write_text(
+        'custom_imports = dict(imports=["sbnref.interop.mmengine"])\n'
+        'model = dict(type="ConvModule", in_channels=3, out_channels=4, kernel_size=1, norm_cfg=dict(type="SBNRef"))\n'
+    )
+    assert type(MODELS.build(Config.fromfile(file).model).bn) is sbnref.SyncBatchNorm

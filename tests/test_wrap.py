@@ -30,13 +30,11 @@ SIZES = [[3, 2], [4, 0], [0, 0], [1, 5]]  # of the ranks' batches, step by step
 
 def network(norm=SyncBatchNorm, **options) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv1d(2, 4, 3), norm(4, **options), nn.SiLU(), nn.Conv1d(4, 3, 1), norm(3, **options)
-    ).double()
+    norms = norm(4, **options), norm(3, **options)
+    return nn.Sequential(nn.Conv1d(2, 4, 3), norms[0], nn.SiLU(), nn.Conv1d(4, 3, 1), norms[1]).double()
 
 
 def batches(sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """The whole batch of a step, and this rank's share."""
     torch.manual_seed(sum(sizes))
     whole = torch.randn(sum(sizes), 2, 6, dtype=torch.float64)
     return whole, whole.split(sizes)[dist.get_rank()]
@@ -121,7 +119,8 @@ def fully_shard_layer_by_layer() -> None:
     assert model[1].weight.grad.dtype == model[1].running_var.dtype == torch.float32
 
 
-def along_one_axis() -> None:
+@pytest.mark.ranks(4)
+def test_one_axis_of_a_mesh_of_two():
     """Ranks 0, 1 and ranks 2, 3 are a pair each: statistics are a pair's, gradients are averaged over all four."""
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "batch"))
@@ -139,10 +138,6 @@ def along_one_axis() -> None:
         want = (mine.get_parameter(name).grad + other.get_parameter(name).grad) / 4
         torch.testing.assert_close(p.grad, want, msg=lambda text, name=name: f"{name}: {text}")
     agree(dict(model.module.named_buffers()), dict(mine.named_buffers()))
-
-
-def test_one_axis_of_a_mesh_of_two(world):
-    world(4).run(along_one_axis)
 
 
 def with_buffers_of(broadcast: bool) -> list[Tensor]:
@@ -326,15 +321,12 @@ def test_a_group_of_a_world_before_is_refused(make, compiled, tmp_path):
     assert "not a member" in outside
 
 
-def with_distributed_buffers() -> None:
+@pytest.mark.ranks(2)
+def test_distributed_buffers_are_refused_before_anything_is_communicated():
     layer = distribute_module(SyncBatchNorm(3, impl="reference"), init_device_mesh("cpu", (2,)))
     message = "expected running_mean to be a plain Tensor, got a DTensor; leave this layer out of"
     with refusal(TypeError, message):
         layer(torch.randn(4, 3))
-
-
-def test_distributed_buffers_are_refused_before_anything_is_communicated(world):
-    world(2).run(with_distributed_buffers)
 
 
 @pytest.mark.filterwarnings("ignore")

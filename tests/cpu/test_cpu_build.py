@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from shared import process, refused
 
-from sbnref.cli import app
 from sbnref.impls import cpu
 
 pytestmark = pytest.mark.slow
@@ -23,16 +22,16 @@ CHOOSE = "import torch, sbnref; print(sbnref.impls.choose_impl(None, torch.devic
 SBNREF = (sys.executable, "-c", "from sbnref.cli import app; app()")
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+def run(*command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """A command that builds without optimizing, which takes a third of the time."""
     here = {name: value for name, value in os.environ.items() if name not in ("SBNREF_IMPL", "SBNREF_CUDASIM", "CXX")}
     environment = {**here, "SBNREF_CPU_FLAGS": "-O0", "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return process(*command, code=code, env=environment)
 
 
 def chosen(**environment: str) -> str:
     ran = run(sys.executable, "-c", CHOOSE, **environment)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stderr == ""
     return ran.stdout.strip()
 
 
@@ -41,16 +40,15 @@ def info(**environment: str) -> dict:
 
 
 def killed_build(folder: Path) -> None:
-    """Start one, and end it while the compiler runs."""
     environment = {**os.environ, "SBNREF_CPU_FLAGS": "-O0", "TORCH_EXTENSIONS_DIR": str(folder)}
     building = subprocess.Popen((*SBNREF, "build", "cpu"), env=environment, stderr=-1, start_new_session=True)
     while not list(folder.glob("sbnref_cpu-*/")):
         assert building.poll() is None
         time.sleep(0.1)
-    for process in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
+    for pid in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
         with suppress(OSError):  # compilers that go on would write into the next build
-            if os.getsid(process) == building.pid:
-                os.kill(process, signal.SIGKILL)
+            if os.getsid(pid) == building.pid:
+                os.kill(pid, signal.SIGKILL)
     building.communicate()
 
 
@@ -65,7 +63,6 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
     killed_build(tmp_path)
     assert chosen(**here) == "sbnref.impls.reference", "what was not finished is not there"
     built = run(*SBNREF, "build", "cpu", **here)
-    assert built.returncode == 0, built.stderr
     (library,) = tmp_path.glob("sbnref_cpu-*/sbnref_cpu.so")
     assert f"cpu: {library}" in built.stderr
     assert "sbnref: building its kernels for CPU tensors in" in built.stderr
@@ -83,17 +80,14 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
 def test_what_is_said_where_it_cannot_be_built(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    ran = run(*SBNREF, "build", "cpu", TORCH_EXTENSIONS_DIR=str(file / "folder"))
-    assert ran.returncode == 2
+    build = (*SBNREF, "build", "cpu")
+    ran = run(*build, code=2, TORCH_EXTENSIONS_DIR=str(file / "folder"))
     assert ran.stderr.startswith(f"sbnref: {file / 'folder'}")
     assert "cannot be written to: Not a directory; name another folder in TORCH_EXTENSIONS_DIR" in ran.stderr
 
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
-    ran = run(*SBNREF, "build", "cpu", **here, PATH="/nonexistent")
-    assert ran.returncode == 2
-    assert "there is no 'c++' on the PATH; install g++" in ran.stderr
-    ran = run(*SBNREF, "build", "cpu", **here, SBNREF_CPU_FLAGS="-fno-such-flag")
-    assert ran.returncode == 2
+    assert "there is no 'c++' on the PATH; install g++" in run(*build, code=2, **here, PATH="/nonexistent").stderr
+    ran = run(*build, code=2, **here, SBNREF_CPU_FLAGS="-fno-such-flag")
     assert "its kernels for CPU tensors: compiling failed. The compiler said" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
@@ -102,9 +96,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
 
 
 def test_libraries_and_devices_are_named():
-    ran = CliRunner().invoke(app, ["build", "gpu"])
-    assert ran.exit_code == 2
-    assert ran.stderr == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
+    assert refused("build", "gpu") == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']"
     assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
 
 
@@ -133,9 +125,7 @@ def test_the_same_bits_with_other_instructions_and_compilers():
     others += [{"CXX": name} for name in ("g++", "clang++") if shutil.which(name)]
     bits = {}
     for environment in ({}, *others):
-        ran = run(sys.executable, "-c", BITS, SBNREF_CPU_FLAGS="", **environment)
-        assert ran.returncode == 0, ran.stderr
-        width, digest = ran.stdout.split()
+        width, digest = run(sys.executable, "-c", BITS, SBNREF_CPU_FLAGS="", **environment).stdout.split()
         bits[width, environment.get("CXX", "c++")] = digest
     if len(bits) == 1:
         pytest.skip("the bits of other instructions and compilers were not compared: there are none here")

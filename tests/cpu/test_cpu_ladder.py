@@ -4,21 +4,21 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import cpu_ladder
+from shared import process
 
 from benchmarks import cpu_ladder as benchmark
 from benchmarks import load
 from benchmarks.figures import draw
 from benchmarks.results import tabulate
-
-sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
-from kernels import cpu_ladder
+from sbnref.impls.reference import forward_stats
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,8 @@ def tensor(shape: tuple[int, ...], mean: float = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean
 
 
-def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean and the variance of each channel, in float64."""
-    channels = x.double().transpose(0, 1).flatten(1)
-    return channels.mean(1), channels.var(1, correction=0)
+def moments(x: torch.Tensor) -> torch.Tensor:
+    return forward_stats(x.double(), 1)[: 2 * x.shape[1]].view(2, -1)
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +74,7 @@ def test_a_rung_agrees_with_the_reference_wherever_tensors_lie_and_writes_nothin
     kept = tensor(shape)
     want, statistics = bits(rung, kept.clone(), threads=3)
     torch.testing.assert_close(want, reference(kept).float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(statistics, torch.stack(moments(kept)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics, moments(kept), rtol=1e-5, atol=1e-5)
     for of_x, of_y in ((0, 0), (1, 0), (0, 3), (5, 15)):
         x, _ = room(shape, of_x)
         x.copy_(kept)
@@ -98,17 +96,13 @@ def test_the_bits_do_not_depend_on_the_threads_nor_on_streaming(shape):
 
 
 def test_another_order_of_blocks_would_show_in_the_bits(tmp_path):
-    shutil.copytree(cpu_ladder.KERNELS, tmp_path / "kernels")
-    source = tmp_path / "kernels" / "5_threads.cpp"
-    text = source.read_text()
-    in_order = "for (int64_t i = 0; i < cut.blocks(); ++i) {"
+    kernels = Path(shutil.copytree(cpu_ladder.KERNELS, tmp_path / "kernels"))
+    text, in_order = (kernels / "5_threads.cpp").read_text(), "for (int64_t i = 0; i < cut.blocks(); ++i) {"
     assert in_order in text
-    source.write_text(text.replace(in_order, "for (int64_t i = cut.blocks(); i-- > 0;) {"))
+    (kernels / "5_threads.cpp").write_text(text.replace(in_order, "for (int64_t i = cut.blocks(); i-- > 0;) {"))
     x = tensor((64, 4, 28, 28))
     _, want = bits("4 vectors", x)
-    same, other = (
-        bits(rung, x, kernels=tmp_path / "kernels", flags=("-O0",))[1] for rung in ("4 vectors", "5 threads")
-    )
+    same, other = (bits(rung, x, kernels=kernels, flags=("-O0",))[1] for rung in ("4 vectors", "5 threads"))
     assert torch.equal(same, want)
     assert not torch.equal(other, want)
     torch.testing.assert_close(other, want, rtol=1e-12, atol=0)
@@ -156,18 +150,15 @@ def test_other_tensors_are_refused(x, options, message):
 
 def test_what_does_not_compile_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
-    kernels = tmp_path / "kernels"
-    kernels.mkdir()
-    (kernels / "1_naive.cpp").write_text("int f() { return missing; }")
+    (tmp_path / "1_naive.cpp").write_text("int f() { return missing; }")
     with pytest.raises(RuntimeError, match=r"compiling failed. The compiler said:(\n|.)*missing"):
-        cpu_ladder.run("1 naive", torch.zeros(2, 3), kernels=kernels)
+        cpu_ladder.run("1 naive", torch.zeros(2, 3), kernels=tmp_path)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="skipped: names of x86's instructions")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="skipped: there is no objdump")
 def test_vectors_begin_with_rung_4():
-    file = cpu_ladder.library()._name
-    said = subprocess.run(["objdump", "-d", "--no-show-raw-insn", file], capture_output=True, text=True, check=True)
+    said = process("objdump", "-d", "--no-show-raw-insn", cpu_ladder.library()._name)
     functions = dict(re.findall(r"<(\S+)>:\n((?:.+\n)+)", said.stdout))
     one, sixteen = (
         {name for name, instructions in functions.items() if re.search(rf"\bv?(add|sub|mul){kind}\b", instructions)}
@@ -193,7 +184,7 @@ def test_freed_memory_is_kept_while_times_are_taken():
     assert faults() > 3 * (64 << 20) / 4096 / 600
 
 
-def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
+def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path, request):
     files = {path.name for path in cpu_ladder.KERNELS.glob("[0-9]_*.cpp")}
     assert files == {rung.source for rung in cpu_ladder.RUNGS.values()}
     sizes = [4 * torch.Size((n, *benchmark.SAMPLE)).numel() for n in benchmark.batches()]
@@ -201,15 +192,12 @@ def test_the_benchmark_measures_every_rung_and_is_drawn(monkeypatch, tmp_path):
     assert sizes[0] <= caches["L2"]
     assert sizes[-1] >= 3 * caches["last level"]
 
-    threads = torch.get_num_threads()
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     file = tmp_path / "r.json"
     monkeypatch.setattr(benchmark, "batches", lambda: [1, 2])
     monkeypatch.setattr(sys, "argv", ["cpu_ladder.py", "--seconds", "0", "--output", str(file)])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    try:
-        benchmark.main()
-    finally:
-        torch.set_num_threads(threads)
+    benchmark.main()
     results = load(file)
     layers = ["copy", *cpu_ladder.RUNGS, "F.batch_norm", "impl='cpu'"]
     rows = [row for row in results.rows if row["shape"][0] == 2]

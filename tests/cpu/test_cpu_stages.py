@@ -1,7 +1,8 @@
 """The native kernels beside their twins in plain PyTorch."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import stage_checks as checks
@@ -32,7 +33,6 @@ def test_an_input_that_is_not_dense_is_copied_once():
 
 
 def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    """Compare every result to the reference's."""
     x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
     got, want = (checks.run(impl, x, dy, torch.float32) for impl in (cpu, reference))
     checks.assert_close(got, want, x, f"{shape}, {layout.__name__}")
@@ -63,15 +63,8 @@ def step(x: Tensor, dy: Tensor) -> list[Tensor]:
     return [total, y, saved, sums, cpu.backward_apply(dy, x, sums, saved, None, 1e-3)]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
-def test_the_same_bits_for_any_number_of_threads():
+def test_the_same_bits_for_any_number_of_threads(request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     for shape, layout, dtype in itertools.product(LARGE, LAYOUTS[:3], (torch.bfloat16, torch.float32)):
         x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
         results = []

@@ -21,10 +21,8 @@ from sbnref.impls.build import CSRC, CUDA_SOURCES
 
 ARCHITECTURE = "90"
 LIBRARY = "stages.so"
-LAUNCHER = ctypes.CFUNCTYPE(
-    ctypes.c_void_p,
-    *(ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)),
-)
+SIZES = ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t  # blocks, threads, bytes of shared memory
+LAUNCHER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, *SIZES, ctypes.POINTER(ctypes.c_void_p))
 
 
 def compile_all(folder: Path, includes: list[str]) -> None:
@@ -80,7 +78,7 @@ class Gpu:
             given = bytearray(end)
             for pointer, (offset, size) in zip(arguments, kernel.parameters.values(), strict=False):
                 given[offset : offset + size] = ctypes.string_at(pointer, size)
-            kernel.launch(blocks, threads, shared_bytes, bytes(given), self.memory(), fused=self.fused)
+            kernel.launch(blocks, threads, shared_bytes, bytes(given), self.memory(), self.fused)
         except ptx.PtxError as error:
             return str(error).encode()
         except Exception as error:
@@ -88,7 +86,6 @@ class Gpu:
         return b""
 
     def memory(self) -> dict[int, np.ndarray]:
-        """All that tensors have, by address."""
         room = self.library.known_memory(None, 0)
         pairs = (ctypes.c_size_t * 2 * room)()
         assert self.library.known_memory(pairs, room) == room

@@ -73,8 +73,7 @@ class Instruction:
     operands: list[str]
 
     @property
-    def waits(self) -> bool:
-        """Whether lanes wait here for others."""
+    def waits(self) -> bool:  # for other lanes
         return self.parts[0] in ("shfl", "bar")
 
 
@@ -131,27 +130,15 @@ class Kernel:
     labels = property(lambda self: self._code[1])
 
     def launch(
-        self,
-        blocks: int,
-        threads: int,
-        shared_bytes: int,
-        arguments: bytes,
-        memory: dict[int, np.ndarray],
-        *,
-        fused: bool = True,
+        self, blocks: int, threads: int, shared_bytes: int, arguments: bytes, memory: dict[int, np.ndarray], fused: bool
     ) -> None:
-        """Run the kernel.
+        """Run the kernel. A :class:`PtxError` names the kernel, the line and the instruction that fails.
 
         Args:
-            blocks: in the grid.
-            threads: per block.
             shared_bytes: of dynamic shared memory.
             arguments: the parameters, laid out as :attr:`parameters` says.
             memory: what the kernel may touch, arrays of uint8 by their address.
             fused: whether a fused multiply-add is rounded once, as it should be, or after the product as well.
-
-        Raises:
-            PtxError: something is not as it should be; the message names the kernel, the line and the instruction.
         """
         if threads % WARP:
             raise PtxError(f"{self.name}: expected whole warps of {WARP} threads, got {threads} threads")
@@ -166,8 +153,6 @@ class Kernel:
 
 
 class Memory:
-    """Pieces of memory by their address."""
-
     def __init__(self, pieces: dict[int, np.ndarray]) -> None:
         self._starts = np.array(sorted(address for address, piece in pieces.items() if len(piece)), np.uint64)
         self._pieces = [pieces[address] for address in self._starts.tolist()]
@@ -177,10 +162,8 @@ class Memory:
         """Yield which addresses lie in a piece, its words, and the first word at each of them."""
         size = np.uint64(dtype.itemsize * count)
         found = np.searchsorted(self._starts, addresses, "right") - 1
-        for wrong, what in (
-            ((found < 0) | (addresses + size > self._ends[found]), "outside of every buffer"),
-            (addresses % size > 0, "misaligned"),
-        ):
+        outside = (found < 0) | (addresses + size > self._ends[found])
+        for wrong, what in ((outside, "outside of every buffer"), (addresses % size > 0, "misaligned")):
             if wrong.any():
                 raise IndexError(f"{size} bytes at {int(addresses[wrong][0]):#x} are {what}")
         for piece in [found[0]] if (found == found[0]).all() else np.unique(found):
@@ -189,8 +172,7 @@ class Memory:
             words = words[: len(words) // dtype.itemsize * dtype.itemsize].view(dtype)
             yield which, words, (addresses[which] - self._starts[piece]).astype(np.int64) // dtype.itemsize
 
-    def load(self, addresses: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
-        """Return numbers of shape (count, len(addresses))."""
+    def load(self, addresses: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:  # (count, len(addresses))
         values = np.empty((count, len(addresses)), dtype)
         for which, words, at in self._access(addresses, dtype, count):
             values[:, which] = words[at + np.arange(count)[:, None]]
@@ -505,13 +487,13 @@ class Block:
         *mode, target, source = parts[1:]
         if mode not in ([], ["rn"]) or ("f" in source and "f" not in target):
             return None
-        value, widen = self.read(given, TYPES[source]), _from_bfloat if source == "bf16" else np.asarray
-        narrow = _to_bfloat if target == "bf16" else lambda numbers: numbers.astype(TYPES[target])
-        return self.assign(to, TYPES[target], lambda: narrow(widen(value)))
+        value = self.read(given, TYPES[source])
 
+        def compute() -> np.ndarray:
+            wide = (value.astype(np.uint32) << np.uint32(16)).view(np.float32) if source == "bf16" else value
+            return _to_bfloat(wide) if target == "bf16" else wide.astype(TYPES[target])
 
-def _from_bfloat(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return self.assign(to, TYPES[target], compute)
 
 
 def _to_bfloat(values: np.ndarray) -> np.ndarray:
@@ -525,15 +507,6 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Return a b + c, rounded once, or almost always so: first to twice the precision."""
     if a.dtype == np.float32:  # a product of two is exact in float64
         return (a.astype(np.float64) * b + c).astype(np.float32)
-    product, left = _two_product(a, b)
-    total = product + c
-    part = total - product
-    exact = total + ((product - (total - part)) + (c - part) + left)
-    return np.where(np.isfinite(exact), exact, a * b + c)
-
-
-def _two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a b, and what rounding it left: Dekker's."""
 
     def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaled = x * 134217729.0  # 2^27 + 1
@@ -541,4 +514,8 @@ def _two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return high, x - high
 
     product, (ah, al), (bh, bl) = a * b, halves(a), halves(b)
-    return product, ((ah * bh - product) + ah * bl + al * bh) + al * bl
+    left = ((ah * bh - product) + ah * bl + al * bh) + al * bl  # what rounding the product left: Dekker's
+    total = product + c
+    part = total - product
+    exact = total + ((product - (total - part)) + (c - part) + left)
+    return np.where(np.isfinite(exact), exact, a * b + c)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from shared import process
 
 from sbnref.lab.own_stages import WARP, issue_ceiling
 
@@ -30,21 +32,14 @@ def disassembler() -> str | None:
 
 @dataclass(frozen=True)
 class Loop:
-    """The loop of a kernel that moves the data, on its way through a whole round.
+    """The loop of a kernel that moves the data, on its way through a whole round."""
 
-    Attributes:
-        instructions: that a warp issues for a round.
-        loads, stores: of global memory among them, those that are wide enough to be counted.
-        loaded: bytes, by a thread's loads.
-        begin, end: addresses of its first and its last instruction.
-    """
-
-    instructions: int
-    loads: int
+    instructions: int  # that a warp issues for a round
+    loads: int  # of global memory among them, those that are wide enough to be counted
     stores: int
-    loaded: int
-    begin: int
-    end: int
+    loaded: int  # bytes, by a thread's loads
+    begin: int  # address of the first instruction
+    end: int  # of the last one
 
     @property
     def per_access(self) -> float:
@@ -61,15 +56,10 @@ def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
     """The instructions of every kernel for an architecture, with their addresses, by its mangled name."""
     tool = disassembler()
     assert tool is not None, "expected cuobjdump; install it with: pip install nvidia-cuda-cuobjdump"
-    run = subprocess.run([tool, "-sass", "-arch", architecture, str(file)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    text = run.stdout
-    parts = re.split(r"Function : (\S+)", text)[1:]
+    parts = re.split(r"Function : (\S+)", process(tool, "-sass", "-arch", architecture, file).stdout)[1:]
     line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
-    return {
-        name: [(int(at, 16), code) for at, code in line.findall(body)]
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    }
+    functions = zip(parts[::2], parts[1::2], strict=True)
+    return {name: [(int(at, 16), code) for at, code in line.findall(body)] for name, body in functions}
 
 
 def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:
@@ -111,12 +101,9 @@ def resident_threads(registers: int, threads: int) -> int:
 
 @dataclass
 class _Block:
-    size: int
-    loads: int
-    stores: int
-    loaded: int
     end: int
-    successors: list[int]
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(4, int))  # accesses, -instructions, loads, bytes loaded
+    successors: list[int] = field(default_factory=list)
 
 
 def access(text: str) -> tuple[str, int] | None:
@@ -138,14 +125,11 @@ def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
         if current is None or at in targets:
             if current is not None:
                 current.successors.append(at)
-            current = blocks[at] = _Block(0, 0, 0, 0, at, [])
-        current.size += 1
+            current = blocks[at] = _Block(at)
         current.end = at
-        if (found := access(text)) and found[1] >= narrowest:
-            load = found[0] == "LDG"
-            current.loads += load
-            current.stores += not load
-            current.loaded += load * found[1]
+        kind, size = access(text) or ("", 0)
+        counted, load = size >= narrowest, size >= narrowest and kind == "LDG"
+        current.counts += (counted, -1, load, load * size)
         if m := jump.search(text):
             current.successors.append(int(m[1], 16))
             always = not re.match(r"@|.*BRA\s+(?:\.\S+\s+)?!?U?P\d", text)
@@ -160,22 +144,20 @@ def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
 def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
     """Of the ways from a loop's head through its largest block after the loads to its last, all of them forwards."""
     inside = {at: block for at, block in blocks.items() if head <= at <= last}
-    loaded = max((at for at, block in inside.items() if block.loads), default=head)
-    largest = max((at for at in inside if at > loaded), key=lambda at: inside[at].size, default=loaded)
+    loaded = max((at for at, block in inside.items() if block.counts[2]), default=head)
+    largest = max((at for at in inside if at > loaded), key=lambda at: -inside[at].counts[1], default=loaded)
 
     @functools.cache
-    def best(at: int, to: int) -> tuple[int, ...] | None:  # accesses, -instructions, loads, bytes loaded
+    def best(at: int, to: int) -> np.ndarray | None:
         block = inside[at]
-        own = (block.loads + block.stores, -block.size, block.loads, block.loaded)
         if at == to:
-            return own
-        ways = [way for s in block.successors if at < s <= to and s in inside and (way := best(s, to))]
-        return tuple(a + b for a, b in zip(own, max(ways), strict=True)) if ways else None
+            return block.counts
+        ways = [best(s, to) for s in block.successors if at < s <= to and s in inside]
+        rest = max((way for way in ways if way is not None), key=tuple, default=None)
+        return None if rest is None else block.counts + rest
 
-    halves = best(head, largest), best(largest, last)
-    if None in halves:
+    first, second = best(head, largest), best(largest, last)
+    if first is None or second is None:
         return None
-    block = inside[largest]
-    twice = (block.loads + block.stores, -block.size, block.loads, block.loaded)
-    accesses, size, loads, loaded = (a + b - c for a, b, c in zip(*halves, twice, strict=True))  # type: ignore[arg-type]
+    accesses, size, loads, loaded = (first + second - inside[largest].counts).tolist()
     return Loop(-size, loads, accesses - loads, loaded, head, inside[last].end) if accesses else None

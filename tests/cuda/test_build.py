@@ -1,7 +1,7 @@
-"""Building the kernels' library: cached, locked, and every failure says what to do."""
+"""Building the kernels' library: cached, locked, with which CUDA toolkit; and every failure says what to do."""
 
 import os
-import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,19 +9,46 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkits import compiler_that_made, made_up
 
-from sbnref.impls import build, cuda
+from sbnref.impls import build, cuda, toolkit
 from sbnref.impls.build import KERNELS, SIMULATION
+from sbnref.impls.toolkit import NoToolkit, find_toolkit
 
 pytestmark = pytest.mark.slow
 
 LOAD = "from sbnref.impls import cuda; cuda.simulation(); print(cuda.operators().build_info())"
+COMMAND = "pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.*'"
 
 
-@pytest.fixture
-def simulated(monkeypatch):
-    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+def made_up(home: Path, release: str) -> Path:
+    (home / "bin").mkdir(parents=True)
+    (home / "include").mkdir()
+    (home / "include" / "cuda_runtime_api.h").touch()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    return home
+
+
+def compiler_that_made(library: Path, folder: Path) -> str:
+    """A compiler that leaves objects empty and, instead of linking them, copies a library that was built before."""
+    script = folder / "c++"
+    script.write_text(
+        f"""#!/bin/sh
+        for word in "$@"; do
+            [ "$last" = -o ] && output=$word
+            case $word in -c | -shared) step=$word ;; esac
+            last=$word
+        done
+        case $step in
+            -c) : > "$output" ;;
+            -shared) cp {library} "$output" ;;
+            *) exec {shutil.which(os.environ.get("CXX", "c++"))} "$@" ;;
+        esac
+        """
+    )
+    script.chmod(0o755)
+    return str(script)
 
 
 @pytest.fixture
@@ -46,7 +73,6 @@ def cuda_home(monkeypatch, tmp_path):
 
 
 def load(**environment: str) -> subprocess.CompletedProcess:
-    """Load the simulation in another process."""
     environment = {**os.environ, "SBNREF_CUDASIM": "1", **environment}
     return subprocess.run((sys.executable, "-c", LOAD), capture_output=True, text=True, env=environment)
 
@@ -58,28 +84,24 @@ def test_where_it_runs(monkeypatch):
     assert "unset it to run them on the GPU" in cuda.why_not(torch.device("cuda"))
 
 
-def test_no_compiler(simulated, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(build.BuildError, match="there is no 'no-such-compiler' on the PATH; install g\\+\\+"):
-        build._check_tools(SIMULATION)
+MISSING = {  # the library, what takes the thing away, and what is said
+    "compiler": (SIMULATION, ("setenv", "CXX", "no-such"), r"there is no 'no-such' on the PATH; install g\+\+"),
+    "pybind11": (
+        SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
+    "sources": (
+        SIMULATION, ("setattr", build, "CSRC", Path("no")), "the kernels' sources are missing, expected them in"),
+    "CUDA": (KERNELS, ("setattr", torch.version, "cuda", None), "was built without CUDA; install one built with it"),
+}  # fmt: skip
 
 
-def test_no_pybind11(simulated, monkeypatch):
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(build.BuildError, match="install it with: pip install pybind11"):
-        build._check_tools(SIMULATION)
-
-
-def test_no_sources(simulated, monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "CSRC", tmp_path / "missing")
-    with pytest.raises(build.BuildError, match="the kernels' sources are missing, expected them in"):
-        build._check_tools(SIMULATION)
-
-
-def test_pytorch_without_cuda(real, monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(build.BuildError, match="was built without CUDA; install one built with it"):
-        build._check_tools(KERNELS)
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_named(what, real, monkeypatch):
+    library, (take, *away), message = MISSING[what]
+    if library is SIMULATION:
+        monkeypatch.setenv("SBNREF_CUDASIM", "1")
+    getattr(monkeypatch, take)(*away)
+    with pytest.raises(build.BuildError, match=message):
+        build._check_tools(library)
 
 
 def test_no_gpu(real, monkeypatch, cuda_home):
@@ -99,12 +121,11 @@ def test_nvcc_of_another_version(real, cuda_home, release, fits):
         build._check_tools(KERNELS)
         assert build.toolkit_in_words() == f"CUDA 13.1 in {home}, which CUDA_HOME names"
         return
-    message = (
-        rf"PyTorch {re.escape(torch.__version__)} was built with CUDA 13\.0, and .*nvcc, which CUDA_HOME names, is of "
-        r"CUDA 12\.8; .*pip install 'cuda-toolkit\[nvcc,nvvm,crt,cccl\]==13\.0\.\*'"
-    )
-    with pytest.raises(build.BuildError, match=message):
+    with pytest.raises(build.BuildError) as error:
         build._check_tools(KERNELS)
+    assert f"PyTorch {torch.__version__} was built with CUDA 13.0, and " in str(error.value)
+    assert "nvcc, which CUDA_HOME names, is of CUDA 12.8; " in str(error.value)
+    assert "pip install 'cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.*'" in str(error.value)
     assert build.toolkit_in_words().startswith("none: PyTorch")
 
 
@@ -158,12 +179,8 @@ def test_nvcc_is_told_what_to_compile_for(real, cuda_home, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;12.0+PTX")
     command = build.nvcc_command()
     assert command[0] == str(home / "bin" / "nvcc")
-    assert [word.removeprefix("-gencode=") for word in command if word.startswith("-gencode=")] == [
-        "arch=compute_80,code=sm_80",
-        "arch=compute_90a,code=sm_90a",
-        "arch=compute_120,code=sm_120",
-        "arch=compute_120,code=compute_120",
-    ]
+    codes = ("80,code=sm_80", "90a,code=sm_90a", "120,code=sm_120", "120,code=compute_120")
+    assert [word for word in command if "gencode" in word] == [f"-gencode=arch=compute_{code}" for code in codes]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(build.BuildError, match=r"such as 9\.0 or 9\.0\+PTX in TORCH_CUDA_ARCH_LIST, got Hopper"):
         build._check_tools(KERNELS)
@@ -178,3 +195,87 @@ def test_the_reason_is_kept(monkeypatch, real):
         assert "was built without CUDA" in build.why_not(KERNELS)
     finally:
         build.why_not.cache_clear()
+
+
+# ---- the toolkit ----
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Where toolkits may lie, all of them empty; the packages' are of one release."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    names = {name: tmp_path / name for name in ("named", "path", "system", "packages")}
+    nvcc = names["path"] / "bin" / "nvcc"
+    monkeypatch.setattr(shutil, "which", lambda _: str(nvcc) if nvcc.exists() else None)
+    monkeypatch.setattr(toolkit, "SYSTEM", names["system"])
+    monkeypatch.setattr(toolkit, "_package_homes", lambda _: [names["packages"]])
+    monkeypatch.setattr(toolkit.importlib.metadata, "version", lambda _: "13.0.88")
+    return names
+
+
+def test_the_order(places, monkeypatch):
+    found = []
+    for name in ("packages", "system", "path"):
+        home = made_up(places[name], "13.0")
+        found.append(find_toolkit("13.0"))
+        assert found[-1].home == home
+    home = made_up(places["named"], "13.0")
+    assert find_toolkit("13.0").home == places["path"], "nothing names it yet"
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    found.append(find_toolkit("13.0"))
+    assert [str(one) for one in found] == [
+        f"CUDA 13.0 in {places['packages']}, from this Python's packages",
+        f"CUDA 13.0 in {places['system']}, of the system",
+        f"CUDA 13.0 in {places['path']}, which is on the PATH",
+        f"CUDA 13.0 in {places['named']}, which CUDA_HOME names",
+    ]
+
+
+def test_another_release_is_passed_over_but_not_where_it_was_named(places, monkeypatch):
+    made_up(places["path"], "12.8")
+    made_up(places["packages"], "13.0")
+    assert find_toolkit("13.0").home == places["packages"]
+    monkeypatch.setenv("CUDA_HOME", str(places["path"]))
+    with pytest.raises(NoToolkit) as error:
+        find_toolkit("13.0")
+    found = f"{places['path'] / 'bin' / 'nvcc'}, which CUDA_HOME names, is of CUDA 12.8"
+    advice = f"unset CUDA_HOME, then install it with: {COMMAND}"
+    assert str(error.value).startswith(f"building needs nvcc of CUDA 13.0: {found}; {advice}")
+
+
+def test_nvcc_by_a_link(places):
+    home = made_up(places["system"].with_name("elsewhere"), "13.0")
+    link = places["path"] / "bin" / "nvcc"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home / "bin" / "nvcc")
+    assert find_toolkit("13.0").home == home
+
+
+def test_none(places, monkeypatch):
+    with pytest.raises(NoToolkit) as error:
+        find_toolkit("13.0")
+    assert str(error.value).startswith(f"building needs nvcc of CUDA 13.0: none was found; install it with: {COMMAND} ")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    with pytest.raises(NoToolkit, match="CUDA_HOME names /nonexistent, which has no bin/nvcc"):
+        find_toolkit("13.0")
+    monkeypatch.delenv("CUDA_HOME")  # pip has no nvcc of CUDA 12
+    with pytest.raises(NoToolkit, match=r"none was found; install the CUDA toolkit 12\.8 and set CUDA_HOME"):
+        find_toolkit("12.8")
+
+
+def test_packages_of_different_releases(places, monkeypatch):
+    made_up(places["packages"], "13.0")
+    versions = {"nvidia-cuda-nvcc": "13.0.88", "nvidia-cuda-crt": "13.5.37", "nvidia-nvvm": "13.5.37"}
+    monkeypatch.setattr(toolkit.importlib.metadata, "version", versions.get)
+    message = r"are of different releases, nvidia-cuda-nvcc 13\.0\.88, nvidia-cuda-crt 13\.5"
+    with pytest.raises(NoToolkit, match=message):
+        find_toolkit("13.0")
+
+
+@pytest.mark.parametrize("script", ["#!/bin/sh\necho a word\n", "not a program"])
+def test_an_nvcc_that_does_not_tell_its_version(places, script):
+    made_up(places["system"], "13.0")
+    (places["system"] / "bin" / "nvcc").write_text(script)
+    with pytest.raises(NoToolkit, match="of the system, does not tell its version"):
+        find_toolkit("13.0")

@@ -1,19 +1,19 @@
 """Every rung of the tutorials' ladder of kernels, simulated and compiled: it is right, and moves what it says."""
 
 import shutil
-import sys
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+import torch.nn.functional as F
+from kernels import ladder
 from test_gpu_benchmark import benchmark
 
 from benchmarks.results import tabulate
+from sbnref.impls.reference import forward_stats
 from sbnref.lab import LABORATORY
-
-sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
-from kernels import ladder
 
 pytestmark = pytest.mark.slow
 
@@ -38,45 +38,28 @@ def tensor(rung: str, shape: tuple[int, ...], mean: float = 1, seed: int = 0) ->
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
-    """In float64."""
-    dims = [d for d in range(x.dim()) if d != 1]
-    deviations = x.double() - x.double().mean(dims, keepdim=True)
-    return (deviations / (deviations.square().mean(dims, keepdim=True) + 1e-5).sqrt()).float()
+    mean, var = forward_stats(x.double(), 1)[: 2 * x.shape[1]].view(2, -1)
+    return F.batch_norm(x.double(), mean, var).float()
 
 
 def assert_close(y: torch.Tensor, x: torch.Tensor) -> None:
-    """y is x normalized, to the precision of its dtype."""
     rtol = max(1e-5, torch.finfo(y.dtype).eps)
     torch.testing.assert_close(y, reference(x).to(y.dtype), rtol=rtol, atol=1e-5)
 
 
-def payload(x: torch.Tensor, weight: float) -> torch.Tensor:
-    """[w mean, w var, w mean², w, m], in float64."""
-    of_channel = x.double().movedim(1, 0).flatten(1)
-    count = of_channel.shape[1]
-    mean, var = (of_channel.mean(1), of_channel.var(1, correction=0)) if count else torch.zeros(2, len(of_channel))
-    return torch.cat([weight * mean, weight * var, weight * mean**2, mean.new_tensor([weight, count])])
-
-
-@pytest.fixture
-def turns():
-    """Sets the order of turns, and sets it back."""
-    yield ladder.set_order
-    ladder.set_order("ascending")
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("rung", ladder.RUNGS)
-def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape, turns):
+def test_a_rung_agrees_with_the_reference_to_the_bit_in_every_order(rung, shape, request):
+    request.addfinalizer(partial(ladder.set_order, "ascending"))
     x = tensor(rung, shape)
     results = []
     for order in ORDERS:
-        turns(order)
+        ladder.set_order(order)
         call = ladder.Call(rung, x)
         y = call.run()
         assert_close(y, x)
         if rung in PAYLOAD:
-            torch.testing.assert_close(call.payload, payload(x, 1), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(call.payload, forward_stats(x.double(), 1), rtol=1e-6, atol=1e-6)
         assert not call.tickets.any()
         results.append((y, call.payload))
     for y, sent in results[1:]:
@@ -149,9 +132,8 @@ FLOORS = {  # launches, blocks, reads of x, writes of y
 @pytest.mark.parametrize(("rung", "floor"), FLOORS.items(), ids=FLOORS)
 def test_what_a_rung_moves(rung, floor):
     x = tensor(rung, (33, 8, 16, 16))
-    counts = ladder.count(ladder.Call(rung, x))
+    counts, size = ladder.count(ladder.Call(rung, x)), x.nbytes
     launches, blocks, reads, writes = floor
-    size = x.nbytes
     # Besides, every block leaves a partial result for every channel, at most twice the bytes of three float64;
     # the blocks of the second launch read as much of the payload.
     partials = 75 * counts.blocks * ladder.RUNGS[rung].tile
@@ -185,12 +167,11 @@ def test_the_second_pass_starts_where_the_first_one_ended():
     x = tensor("6 backwards", (33, 8, 16, 16))
     for rung, backwards in (("5 payload", False), ("6 backwards", True)):
         call = ladder.Call(rung, x)
-        trace = ladder.count(call).trace
+        launch, block, _, _, sector = ladder.count(call).trace.T
         first = call.addresses["x"] // 32
-        of_x = trace[(trace[:, 4] >= first) & (trace[:, 4] < first + x.numel() // 8)]
-        blocks = of_x[:, 1].max()
-        ended, started = of_x[(of_x[:, 0] == 0)], of_x[(of_x[:, 0] == 1)]
-        ended, started = ended[ended[:, 1] == blocks, 4], started[started[:, 1] == 0, 4]
+        of_x = (sector >= first) & (sector < first + x.numel() // 8)
+        ended = sector[of_x & (launch == 0) & (block == block[of_x].max())]
+        started = sector[of_x & (launch == 1) & (block == 0)]
         assert torch.isin(started, ended).any() == backwards
 
 
@@ -213,33 +194,22 @@ def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     for order in ORDERS:
         ladder.set_order(order, tmp_path)
-        said = r"kernel .* (never written|without a barrier in between)"
-        with pytest.raises(RuntimeError, match=said):
+        with pytest.raises(RuntimeError, match=r"kernel .* (never written|without a barrier in between)"):
             ladder.Call(rung, tensor(rung, (2, 3, 32, 32)), kernels=tmp_path).run()
-
-
-RUNG_OF = {
-    (torch.float32, False): "1 naive",
-    (torch.float32, True): "7 channels-last",
-    (torch.float16, False): "9 half",
-}
 
 
 def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
     gpu = benchmark("gpu")
     monkeypatch.setattr(gpu, "LADDER_SHAPES", [(2, 5, 8, 8)])
     monkeypatch.setattr(gpu, "eager_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
-    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, last: tensor(RUNG_OF[dtype, last], shape))
+    rung_of = {(torch.float32, False): "1 naive", (torch.float32, True): "7 channels-last"}
+    rung_of[torch.float16, False] = "9 half"
+    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, last: tensor(rung_of[dtype, last], shape))
     chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
 
-    class Floor:
-        bandwidth = 1e9
-
-        def __call__(self, moved: int, kernels: int, timing: str) -> float:
-            return moved / self.bandwidth
-
-    rows = list(gpu.Benchmark(Floor(), [], None).measure_ladder())
+    floor = MagicMock(side_effect=lambda moved, kernels, timing: moved / 1e9, bandwidth=1e9)
+    rows = list(gpu.Benchmark(floor, [], None).measure_ladder())
     assert [row["layer"] for row in rows] == list(ladder.RUNGS)
     assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"] + ["contiguous"] * 2
     for row in rows:

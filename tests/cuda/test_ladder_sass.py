@@ -1,26 +1,20 @@
 """The ladder as nvcc compiles it: its loops make the accesses that the simulation counts, enough of them in flight."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import sass
 import torch
+from kernels import ladder
 from nvcc import FLAGS, compiled, needs_nvcc
 
 from sbnref.lab import LABORATORY, SECTOR
 from sbnref.lab.kernels import translation_unit
 
-sys.path.append(str(Path(__file__).parents[2] / "tutorials"))
-from kernels import ladder
-
 pytestmark = [needs_nvcc, pytest.mark.slow]
 
 ARCHITECTURE = "90"
-MEMORY = (
-    3.35e12 * 600e-9 / 132
-)  # bytes that an H100 has to have in flight; bandwidth by its data sheet, latency assumed
+MEMORY = 3.35e12 * 600e-9 / 132  # bytes that an H100 has in flight: bandwidth by its data sheet, latency assumed
 STREAMING = {  # the kernels that stream x, by the numbers of their launches
     "1 naive": {0: "naive_mean", 1: "naive_variance", 2: "naive_normalize"},
     "2 Welford": {0: "welford_statistics", 1: "naive_normalize"},

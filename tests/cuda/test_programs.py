@@ -4,16 +4,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from nvcc import compiled, needs_nvcc
+from shared import blocks, python
 from typer.testing import CliRunner
 
 from sbnref.cli import app
-from sbnref.impls.simulation.rewrite import NotSupported, blank, source_of
+from sbnref.impls.simulation.rewrite import source_of
 from sbnref.lab.lines import OPTIONS
 from sbnref.lab.run import run
 
@@ -97,18 +96,6 @@ def lab_run(capfd):
     return call
 
 
-@pytest.fixture
-def program(tmp_path):
-    """``program(text)`` is a file of that text."""
-
-    def write(text: str) -> Path:
-        path = tmp_path / "mine.cu"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 def test_the_table_and_the_numbers_of_launches(lab_run):
     status, out, _ = lab_run(SUM)
     assert status == 0
@@ -129,8 +116,13 @@ def test_a_fault_and_a_leak(lab_run):
     assert f"warning: never freed: x, 256 bytes, allocated at {FAULTS}:" in out
 
 
-def test_how_a_program_ends(lab_run, program):
-    source = program("#include <cstdlib>\nint main() { EXIT; return 0; }")
+def file(folder: Path, text: str) -> Path:
+    (folder / "mine.cu").write_text(text)
+    return folder / "mine.cu"
+
+
+def test_how_a_program_ends(lab_run, tmp_path):
+    source = file(tmp_path, "#include <cstdlib>\nint main() { EXIT; return 0; }")
     assert lab_run("-DEXIT=", source)[0] == 0
     for ending, message in (("return 3", "exited with 3"), ("std::abort()", "was ended by SIGABRT")):
         status, out, _ = lab_run(f"-DEXIT={ending}", source)
@@ -139,17 +131,19 @@ def test_how_a_program_ends(lab_run, program):
     assert (status, "was not done after 1 s" in err) == (2, True)
 
 
-def test_what_does_not_compile(lab_run, program):
-    source = program("__global__ void k(int* x) {\n    __shared__ int s[4], n;\n    x[0] = y;\n}\nint main() {}\n")
+def test_what_does_not_compile(lab_run, tmp_path):
+    kernel = "__global__ void k(int* x) {\n    __shared__ int s[4], n;\n    x[0] = y;\n}\n"
+    source = file(tmp_path, f"{kernel}int main() {{}}\n")
     status, _, err = lab_run(source)
     assert status == 2
     assert f"{source}:3:" in err
     assert "‘y’ was not declared" in err or "'y'" in err
     assert lab_run(source.with_name("absent.cu"))[0] == 2
     assert "expected an order 'ascending', 'descending' or 'random:SEED'" in lab_run("--order", "sideways", SUM)[2]
-    status, _, err = lab_run(program("__global__ void k(int* x) {}\n"))
+    status, _, err = lab_run(file(tmp_path, "__global__ void k(int* x) {}\n"))
     assert (status, err) == (2, f"sbnref: expected a program, got {source}, which has no main()\n")
-    err = lab_run(program("__global__ void k(int* x) {}\nint main() {\n    k<<<1, 1>>>(nullptr, 3);\n}\n"))[2]
+    text = "__global__ void k(int* x) {}\nint main() {\n    k<<<1, 1>>>(nullptr, 3);\n}\n"
+    err = lab_run(file(tmp_path, text))[2]
     assert re.search(f"{source}:3: (error: too many arguments to function|fatal error: no matching function)", err)
     assert err.count("\n") < 6, "only what the user can act on"
 
@@ -163,90 +157,28 @@ def test_what_does_not_compile(lab_run, program):
         ("nvcuda::wmma::fill_fragment(f, 0);", "tensor cores"),
     ],
 )
-def test_what_is_not_supported_is_named_with_its_line(lab_run, program, line, what):
-    source = program(f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
+def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, what):
+    source = file(tmp_path, f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
     status, _, err = lab_run(source)
     assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
 
 
-# ---- rewriting ----
-
-
-@pytest.mark.parametrize(
-    ("text", "kernel", "config", "arguments"),
-    [
-        ("k<<<1, 2>>>(x, 0, NULL);", "k", "1, 2", "x,cudasim::Null{},cudasim::Null{}"),
-        ("k<T, 256> <<<(n + 1) / 2, 256>>>(x);", "k<T, 256>", "(n + 1) / 2, 256", "x"),
-        ("a::b::k<A<B<int>>, (n > 1)><<<1, 1>>>();", "a::b::k<A<B<int>>, (n > 1)>", "1, 1", ""),
-        ("k<<<dim3(1, 2), f<int>(a >> 1), sizeof(T), s>>>(\n    x, y);", "k", None, "\n    x, y"),
-        ("if (n < 2) k<<<n, (a > b ? a : b)>>>(x);", "k", "n, (a > b ? a : b)", "x"),
-        ("::k<<<\n  1,\n  2\n>>>(x);", "::k", "\n  1,\n  2\n", "x"),
-        ("return k<<<1, 1>>>(f(0), 0.0f);", "k", "1, 1", "f(0), 0.0f"),
-    ],
-)
-def test_a_launch(text, kernel, config, arguments):
-    source = source_of(text)
-    assert f"{{ {kernel}(cudasim_given...); }})({arguments});" in source
-    assert config is None or f"cudasim::Config({config})" in source
-    assert source.count("\n") >= text.count("\n")
-
-
-@pytest.mark.parametrize("kernel", ["table[i].kernel", "(a ? b : c)", "a->b", "map.at(name)", "f(1)[2]"])
-def test_a_launch_of_an_expression_evaluates_it_once(kernel):
-    assert "return cudasim::launcher(" in source_of(f"return {kernel}<<<1, 1>>>(x);")
-    assert f"[cudasim_kernel = {kernel}](auto" in source_of(f"return {kernel}<<<1, 1>>>(x);")
-
-
-def test_shared_memory():
-    source = source_of(
-        "__global__ void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n"
-    )
-    own = "([] { static char id; return &id; }(), "
-    assert f'float (&a)[32][N + 1] = cudasim::shared<float[32][N + 1]>{own}"a"); float (&b) = cuda' in source
-    assert f'A<int, 2> (&c)[2] = cudasim::shared<A<int, 2>[2]>{own}"c");' in source
+def test_a_launch_keeps_its_lines():
+    source = source_of("::k<<<\n  1,\n  2\n>>>(x);")
+    assert "{ ::k(cudasim_given...); })(x);" in source
+    assert "cudasim::Config(\n  1,\n  2\n)" in source
+    source = source_of("void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n")
     assert source.count("\n") == 4
-    source = source_of("#define SHARED(name) __shared__ int name[4]\nvoid k() { SHARED(a); }\n")
-    assert (
-        source
-        == f"#define SHARED(name) int (&name)[4] = cudasim::shared<int[4]>{own}#name)\nvoid k() {{ SHARED(a); }}\n"
-    )
-    source = source_of("void k() {\n    __shared__ struct { int a, b; } s, *p;\n}\n")
-    assert "struct cudasim_type_of_s { int a, b; }; cudasim_type_of_s (&s) = " in source
-    source = source_of("void k() {\n    extern __shared__ __align__(16) volatile float4 s[];\n}\n")
-    assert 'volatile float4* const s = static_cast<volatile float4*>(cudasim::dynamic_shared("s",' in source
-    source = source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n")
-    assert re.search(r"#define s \(static_cast<int\*>.*\)\n#line 2\n", source)
-
-
-def test_variables():
-    source = source_of(
-        "__device__ __constant__ float c[2] = {1, 2}, d;\nstatic __device__ int n;\n__device__ int f() { return 1; }\n"
-    )
-    names = re.findall(r'"(\w+)", (true|false)\)', source)
-    assert names == [("c", "true"), ("d", "true"), ("n", "false")]
-
-
-def test_text_that_is_no_code():
-    text = (
-        '// k<<<1, 1>>>(x)\n/* __shared__ int a;\n*/ const char* s = "k<<<1, 1>>>(__shared__)"; char c = \'"\'; // "\n'
-    )
-    assert source_of(text) == text
-    assert len(blank(text)) == len(text)
-    assert "__noinline__" not in source_of("__noinline__ __device__ int f();")
-    assert source_of("__attribute__((__noinline__)) int f();") == "__attribute__((__noinline__)) int f();"
-    with pytest.raises(NotSupported, match="line 2: texture memory"):
-        source_of("\ntex2D(t, x, y);")
+    assert re.search(r"#define s .*\n#line 2\n", source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n"))
 
 
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
-    page = (HERE.parents[1] / "docs" / "cuda_without_a_gpu.md").read_text()
-    (source,) = re.findall(r"^```cuda\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    shown = [text.split("\n", 1)[1] for text in re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    page = "docs/cuda_without_a_gpu.md"
+    (source,), shown = blocks(page, "cuda"), [text.split("\n", 1)[1] for text in blocks(page, "console")]
     monkeypatch.chdir(tmp_path)
     right = source.replace("0.f;\n", "0.f;\n    __syncthreads();\n")
-    for text, expected in ((source, shown[0]), (right, shown[1])):
+    for code, text, expected in ((1, source, shown[0]), (0, right, shown[1])):
         Path("reduce.cu").write_text(text)
-        command = (sys.executable, "-m", "sbnref", "lab", "run", "reduce.cu")
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+        done = python("-m", "sbnref", "lab", "run", "reduce.cu", code=code, env={**os.environ, "COLUMNS": "100"})
         printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
         assert printed.replace(f"{tmp_path}/", "") == expected.rstrip(), done.stderr

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from typer.testing import CliRunner
+from shared import refused
 
 import sbnref
-from sbnref.cli import app
 from sbnref.impls import STAGES, impl_names
 from sbnref.lab.implementation import StageKernels
 from sbnref.modes import STATS_MODES
@@ -28,21 +27,15 @@ SIZES = ((3, 2), (0, 4), (2, 3))  # of each rank: samples, and a spatial size of
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory) -> Path:
-    """A file in which every stage is wrong."""
     file = tmp_path_factory.mktemp("stages") / "wrong.cu"
     text = RIGHT.read_text()
     for was, now in PLANTED.values():
         assert text.count(was) == 1, was
         text = text.replace(was, now)
     file.write_text(text)
+    for compiled in (RIGHT, file):  # before the ranks do it all at the same time
+        StageKernels(compiled)
     return file
-
-
-@pytest.fixture(scope="module")
-def _compiled(wrong):
-    """Once, before the ranks do it all at the same time."""
-    StageKernels(RIGHT)
-    StageKernels(wrong)
 
 
 def tensor(channels_last: bool = False) -> torch.Tensor:
@@ -58,45 +51,32 @@ def register_right():
         sbnref.register_impl("right.cu", StageKernels(RIGHT))
 
 
-def agreements():
-    """Of the right file, in each mode and memory format, with running statistics of either kind and without."""
+@pytest.mark.usefixtures("wrong")
+@pytest.mark.ranks(3)
+def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks():
     register_right()
     options = ({}, {"momentum": None, "affine": False}, {"track_running_stats": False})
     for mode, option in zip(STATS_MODES, options, strict=True):
         for last in (False, True):
-            report = sbnref.compare(
-                sbnref.SyncBatchNorm(5, stats_mode=mode, **option), tensor(last), ("reference", "right.cu")
-            )
+            layer = sbnref.SyncBatchNorm(5, stats_mode=mode, **option)
+            report = sbnref.compare(layer, tensor(last), ("reference", "right.cu"))
             assert report.agrees, str(report)
     empty = sbnref.compare(sbnref.SyncBatchNorm(5), torch.zeros(0, 5, 2), ("reference", "right.cu"))
     assert empty.agrees
-    return len(report.rows)
+    assert len(report.rows) > 20
 
 
-@pytest.mark.usefixtures("_compiled")
-def test_a_right_file_agrees_in_every_mode_with_ragged_and_empty_ranks(world):
-    assert all(rows > 20 for rows in world(3).run(agreements))
-
-
-def divergences(wrong: Path):
-    """Of the right file with one stage of the wrong one: the stage blamed, and who is."""
+@pytest.mark.ranks(3)
+def test_the_stage_of_each_planted_bug_is_blamed(wrong):
     right, wrong = StageKernels(RIGHT), StageKernels(wrong)
-    found = {}
     for stage in STAGES:
         stages = {name: getattr(wrong if name == stage else right, name) for name in STAGES}
         sbnref.register_impl(f"wrong {stage}", SimpleNamespace(**stages))
         report = sbnref.compare(sbnref.SyncBatchNorm(5), tensor(), ("reference", f"wrong {stage}"))
-        found[stage] = (report.first_divergence.stage, report.first_divergence.wrong)
-    return found
+        assert (report.first_divergence.stage, report.first_divergence.wrong) == (stage, (f"wrong {stage}",))
 
 
-@pytest.mark.usefixtures("_compiled")
-def test_the_stage_of_each_planted_bug_is_blamed(world, wrong):
-    for found in world(3).run(divergences, wrong):
-        assert found == {stage: (stage, (f"wrong {stage}",)) for stage in STAGES}
-
-
-@pytest.mark.usefixtures("_compiled")
+@pytest.mark.usefixtures("wrong")
 def test_a_file_runs_as_a_layer_does():
     """Forward and backward through autograd, in one process."""
     register_right()
@@ -107,30 +87,15 @@ def test_a_file_runs_as_a_layer_does():
         leaf = x.clone().requires_grad_()
         layer(leaf).square().sum().backward()
         results.append((leaf.grad, layer.weight.grad, layer.running_var))
-    for mine, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 FAULTS = {  # of forward_stats: the text, what it becomes, and what is said with the line of other words
-    "a barrier": (
-        "        __syncthreads();\n        if (threadIdx.x < half) part[",
-        "        if (threadIdx.x < half) part[",
-        "never written (line {line})",
-        "part[threadIdx.x] += part[threadIdx.x + half]",
-    ),
-    "a tail": (
-        "k < N * S; k += kThreads) f(",
-        "k <= N * S; k += kThreads) f(",
-        "reads x[3], right behind the end of x (3 elements) (line {line})",
-        "sum += x[i]; });",
-    ),
-    "part of the payload": (
-        "if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;",
-        "",
-        "some elements of payload are never written, such as payload[3]",
-        "",
-    ),
-}
+    "a tail": ("k < N * S; k += kThreads) f(", "k <= N * S; k += kThreads) f(",
+               "reads x[3], right behind the end of x (3 elements) (line {line})", "sum += x[i]; });"),
+    "part of the payload": ("if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;", "",
+                            "some elements of payload are never written, such as payload[3]", ""),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -163,16 +128,13 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
     broken, none = tmp_path / "broken.cu", tmp_path / "none.cu"
     broken.write_text("#include <nowhere>\nvoid forward_stats() {}\n")
     none.write_text("// nothing\n")
-    reference_and = ["compare", "--ranks", "1", "--impl", "reference", "--impl"]
     for arguments, what in {
         (str(RIGHT), "--dtype", "bfloat16"): "expected input in torch.float32, which",
         (str(none),): "to define forward_stats, forward_apply, backward_stats or backward_apply, but it has none",
         ("no.cu",): "there is no file",
         (str(broken),): "compiling failed",
     }.items():
-        run = CliRunner().invoke(app, [*reference_and, *arguments])
-        assert run.exit_code == 2, run.output
-        assert what in run.stderr
+        assert what in refused("compare", "--ranks", 1, "--impl", "reference", "--impl", *arguments)
     register_right()
     wide, x = sbnref.SyncBatchNorm(3, dtype=torch.float64), torch.zeros(4, 3).double()
     with pytest.raises(ValueError, match=r"expected input in torch.float32, which right.cu takes, got torch.float64"):

@@ -1,14 +1,17 @@
-"""The kernels beside their twins in plain PyTorch, stage by stage, in every layout and in every order of turns.
+"""The kernels, simulated: stage by stage beside plain PyTorch, in every order of turns, as operators, in the suite.
 
-Here they are simulated. benchmarks/gpu_check.py runs the same checks with a GPU as the default device.
+benchmarks/gpu_check.py runs the same checks with a GPU as the default device.
 """
 
 import itertools
+from collections.abc import Callable
 
+import operator_checks
 import pytest
 import stage_checks as checks
 import torch
 
+from sbnref.conformance import cases
 from sbnref.impls import cuda
 
 pytestmark = pytest.mark.slow
@@ -21,12 +24,12 @@ def test_stages(simulation, check, arguments):
     simulation(check, *arguments)
 
 
-def check_orders() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_results_do_not_depend_on_the_order_of_turns():
     library = cuda.simulation()
     try:
-        for shape, layout, dtype in itertools.product(
-            checks.SHAPES, checks.LAYOUTS[:3], (torch.float16, torch.float64)
-        ):
+        dtypes = torch.float16, torch.float64
+        for shape, layout, dtype in itertools.product(checks.SHAPES, checks.LAYOUTS[:3], dtypes):
             x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
             results = []
             for order in ORDERS:
@@ -39,5 +42,22 @@ def check_orders() -> None:
         library.set_order("ascending")
 
 
-def test_results_do_not_depend_on_the_order_of_turns(simulation):
-    simulation(check_orders)
+def on_operators(check: Callable, *args: object) -> None:
+    assert cuda.why_not(torch.get_default_device()) is None
+    check(torch.ops.sbnref, *args)
+
+
+@pytest.mark.parametrize("check", [operator_checks.check_operators, operator_checks.check_strides])
+@pytest.mark.parametrize("kind", operator_checks.INPUTS)
+def test_operators(simulation, check, kind):
+    simulation(on_operators, check, kind)
+
+
+@pytest.mark.parametrize("check", [operator_checks.check_refusals, operator_checks.check_alignment])
+def test_validation_and_alignment(simulation, check):
+    simulation(on_operators, check)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_conformance(simulated, case):
+    simulated(case.world_size).run(case.check, "cuda", "cpu")

@@ -1,4 +1,4 @@
-"""What the kernels do to memory is held to the floor."""
+"""What the kernels do to memory is held to the floor, and recordings of them agree with the counters."""
 
 import itertools
 from math import prod
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sbnref.debugging.launch_plan import launch_plan, plan_in_words
-from sbnref.impls import STAGES
-from sbnref.lab.own_stages import StageTraffic, Traffic
+from sbnref.impls import STAGES, cuda
+from sbnref.lab.own_stages import StageTraffic, Traffic, calls, record_stages
+from sbnref.lab.recording import Act, example
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,11 @@ def assert_at_the_floor(s: StageTraffic) -> None:
     assert s.floor_written <= s.bytes_written <= s.floor_written + small, s.stage
 
 
-def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.ranks(1, "simulated")
+def test_everything_is_read_once_and_written_once(shape, dtype, channels_last):
     traffic = Traffic(shape, dtype, channels_last=channels_last)
     assert [s.stage for s in traffic.stages] == list(STAGES)
     for s in traffic.stages:
@@ -33,14 +38,8 @@ def check_floor(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool)
         assert s.sector_efficiency >= 0.9, s.stage
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_everything_is_read_once_and_written_once(simulation, shape, dtype, channels_last):
-    simulation(check_floor, shape, dtype, channels_last)
-
-
-def check_short_runs() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_short_runs():
     """Runs of 49 and 196 elements: neighbouring channels are read together, in whole accesses and nothing twice."""
     for shape, dtype in itertools.product(((16, 256, 7, 7), (8, 64, 14, 14)), (torch.float16, torch.float32)):
         traffic = Traffic(shape, dtype)
@@ -52,11 +51,8 @@ def check_short_runs() -> None:
             assert s.sector_efficiency > 0.9, s.stage
 
 
-def test_short_runs(simulation):
-    simulation(check_short_runs)
-
-
-def check_edges() -> None:
+@pytest.mark.ranks(1, "simulated")
+def test_edges():
     """Long runs of an odd length, and channels that do not go together: whole accesses to all but their ends."""
     for shape in ((2, 3, 45, 45), (16, 3, 7, 7), (2, 16, 33, 65)):
         for s in Traffic(shape, torch.float16).stages:
@@ -66,32 +62,64 @@ def check_edges() -> None:
             assert_at_the_floor(s)
 
 
-def test_edges(simulation):
-    simulation(check_edges)
-
-
-def check_report() -> dict[str, str]:
+@pytest.mark.ranks(1, "simulated")
+def test_the_report_says_it_in_words():
     first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
     assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
-    x = torch.empty(4, 32, 192, 192, device="meta")
-    plans = {
-        "split": plan_in_words(launch_plan(x, multiprocessors=132)),
-        "edges": plan_in_words(launch_plan(torch.empty(2, 3, 45, 45, device="meta"))),
-        "small": plan_in_words(launch_plan(torch.empty(0, 3, device="meta"))),
-    }
-    return {"first": str(first), "last": str(last), **plans}
-
-
-def test_the_report_says_it_in_words(simulation):
-    said = simulation(check_report)
-    assert "input (2, 6, 9, 9), float32, channels-first" in said["first"]
-    assert "each works on" in said["first"]
-    assert "but for 5 of the 2025 side by side, which lie at the ends" in said["edges"]
-    assert "neighbouring channels" in said["last"]
-    assert "8 blocks share a channel, and the last to finish adds up what they found." in said["split"]
-    assert said["small"].startswith("1 block of 32 threads")
+    split, edges, small = (
+        plan_in_words(launch_plan(torch.empty(shape, device="meta"), **options))
+        for shape, options in (((4, 32, 192, 192), {"multiprocessors": 132}), ((2, 3, 45, 45), {}), ((0, 3), {}))
+    )
+    for words, text in (
+        ("input (2, 6, 9, 9), float32, channels-first", str(first)),
+        ("each works on", str(first)),
+        ("but for 5 of the 2025 side by side, which lie at the ends", edges),
+        ("neighbouring channels", str(last)),
+        ("8 blocks share a channel, and the last to finish adds up what they found.", split),
+    ):
+        assert words in text, text
+    assert small.startswith("1 block of 32 threads")
 
 
 def test_counting_takes_the_simulation():
     with pytest.raises(RuntimeError, match="SBNREF_CUDASIM=1"):
         Traffic((2, 3))
+
+
+RECORDED = [((6, 2, 10, 10), False), ((2, 40, 4, 4), True), ((3, 5, 7, 7), False)]
+
+
+def counted(shape: tuple[int, ...], channels_last: bool) -> dict[str, list[dict[str, object]]]:
+    library, found = cuda.simulation(), {}
+    for stage, call in calls(example(shape, channels_last=channels_last)).items():
+        library.start_counting()
+        try:
+            call()
+        finally:
+            found[stage] = library.stop_counting()
+    return found
+
+
+def recorded(shape: tuple[int, ...], channels_last: bool) -> dict[str, tuple]:
+    recordings = record_stages(example(shape, channels_last=channels_last)).items()
+    files = {stage: {r.sites[s.site][-1][0].rpartition("/")[2] for s in r.steps} for stage, r in recordings}
+    return {stage: (r.counts(), r.launches, files[stage]) for stage, r in recordings}
+
+
+@pytest.mark.parametrize(("shape", "channels_last"), RECORDED)
+def test_a_stage_does_in_a_recording_what_it_does_elsewhere(simulation, shape, channels_last):
+    traffic, stages = simulation(counted, shape, channels_last), simulation(recorded, shape, channels_last)
+    assert list(stages) == list(traffic) == list(STAGES)
+    for stage, (counts, launches, files) in stages.items():
+        (launch,) = traffic[stage]
+        assert (counts["read"], counts["written"]) == (launch["bytes_read"], launch["bytes_written"]), stage
+        assert counts["sectors"] == launch["sectors"], stage
+        assert [launched.kernel for launched in launches] == [launch["kernel"]]
+        assert files == {f"{stage}.cu"}
+
+
+@pytest.mark.ranks(1, "simulated")
+def test_each_block_takes_a_ticket():
+    (recording,) = record_stages(example((6, 2, 10, 10)), ["backward_stats"]).values()
+    tickets = [(step.block, len(step.lanes)) for step in recording.steps if step.act is Act.ATOMIC]
+    assert tickets == [(block, 1) for block in range(4)]

@@ -20,7 +20,6 @@ from sbnref import SyncBatchNorm, launch
 
 
 def train(job: dict) -> torch.Tensor:
-    """Train as one rank, and return the weights and the statistics."""
     rank, folder = dist.get_rank(), Path(job["folder"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     torch.manual_seed(0)

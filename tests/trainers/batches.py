@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -29,6 +30,24 @@ def batches(rank: int | None = None) -> list[tuple[Tensor, Tensor, int]]:
         mine = slice(None) if rank is None else slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         steps.append((images[mine], labels[mine], sum(sizes)))
     return steps
+
+
+def alone(parts: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """What one process comes to that has the whole of each batch, with an ordinary batch norm."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for images, labels, *_ in parts:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def assert_trained(first: dict[str, Tensor], second: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert first.keys() == want.keys()
+    for name, value in want.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-12, atol=1e-12)
 
 
 def loss(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Types reach those who install the package: a strict check of a script against the built wheel."""
+"""The package: who imports whom, and what a user has who installs the wheel, types included."""
 
+import ast
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -10,10 +10,52 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from shared import ROOT, process, python
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sbnref"
+TOOLS = (["conformance"], ["debugging"], ["interop"], ["lab"], ["demo"], ["cli"])
+HEAVY = ("rich", "typer", "hypothesis", "matplotlib", "sklearn", "torch._dynamo", "torch._inductor")
+
+
+def test_lint_rejects_wrong_imports(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(PACKAGE, tmp_path / "sbnref", ignore=shutil.ignore_patterns("__pycache__"))
+    for file, line in (
+        ("autograd.py", "from .conformance import oracle"),
+        ("impls/reference.py", "from ..collectives import resolve"),
+        ("new.py", "pass"),  # a file that the contract gives no place
+    ):
+        with (tmp_path / "sbnref" / file).open("a") as changed:
+            changed.write(f"\n\ndef f():\n    {line}\n")
+    env = {"PYTHONPATH": str(tmp_path), "COLUMNS": "200", "PATH": ""}
+    run = process(Path(sys.executable).with_name("lint-imports"), "--no-cache", code=1, env=env, cwd=tmp_path)
+    for expected in ("autograd -> sbnref.conformance.oracle", "impls.reference -> sbnref.collectives", "sbnref.new"):
+        assert expected in run.stdout
+
+
+def test_the_reference_imports_modes_and_running_alone():
+    nodes = ast.walk(ast.parse((PACKAGE / "impls" / "reference.py").read_text()))
+    assert {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level} == {"modes", "running"}
+
+
+def test_importing_loads_the_layer_and_no_tool():
+    """At most 24 of our modules, and nothing heavy; the tools load on first use."""
+    script = f"""
+import sys, sbnref
+ours = [name for name in sys.modules if name.partition(".")[0] == "sbnref"]
+assert len(ours) <= 24, ours
+assert not [name for name in {HEAVY} if name in sys.modules]
+assert not [name for name in ours if name.split(".")[1:2] in {TOOLS}], ours
+for name in sbnref.__all__:
+    assert callable(getattr(sbnref, name)) or name == "functional", name
+assert len(sbnref.__all__) <= 13
+assert {{*sbnref.__all__}} <= {{*dir(sbnref)}}
+sbnref.interop.until_all_done, sbnref.lab.Call, sbnref.debugging, sbnref.conformance.cases
+"""
+    python("-c", script)
+
 
 SCRIPT = """
 import torch
@@ -50,13 +92,12 @@ def installed(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
-    subprocess.run((*pip, *build), check=True)
+    pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+    python(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
     (wheel,) = target.glob("*.whl")
     environment = target / "environment"
     venv.create(environment)
-    python = environment / "bin" / "python"
+    interpreter = environment / "bin" / "python"
     (site,) = environment.glob("lib/*/site-packages")
     zipfile.ZipFile(wheel).extractall(site)
     (metadata,) = site.glob("sbnref-*/METADATA")
@@ -65,18 +106,15 @@ def installed(tmp_path_factory) -> Path:
     assert all(link.startswith("https://") for link in links)
     others = {sysconfig.get_paths()["purelib"], *(path for path in sys.path if path.endswith("site-packages"))}
     (site / "others.pth").write_text("\n".join(sorted(others)))
-    return python
+    return interpreter
 
 
 @pytest.mark.parametrize(("script", "wrong"), [(SCRIPT, []), (WRONG, [4, 5, 6])], ids=["right", "wrong"])
 def test_a_script_is_checked_strictly(installed, tmp_path, script, wrong):
     (tmp_path / "script.py").write_text(script)
     options = ("--strict", "--cache-dir", ROOT / ".mypy_cache" / "wheel", "--python-executable", installed)
-    run = subprocess.run(
-        (sys.executable, "-m", "mypy", *options, "script.py"), capture_output=True, text=True, cwd=tmp_path
-    )
+    run = python("-m", "mypy", *options, "script.py", code=int(bool(wrong)), cwd=tmp_path)
     assert re.findall(r"^script.py:(\d+): error:", run.stdout, re.MULTILINE) == [*map(str, wrong)], run.stdout
-    assert run.returncode == bool(wrong), run.stderr
 
 
 def test_the_wheel_runs_without_a_compiler(installed, tmp_path):
@@ -86,7 +124,7 @@ def test_the_wheel_runs_without_a_compiler(installed, tmp_path):
         sbnref.SyncBatchNorm(3, impl="cpu")(torch.randn(4, 3)).sum().backward()
         print(build.built(build.CPU))"""
     nothing = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "HOME": str(tmp_path)}
-    run = subprocess.run((installed, "-c", script), capture_output=True, text=True, cwd=tmp_path, env=nothing)
+    run = process(installed, "-c", script, cwd=tmp_path, env=nothing)
     (library,) = installed.parents[1].glob("lib/*/site-packages/sbnref/libraries/cpu_*.so")
     assert run.stdout == f"{library}\n", run.stderr
 
@@ -94,34 +132,22 @@ def test_the_wheel_runs_without_a_compiler(installed, tmp_path):
 def test_the_wheel_has_sources_and_no_solutions(installed):
     (wheel,) = installed.parents[2].glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in (
-        "csrc/forward_stats.cu",
-        "csrc/simulation/include/cuda_runtime.h",
-        "lab/player/player.js",
-        "tutorials/kernels/1_naive.cu",
-    ):
-        assert f"sbnref/{name}" in names
+    sources = ("csrc/forward_stats.cu", "csrc/simulation/include/cuda_runtime.h", "tutorials/kernels/1_naive.cu")
+    assert {f"sbnref/{name}" for name in (*sources, "lab/player/player.js")} <= set(names)
     assert not [name for name in names if "solution" in name or "/own/" in name or name.startswith("benchmarks")]
 
 
 def test_an_installation_makes_no_course(installed, tmp_path):
-    command = (installed, "-m", "sbnref", "lab", "course", "make", tmp_path / "lab")
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 2
+    run = process(installed, "-m", "sbnref", "lab", "course", "make", tmp_path / "lab", code=2, cwd=tmp_path)
     assert run.stderr.startswith("sbnref: expected a checkout of sbnref, from which pip builds the course's wheel")
 
 
 def test_installed_it_confines_what_is_graded(installed, tmp_path):
     """There the package has the kernels' sources within it."""
-    template = (ROOT / "sbnref" / "lab" / "grading" / "template.py").read_text()
-    (tmp_path / "mine.py").write_text(template)
-    code = (
-        "from sbnref.lab.grading.check import check; print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
-    )
-    said = [
-        subprocess.run((python, "-c", code), capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-        for python in (sys.executable, installed)
-    ]
+    shutil.copy(PACKAGE / "lab" / "grading" / "template.py", tmp_path / "mine.py")
+    grade = "print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
+    code = f"from sbnref.lab.grading.check import check; {grade}"
+    said = [process(which, "-c", code, cwd=tmp_path).stdout for which in (sys.executable, installed)]
     if said[0] != "None\n":
         pytest.skip(f"this machine does not confine what is graded: {said[0]}")
     assert said[1] == "None\n"

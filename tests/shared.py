@@ -1,0 +1,40 @@
+"""The command ``sbnref`` in this process, commands in processes of their own, and the code on pages."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from sbnref import cli as command
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str | Path, language: str) -> list[str]:
+    """Return the blocks of code in a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def cli(*arguments: object, code: int = 0, app=command.app):
+    """Return what ``sbnref``, or another app, says to the arguments, and expect the exit code."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments: object, **options) -> str:
+    """Return the error that the app ends with, on one line and without its frame."""
+    return " ".join(cli(*arguments, code=2, **options).stderr.replace("│", " ").split())
+
+
+def process(*command: object, code: int = 0, **options) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own, and expect the exit code."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def python(*arguments: object, **options) -> subprocess.CompletedProcess:
+    return process(sys.executable, *arguments, **options)

@@ -1,0 +1,45 @@
+"""Scripts as they stand: the README's example, the solutions of the exercises, the training script under torchrun."""
+
+import os
+import re
+import sys
+
+import pytest
+import torch
+from shared import ROOT, blocks, python
+from torch import nn
+
+TRAIN = ROOT / "tutorials" / "train.py"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+
+
+def test_the_example_of_the_readme(tmp_path):
+    script = tmp_path / "first.py"
+    (example,) = [block for block in blocks("README.md", "python") if "sbnref.launch" in block]
+    (output,) = blocks("README.md", "text")
+    script.write_text(example)
+    assert python(script, timeout=120).stdout == output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "tutorials" / "solutions").glob("*.py")), ids=lambda path: path.stem)
+def test_solution(script):
+    python(script, timeout=300)
+
+
+def figures(*command: object) -> list[float]:
+    """Run the training script, and return the numbers in the report, which one process alone prints."""
+    run = python(*command, "--steps", "20", env=ENV, timeout=300)
+    assert run.stdout.count("accuracy") == 1
+    return [float(figure) for figure in re.findall(r"(?:loss|digits:) ([\d.]+)", run.stdout)]
+
+
+@pytest.mark.slow
+def test_four_ranks_train_as_one_process(tmp_path):
+    """On one host; tests/hosts runs torchrun on several."""
+    alone = figures(TRAIN, "--output", tmp_path / "model.pt")
+    assert alone[1] > 80, alone
+    state = torch.load(tmp_path / "model.pt")
+    nn.BatchNorm2d(16).load_state_dict({k[2:]: v for k, v in state.items() if k.startswith("1.")})
+    four = figures("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", TRAIN)
+    assert four == pytest.approx(alone, rel=0.02)
