@@ -282,9 +282,7 @@ class Benchmark:
             yield row("ladder", name, "forward", xs[0], spread(eager_seconds(forward, repetitions)), 3 * size, floor)
 
 
-def row(
-    suite: str, layer: str, what: str, x: Tensor, times: dict[str, float], moved: int = 0, floor: float | None = None
-) -> Row:
+def row(suite: str, layer: str, what: str, x: Tensor, times: Row, moved: int = 0, floor: float = 0) -> Row:
     """A measurement, beside its floor if there is one."""
     made = {
         "suite": suite,

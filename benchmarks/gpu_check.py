@@ -182,20 +182,18 @@ def small_step() -> None:
         torch.cuda.synchronize()
 
 
-def large(elements: int) -> None:
+def large() -> None:
     """Each kernel once on more elements than 32 bits count, in each way to lie in memory, beside the exact answer."""
     from sbnref.impls import cuda
 
-    need = 3 * 2 * elements + 2 * 2**30  # x, dy and an output in float16, and what the pieces take
+    need = 3 * 2 * LARGE + 2 * 2**30  # x, dy and an output in float16, and what the pieces take
     if DEVICE == "cuda" and (free := torch.cuda.mem_get_info()[0]) < need:
-        print(f"{elements} elements take {need / 2**30:.0f} GiB of the GPU's memory, and {free / 2**30:.0f} are free")
+        print(f"{LARGE} elements take {need / 2**30:.0f} GiB of the GPU's memory, and {free / 2**30:.0f} are free")
         sys.exit(SKIPPED)
     assert cuda.why_not(torch.device(DEVICE)) is None
-    assert elements % (8 * 17) == 0
-    assert elements // 8 % 2 == 1
-    x, dy = (torch.empty(elements, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
+    x, dy = (torch.empty(LARGE, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
     x[-8:], dy[-8:] = 3e4, 1e3  # a kernel that drops or replaces the last ones is far off
-    rows = elements // 8
+    rows = LARGE // 8
     for shape, along in (((rows, 8), 0), ((1, 8, rows), 2), ((rows // 17, 17, 8), 0)):
         large_step(x.view(shape), dy.view(shape), along)
         print(f"{shape}: as exact arithmetic has it", flush=True)
@@ -252,14 +250,14 @@ def student() -> None:
 
 
 def profiled() -> None:
-    """A step of the kernels in each of the cases, twice, the second time with the first one's statistics: for ncu."""
+    """The kernels of a step in each of the cases, for ncu: four that make what these take, then the four."""
     from gpu_layers import kernel_works
     from stage_checks import channels_last
 
     from sbnref.impls import cuda
 
     assert cuda.why_not(torch.device(DEVICE)) is None
-    for shape, last in profiled_cases() if DEVICE == "cuda" else [((2, 3, 4, 4), True)]:
+    for shape, last in profiled_cases():
         x, dy = (torch.randn(shape, dtype=torch.float16, device=DEVICE) for _ in range(2))
         works = kernel_works(*([channels_last(t) if last else t] for t in (x, dy)))
         works["forward"](0), works["backward"](0)
@@ -269,18 +267,19 @@ def profiled_cases() -> list[tuple[tuple[int, ...], bool]]:
     """Six shapes, with the channels first and last."""
     from gpu import SHAPES
 
-    return list(itertools.product([*SHAPES["detection"], *SHAPES["ResNet-50"][::2]], (False, True)))
+    shapes = [*SHAPES["detection"], *SHAPES["ResNet-50"][::2]] if DEVICE == "cuda" else [(2, 3, 4, 4)]
+    return list(itertools.product(shapes, (False, True)))
 
 
 def ncu(output: Path) -> None:
     """What the GPU counts while each kernel runs, which finds the cache as the kernel before has left it."""
-    table, tool = output.with_name(f"{output.stem}-ncu.csv"), nvidia_tool("ncu")
-    assert tool is not None
+    table = output.with_name(f"{output.stem}-ncu.csv")
     # Counters that do not fit into one run take another one, of the whole process: a kernel that is run again by
     # itself would find in the cache what it has just read.
     options = ["--replay-mode", "application", "--cache-control", "none", "--print-units", "base", "--csv"]
     options += ["--log-file", str(table), "--kernel-name", "regex:(forward|backward)_(stats|apply)_kernel"]
-    subprocess.run([tool, *options, "--metrics", ",".join(METRICS), *command_of("profiled", 0, output)[0]], check=True)
+    command = [nvidia_tool("ncu"), *options, "--metrics", ",".join(METRICS), *command_of("profiled", 0, output)[0]]
+    subprocess.run(command, check=True)
     print(*counters(table.read_text()), sep="\n")
 
 
@@ -288,17 +287,15 @@ def counters(report: str) -> list[str]:
     """A line for each kernel in a report of ncu; fails where a kernel or a counter is missing."""
     kernels: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(line for line in report.splitlines() if line.startswith('"')):
-        counted = kernels.setdefault(row["ID"], {"kernel": row["Kernel Name"]})
+        counted = kernels.setdefault(row["ID"], {"name": row["Kernel Name"]})
         counted[row["Metric Name"]] = row["Metric Value"].replace(",", "")
-    launches, cases = list(kernels.values()), profiled_cases()
-    if len(launches) != 8 * len(cases):
-        sys.exit(f"expected 8 kernels in each of {len(cases)} cases, got {len(launches)}:\n{report[-2000:]}")
-    table = [" " * 44 + " ".join(f"{heading:>9}" for heading in METRICS.values())]
-    for i, ((shape, last), stage) in enumerate(itertools.product(cases, STAGES)):
-        counted = launches[i // 4 * 8 + 4 + i % 4]
-        assert stage in counted["kernel"], f"expected {stage}, got {counted}"
-        values = " ".join(f"{float(counted[metric]):9.4g}" for metric in METRICS)
-        table.append(f"{shape!s:19} {'last' if last else 'first':8}{stage:16} {values}")
+    launches = [counted for i, counted in enumerate(kernels.values()) if i % 8 >= 4]
+    wanted = itertools.product(profiled_cases(), ("forward_stats", "forward_apply", "backward_stats", "backward_apply"))
+    table = [" " * 43 + "".join(f"{heading:>10}" for heading in METRICS.values())]
+    for ((shape, last), stage), counted in zip(wanted, launches, strict=True):
+        assert stage in counted["name"], f"expected {stage}, got {counted}"
+        values = "".join(f"{float(counted[metric]):10.4g}" for metric in METRICS)
+        table.append(f"{shape!s:19} {'last' if last else 'first':7}{stage:16}{values}")
     return table
 
 
@@ -346,7 +343,6 @@ METRICS = {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
     "launch__registers_per_thread": "registers",
 }
-STAGES = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
 #: By call: its parts, the most important first, with the seconds that each may take.
 CALLS = {
     "correctness": {
@@ -371,7 +367,7 @@ LIMITS = {part: seconds for parts in CALLS.values() for part, seconds in parts.i
 SECONDS = 560  # of a call of ten minutes; the rest is for starting and for ending
 LEAST_SECONDS = 10  # what a part takes to start
 SLOWER = 10  # is the simulation
-LARGE = 2**31 + 8  # elements
+LARGE = 2**31 + 8 if DEVICE == "cuda" else 2**15 + 8  # elements; 8 * 17 times an odd number
 
 
 def run(part: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
@@ -480,10 +476,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a JSON file for the outcomes; parts that it has are replaced")
     parser.add_argument("--device", choices=["cuda", "cpu"], default=DEVICE, help="cpu: on the simulation")
     parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
-    parser.add_argument("--elements", type=int, default=LARGE, help="of the part 'large', 8 * 17 times an odd number")
     options = parser.parse_args()
     if options.part:
-        PARTS[options.part](*{"large": [options.elements], "ncu": [options.output]}.get(options.part, []))
+        PARTS[options.part](*[options.output] if options.part == "ncu" else [])
         return 0
     if options.device == "cpu":
         os.environ["SBNREF_CUDASIM"] = "1"
