@@ -447,10 +447,9 @@ def test_a_replay_is_divided_among_the_calls_that_it_holds(gpu, monkeypatch):
 
 
 def measured_here(folder: Path) -> tuple[int, str]:
-    """``gpu.py`` on a shape of CPU tensors, where the kernels are simulated: no time is taken, one layer not captured."""
+    """``gpu.py`` on CPU tensors, where the kernels are simulated: nothing is timed but the host, nothing captured."""
     gpu = benchmark("gpu")
-    assert gpu.cuda.why_not(torch.device("cpu")) is None
-    why_not, on_cpu, make_floor, compile = gpu.cuda.why_not, gpu.tensor, made_up_floor, torch.compile
+    why_not, tensor, host_seconds, compile = gpu.cuda.why_not, gpu.tensor, gpu.host_seconds, torch.compile
 
     def captured(work, repetitions):
         if "step_works" in getattr(work, "__qualname__", "") and isinstance(work(0), torch.Tensor):
@@ -458,27 +457,42 @@ def measured_here(folder: Path) -> tuple[int, str]:
         return [1.0, 2.0, 3.0]
 
     def floor():
-        made = make_floor(gpu, eager=1e-6, graph=1e-6)
+        made = made_up_floor(gpu, eager=1e-6, graph=1e-6)
         made._collective = lambda channels, timing: made.collectives.setdefault((channels, timing), 1e-5)
         return made
 
     def no_peer():
         raise RuntimeError("no nvcc")
 
-    gpu.Floor, gpu.build_mmcv = floor, no_peer
-    gpu.tensor = lambda *case: on_cpu(*case, device="cpu")
-    gpu.SECONDS = {"eager": lambda work, n: [float(work(i) is None) + 1 for i in range(n)], "graph": captured}
-    gpu.SAMPLES, gpu.SMALL, gpu.TWO_SHAPES = 2, (2, 3, 2, 2), ((4, 6, 5, 5),)
-    gpu.cases_of = lambda dtypes: [((4, 6, 5, 5), torch.float32, True)]
-    gpu.dist.init_process_group = gpu.dist.destroy_process_group = lambda *args, **options: None
-    gpu.cuda.why_not = lambda device: why_not(torch.device("cpu"))
-    torch.compile = lambda function, **options: compile(function, backend="aot_eager", **options)
-    torch.cuda.Stream = torch.cuda.synchronize = lambda: None
-    torch.cuda.stream = contextlib.nullcontext
-    torch.cuda.get_device_name = lambda: "A GPU"
-    torch.cuda.get_device_properties = lambda _: type("GPU", (), {"L2_cache_size": 1000})
-    sys.argv = ["gpu.py", "--seconds", "99", "--output", str(folder / "gpu.json")]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    def eager(work, repetitions):
+        return [float(work(i) is None) + 1 for i in range(repetitions)]
+
+    here = {
+        gpu: {
+            "Floor": floor,
+            "build_mmcv": no_peer,
+            "tensor": lambda *case: tensor(*case, device="cpu"),
+            "SECONDS": {"eager": eager, "graph": captured},
+            "TWO_SHAPES": ((4, 6, 5, 5),),
+            "cases_of": lambda dtypes: [((4, 6, 5, 5), torch.float32, True)],
+            "host_seconds": lambda work, repetitions: host_seconds(work, 1),
+        },
+        gpu.dist: dict.fromkeys(("init_process_group", "destroy_process_group"), lambda *args, **options: None),
+        gpu.cuda: {"why_not": lambda device: why_not(torch.device("cpu"))},
+        torch: {"compile": lambda function, **options: compile(function, backend="aot_eager", **options)},
+        torch.cuda: {
+            "Stream": lambda: None,
+            "synchronize": lambda: None,
+            "stream": contextlib.nullcontext,
+            "get_device_name": lambda: "A GPU",
+            "get_device_properties": lambda _: type("GPU", (), {"L2_cache_size": 1000}),
+        },
+        sys: {"argv": ["gpu.py", "--seconds", "99", "--output", str(folder / "gpu.json")]},
+    }
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        for module, attributes in here.items():
+            for name, value in attributes.items():
+                patch.setattr(module, name, value)
         return gpu.main(), said.getvalue()
 
 
