@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.extend(f"{sys.path[0]}/{folder}" for folder in ("tests", "tests/cuda"))
+sys.path.extend(f"{sys.path[0]}/{folder}" for folder in ("benchmarks", "tests", "tests/cuda"))
 
 import runtime_checks
 

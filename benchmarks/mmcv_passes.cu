@@ -102,7 +102,7 @@ template <typename T>
 void run_pass(int pass, const Channel& channel, float eps, float momentum, void* const (&p)[12], cudaStream_t stream) {
     const auto x = static_cast<const T*>(p[0]);  // or dy
     const auto f = [&](int i) { return static_cast<float*>(p[i]); };
-    const int blocks = channel.C, parts = (channel.count() + kThreads - 1) / kThreads;
+    const int blocks = channel.C, parts = (channel.N * channel.S + kThreads - 1) / kThreads;
     const dim3 all_blocks(blocks, std::max(1, std::min(parts, kMostBlocks / blocks)));
     switch (pass) {
         case 0: mean_kernel<T><<<blocks, kThreads, 0, stream>>>(channel, x, f(1)); break;
