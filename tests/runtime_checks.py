@@ -1,4 +1,4 @@
-"""Parts of ``gpu_check.py`` about what only a GPU has: streams, captures of other threads, memory that runs out."""
+"""What only a GPU has: streams, captures of other threads, memory that runs out. ``benchmarks/gpu_check.py`` runs it."""
 
 from __future__ import annotations
 
@@ -104,4 +104,4 @@ def no_memory() -> None:
         for address in taken:
             driver.cuMemFree_v2(address)
     assert "out of memory" in failure, failure
-    torch.testing.assert_close(cuda.forward_stats(x, 1), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cuda.forward_stats(x, 1), want, rtol=1e-5, atol=1e-5)
