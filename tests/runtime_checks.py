@@ -1,10 +1,7 @@
-"""What only a GPU has: streams, captures of other threads, memory that runs out. ``benchmarks/gpu_check.py`` runs it."""
-
-from __future__ import annotations
+"""What only a GPU has: streams, another thread's capture, memory that runs out. benchmarks/gpu_check.py runs these."""
 
 import ctypes
 import threading
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,35 +20,32 @@ def step(layer: SyncBatchNorm, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
 
 
 def two_streams() -> None:
-    """Two streams use one layer at the same time, and get the bits that each gets alone."""
+    """Two streams use one layer at the same time, and each gets the bits that it gets alone."""
     layer = SyncBatchNorm(SHAPE[1], track_running_stats=False, impl="cuda", device="cuda")
-    inputs = [torch.randn(2, *SHAPE, device="cuda").unbind() for _ in range(2)]
+    inputs = [torch.randn(2, *SHAPE, device="cuda") for _ in range(2)]  # x and dy
     alone = [step(layer, *pair) for pair in inputs]
     streams = [torch.cuda.Stream() for _ in inputs]
     torch.cuda.synchronize()
-    results: list[list[Any]] = [[], []]
+    results = []
     for _ in range(20):
-        for stream, pair, got in zip(streams, inputs, results, strict=True):
+        for stream, pair, want in zip(streams, inputs, alone, strict=True):
             with torch.cuda.stream(stream):
-                torch.cuda._sleep(1_000_000)  # half a millisecond: the host asks both before either has begun
-                got.append(step(layer, *pair))
+                torch.cuda._sleep(1_000_000)  # half a millisecond, in which the host reaches the other stream
+                results.append((step(layer, *pair), want))
     torch.cuda.synchronize()
-    for got, want in zip(results, alone, strict=True):
-        assert len(got) == 20
-        for one in got:
-            torch.testing.assert_close(one, want, rtol=0, atol=0)
+    for got, want in results:
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 def other_capture() -> None:
     """The first call of the kernels, while another thread captures a graph in the mode that allows the least."""
     torch.cuda.set_stream(torch.cuda.Stream())
-    layer = SyncBatchNorm(SHAPE[1], impl="cuda", device="cuda")
-    x, dy = torch.randn(2, *SHAPE, device="cuda")
-    want = step(SyncBatchNorm(SHAPE[1], impl="reference", device="cuda"), x, dy)  # and autograd's thread has started
+    layer, x, dy = SyncBatchNorm(SHAPE[1], impl="cuda", device="cuda"), *torch.randn(2, *SHAPE, device="cuda")
+    want = step(SyncBatchNorm(SHAPE[1], impl="reference", device="cuda"), x, dy)  # starts autograd's thread, too
     assert cuda.why_not(x.device) is None
     counter = torch.zeros((), device="cuda").add_(1)
-    # For PyTorch's allocator: it would ask CUDA for more, which is what the mode forbids. torch.cuda.graph would give
-    # this memory back.
+    # PyTorch's allocator keeps this memory, and so need not ask CUDA for any, which the mode forbids. torch.cuda.graph
+    # would give it back.
     spare = [torch.empty(2**power, dtype=torch.uint8, device="cuda") for power in (19, 23, 25) for _ in range(8)]
     del spare
     torch.cuda.synchronize()
@@ -80,28 +74,26 @@ def other_capture() -> None:
 
 
 def no_memory() -> None:
-    """Where CUDA has no memory for the counters the call fails and says so, and the next one succeeds."""
-    driver = ctypes.CDLL("libcuda.so.1")
+    """A call for whose counters CUDA has no memory fails and says so, and the next one succeeds."""
+    driver = ctypes.CDLL("libcuda.so.1")  # past PyTorch's allocator, which would give back what it keeps
     x = torch.randn(SHAPE, device="cuda")
     want = reference.forward_stats(x, 1)
     assert cuda.why_not(x.device) is None
-    spare = [torch.empty(2**19, dtype=torch.uint8, device="cuda") for _ in range(8)]  # kept by PyTorch's allocator
+    spare = [torch.empty(2**19, dtype=torch.uint8, device="cuda") for _ in range(8)]  # for the outputs
     del spare
     torch.cuda.synchronize()
-    taken = []
-    for power in range(30, 8, -1):  # past PyTorch's allocator, which would give back what it keeps
-        address = ctypes.c_uint64()
+    taken: list[int] = []
+    address, failure = ctypes.c_uint64(), ""
+    for power in range(30, 8, -1):
         while driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2**power)) == 0:
-            taken.append(ctypes.c_uint64(address.value))
-    assert taken, "the driver allocates nothing"
+            taken.append(address.value)
     try:
         cuda.forward_stats(x, 1)
     except RuntimeError as error:
         failure = str(error)
-    else:
-        raise AssertionError("the counters took memory, and there was none")
     finally:
-        for address in taken:
-            driver.cuMemFree_v2(address)
-    assert "out of memory" in failure, failure
+        for each in taken:
+            driver.cuMemFree_v2(ctypes.c_uint64(each))
+    assert taken, "the driver gave no memory"
+    assert "out of memory" in failure, f"expected an error that says so, got {failure!r}"
     torch.testing.assert_close(cuda.forward_stats(x, 1), want, rtol=1e-5, atol=1e-5)

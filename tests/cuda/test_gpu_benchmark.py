@@ -157,6 +157,58 @@ def test_the_parts_that_are_not_simulated_are_skipped_for_want_of_a_gpu(check, p
     assert {outcome.printed for part, outcome in outcomes.items() if part not in simulated} == {"a GPU is not here"}
 
 
+def checked_without_a_gpu() -> None:
+    """The parts about what only a GPU has, on CPU tensors and the simulation, with stand-ins for that."""
+    import runtime_checks as checks
+
+    class Graph:
+        capture_begin = capture_end = replay = lambda self, **options: None
+
+    class Driver:
+        given = iter([0, 0, 2] * 22)  # two pieces of each size
+        freed = 0
+
+        def cuMemAlloc_v2(self, address, size):
+            return next(self.given)
+
+        def cuMemFree_v2(self, address):
+            self.freed += 1
+
+    def fails_once(x, weight, calls=[]):  # noqa: B006
+        calls.append(x)
+        if len(calls) == 1:
+            raise RuntimeError("forward_stats: CUDA error: out of memory")
+        return forward_stats(x, weight)
+
+    def on_cpu(make):
+        return lambda *args, device, **options: make(*args, **options)
+
+    driver, forward_stats = Driver(), checks.cuda.forward_stats
+    here = {
+        torch: {name: on_cpu(getattr(torch, name)) for name in ("randn", "empty", "zeros")},
+        torch.cuda: {
+            **dict.fromkeys(("Stream", "set_stream", "synchronize", "_sleep"), lambda *args: None),
+            "stream": contextlib.nullcontext,
+            "CUDAGraph": Graph,
+        },
+        checks: {"SHAPE": (4, 3, 5, 5), "SyncBatchNorm": on_cpu(checks.SyncBatchNorm)},
+        checks.cuda: {"forward_stats": fails_once},
+        ctypes: {"CDLL": lambda name: driver},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for module, attributes in here.items():
+            for name, value in attributes.items():
+                patch.setattr(module, name, value)
+        checks.no_memory()
+        assert driver.freed == 44
+        checks.two_streams()
+        checks.other_capture()
+
+
+def test_what_only_a_gpu_has_is_checked_by_code_that_runs(check, simulation):
+    simulation(checked_without_a_gpu)
+
+
 def report(check, skip=""):
     """What ncu writes: eight kernels for each case, and a line for each counter."""
     names = ("forward_stats", "forward_apply", "forward_stats", "backward_stats")
