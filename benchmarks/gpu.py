@@ -74,7 +74,7 @@ PASSES = {  # how often the input's size is moved, and kernels
     "backward stats": (2, 1),
     "backward apply": (3, 1),
 }
-TWO_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it
+LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it; with a ReLU, too
 SMALL: Shape = (2, 64, 7, 7)  # what the GPU does faster than the host asks for it
 SAMPLES = 11
 LADDER_SECONDS = 25  # kept for compiling and timing the ladder
@@ -227,7 +227,7 @@ class Benchmark:
         copies, repetitions = counts(size, cache, self.floor.bandwidth)
         xs = [tensor(shape, dtype, channels_last).requires_grad_() for _ in range(copies)]
         dys = [tensor(shape, dtype, channels_last) for _ in range(copies)]
-        for name, make in {**self.layers, **(RELU if shape in TWO_SHAPES else {})}.items():
+        for name, make in {**self.layers, **(RELU if shape in LADDER_SHAPES else {})}.items():
             try:
                 works = make(xs, dys)
             except Exception as error:
@@ -266,7 +266,7 @@ class Benchmark:
 
         gpu = torch.cuda.get_device_properties("cuda")
         resident = gpu.multi_processor_count * (gpu.max_threads_per_multi_processor // ladder.THREADS)
-        for shape, (name, rung) in itertools.product(TWO_SHAPES, ladder.RUNGS.items()):
+        for shape, (name, rung) in itertools.product(LADDER_SHAPES, ladder.RUNGS.items()):
             size = math.prod(shape) * rung.dtype.itemsize
             copies, repetitions = counts(size, gpu.L2_cache_size, self.floor.bandwidth)
             xs = [tensor(shape, rung.dtype, name == "7 channels-last") for _ in range(copies)]

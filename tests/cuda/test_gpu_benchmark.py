@@ -523,7 +523,7 @@ def measured_here(folder: Path) -> tuple[int, str]:
             "build_mmcv": no_peer,
             "tensor": lambda *case: tensor(*case, device="cpu"),
             "SECONDS": {"eager": eager, "graph": captured},
-            "TWO_SHAPES": ((4, 6, 5, 5),),
+            "LADDER_SHAPES": ((4, 6, 5, 5),),
             "cases_of": lambda dtypes: [((4, 6, 5, 5), torch.float32, True)],
             "host_seconds": lambda work, repetitions: host_seconds(work, 1),
         },
