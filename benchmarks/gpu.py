@@ -5,12 +5,12 @@
 Needs PyTorch and a CUDA GPU. Times are taken by events, after a pause on the device that lets the host get ahead, and
 on inputs that are rotated so that the cache does not hold them: once called from Python, where a layer that waits for
 the GPU has the host's time in it, and once as the replay of a CUDA graph, where none has. The results are saved after
-every shape.
+every shape. Besides: the host's time for a call, a layer with the ReLU that follows it, the ladder of the tutorials.
 
 The floor of a pass is the least time it can take, each part measured in the same run: its memory traffic (three times
 the input's size forward, five times backward) at the bandwidth that copying has, two launches of a kernel that does
-nothing, and for a layer that synchronizes the all-reduce of its payload on a group of one. Our kernels alone are timed
-beside the whole step, and have the floor without the collective.
+nothing, and for a layer that synchronizes the all-reduce of its payload on a group of one. Our kernels are timed beside
+the whole step, in pairs and one by one, and have the floor without the collective.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpu_layers import ALONE, KERNELS, LAYERS, MMCV, Work, build_mmcv, kernel_works, step_works
+from gpu_layers import ALONE, LAYERS, MMCV, RELU, Work, build_mmcv, sbnref_alone, step_works
 from gpu_report import EAGER, GRAPH, Row, lines, verdicts
 
 from benchmarks.results import Results
@@ -62,9 +62,20 @@ SHAPES: dict[str, list[Shape]] = {
     "box heads": [(512, 256, 7, 7), (512, 1024)],
     "volume": [(1, 32, 192, 192, 192)],
 }
+# Of mobile networks: no power of two of lanes makes up a row. In float16, channels-last.
+NARROW: list[Shape] = [(64, 24, 56, 56), (64, 40, 28, 28), (64, 72, 56, 56), (64, 144, 56, 56)]
 DTYPES = ["float16", "float32", "bfloat16"]
-PASSES = {"forward": 3, "backward": 5, "both": 8}  # how often the input's size is moved
-LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it
+PASSES = {  # how often the input's size is moved, and kernels
+    "forward": (3, 2),
+    "backward": (5, 2),
+    "both": (8, 4),
+    "forward stats": (1, 1),
+    "forward apply": (2, 1),
+    "backward stats": (2, 1),
+    "backward apply": (3, 1),
+}
+LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it; with a ReLU, too
+SMALL: Shape = (2, 64, 7, 7)  # what the GPU does faster than the host asks for it
 SAMPLES = 11
 LADDER_SECONDS = 25  # kept for compiling and timing the ladder
 
@@ -118,6 +129,18 @@ def graph_seconds(work: Work, repetitions: int) -> list[float]:
 
 
 SECONDS = {EAGER: eager_seconds, GRAPH: graph_seconds}
+
+
+def host_seconds(work: Work, repetitions: int) -> list[float]:
+    """Seconds that the host takes for a call, without pauses, as in ``eager_seconds``."""
+    samples = []
+    for _ in range(SAMPLES + 1):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for i in range(repetitions):
+            work(i)
+        samples.append((time.perf_counter() - begin) / repetitions)
+    return samples[1:]
 
 
 def seconds_each(work: Work, timing: str) -> float:
@@ -204,8 +227,7 @@ class Benchmark:
         copies, repetitions = counts(size, cache, self.floor.bandwidth)
         xs = [tensor(shape, dtype, channels_last).requires_grad_() for _ in range(copies)]
         dys = [tensor(shape, dtype, channels_last) for _ in range(copies)]
-        makers = {name: partial(step_works, layer) for name, layer in self.layers.items()}
-        for name, make in {**makers, KERNELS: kernel_works}.items():
+        for name, make in {**self.layers, **(RELU if shape in LADDER_SHAPES else {})}.items():
             try:
                 works = make(xs, dys)
             except Exception as error:
@@ -214,10 +236,11 @@ class Benchmark:
             for (what, work), timing in itertools.product(works.items(), SECONDS):
                 if (name, timing) in self.given_up:
                     continue
-                moved, steps = PASSES[what] * size, 2 if what == "both" else 1
+                times_size, launches = PASSES[what]
+                moved, payloads = times_size * size, 0 if name in ALONE else launches // 2
                 try:
                     times = spread(SECONDS[timing](work, repetitions))
-                    floor = self.floor(moved, 2 * steps, timing, 0 if name in ALONE else steps, shape[1])
+                    floor = self.floor(moved, launches, timing, payloads, shape[1])
                 except Exception as error:
                     self.failed(name, (what, timing, shape, dtype), error)
                     if timing == GRAPH:
@@ -225,6 +248,16 @@ class Benchmark:
                     continue
                 made = row("gpu", name, f"{what}, {timing}", xs[0], times, moved, floor)
                 yield {**made, "traffic": moved / self.floor.bandwidth, "beyond_cache": 2 * size > cache}
+
+    def measure_host(self) -> Iterator[Row]:
+        """A row for each layer: the time that the host takes for a call."""
+        x, dy = tensor(SMALL, torch.float32, False).requires_grad_(), tensor(SMALL, torch.float32, False)
+        for name, make in {**self.layers, "sbnref in one process": partial(step_works, sbnref_alone)}.items():
+            try:
+                for what, work in make([x], [dy]).items():
+                    yield row("host", name, what, x, spread(host_seconds(work, 50)))
+            except Exception as error:
+                self.failed(name, "the host's time", error)
 
     def measure_ladder(self) -> Iterator[Row]:
         """A row for each rung of the ladder of kernels in the tutorials, forward."""
@@ -249,9 +282,9 @@ class Benchmark:
             yield row("ladder", name, "forward", xs[0], spread(eager_seconds(forward, repetitions)), 3 * size, floor)
 
 
-def row(suite: str, layer: str, what: str, x: Tensor, times: dict[str, float], moved: int, floor: float) -> Row:
-    """A measurement, beside its floor."""
-    return {
+def row(suite: str, layer: str, what: str, x: Tensor, times: Row, moved: int = 0, floor: float = 0) -> Row:
+    """A measurement, beside its floor if there is one."""
+    made = {
         "suite": suite,
         "layer": layer,
         "what": what,
@@ -260,10 +293,8 @@ def row(suite: str, layer: str, what: str, x: Tensor, times: dict[str, float], m
         "dtype": str(x.dtype).removeprefix("torch."),
         "world_size": 1,
         **times,
-        "floor": floor,
-        "over_floor": times["median"] / floor,
-        "bytes_moved": moved,
     }
+    return {**made, "floor": floor, "over_floor": times["median"] / floor, "bytes_moved": moved} if floor else made
 
 
 @functools.cache
@@ -281,7 +312,8 @@ def tensor(shape: Shape, dtype: torch.dtype, channels_last: bool, device: str = 
 def cases_of(dtypes: list[str]) -> list[Case]:
     """Every shape in these, channels-first before channels-last."""
     each = itertools.product(dtypes, (False, True), itertools.chain(*SHAPES.values()))
-    return [(shape, getattr(torch, dtype), last) for dtype, last, shape in each if not (last and len(shape) == 2)]
+    cases = [(shape, getattr(torch, dtype), last) for dtype, last, shape in each if not (last and len(shape) == 2)]
+    return cases + [(shape, torch.float16, True) for shape in NARROW if "float16" in dtypes]
 
 
 def main() -> int:
@@ -309,6 +341,7 @@ def main() -> int:
         except Exception as error:
             del benchmark.layers["mmcv's algorithm"]
             benchmark.failed("mmcv's algorithm", "build", error)
+        benchmark.results.rows += benchmark.measure_host()
         with_ladder = options.seconds > 4 * LADDER_SECONDS
         benchmark.run(start + options.seconds - (LADDER_SECONDS if with_ladder else 0))
         for line in lines(benchmark.results.rows):

@@ -5,12 +5,14 @@ process of its own under a time limit, so that one that fails, hangs or crashes 
 others. The parts form three calls, each of at most ten minutes: ``--only correctness``, ``--only half``,
 ``--only wide``. Results go to ``benchmarks/results/<gpu>-<date>-checks.json``, or to ``--output``, where a later call
 adds its parts; a benchmark's go to a file beside it. The exit code is 0 if every part passed: one that was skipped or
-left out did not. ``--device cpu`` runs the parts on the simulation.
+left out did not. ``--device cpu`` runs the parts on the simulation, and may skip those that only a GPU can run.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import os
 import re
 import shutil
@@ -29,11 +31,13 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.extend(f"{sys.path[0]}/{folder}" for folder in ("benchmarks", "tests", "tests/cuda"))
+
+import runtime_checks
 
 from sbnref.impls.build import simulated
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent / folder) for folder in ("tests", "tests/cuda")]
 DEVICE = "cpu" if simulated() else "cuda"  # --device cpu sets SBNREF_CUDASIM=1 for the processes of the parts
 SKIPPED = 77  # the exit code of a part that cannot run here, by the convention of automake and meson
 KEPT = 6000  # characters of what a part printed
@@ -117,7 +121,8 @@ def determinism() -> None:
 
     torch.set_default_device(DEVICE)
     assert cuda.why_not(torch.device(DEVICE)) is None
-    for shape in ((2, 8, 200, 304), (64, 512, 7, 7), (4096, 96), (1, 2, 64, 64, 64)):
+    shapes = ((2, 8, 200, 304), (64, 512, 7, 7), (4096, 96), (1, 2, 64, 64, 64))
+    for shape in shapes if DEVICE == "cuda" else ((2, 3, 7, 7), (40, 9)):
         for dtype in checks.DTYPES:
             for layout in (torch.Tensor.contiguous, checks.channels_last):
                 x, dy = layout(checks.tensor(shape, dtype)), layout(checks.tensor(shape, dtype, 1))
@@ -177,20 +182,18 @@ def small_step() -> None:
         torch.cuda.synchronize()
 
 
-def large(elements: int) -> None:
+def large() -> None:
     """Each kernel once on more elements than 32 bits count, in each way to lie in memory, beside the exact answer."""
     from sbnref.impls import cuda
 
-    need = 3 * 2 * elements + 2 * 2**30  # x, dy and an output in float16, and what the pieces take
+    need = 3 * 2 * LARGE + 2 * 2**30  # x, dy and an output in float16, and what the pieces take
     if DEVICE == "cuda" and (free := torch.cuda.mem_get_info()[0]) < need:
-        print(f"{elements} elements take {need / 2**30:.0f} GiB of the GPU's memory, and {free / 2**30:.0f} are free")
+        print(f"{LARGE} elements take {need / 2**30:.0f} GiB of the GPU's memory, and {free / 2**30:.0f} are free")
         sys.exit(SKIPPED)
     assert cuda.why_not(torch.device(DEVICE)) is None
-    assert elements % (8 * 17) == 0
-    assert elements // 8 % 2 == 1
-    x, dy = (torch.empty(elements, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
+    x, dy = (torch.empty(LARGE, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
     x[-8:], dy[-8:] = 3e4, 1e3  # a kernel that drops or replaces the last ones is far off
-    rows = elements // 8
+    rows = LARGE // 8
     for shape, along in (((rows, 8), 0), ((1, 8, rows), 2), ((rows // 17, 17, 8), 0)):
         large_step(x.view(shape), dy.view(shape), along)
         print(f"{shape}: as exact arithmetic has it", flush=True)
@@ -247,25 +250,53 @@ def student() -> None:
 
 
 def profiled() -> None:
-    """The kernels of a step in six shapes, each beyond the cache: for ncu."""
-    import stage_checks as checks
+    """The kernels of a step in each of the cases, for ncu: four that make what these take, then the four."""
+    from gpu_layers import kernel_works
+    from stage_checks import channels_last
 
     from sbnref.impls import cuda
 
     assert cuda.why_not(torch.device(DEVICE)) is None
-    torch.set_default_device(DEVICE)
-    shapes = (
-        (2, 256, 200, 304),
-        (32, 64, 112, 112),
-        (32, 256, 56, 56),
-        (32, 512, 28, 28),
-        (32, 2048, 7, 7),
-        (8192, 1024),
-    )
-    for shape in shapes if DEVICE == "cuda" else ((2, 3, 4, 4),):
-        for layout in (torch.Tensor.contiguous, checks.channels_last):
-            x, dy = (layout(torch.randn(shape, dtype=torch.float16)) for _ in range(2))
-            checks.run(cuda, x, dy, torch.float32)
+    for shape, last in profiled_cases():
+        x, dy = (torch.randn(shape, dtype=torch.float16, device=DEVICE) for _ in range(2))
+        works = kernel_works(*([channels_last(t) if last else t] for t in (x, dy)))
+        works["forward"](0), works["backward"](0)
+
+
+def profiled_cases() -> list[tuple[tuple[int, ...], bool]]:
+    """Six shapes, with the channels first and last."""
+    from gpu import SHAPES
+
+    shapes = [*SHAPES["detection"], *SHAPES["ResNet-50"][::2]] if DEVICE == "cuda" else [(2, 3, 4, 4)]
+    return list(itertools.product(shapes, (False, True)))
+
+
+def ncu(output: Path) -> None:
+    """What the GPU counts while each kernel runs, which finds the cache as the kernel before has left it."""
+    table = output.with_name(f"{output.stem}-ncu.csv")
+    # Counters that do not fit into one run take another one, of the whole process: a kernel that is run again by
+    # itself would find in the cache what it has just read.
+    options = ["--replay-mode", "application", "--cache-control", "none", "--print-units", "base", "--csv"]
+    options += ["--log-file", str(table), "--kernel-name", "regex:(forward|backward)_(stats|apply)_kernel"]
+    command = [nvidia_tool("ncu"), *options, "--metrics", ",".join(METRICS), *command_of("profiled", 0, output)[0]]
+    subprocess.run(command, check=True)
+    print(*counters(table.read_text()), sep="\n")
+
+
+def counters(report: str) -> list[str]:
+    """A line for each kernel in a report of ncu; fails where a kernel or a counter is missing."""
+    kernels: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(line for line in report.splitlines() if line.startswith('"')):
+        counted = kernels.setdefault(row["ID"], {"name": row["Kernel Name"]})
+        counted[row["Metric Name"]] = row["Metric Value"].replace(",", "")
+    launches = [counted for i, counted in enumerate(kernels.values()) if i % 8 >= 4]
+    wanted = itertools.product(profiled_cases(), ("forward_stats", "forward_apply", "backward_stats", "backward_apply"))
+    table = [" " * 43 + "".join(f"{heading:>10}" for heading in METRICS.values())]
+    for ((shape, last), stage), counted in zip(wanted, launches, strict=True):
+        assert stage in counted["name"], f"expected {stage}, got {counted}"
+        values = "".join(f"{float(counted[metric]):10.4g}" for metric in METRICS)
+        table.append(f"{shape!s:19} {'last' if last else 'first':7}{stage:16}{values}")
+    return table
 
 
 # ---- running them ----
@@ -282,8 +313,12 @@ PARTS: dict[str, Callable[..., None]] = {
         operators,
         large,
         student,
+        runtime_checks.two_streams,
+        runtime_checks.other_capture,
+        runtime_checks.no_memory,
         small_step,
         profiled,
+        ncu,
     )
 }
 # Of compute-sanitizer, on our kernels alone. The option and its keys are from NVIDIA's manual of Compute Sanitizer,
@@ -298,16 +333,16 @@ SANITIZERS = {
 }
 SANITIZE = ["--kernel-name", "kns=sbnref", "--error-exitcode", "9"]
 BENCHMARKS = ("float16", "float32", "bfloat16")
-# ncu's names: duration, bytes of memory, L2's hit rate, instructions per cycle, warps on a multiprocessor.
-METRICS = (
-    "gpu__time_duration.sum",
-    "dram__bytes_read.sum",
-    "dram__bytes_write.sum",
-    "lts__t_sector_hit_rate.pct",
-    "sm__inst_executed.avg.per_cycle_active",
-    "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "launch__registers_per_thread",
-)
+# ncu's names, and ours.
+METRICS = {
+    "gpu__time_duration.sum": "ns",
+    "dram__bytes_read.sum": "read",
+    "dram__bytes_write.sum": "written",
+    "lts__t_sector_hit_rate.pct": "L2 hit %",
+    "sm__inst_executed.avg.per_cycle_active": "per cycle",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
+    "launch__registers_per_thread": "registers",
+}
 #: By call: its parts, the most important first, with the seconds that each may take.
 CALLS = {
     "correctness": {
@@ -320,14 +355,19 @@ CALLS = {
         "operators": 90,
         "large": 60,
         "student": 120,
+        "two_streams": 40,
+        "other_capture": 40,
+        "no_memory": 40,
     },
     "half": {"build": 200, "memcheck": 90, "racecheck": 90, "synccheck": 60, "initcheck": 60, "float16": 400},
     "wide": {"build": 200, "ncu": 180, "float32": 300, "bfloat16": 300},
 }
+NEED_GPU = ("graphs", "two_streams", "other_capture", "no_memory", "ncu", *SANITIZERS, *BENCHMARKS)
 LIMITS = {part: seconds for parts in CALLS.values() for part, seconds in parts.items()}
 SECONDS = 560  # of a call of ten minutes; the rest is for starting and for ending
 LEAST_SECONDS = 10  # what a part takes to start
-LARGE = 2**31 + 8  # elements
+SLOWER = 10  # is the simulation
+LARGE = 2**31 + 8 if DEVICE == "cuda" else 2**15 + 8  # elements; 8 * 17 times an odd number
 
 
 def run(part: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
@@ -360,7 +400,7 @@ def run(part: str, command: list[str], limit: float, environment: dict[str, str]
 def tell(outcome: Outcome) -> Outcome:
     """Print how a part went, and its output if it did not pass or is a benchmark."""
     print(f"{outcome.part:24} {outcome.status:10} {outcome.seconds:6.1f} s", flush=True)
-    if outcome.status != "passed" or outcome.part in BENCHMARKS:
+    if outcome.status != "passed" or outcome.part in (*BENCHMARKS, "ncu"):
         print("    " + outcome.printed.rstrip().replace("\n", "\n    "), flush=True)
     return outcome
 
@@ -374,8 +414,10 @@ def nvidia_tool(name: str) -> str | None:
 
 
 def command_of(part: str, limit: float, output: Path) -> tuple[list[str] | str, dict[str, str]]:
-    """The command of a part and its environment variables, or the name of the tool that is missing."""
-    inner = {"ncu": "profiled", **dict.fromkeys(SANITIZERS, "small_step")}.get(part, part)
+    """The command of a part and its environment variables, or what it needs and is missing."""
+    if simulated() and part in NEED_GPU:
+        return "a GPU", {}
+    inner = "small_step" if part in SANITIZERS else part
     command = [sys.executable, str(HERE / "gpu_check.py"), "--part", inner]
     if part in BENCHMARKS:
         results = output.with_name(f"{output.stem}-{part}.json")
@@ -388,11 +430,7 @@ def command_of(part: str, limit: float, output: Path) -> tuple[list[str] | str, 
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         return [tool, "--tool", part, *SANITIZE, *SANITIZERS[part], *command], environment
     if part == "ncu":
-        if (tool := nvidia_tool("ncu")) is None:
-            return "ncu", {}
-        table = output.with_name(f"{output.stem}-ncu.csv")
-        options = ["--csv", "--log-file", str(table), "--kernel-name", "regex:sbnref|(forward|backward)_(stats|apply)"]
-        return [tool, *options, "--metrics", ",".join(METRICS), *command], {}
+        return ("ncu" if nvidia_tool("ncu") is None else [*command, "--output", str(output)]), {}
     return command, {}
 
 
@@ -400,7 +438,7 @@ def check_all(parts: list[str], seconds: float, outcomes: dict[str, Outcome], ou
     """Run parts in turn while there is time; the outcomes are added to as they come."""
     deadline = time.monotonic() + seconds
     for part in parts:
-        limit = min(LIMITS.get(part, SECONDS), deadline - time.monotonic())
+        limit = min(LIMITS.get(part, SECONDS) * (SLOWER if simulated() else 1), deadline - time.monotonic())
         if "build" in outcomes and outcomes["build"].status != "passed":
             outcomes[part] = tell(Outcome(part, "left out", 0, "the kernels are not built"))
         elif limit < LEAST_SECONDS:
@@ -438,10 +476,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a JSON file for the outcomes; parts that it has are replaced")
     parser.add_argument("--device", choices=["cuda", "cpu"], default=DEVICE, help="cpu: on the simulation")
     parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
-    parser.add_argument("--elements", type=int, default=LARGE, help="of the part 'large', 8 * 17 times an odd number")
     options = parser.parse_args()
     if options.part:
-        PARTS[options.part](*[options.elements] if options.part == "large" else [])
+        PARTS[options.part](*[options.output] if options.part == "ncu" else [])
         return 0
     if options.device == "cpu":
         os.environ["SBNREF_CUDASIM"] = "1"
@@ -455,12 +492,14 @@ def main() -> int:
     name = f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}-{datetime.now():%Y-%m-%d-%H%M}-checks.json"
     output = (options.output or HERE / "results" / name).absolute()
     seconds = options.seconds or (3 * SECONDS if options.only == list(LIMITS) else SECONDS)
+    seconds *= SLOWER if simulated() and not options.seconds else 1
     outcomes: dict[str, Outcome] = {}
     try:
         check_all(options.only, seconds, outcomes, output)
     finally:
         keep({part: outcomes.get(part, Outcome(part, "left out", 0, "ended before")) for part in options.only}, output)
-    return 0 if all(outcome.status == "passed" for outcome in outcomes.values()) else 1
+    fine = ("passed", "skipped") if simulated() else ("passed",)
+    return 0 if all(outcome.status in fine for outcome in outcomes.values()) else 1
 
 
 def keep(outcomes: dict[str, Outcome], output: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sbnref.autograd import SyncBatchNormFunction
+from sbnref.functional import sync_batch_norm
 from sbnref.impls import build, cuda
 from sbnref.impls.compiling import TORCH_HEADERS, call_compiler
 from sbnref.running import RunningStats
 
 Work = Callable[[int], object]  # a call on the i-th of the inputs, which are rotated
+Works = Callable[[list[Tensor], list[Tensor]], dict[str, Work]]  # makes them of inputs and upstream gradients
 
 
 class Parameters:
@@ -54,13 +57,30 @@ def cudnn(x: Tensor, p: Parameters) -> Tensor:
     return F.batch_norm(x, p.mean, p.var, p.weight, p.bias, training=True)
 
 
+def sbnref_alone(x: Tensor, p: Parameters) -> Tensor:
+    """Ours as it is called in one process: with the checks of its arguments, and without a collective."""
+    return sync_batch_norm(
+        x, p.mean, p.var, p.weight, p.bias, True, num_batches_tracked=p.steps, stats_mode="exact", impl="cuda"
+    )
+
+
+def sbnref_relu(x: Tensor, p: Parameters) -> Tensor:
+    """Ours in one process, and the ReLU that follows in a network."""
+    return F.relu(sbnref_alone(x, p))
+
+
+def cudnn_relu(x: Tensor, p: Parameters) -> Tensor:
+    """PyTorch's batch norm and ReLU, which ``torch.compile`` fuses."""
+    return F.relu(cudnn(x, p))
+
+
 def mmcv(x: Tensor, p: Parameters) -> Tensor:
-    """mmcv's published algorithm. It knows channels-first only."""
-    return MMCV.apply(x.contiguous(), p.weight, p.bias, p.mean, p.var)
+    """mmcv's published algorithm."""
+    return MMCV.apply(x, p.weight, p.bias, p.mean, p.var)
 
 
 class MMCV(torch.autograd.Function):
-    """Five passes in ``mmcv_passes.cu``, two collectives forward and two backward."""
+    """Five passes in ``mmcv_passes.cu``, two collectives forward and two backward; x and dy are contiguous."""
 
     library: Any = None  # what build_mmcv returns
 
@@ -92,7 +112,7 @@ class MMCV(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         xhat, std, weight = ctx.saved_tensors
-        dy, dweight, dbias = dy.contiguous(), torch.empty_like(weight), torch.empty_like(weight)
+        dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
         MMCV.run(3, dy, xhat, dweight, dbias)
         dist.all_reduce(dweight)
         dist.all_reduce(dbias)
@@ -129,32 +149,59 @@ def step_works(layer: Callable[[Tensor, Parameters], Tensor], xs: list[Tensor], 
     return {"forward": forward, "backward": backward, "both": both}
 
 
+def mmcv_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
+    """mmcv knows channels-first only: it gets the numbers in that layout, and the copies are not timed."""
+    xs, dys = ([t.detach().contiguous() for t in tensors] for tensors in (xs, dys))
+    return step_works(mmcv, [x.requires_grad_() for x in xs], dys)
+
+
 def kernel_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
-    """Our two kernels forward and our two backward, without the collectives between them."""
+    """Our two kernels forward and our two backward, without the collectives between them; and each alone."""
     parameters = Parameters(xs[0].shape[1], xs[0].device)
     gamma, beta, running = parameters.weight.detach(), parameters.bias.detach(), parameters.running
     xs = [x.detach() for x in xs]
     count = xs[0].numel() // xs[0].shape[1]  # the weight in mode 'exact'
 
-    def forward(i: int) -> tuple[Tensor, Tensor]:
+    def forward(i: int, total: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = xs[i % len(xs)]
-        return cuda.forward_apply(x, cuda.forward_stats(x, count), None, gamma, beta, 1e-5, running, 0.1)
+        total = cuda.forward_stats(x, count) if total is None else total
+        return cuda.forward_apply(x, total, None, gamma, beta, 1e-5, running, 0.1)
 
     saved = [forward(i)[1] for i in range(len(xs))]
 
-    def backward(i: int) -> tuple[Tensor, Tensor, Tensor]:
+    def backward_stats(i: int) -> Tensor:
         i %= len(xs)
-        total = cuda.backward_stats(dys[i], xs[i], saved[i])
-        return cuda.gradients(dys[i], xs[i], total, saved[i], gamma, beta, xs[i].numel() // xs[i].shape[1], 1)
+        return cuda.backward_stats(dys[i], xs[i], saved[i])
 
-    return {"forward": forward, "backward": backward}
+    def backward(i: int, total: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        total = backward_stats(i) if total is None else total
+        i %= len(xs)
+        return cuda.gradients(dys[i], xs[i], total, saved[i], gamma, beta, count, 1)
+
+    return {
+        "forward": forward,
+        "backward": backward,
+        "forward stats": lambda i: cuda.forward_stats(xs[i % len(xs)], count),
+        "forward apply": partial(forward, total=cuda.forward_stats(xs[0], count)),
+        "backward stats": backward_stats,
+        "backward apply": partial(backward, total=backward_stats(0)),
+    }
+
+
+def fused_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
+    """Forward and both; backward alone cannot be repeated, since compiled code writes to what it has saved."""
+    torch.compiler.reset()
+    works = step_works(torch.compile(cudnn_relu, fullgraph=True, dynamic=False), xs, dys)
+    return {what: works[what] for what in ("forward", "both")}
 
 
 OURS, KERNELS = "sbnref", "sbnref's kernels"
-LAYERS: dict[str, Callable[[Tensor, Parameters], Tensor]] = {
-    OURS: sbnref_step,
-    "torch sync": torch_sync,
-    "F.batch_norm": cudnn,
-    "mmcv's algorithm": mmcv,
+LAYERS: dict[str, Works] = {
+    OURS: partial(step_works, sbnref_step),
+    "torch sync": partial(step_works, torch_sync),
+    "F.batch_norm": partial(step_works, cudnn),
+    "mmcv's algorithm": mmcv_works,
+    KERNELS: kernel_works,
 }
-ALONE = (KERNELS, "F.batch_norm")  # these make no collective
+RELU: dict[str, Works] = {"sbnref, ReLU": partial(step_works, sbnref_relu), "compiled BN, ReLU": fused_works}
+ALONE = (KERNELS, "F.batch_norm", *RELU)  # these make no collective

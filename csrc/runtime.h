@@ -48,7 +48,9 @@ struct OnDevice {
 #define SBNREF_DISPATCH_KEY CUDA
 
 inline void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // forgets it: otherwise check_launch reports it at the next launch
+    throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
 inline Device current_device() {

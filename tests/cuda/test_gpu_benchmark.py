@@ -1,7 +1,9 @@
 """What benchmarks/gpu.py and gpu_check.py do without a GPU: the peer's kernels, the parts, simulated; time, reports."""
 
+import contextlib
 import ctypes
 import importlib
+import io
 import json
 import os
 import pickle
@@ -12,7 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+import sass
 import torch
+from nvcc import FLAGS, compiled, needs_nvcc
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
@@ -87,6 +91,30 @@ def test_the_peer_computes_a_batch_norm(simulated_peer, dtype):
         torch.testing.assert_close(got, want, rtol=1e-2 if dtype != torch.float32 else 1e-4, atol=1e-2)
 
 
+@needs_nvcc
+def test_the_peers_loops_are_as_short_as_mmcvs(tmp_path, includes):
+    """The instructions for an element of mmcv's kernels in float32, as nvcc 13.0 compiles them for an H100."""
+    limits = {"mean": 24, "var": 25, "output": 49, "param": 27, "data": 86}
+    command = ["nvcc", *FLAGS, "-gencode=arch=compute_90,code=sm_90", *includes]
+    compiled([*command, "-c", str(BENCHMARKS / "mmcv_passes.cu"), "-o", str(tmp_path / "peer.o")])
+    codes = sass.kernels(tmp_path / "peer.o", "sm_90")
+    for kernel, most in limits.items():
+        (code,) = (code for name, code in codes.items() if f"{kernel}_kernelIfE" in name)
+        loop = sass.streaming_loop(code, narrowest=4)
+        assert loop.instructions <= most, f"{kernel}: {loop}"
+
+
+def test_the_peer_gets_contiguous_inputs(simulated_peer, monkeypatch):
+    """mmcv knows no other layout; the copies are made before anything is timed."""
+    layers = benchmark("gpu_layers")
+    x, dy = torch.randn(2, 2, 3, 4, 4).unbind()
+    works = layers.mmcv_works([x.to(memory_format=torch.channels_last)], [dy.to(memory_format=torch.channels_last)])
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    y = works["forward"](0)
+    torch.testing.assert_close(y, layers.cudnn(x, layers.Parameters(3, x.device)), rtol=1e-4, atol=1e-4)
+    works["both"](0)
+
+
 # ---- the parts ----
 
 # What a machine with a GPU need not have: PyTorch, pytest, ninja and pybind11 have to be enough.
@@ -102,11 +130,131 @@ def bare(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", ["build", "operators", "reduce_overhead", "small_step", "large", "student", "profiled"]
+    "part",
+    [
+        "build",
+        "stages",
+        "conformance",
+        "determinism",
+        "operators",
+        "reduce_overhead",
+        "small_step",
+        "large",
+        "student",
+        "profiled",
+    ],
 )
 def test_a_part_of_the_check_simulated(part, bare):
-    command = (sys.executable, BENCHMARKS / "gpu_check.py", "--part", part, "--elements", str(2**15 + 8))
-    subprocess.run(command, check=True, env=bare)
+    subprocess.run((sys.executable, BENCHMARKS / "gpu_check.py", "--part", part), check=True, env=bare)
+
+
+def test_the_parts_that_are_not_simulated_are_skipped_for_want_of_a_gpu(check, parts, monkeypatch, capsys):
+    monkeypatch.setenv("SBNREF_CUDASIM", "1")
+    simulated = {"build", "stages", "conformance", "determinism", "operators", "reduce_overhead", "large", "student"}
+    outcomes, runs = parts(1, ",".join(check.CALLS))
+    assert {part for part, *_ in runs} == simulated
+    assert {outcome.status for part, outcome in outcomes.items() if part not in simulated} == {"skipped"}
+    assert {outcome.printed for part, outcome in outcomes.items() if part not in simulated} == {"a GPU is not here"}
+
+
+def checked_without_a_gpu() -> None:
+    """The parts about what only a GPU has, on CPU tensors and the simulation, with stand-ins for that."""
+    import runtime_checks as checks
+
+    class Graph:
+        capture_begin = capture_end = replay = lambda self, **options: None
+
+    class Driver:
+        given = iter([0, 0, 2] * 22)  # two pieces of each size
+        freed = 0
+
+        def cuMemAlloc_v2(self, address, size):
+            return next(self.given)
+
+        def cuMemFree_v2(self, address):
+            self.freed += 1
+
+    def fails_once(x, weight, calls=[]):  # noqa: B006
+        calls.append(x)
+        if len(calls) == 1:
+            raise RuntimeError("forward_stats: CUDA error: out of memory")
+        return forward_stats(x, weight)
+
+    def on_cpu(make):
+        return lambda *args, device, **options: make(*args, **options)
+
+    driver, forward_stats = Driver(), checks.cuda.forward_stats
+    here = {
+        torch: {name: on_cpu(getattr(torch, name)) for name in ("randn", "empty", "zeros")},
+        torch.cuda: {
+            **dict.fromkeys(("Stream", "set_stream", "synchronize", "_sleep"), lambda *args: None),
+            "stream": contextlib.nullcontext,
+            "CUDAGraph": Graph,
+        },
+        checks: {"SHAPE": (4, 3, 5, 5), "SyncBatchNorm": on_cpu(checks.SyncBatchNorm)},
+        checks.cuda: {"forward_stats": fails_once},
+        ctypes: {"CDLL": lambda name: driver},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for module, attributes in here.items():
+            for name, value in attributes.items():
+                patch.setattr(module, name, value)
+        checks.no_memory()
+        assert driver.freed == 44
+        checks.two_streams()
+        checks.other_capture()
+
+
+def test_what_only_a_gpu_has_is_checked_by_code_that_runs(check, simulation):
+    simulation(checked_without_a_gpu)
+
+
+def report(check, skip=""):
+    """What ncu writes: eight kernels for each case, and a line for each counter."""
+    names = ("forward_stats", "forward_apply", "forward_stats", "backward_stats")
+    names += ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
+    lines = ["==PROF== Connected to process 1", '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"']
+    for i in range(8 * len(check.profiled_cases())):
+        name = f"void {names[i % 8]}_kernel<Half>(Plan)"
+        lines += [f'"{i}","{name}","{metric}","","1,000.5"' for metric in check.METRICS if metric != skip]
+    return "\n".join(lines)
+
+
+def test_each_kernel_has_a_line_of_counters(check):
+    heading, *lines = check.counters(report(check))
+    assert "L2 hit %" in heading
+    assert len(lines) == 4 * 6 * 2
+    assert lines[0].split()[:6] == ["(2,", "256,", "200,", "304)", "first", "forward_stats"]
+    assert lines[-1].split()[-9:] == ["last", "backward_apply", *["1000"] * len(check.METRICS)]
+    assert len("\n".join([heading, *lines])) < check.KEPT
+
+
+@pytest.mark.parametrize("damage", ["one counter", "one kernel", "no permission"])
+def test_a_report_without_all_counters_is_no_success(check, damage):
+    text = report(check, skip="dram__bytes_read.sum" if damage == "one counter" else "")
+    if damage == "one kernel":
+        text = text[: text.rindex('"95"')]
+        text = "\n".join(line for line in text.splitlines() if not line.startswith('"95"'))
+    if damage == "no permission":
+        text = "==ERROR== ERR_NVGPUCTRPERM"
+    with pytest.raises((KeyError, ValueError)):
+        check.counters(text)
+
+
+def test_the_profiler_leaves_the_cache_as_it_finds_it(check, tmp_path, monkeypatch, capsys):
+    called = []
+
+    def run(command, check):
+        called.extend(command)
+        (tmp_path / "out-ncu.csv").write_text(text)
+
+    text = report(check)
+    monkeypatch.setattr(check, "nvidia_tool", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(check.subprocess, "run", run)
+    check.ncu(tmp_path / "out.json")
+    assert called[:5] == ["/bin/ncu", "--replay-mode", "application", "--cache-control", "none"]
+    assert called[-2:] == ["--part", "profiled"]
+    assert "backward_apply" in capsys.readouterr().out
 
 
 def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
@@ -120,7 +268,7 @@ def test_what_does_not_fit_is_skipped(check, monkeypatch, capsys):
     monkeypatch.setattr(check, "DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**30))
     with pytest.raises(SystemExit) as ended:
-        check.large(check.LARGE)
+        check.large()
     assert ended.value.code == check.SKIPPED
     assert capsys.readouterr().out == "2147483656 elements take 14 GiB of the GPU's memory, and 1 are free\n"
 
@@ -205,8 +353,7 @@ def test_each_benchmark_has_a_file_of_its_own(parts):
     _, runs = parts(1, "half,wide")
     commands = {part: command for part, command, *_ in runs}
     assert commands["float32"][-6:-2] == ["--dtypes", "float32", "--output", "out-float32.json"]
-    assert "out-ncu.csv" in commands["ncu"]
-    assert commands["ncu"][-2:] == ["--part", "profiled"]
+    assert commands["ncu"][-4:] == ["--part", "ncu", "--output", "out.json"]
 
 
 def test_the_tools_look_at_our_kernels_where_no_cache_hides_the_ends_of_tensors(check, parts):
@@ -232,16 +379,24 @@ def test_a_part_whose_tool_is_missing_is_skipped_and_does_not_count_as_passed(pa
 
 
 def test_a_later_call_replaces_its_parts_in_the_file(tmp_path, bare):
-    """And skipped is not passed: the exit code says so."""
     output = tmp_path / "out.json"
     command = (sys.executable, BENCHMARKS / "gpu_check.py", "--device", "cpu", "--output", output, "--only")
-    for only, status in (("build,profiled", 0), ("memcheck,build", 1)):
-        assert subprocess.run((*command, only), env={**bare, "PATH": "/usr/bin:/bin"}).returncode == status
+    for only in ("build,profiled", "memcheck,build"):
+        subprocess.run((*command, only), check=True, env=bare)
     found = {row["part"]: row["status"] for row in load(output).notes["checks"]}
     assert found == {"build": "passed", "profiled": "passed", "memcheck": "skipped"}
     wrong = subprocess.run((*command, "buid"), capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "got 'buid'" in wrong.stderr
+
+
+def test_on_a_gpu_skipped_is_not_passed(check, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(check, "nvidia_tool", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "memcheck", "--output", str(tmp_path / "out.json")])
+    assert check.main() == 1
+    assert "compute-sanitizer is not here" in capsys.readouterr().out
 
 
 INTERRUPTED = """
@@ -343,35 +498,71 @@ def test_a_replay_is_divided_among_the_calls_that_it_holds(gpu, monkeypatch):
     assert replays == [4]
 
 
-def measured_here() -> tuple[list[dict], list[dict], dict]:
-    """A shape on CPU tensors, where the kernels are simulated; no time is taken, and one layer is not captured."""
+def measured_here(folder: Path) -> tuple[int, str]:
+    """``gpu.py`` on CPU tensors, where the kernels are simulated: nothing is timed but the host, nothing captured."""
     gpu = benchmark("gpu")
-    assert gpu.cuda.why_not(torch.device("cpu")) is None
-    floor = made_up_floor(gpu, eager=1e-6, graph=1e-6)
-    on_cpu = gpu.tensor
-
-    def collective(channels, timing):
-        return floor.collectives.setdefault((channels, timing), 1e-5)
+    why_not, tensor, host_seconds, compile = gpu.cuda.why_not, gpu.tensor, gpu.host_seconds, torch.compile
 
     def captured(work, repetitions):
-        if "step_works" in work.__qualname__ and isinstance(work(0), torch.Tensor):
+        if "step_works" in getattr(work, "__qualname__", "") and isinstance(work(0), torch.Tensor):
             raise RuntimeError("not permitted when stream is capturing\nmore")
         return [1.0, 2.0, 3.0]
 
-    floor._collective = collective
-    gpu.tensor = lambda *case: on_cpu(*case, device="cpu")
-    gpu.SECONDS = {"eager": lambda work, n: [float(work(i) is None) + 1 for i in range(n)], "graph": captured}
-    torch.cuda.get_device_properties = lambda _: type("GPU", (), {"L2_cache_size": 1000})
-    run = gpu.Benchmark(floor, [((4, 6, 5, 5), torch.float32, True)], None)
-    run.run(time.perf_counter() + 100)
-    return run.results.rows, run.failures, run.results.notes["verdicts"]
+    floor = made_up_floor(gpu, eager=1e-6, graph=1e-6)
+    floor._collective = lambda channels, timing: floor.collectives.setdefault((channels, timing), 1e-5)
+
+    def no_peer():
+        raise RuntimeError("no nvcc")
+
+    def eager(work, repetitions):
+        return [float(work(i) is None) + 1 for i in range(repetitions)]
+
+    here = {
+        gpu: {
+            "Floor": lambda: floor,
+            "build_mmcv": no_peer,
+            "tensor": lambda *case: tensor(*case, device="cpu"),
+            "SECONDS": {"eager": eager, "graph": captured},
+            "LADDER_SHAPES": ((4, 6, 5, 5),),
+            "cases_of": lambda dtypes: [((4, 6, 5, 5), torch.float32, True)],
+            "host_seconds": lambda work, repetitions: host_seconds(work, 1),
+        },
+        gpu.dist: dict.fromkeys(("init_process_group", "destroy_process_group"), lambda *args, **options: None),
+        gpu.cuda: {"why_not": lambda device: why_not(torch.device("cpu"))},
+        torch: {"compile": lambda function, **options: compile(function, backend="aot_eager", **options)},
+        torch.cuda: {
+            "Stream": lambda: None,
+            "synchronize": lambda: None,
+            "stream": contextlib.nullcontext,
+            "get_device_name": lambda: "A GPU",
+            "get_device_properties": lambda _: type("GPU", (), {"L2_cache_size": 1000}),
+        },
+        sys: {"argv": ["gpu.py", "--seconds", "99", "--output", str(folder / "gpu.json")]},
+    }
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        for module, attributes in here.items():
+            for name, value in attributes.items():
+                patch.setattr(module, name, value)
+        return gpu.main(), said.getvalue()
 
 
-def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):
-    rows, failures, answers = simulation(measured_here)
-    of = {(row["layer"], row["what"]): row for row in rows}
+@pytest.fixture(scope="module")
+def measured(simulation, tmp_path_factory):
+    """What it printed, its rows and its notes."""
+    folder = tmp_path_factory.mktemp("gpu")
+    status, said = simulation(measured_here, folder)
+    assert status == 1, "a layer was not captured"
+    results = load(folder / "gpu.json")
+    return said, results.rows, results.notes
+
+
+def test_a_shape_is_measured_and_what_cannot_be_is_told(measured):
+    _, rows, notes = measured
+    failures, answers = notes["failures"], notes["verdicts"]
+    of = {(row["layer"], row["what"]): row for row in rows if row["suite"] == "gpu"}
+    single = [f"{way} {stage}" for way in ("forward", "backward") for stage in ("stats", "apply")]
     assert {what for layer, what in of if layer == "sbnref's kernels"} == {
-        f"{what}, {timing}" for what in ("forward", "backward") for timing in ("eager", "graph")
+        f"{what}, {timing}" for what in ("forward", "backward", *single) for timing in ("eager", "graph")
     }
     assert {what for layer, what in of if layer == "sbnref"} == {
         "forward, eager",
@@ -381,6 +572,7 @@ def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):
     assert of["sbnref", "both, eager"]["layout"] == "channels_last"
     traffic = 4 * 6 * 25 * 4 / 1e12
     assert of["sbnref's kernels", "forward, eager"]["floor"] == pytest.approx(3 * traffic + 2e-6)
+    assert of["sbnref's kernels", "backward apply, eager"]["floor"] == pytest.approx(3 * traffic + 1e-6)
     assert of["sbnref", "both, eager"]["floor"] == pytest.approx(8 * traffic + 4e-6 + 2e-5)
     assert of["F.batch_norm", "both, eager"]["floor"] == pytest.approx(8 * traffic + 4e-6)
     assert of["sbnref", "both, eager"]["beyond_cache"]
@@ -388,6 +580,21 @@ def test_a_shape_is_measured_and_what_cannot_be_is_told(simulation):
     assert "not permitted when stream is capturing" in [failure["error"] for failure in failures]
     assert answers["times as fast as torch sync, eager"]["missing"] == "no case was measured with both"
     assert not answers["everything was measured"]["met"]
+
+
+def test_layers_with_the_relu_that_follows_are_measured_forward_and_in_a_step(measured):
+    _, rows, _ = measured
+    whats = {row["what"] for row in rows if row["layer"] == "compiled BN, ReLU"}
+    assert whats == {"forward, eager", "both, eager"}, "it is not captured here"
+    assert {row["what"] for row in rows if row["layer"] == "sbnref, ReLU"} == {*whats, "backward, eager"}
+
+
+def test_the_hosts_time_is_measured_apart(measured):
+    said, rows, _ = measured
+    hosts = {(row["layer"], row["what"]) for row in rows if row["suite"] == "host"}
+    assert {("sbnref in one process", "both"), ("F.batch_norm", "forward"), ("sbnref", "both")} <= hosts
+    assert "host's time: sbnref in one process, both: " in said
+    assert all("floor" not in row for row in rows if row["suite"] == "host")
 
 
 def rows_of(*measured: tuple[str, str, float, float, tuple[int, ...]]) -> list[dict]:
@@ -417,7 +624,8 @@ def test_the_report_names_the_worst_case(gpu):
         ("torch sync", "forward, eager", 0.4, 0.4, (1, 3)),
         ("sbnref", "forward, graph", 0.1, 1.2, (2, 3)),
         ("sbnref's kernels", "forward, graph", 0.1, 0.9, (1, 3)),
-        ("sbnref's kernels", "both, graph", 0.1, 9.0, (1, 3)),
+        ("sbnref's kernels", "forward stats, graph", 0.1, 9.0, (1, 3)),
+        ("F.batch_norm", "forward, graph", 0.2, 1.0, (1, 3)),
     )
     answers = gpu.verdicts(rows, [], [])
     eager = answers["times as fast as torch sync, eager"]
@@ -427,7 +635,10 @@ def test_the_report_names_the_worst_case(gpu):
     assert not eager["met"]
     assert answers["sbnref over its floor, beyond the cache, eager"]["met"]
     assert not answers["sbnref over its floor, beyond the cache, graph"]["met"]
-    assert answers["sbnref's kernels over its floor, in cache, graph"]["worst"] == 0.9
+    within = answers["sbnref's kernels in cache, times as fast as F.batch_norm, graph"]
+    assert within["worst"] == 2.0, "of a pass, not of one kernel"
+    assert within["met"]
+    assert not answers["sbnref's kernels in cache, times as fast as F.batch_norm, eager"]["met"]
     table = list(gpu.lines(rows))
     assert "3300000.0 ( 3.30)" in next(line for line in table if line.startswith("(2, 3)"))
     assert any(line.startswith("graph: captured in a CUDA graph") for line in table)
@@ -480,4 +691,6 @@ def test_what_there_is_no_time_for_is_left_out(gpu, tmp_path):
     every = gpu.cases_of(["float16"])
     run = gpu.Benchmark(made_up_floor(gpu, eager=1e-6), list(every), tmp_path / "r.json")
     run.run(time.perf_counter() - 1)
-    assert len(json.loads((tmp_path / "r.json").read_text())["notes"]["left_out"]) == len(every) == 25
+    assert len(json.loads((tmp_path / "r.json").read_text())["notes"]["left_out"]) == len(every) == 29
+    assert every[-1] == ((64, 144, 56, 56), torch.float16, True)
+    assert len(gpu.cases_of(["float32"])) == 25
