@@ -94,7 +94,8 @@ Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size,
 
     // As many threads as the tile keeps busy, and one for each channel's result.
     const int64_t positions = std::max(plan.body.positions, plan.edges.positions);
-    const int64_t at_once = in_flight(unroll, plan.vector, element_size), busy = ceil_div(positions, at_once);
+    const int64_t at_once = in_flight(plan.layout, unroll, plan.vector, element_size);
+    const int64_t busy = ceil_div(positions, at_once);
     const int64_t wanted = plan.layout == Layout::ShortRuns ? busy : next_power_of_two(busy);
     const int64_t rows = std::clamp<int64_t>(wanted, 1, device.threads_per_block / plan.lanes);
     const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarp), ceil_div(plan.tile_channels, kWarp));

@@ -70,6 +70,31 @@ def test_edges(simulation):
     simulation(check_edges)
 
 
+def plan_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, *, backward: bool = False) -> dict:
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return launch_plan(x, backward=backward, multiprocessors=132)
+
+
+# Of which a thread has three accesses in flight: a plan that counted on four would take two rounds.
+ONE_ROUND = [
+    ((32, 128, 28, 28), True),
+    ((32, 256, 14, 14), True),
+    ((32, 256, 14, 14), False),
+    ((32, 512, 7, 7), True),
+    ((32, 512, 7, 7), False),
+    ((512, 1024), True),
+]
+
+
+def test_half_precision_takes_one_round(simulation):
+    for shape, channels_last in ONE_ROUND:
+        plan = simulation(plan_of, shape, torch.float16, channels_last)
+        outer = prod(shape) // shape[1] if channels_last else shape[0]
+        assert -(-outer // plan["splits"]) <= 3 * plan["rows"], (shape, plan)
+
+
 def check_report() -> dict[str, str]:
     first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
     assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
