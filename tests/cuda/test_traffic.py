@@ -1,6 +1,7 @@
 """What the kernels do to memory is held to the floor."""
 
 import itertools
+from functools import partial
 from math import prod
 
 import pytest
@@ -93,6 +94,17 @@ def test_half_precision_takes_one_round(simulation):
         plan = simulation(plan_of, shape, torch.float16, channels_last)
         outer = prod(shape) // shape[1] if channels_last else shape[0]
         assert -(-outer // plan["splits"]) <= 3 * plan["rows"], (shape, plan)
+
+
+def test_many_channels_run_in_one_wave(simulation):
+    """Of blocks that are smaller: a multiprocessor holds 1024 threads in any."""
+    for shape in ((32, 1024, 14, 14), (32, 512, 28, 28)):
+        for backward in (False, True):
+            plan = simulation(partial(plan_of, backward=backward), shape, torch.float32, False)
+            assert plan["grid"] == shape[1], (shape, plan)
+            assert plan["grid"] * plan["block"] <= 132 * 1024, (shape, plan)
+    few = simulation(plan_of, (32, 256, 56, 56), torch.float32, False)
+    assert (few["grid"], few["block"]) == (256, 512)
 
 
 def check_report() -> dict[str, str]:
