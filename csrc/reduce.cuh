@@ -112,11 +112,15 @@ __device__ bool sum_over_tile(
     if (static_cast<int>(threadIdx.x) < tile_channels)
         store_vector<2>(
             workspace.partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
-    __threadfence();  // the partial sums are seen before the ticket is
     __syncthreads();
-    const unsigned last = static_cast<unsigned>(plan.splits) - 1;
-    if (!__syncthreads_or(threadIdx.x == 0 && atomicInc(&workspace.tickets[place.tile], last) == last)) return false;
-    __threadfence();
+    bool is_last = false;
+    if (threadIdx.x == 0) {  // its fences serve the block: they also order what the barriers beside them do
+        const unsigned last = static_cast<unsigned>(plan.splits) - 1;
+        __threadfence();  // the partial sums are seen before the ticket is
+        is_last = atomicInc(&workspace.tickets[place.tile], last) == last;
+        __threadfence();  // and those of the other blocks after it
+    }
+    if (!__syncthreads_or(is_last)) return false;
 
     const auto of_split = [&](int64_t split, int channel) {
         const Vector<double, 2> other = load_vector<2>(workspace.partials + partial(split, channel));
