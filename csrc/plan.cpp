@@ -8,6 +8,7 @@ namespace sbnref {
 namespace {
 
 constexpr int kLineBytes = 128;   // of the cache
+constexpr int kSectorBytes = 32;  // that memory moves at once
 constexpr int kFewThreads = 128;  // a block with no more is not made smaller
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -80,8 +81,11 @@ void plan_channels_last(Plan& plan, int widest, int element_size) {
     plan.vector = widest_that_divides(plan.channels, widest);
     // A line of every row to a block: no more, so that the partial results of all blocks stay small. The threads of a
     // warp read a row or several.
-    const int most_lanes = std::min(kLineBytes / (plan.vector * element_size), kWarp);
-    plan.lanes = static_cast<int>(std::min<int64_t>(next_power_of_two(plan.channels / plan.vector), most_lanes));
+    // Tiles are as narrow as so many can be, but begin and end where sectors do if rows do.
+    const int bytes = plan.vector * element_size, most_lanes = std::min(kLineBytes / bytes, kWarp);
+    const int64_t columns = plan.channels / plan.vector, tiles = ceil_div(columns, most_lanes);
+    const int aligned = widest_that_divides(columns, kSectorBytes / bytes);
+    plan.lanes = static_cast<int>(ceil_div(columns, tiles * aligned) * aligned);
     plan.tile_channels = plan.lanes * plan.vector;
 }
 

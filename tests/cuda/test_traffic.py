@@ -107,6 +107,14 @@ def test_many_channels_run_in_one_wave(simulation):
     assert (few["grid"], few["block"]) == (256, 512)
 
 
+@pytest.mark.parametrize("channels", [24, 40, 72, 144])
+def test_most_lanes_have_channels(simulation, channels):
+    """Where the channels do not fill lines of the cache."""
+    for dtype in (torch.float16, torch.float32):
+        plan = simulation(plan_of, (32, channels, 28, 28), dtype, True)
+        assert channels / (plan["tiles"] * plan["tile_channels"]) > 0.8, plan
+
+
 def check_report() -> dict[str, str]:
     first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
     assert first.to_dict()["stages"][0]["stage"] == "forward_stats"
