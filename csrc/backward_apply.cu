@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
     const double *const total = as<const double>(b.total), *const saved = as<const double>(b.saved);
     const Place place(plan, Direction::Backwards);
     const T* const inputs[] = {as<const T>(b.dy), as<const T>(b.x)};
-    SecondPass<layout, V, unroll<T, layout, V>(kBackwardUnroll), 2, T> pass(plan, place, inputs);
+    SecondPass<layout, V, in_flight(layout, kBackwardUnroll, V, sizeof(T)), 2, T> pass(plan, place, inputs);
     if (const int64_t C = plan.channels, channel = place.own; channel >= 0) {
         const ChannelValue gamma(b.gamma, channel);
         const double sum_g = total[channel], sum_gx = total[C + channel];

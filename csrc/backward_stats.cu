@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
     backward_stats_kernel(Plan plan, BackwardStats b, Workspace workspace) {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
-    constexpr int U = unroll<T, layout, V>(kBackwardUnroll);
+    constexpr int U = in_flight(layout, kBackwardUnroll, V, sizeof(T));
     __shared__ A means[kMaxTileChannels];
     extern __shared__ __align__(kAccessBytes) Pair scratch[];
 

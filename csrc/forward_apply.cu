@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
 
     // Everything that has to be read is asked for before the first of it is used.
     const T* const inputs[] = {as<const T>(f.x)};
-    SecondPass<layout, V, unroll<T, layout, V>(kForwardUnroll), 1, T> pass(plan, place, inputs);
+    SecondPass<layout, V, in_flight(layout, kForwardUnroll, V, sizeof(T)), 1, T> pass(plan, place, inputs);
     const int64_t steps = counts ? *f.num_batches_tracked : 0;
     Statistics stats{};
     double invstd = 0;

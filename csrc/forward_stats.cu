@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 {
     using A = Accumulator<T>;
     using Own = Channels<layout, V>;
-    constexpr int U = unroll<T, layout, V>(kForwardUnroll);
+    constexpr int U = in_flight(layout, kForwardUnroll, V, sizeof(T));
     __shared__ double pivots[kMaxTileChannels];  // the first element of each channel
     extern __shared__ __align__(kAccessBytes) Pair scratch[];
 

@@ -19,9 +19,10 @@ namespace {
 // allocator gives out while a graph is warmed up or captured belongs to that graph, which takes it back.
 unsigned* tickets(const Tensor& x, Stream stream) {
     static std::mutex mutex;
-    static std::map<std::tuple<int, Stream, unsigned long long>, unsigned*> sets;  // 16 KiB each, never freed
+    static std::map<std::tuple<int, unsigned long long, unsigned long long>, unsigned*>
+        sets;  // 16 KiB each, never freed
     const std::lock_guard<std::mutex> lock(mutex);
-    unsigned*& mine = sets[{x.device, stream, capture_id(stream)}];
+    unsigned*& mine = sets[{x.device, stream_id(stream), capture_id(stream)}];
     if (mine == nullptr) mine = zeroed_counters(x);
     return mine;
 }

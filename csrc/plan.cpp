@@ -7,7 +7,9 @@
 namespace sbnref {
 namespace {
 
-constexpr int kLineBytes = 128;  // of the cache
+constexpr int kLineBytes = 128;   // of the cache
+constexpr int kSectorBytes = 32;  // that memory moves at once
+constexpr int kFewThreads = 128;  // a block with no more is not made smaller
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -17,19 +19,24 @@ int64_t next_power_of_two(int64_t n) {
     return power;
 }
 
+// How many blocks share a tile, and what a launch then takes, in rounds.
+struct Share {
+    int64_t splits, cost;
+};
+
 // How many blocks share a tile's positions. Blocks run in waves of as many as the chip holds, and a block takes as long
 // as its rounds of loads plus a constant for starting and for the reduction; for each number of waves only the
 // largest split that fits in it can be best.
-int64_t choose_splits(int64_t tiles, int64_t rounds, int64_t resident_blocks) {
+Share choose_splits(int64_t tiles, int64_t rounds, int64_t resident_blocks) {
     constexpr int64_t kOverhead = 2;  // rounds that a block's start and its reduction are worth
     constexpr int64_t kMoreWaves = 3;
-    if (tiles > kTickets) return 1;
     const int64_t least_waves = ceil_div(tiles, resident_blocks);
-    int64_t best = 1, best_cost = least_waves * (rounds + kOverhead);
+    Share best{1, least_waves * (rounds + kOverhead)};
+    if (tiles > kTickets) return best;
     for (int64_t waves = least_waves; waves <= least_waves + kMoreWaves; ++waves) {
         const int64_t splits = std::clamp<int64_t>(waves * resident_blocks / tiles, 1, std::max<int64_t>(rounds, 1));
         const int64_t cost = ceil_div(tiles * splits, resident_blocks) * (ceil_div(rounds, splits) + kOverhead);
-        if (cost < best_cost) best = splits, best_cost = cost;
+        if (cost < best.cost) best = {splits, cost};
     }
     return best;
 }
@@ -74,8 +81,11 @@ void plan_channels_last(Plan& plan, int widest, int element_size) {
     plan.vector = widest_that_divides(plan.channels, widest);
     // A line of every row to a block: no more, so that the partial results of all blocks stay small. The threads of a
     // warp read a row or several.
-    const int most_lanes = std::min(kLineBytes / (plan.vector * element_size), kWarp);
-    plan.lanes = static_cast<int>(std::min<int64_t>(next_power_of_two(plan.channels / plan.vector), most_lanes));
+    // Tiles are as narrow as so many can be, but begin and end where sectors do if rows do.
+    const int bytes = plan.vector * element_size, most_lanes = std::min(kLineBytes / bytes, kWarp);
+    const int64_t columns = plan.channels / plan.vector, tiles = ceil_div(columns, most_lanes);
+    const int aligned = widest_that_divides(columns, kSectorBytes / bytes);
+    plan.lanes = static_cast<int>(ceil_div(columns, tiles * aligned) * aligned);
     plan.tile_channels = plan.lanes * plan.vector;
 }
 
@@ -92,17 +102,24 @@ Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size,
         plan_channels_first(plan, widest);
     plan.tiles = ceil_div(channels, plan.tile_channels);
 
-    // As many threads as the tile keeps busy, and one for each channel's result.
+    // As many threads as the tile keeps busy, and one for each channel's result. Fewer where there are more tiles than
+    // the chip holds of such blocks and it takes less to work on more of them at once than on one after another.
     const int64_t positions = std::max(plan.body.positions, plan.edges.positions);
-    const int64_t at_once = in_flight(unroll, plan.vector, element_size), busy = ceil_div(positions, at_once);
+    const int64_t at_once = in_flight(plan.layout, unroll, plan.vector, element_size);
+    const int64_t busy = ceil_div(positions, at_once);
     const int64_t wanted = plan.layout == Layout::ShortRuns ? busy : next_power_of_two(busy);
-    const int64_t rows = std::clamp<int64_t>(wanted, 1, device.threads_per_block / plan.lanes);
-    const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarp), ceil_div(plan.tile_channels, kWarp));
-    plan.threads = static_cast<int>(warps * kWarp);
-    const int64_t rounds = ceil_div(positions, plan.rows() * at_once);
-    const int64_t resident =
-        static_cast<int64_t>(device.multiprocessors) * std::max(1, device.threads_per_multiprocessor / plan.threads);
-    plan.splits = choose_splits(plan.tiles, rounds, resident);
+    Share best{1, INT64_MAX};
+    for (int64_t rows = std::clamp<int64_t>(wanted, 1, device.threads_per_block / plan.lanes);; rows /= 2) {
+        const int64_t warps = std::max(ceil_div(rows * plan.lanes, kWarp), ceil_div(plan.tile_channels, kWarp));
+        const int threads = static_cast<int>(warps * kWarp);
+        const int64_t rounds = ceil_div(positions, threads / plan.lanes * at_once);
+        const int64_t resident =
+            static_cast<int64_t>(device.multiprocessors) * std::max(1, device.threads_per_multiprocessor / threads);
+        const Share share = choose_splits(plan.tiles, rounds, resident);
+        if (share.cost < best.cost) best = share, plan.threads = threads;
+        if (plan.tiles <= resident || threads <= kFewThreads || rows == 1) break;
+    }
+    plan.splits = best.splits;
     for (Tour* tour : {&plan.body, &plan.edges}) {
         tour->split_positions = ceil_div(tour->positions, plan.splits);
         const int columns = std::max(tour->columns, 1);

@@ -24,19 +24,22 @@ inline int64_t scratch_bytes(const Plan& plan) {
 }
 
 // Adds up what all threads of the block have for the same channel: mine(k) for the k-th of a thread's K channels, of
-// which `lanes` threads side by side, a power of two, have others. The result for channel t of the tile is returned to
+// which `lanes` threads side by side, at most a warp, have others. The result for channel t of the tile is returned to
 // thread t.
 template <int K, typename Mine>
 __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& mine, Pair* scratch) {
     const int tile_channels = plan.tile_channels;
-    const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, in_warp = threadIdx.x % kWarp;
+    int furthest = plan.lanes;  // threads `lanes` apart hold the same channels
+    while (furthest < kWarp) furthest *= 2;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         Pair sum = mine(k);
-        for (int offset = kWarp / 2; offset >= plan.lanes; offset /= 2)  // threads `lanes` apart hold the same channels
-            sum = sum + shuffle_down(sum, offset);
-        if (static_cast<int>(threadIdx.x) % kWarp < plan.lanes)
-            scratch[warp * tile_channels + place.lane * K + k] = sum;
+        for (int offset = furthest / 2; offset >= plan.lanes; offset /= 2) {
+            const Pair other = shuffle_down(sum, offset);
+            if (in_warp + offset < kWarp) sum = sum + other;
+        }
+        if (in_warp < plan.lanes) scratch[warp * tile_channels + place.lane * K + k] = sum;
     }
     __syncthreads();
     Pair sum{0, 0};
@@ -112,11 +115,15 @@ __device__ bool sum_over_tile(
     if (static_cast<int>(threadIdx.x) < tile_channels)
         store_vector<2>(
             workspace.partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
-    __threadfence();  // the partial sums are seen before the ticket is
     __syncthreads();
-    const unsigned last = static_cast<unsigned>(plan.splits) - 1;
-    if (!__syncthreads_or(threadIdx.x == 0 && atomicInc(&workspace.tickets[place.tile], last) == last)) return false;
-    __threadfence();
+    bool is_last = false;
+    if (threadIdx.x == 0) {  // its fences serve the block: they also order what the barriers beside them do
+        const unsigned last = static_cast<unsigned>(plan.splits) - 1;
+        __threadfence();  // the partial sums are seen before the ticket is
+        is_last = atomicInc(&workspace.tickets[place.tile], last) == last;
+        __threadfence();  // and those of the other blocks after it
+    }
+    if (!__syncthreads_or(is_last)) return false;
 
     const auto of_split = [&](int64_t split, int channel) {
         const Vector<double, 2> other = load_vector<2>(workspace.partials + partial(split, channel));
@@ -130,8 +137,9 @@ __device__ bool sum_over_tile(
         constexpr int K = Channels<layout, V>::kCount;
         const auto of_all_splits = [&](int k) {
             Pair sum{0, 0};
-            for (int64_t split = place.row; split < plan.splits; split += plan.rows())
-                sum = sum + of_split(split, place.lane * K + k);
+            if (place.row < plan.rows())
+                for (int64_t split = place.row; split < plan.splits; split += plan.rows())
+                    sum = sum + of_split(split, place.lane * K + k);
             return sum;
         };
         sum = sum_by_lanes<K>(plan, place, of_all_splits, scratch);

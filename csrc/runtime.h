@@ -30,6 +30,7 @@ inline Device& simulated_device() {
 }
 inline Device current_device() { return simulated_device(); }
 inline std::string cuda_release() { return "simulation"; }
+inline unsigned long long stream_id(Stream) { return 0; }
 inline unsigned long long capture_id(Stream) { return 0; }
 // From where tensors have theirs: a test that watches their memory has to know all that a kernel may touch.
 inline unsigned* zeroed_counters(const Tensor& x) {
@@ -49,7 +50,7 @@ struct OnDevice {
 
 inline void check(cudaError_t error) {
     if (error == cudaSuccess) return;
-    cudaGetLastError();  // forgets it: otherwise check_launch reports it at the next launch
+    cudaGetLastError();  // otherwise the next launch would report this error as its own
     throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
@@ -61,6 +62,12 @@ inline Device current_device() {
 }
 inline std::string cuda_release() {
     return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+// Unlike its handle, the id of a destroyed stream, whose kernels may still run, is never given to another stream.
+inline unsigned long long stream_id(Stream stream) {
+    unsigned long long id = 0;
+    check(cudaStreamGetId(static_cast<cudaStream_t>(stream), &id));
+    return id;
 }
 // Of the capture that a stream is part of; 0 if there is none.
 inline unsigned long long capture_id(Stream stream) {

@@ -60,14 +60,6 @@ struct Channels {
     }
 };
 
-// Accesses that a thread has in flight to each tensor. What it keeps for eight channels leaves registers for three:
-// with four, forward_stats spills 16 to 68 bytes.
-template <typename T, Layout layout, int V>
-constexpr int unroll(int wide) {
-    const int accesses = in_flight(wide, V, sizeof(T));
-    return Channels<layout, V>::kCount == 8 && accesses > 3 ? 3 : accesses;
-}
-
 // A thread's way over a part of its tile, an access of V elements at a time. Position = outer index * columns + column.
 template <Layout layout, int V, Direction direction, Part part>
 class Walk {

@@ -87,10 +87,11 @@ class Kernel:
         shared_size: without what is dynamic.
         runs: instructions that follow each other. One at which lanes wait stands alone; a branch ends a run.
         labels: the run that each stands before.
+        fences: that threads have executed so far.
     """
 
     def __init__(self, name: str, header: str, body: str, line: int, dynamic_shared: str | None) -> None:
-        self.name, self._body, self._first_line = name, body, line
+        self.name, self._body, self._first_line, self.fences = name, body, line, 0
         self.parameters, _ = _lay_out(re.findall(_VARIABLE % "param", header))
         shared, self.shared_size = _lay_out(re.findall(_VARIABLE % "shared", body))
         self.shared = {array: offset for array, (offset, _) in shared.items()}
@@ -389,7 +390,13 @@ class Block:
     def _nothing(self, parts: list[str], *operands: str) -> Step:
         return lambda active: None
 
-    _membar = _prefetch = _nothing
+    _prefetch = _nothing
+
+    def _membar(self, parts: list[str]) -> Step:
+        def step(active: np.ndarray) -> None:
+            self.kernel.fences += int(active.sum())
+
+        return step
 
     # ---- branches, and what lanes do together ----
 

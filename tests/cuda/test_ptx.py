@@ -65,6 +65,22 @@ def test_every_instance_is_right(interpreted, dtype):
         checks.assert_close(one, want, want["y"], f"shape {tuple(want['y'].shape)}")
 
 
+def fences() -> dict[str, tuple[int, int]]:
+    """How many each kernel executes on a tensor whose tiles are split, and its blocks."""
+    gpu().launches, shape = [], (1, 2, 1500)
+    before = {name: kernel.fences for name, kernel in gpu().kernels.items()}
+    checks.run(cuda, checks.tensor(shape, torch.float32), checks.tensor(shape, torch.float32, 1), torch.float32, None)
+    return {name: (gpu().kernels[name].fences - before[name], blocks) for name, blocks, _ in gpu().launches}
+
+
+def test_one_thread_fences_for_its_block(interpreted):
+    for name, (executed, blocks) in interpreted(fences).items():
+        stage = next(stage for stage in STAGES if f"{stage}_kernel" in name)
+        # For momentum=None, both tiles before their ticket and one after it.
+        assert executed == {"forward_apply": 3, "backward_apply": 0}.get(stage, 2 * blocks), name
+        assert blocks > 2, name
+
+
 def run_changed(pattern: str, by: str) -> str:
     """What becomes of one step in float16 where the code is changed; "same" if nothing does."""
     x, dy = checks.tensor((9, 8, 7, 7), torch.float16), checks.tensor((9, 8, 7, 7), torch.float16, 1)

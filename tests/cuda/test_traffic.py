@@ -62,6 +62,53 @@ def test_edges():
             assert_at_the_floor(s)
 
 
+def plan_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, *, backward: bool = False) -> dict:
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return launch_plan(x, backward=backward, multiprocessors=132)
+
+
+# Of which a thread has three accesses in flight: a plan that counted on four would take two rounds.
+ONE_ROUND = [
+    ((32, 128, 28, 28), True),
+    ((32, 256, 14, 14), True),
+    ((32, 256, 14, 14), False),
+    ((32, 512, 7, 7), True),
+    ((32, 512, 7, 7), False),
+    ((512, 1024), True),
+]
+
+
+@pytest.mark.ranks(1, "simulated")
+def test_half_precision_takes_one_round():
+    for shape, channels_last in ONE_ROUND:
+        plan = plan_of(shape, torch.float16, channels_last)
+        outer = prod(shape) // shape[1] if channels_last else shape[0]
+        assert -(-outer // plan["splits"]) <= 3 * plan["rows"], (shape, plan)
+
+
+@pytest.mark.ranks(1, "simulated")
+def test_many_channels_run_in_one_wave():
+    """Of blocks that are smaller: a multiprocessor holds 1024 threads in any."""
+    for shape in ((32, 1024, 14, 14), (32, 512, 28, 28)):
+        for backward in (False, True):
+            plan = plan_of(shape, torch.float32, False, backward=backward)
+            assert plan["grid"] == shape[1], (shape, plan)
+            assert plan["grid"] * plan["block"] <= 132 * 1024, (shape, plan)
+    few = plan_of((32, 256, 56, 56), torch.float32, False)
+    assert (few["grid"], few["block"]) == (256, 512)
+
+
+@pytest.mark.parametrize("channels", [24, 40, 72, 144])
+@pytest.mark.ranks(1, "simulated")
+def test_most_lanes_have_channels(channels):
+    """Where the channels do not fill lines of the cache."""
+    for dtype in (torch.float16, torch.float32):
+        plan = plan_of((32, channels, 28, 28), dtype, True)
+        assert channels / (plan["tiles"] * plan["tile_channels"]) > 0.8, plan
+
+
 @pytest.mark.ranks(1, "simulated")
 def test_the_report_says_it_in_words():
     first, last = Traffic((2, 6, 9, 9)), Traffic((2, 64, 9, 9), torch.bfloat16, channels_last=True)
