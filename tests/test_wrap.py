@@ -322,7 +322,7 @@ AS_MESH = partial(DeviceMesh, "cpu")
 def test_a_group_of_a_world_before_is_refused(make, compiled, tmp_path):
     first, second, outside = sbnref.launch(of_a_world_before, 3, str(tmp_path), make, compiled, timeout=120)
     for message in (first, second):
-        assert "got one that was destroyed; set layer.group again" in message
+        assert "got a destroyed one; set layer.group again" in message
     assert "not a member" in outside
 
 
@@ -340,7 +340,7 @@ def test_distributed_buffers_are_refused_before_anything_is_communicated(world):
 @pytest.mark.filterwarnings("ignore")
 def test_a_masked_tensor_is_refused():
     x = torch.randn(4, 3)
-    with pytest.raises(TypeError, match="got a MaskedTensor, which is computed by operations of its own"):
+    with pytest.raises(TypeError, match="got a MaskedTensor, which replaces PyTorch's operations"):
         SyncBatchNorm(3)(torch.masked.masked_tensor(x, x > 0))
 
 
