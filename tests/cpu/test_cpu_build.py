@@ -85,8 +85,8 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     file.touch()
     ran = run(*SBNREF, "build", "cpu", TORCH_EXTENSIONS_DIR=str(file / "folder"))
     assert ran.returncode == 2
-    assert ran.stderr.startswith(f"sbnref: {file / 'folder'}")
-    assert "cannot be written to: Not a directory; name another folder in TORCH_EXTENSIONS_DIR" in ran.stderr
+    assert ran.stderr.startswith(f"sbnref: cannot write to {file / 'folder'}")
+    assert ": Not a directory; set TORCH_EXTENSIONS_DIR to another folder" in ran.stderr
 
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
     ran = run(*SBNREF, "build", "cpu", **here, PATH="/nonexistent")
@@ -94,7 +94,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     assert "there is no 'c++' on the PATH; install g++" in ran.stderr
     ran = run(*SBNREF, "build", "cpu", **here, SBNREF_CPU_FLAGS="-fno-such-flag")
     assert ran.returncode == 2
-    assert "its kernels for CPU tensors: compiling failed. The compiler said" in ran.stderr
+    assert "its kernels for CPU tensors: compiling failed:\n" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
     assert "there is no 'c++' on the PATH" in told["impls"]["cpu"]["cpu"]
@@ -104,7 +104,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
 def test_libraries_and_devices_are_named():
     ran = CliRunner().invoke(app, ["build", "gpu"])
     assert ran.exit_code == 2
-    assert ran.stderr == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
+    assert ran.stderr == "sbnref: expected libraries among ('cpu', 'cuda', 'simulation'), got ['gpu']\n"
     assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
 
 

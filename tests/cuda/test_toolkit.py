@@ -96,5 +96,5 @@ def test_packages_of_different_releases(places, monkeypatch):
 def test_an_nvcc_that_does_not_tell_its_version(places, script):
     made_up(places["system"], "13.0")
     (places["system"] / "bin" / "nvcc").write_text(script)
-    with pytest.raises(NoToolkit, match="of the system, does not tell its version"):
+    with pytest.raises(NoToolkit, match="of the system, does not print its version"):
         find_toolkit("13.0")
