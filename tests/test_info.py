@@ -27,12 +27,12 @@ def test_as_a_table(monkeypatch):
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     run = CliRunner().invoke(app, ["info"])
     assert run.exit_code == 0
-    for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "taken on"):
+    for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "default on"):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
     monkeypatch.setenv("SBNREF_IMPL", "gpu")
-    assert "there is no implementation 'gpu'" in " ".join(CliRunner().invoke(app, ["info"]).stdout.split())
+    assert "got 'gpu'" in " ".join(CliRunner().invoke(app, ["info"]).stdout.split())
 
 
 @pytest.mark.parametrize(

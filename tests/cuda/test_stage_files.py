@@ -175,5 +175,5 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
         assert what in run.stderr
     register_right()
     wide, x = sbnref.SyncBatchNorm(3, dtype=torch.float64), torch.zeros(4, 3).double()
-    with pytest.raises(ValueError, match=r"expected input in torch.float32, which right.cu takes, got torch.float64"):
+    with pytest.raises(ValueError, match=r"expected input in torch.float32 for right.cu, got torch.float64"):
         sbnref.compare(wide, x, ("reference", "right.cu"))
