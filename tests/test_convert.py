@@ -210,18 +210,21 @@ OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (nn.LazyBatchNorm2d, "a LazyBatchNorm2d that learns its num_features from its first input"),
+        (nn.LazyBatchNorm2d, "a LazyBatchNorm2d that gets its num_features from its first input"),
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (lambda: with_attribute("forward", lambda x: x), "a forward pass of its own"),
         (lambda: with_attribute("channel_last", True, standin(APEX)(4)), "channel_last=True"),
         (
             lambda: standin("torchsparse.nn.modules.norm.BatchNorm", nn.BatchNorm1d)(4),
-            "of its own: sbnref.interop.register_conversion can",
+            "of its own; register its class with sbnref.interop.register_conversion",
         ),
-        (parametrized, "computed from others"),
-        (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
-        (lambda: torch.jit.script(nn.BatchNorm2d(4)), "that torch.jit made of a BatchNorm2d: convert the model before"),
-        (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit made of"),
+        (parametrized, "computed parameters"),
+        (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed parameters"),
+        (
+            lambda: torch.jit.script(nn.BatchNorm2d(4)),
+            "that torch.jit compiled from a BatchNorm2d; convert the model before",
+        ),
+        (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit compiled from"),
         *((lambda n=n: overriding(n), f"that overrides {n}, which converting would lose") for n in OVERRIDES),
         (lambda: Fading(4), "that overrides momentum, which converting would lose"),
         (lambda: with_attribute("train", lambda mode=True: None), "that overrides train, which converting would lose"),
@@ -468,6 +471,6 @@ def test_one_module_for_several_layers_is_refused(register):
     shared = SyncBatchNorm(4)
     register(f"{__name__}.WithActivation", lambda layer, **choices: shared, None)
     model = nn.Sequential(WithActivation(4), WithActivation(4))
-    with pytest.raises(TypeError, match="a new module for each layer, got one for several"):
+    with pytest.raises(TypeError, match="a new module for each layer, got one module for several"):
         convert_sync_batchnorm(model)
     assert type(model[0]) is WithActivation

@@ -138,7 +138,7 @@ def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
     Settings(points={"right": 1}).save(settings)
     assert made(str(folder), "--settings", str(settings)) == (
         0,
-        f"Saved {folder}/README.md, which says what goes where",
+        f"Saved {folder}; its README.md explains the parts",
     )
     readme = (folder / "handout" / "README.md").read_text()
     assert "Points: right 1." in readme

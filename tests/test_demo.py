@@ -41,7 +41,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkey
     monkeypatch.setattr(demo, "run", None)
     run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "file" / "folder")])
     assert run.exit_code == 2
-    assert run.stderr.startswith(f"sbnref: expected a folder to write the results to, got {tmp_path}/file/folder: ")
+    assert run.stderr.startswith(f"sbnref: expected a writable folder for the results, got {tmp_path}/file/folder: ")
 
 
 def test_a_missing_package_is_named(monkeypatch):

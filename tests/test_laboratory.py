@@ -319,7 +319,7 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
     [
         (["nowhere.cu"], "there is no file nowhere.cu"),
         (["MINE", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
-        (["MINE", "--shape", "8"], "expected a shape of at least 2 dimensions"),
+        (["MINE", "--shape", "8"], "expected a shape N,C,*"),
         (["MINE", "--threads", "48"], "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),
         (["MINE", "--function", "backward"], "to define void backward(const Problem&)"),
         (["forward_stats", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements"),

@@ -329,11 +329,11 @@ def test_the_commands_take_a_task(tmp_path, monkeypatch):
     Path("mine.cu").write_text(SAXPY.replace("+ y[i]", ""))
     done = invoke(app, check)
     assert done.exit_code == 1
-    assert "Saved repro.cu, a program that fails likewise" in done.output
+    assert "Saved repro.cu, a program with the same failure" in done.output
     assert invoke(app, ["lab", "template", "softmax"]).stdout == TASKS["softmax"].template()
     for arguments, what in {
         ("template", "rust"): "expected a Python file that defines a task, or one of sum, transpose",
-        ("check", "mine.cu"): "expected --task for a CUDA file: one of sum, transpose",
+        ("check", "mine.cu"): "expected --task for a CUDA file: sum, transpose",
         ("check", "none.cu", "--task", "sum"): "there is no file none.cu",
         ("check", "mine.cu", "--task", "nothing"): "expected a Python file that defines a task, or one of sum, trans",
         ("check", "mine.cu", "--suite"): "are for functions in Python",

@@ -62,7 +62,7 @@ class Step:
         return float((self.var[mode] - true).norm() / true.norm().clamp(min=1e-30))
 
     def scaled_by(self, mode: str) -> tuple[float, float] | None:
-        """Return the factors by which the mode scaled mean and variance, or None if scaling is not most of its error."""
+        """Return the factors by which the mode scaled mean and variance, or None if scaling is not its main error."""
         mean, rest = _projection(self.mean[mode], self.mean["exact"])
         var, _ = _projection(self.var[mode], self.var["exact"])
         return (mean, var) if rest < abs(1 - mean) / 2 else None
