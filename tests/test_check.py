@@ -69,11 +69,11 @@ def test_other_hints():
         ("backward_stats", {"what": "the same call gave two different results for x"}, "a changing order"),
         ("forward_stats", {"what": "raised RuntimeError: f may not be called by code that is graded"}, "forbidden"),
         ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
-        ("backward_apply", {"features": ["float64"]}, "something on the way is float32"),
+        ("backward_apply", {"features": ["float64"]}, "an intermediate result in float32"),
         ("forward_stats", {"relative": 1e-4}, "Sum deviations from the mean"),
         ("forward_stats", {"features": ["layout"]}, "x.stride()"),
-        ("forward_stats", {"features": ["empty rank"]}, "nothing may be divided by them"),
-        ("layer", {}, "have in common"),
+        ("forward_stats", {"features": ["empty rank"]}, "do not divide by them"),
+        ("layer", {}, "a common feature"),
     ):
         assert text in where_to_look(stage, "failed", {**base, **changed})[0]
 
@@ -182,7 +182,7 @@ def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
 
     results = statuses(replaced(forward_apply=forward_apply))
     assert [stage for stage in STAGES if results[stage].status == "failed"] == ["forward_apply"]
-    assert "what it saves leads backward" in results["forward_apply"].failure["what"]
+    assert "is right with the reference's saved, but wrong with this one" in results["forward_apply"].failure["what"]
 
 
 @pytest.mark.slow
@@ -315,9 +315,9 @@ def test_the_report_as_text():
     ("arguments", "text"),
     [
         ([], "Missing argument 'FILE_OR_MODULE'"),
-        (["nowhere.py"], "there is no file nowhere.py"),
-        (["./setup.cfg"], "there is no file ./setup.cfg"),
-        (["tests/.", "--stage", "forward_stats"], "there is no file"),
+        (["nowhere.py"], "got nowhere.py, which does not exist"),
+        (["./setup.cfg"], "got ./setup.cfg, which does not exist"),
+        (["tests/.", "--stage", "forward_stats"], "which does not exist"),
         ([__file__, "--stage", "forwards"], "expected stages among"),
         (["json"], "expected json to define forward_stats, forward_apply, backward_stats and backward_apply"),
     ],

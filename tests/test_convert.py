@@ -318,7 +318,7 @@ def test_a_class_registered_without_functions_is_left_alone(register):
     [
         (lambda layer, **_: None, "got a NoneType"),
         (lambda layer, **_: type(layer), "got a type"),
-        (lambda layer, **_: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), r"got a Sequential that has \['0', '1'\]"),
+        (lambda layer, **_: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), r"got a Sequential that also has \['0', '1'\]"),
     ],
 )
 def test_what_a_conversion_returns_is_checked_before_anything_is_changed(register, returned, got):

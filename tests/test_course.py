@@ -479,7 +479,7 @@ def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
 
 def test_windows_is_told_where_to_grade(monkeypatch):
     monkeypatch.setattr("sbnref.lab.sandbox.process.os", SimpleNamespace(name="nt"))
-    with pytest.raises(Refused, match="on Windows code is graded in WSL"):
+    with pytest.raises(Refused, match="grading does not run on Windows"):
         Student(Job("mine.py")).start()
 
 

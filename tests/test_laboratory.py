@@ -317,7 +317,7 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.cu"], "there is no file nowhere.cu"),
+        (["nowhere.cu"], "got nowhere.cu, which does not exist"),
         (["MINE", "--shape", "8,8,64,64"], f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
         (["MINE", "--shape", "8"], "expected a shape N,C,*"),
         (["MINE", "--threads", "48"], "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),

@@ -101,7 +101,7 @@ def fails(batches_of_ranks, like=None):
 
 
 def test_a_rank_without_any_batch_is_refused_on_all(world):
-    said = "expected a batch or `like` on every rank, got neither on 1 of 2 ranks"
+    said = "expected a batch or `like` on every rank, got neither on 1 of 2 ranks; pass `like`, any batch to make empty ones from"
     assert world(2).run(fails, [[torch.ones(1)], []]) == [(ValueError, said)] * 2
 
 
@@ -110,7 +110,7 @@ def test_a_batch_without_tensors_is_refused(world):
     assert [text for _, text in world(2).run(fails, [[["a name", 3]], [["a name", None]]])] == [said, said]
     for _, text in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
         assert text.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
-        assert "got in it UserDict, which may hold samples" in text
+        assert "got one with UserDict, which may hold samples" in text
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_batch_without_tensors_is_refused(world):
         ([torch.ones(())], "samples in dimension 0 of its tensors, got tensors without dimensions"),
         (torch.ones(2, 2).to_sparse(), "expected a dense batch, got torch.sparse_coo"),
         (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "got a nested one"),
-        (SimpleNamespace(x=torch.ones(1)), "got in it SimpleNamespace, which may hold samples"),
+        (SimpleNamespace(x=torch.ones(1)), "got one with SimpleNamespace, which may hold samples"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -162,7 +162,7 @@ def loader_or_like(case):
     [
         ("broken disk", OSError, "the disk"),
         ("no tensors", TypeError, "expected a batch with samples in dimension 0 of its tensors"),
-        ("like", TypeError, "got in it UserDict"),
+        ("like", TypeError, "got one with UserDict"),
     ],
 )
 def test_an_error_of_one_rank_ends_the_loop_on_all(case, error, text, world):

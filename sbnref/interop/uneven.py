@@ -80,7 +80,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
         if without_any > 0:
             raise ValueError(
                 f"expected a batch or `like` on every rank, got neither on {without_any} of {process_group.size()} "
-                "ranks; pass `like`, to make empty batches of"
+                "ranks; pass `like`, any batch to make empty ones from"
             )
         yield empty if batch is OUT else batch
 
