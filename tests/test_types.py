@@ -104,7 +104,7 @@ def test_an_installation_makes_no_course(installed, tmp_path):
     command = (installed, "-m", "sbnref", "lab", "course", "make", tmp_path / "lab")
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 2
-    assert run.stderr.startswith("sbnref: expected a checkout of sbnref, from which pip builds the course's wheel")
+    assert run.stderr.startswith("sbnref: expected a checkout of sbnref, to build the course's wheel from")
 
 
 def test_installed_it_confines_what_is_graded(installed, tmp_path):

@@ -101,7 +101,8 @@ def fails(batches_of_ranks, like=None):
 
 
 def test_a_rank_without_any_batch_is_refused_on_all(world):
-    said = "expected a batch or `like` on every rank, got neither on 1 of 2 ranks; pass `like`, any batch to make empty ones from"
+    said = "expected a batch or `like` on every rank, got neither on 1 of 2 ranks; pass `like`, any batch "
+    said += "to make empty ones from"
     assert world(2).run(fails, [[torch.ones(1)], []]) == [(ValueError, said)] * 2
 
 

@@ -393,7 +393,7 @@ def test_an_autograder_takes_kernels_for_a_task_of_the_teachers(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "expected a file mine.cu, but handed in was: nothing"),
+        ({}, "expected a file mine.cu in the submission, got nothing"),
         ({"mine.cu": FORMULA.replace("float sum = 0;", "float sum = 0")}, "it does not compile"),
         ({"mine.cu": '#include "/etc/passwd"'}, "a graded file may include cuda_runtime.h"),
         ({"mine.cu": FAULTS["a barrier between sums"][0]}, "without a barrier in between"),
