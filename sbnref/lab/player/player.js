@@ -1,9 +1,9 @@
 /**
  * Plays one or two recordings of kernels on the same clock.
  *
- * Every element of class `player` becomes a player; inside <details>, when these are opened. With `data-recordings`, the
- * address of a folder, it plays the recordings in `data-show`, such as `3-split+4-wide`, or lets readers choose from the
- * folder's index.json. Otherwise it plays the page's <script type="application/json" class="recording">.
+ * Every element of class `player` becomes a player; inside <details>, when these are opened. With `data-recordings`,
+ * the address of a folder, it plays the recordings in `data-show`, such as `3-split+4-wide`, or lets readers choose from
+ * the folder's index.json. Otherwise it plays the page's <script type="application/json" class="recording">.
  */
 
 import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, difference, plural } from "./machine.js";
