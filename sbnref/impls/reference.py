@@ -31,8 +31,8 @@ def forward_stats(
     x = samples(x.to(accumulator(x)))
     n, _, s = x.shape
 
-    # One sample at a time, because a sample fits in the cache: compiled code reads x from memory once. Within a sample,
-    # a corrected two-pass algorithm: deviations from a rounded mean, then a correction for its rounding.
+    # Sample by sample, since a sample fits in the cache: compiled code reads x from memory once. Within a sample, a
+    # corrected two-pass algorithm: deviations from a rounded mean, then a correction for its rounding.
     center = x.sum(2) / max(s, 1)  # (N, C)
     deviation = x - center[..., None]  # (N, C, S)
     correction = deviation.sum(2).to(wide) / max(s, 1)
