@@ -92,7 +92,7 @@ def _notes(recordings: dict[int, Recording]) -> list[str]:
     steps = {rank: recording.training_steps for rank, recording in recordings.items()}
     if 0 < max(steps.values()) < FEW_STEPS:
         few = max(steps.values())
-        notes.append(f"{_count(few, 'training steps')} tell{'s' * (few == 1)} little: record 30 or more.")
+        notes.append(f"{_count(few, 'training steps')} {'is' if few == 1 else 'are'} too few: record 30 or more.")
     if len(set(steps.values())) > 1:
         notes.append("The ranks trained different numbers of steps: " + in_words(list(steps.values())) + ".")
     return notes
