@@ -1,4 +1,4 @@
-// Stage 4: dx, and where wanted dgamma and dbeta.  Reads dy and x once, writes dx once.
+// Stage 4: dx and, if needed, dgamma and dbeta.  Reads dy and x once, writes dx once.
 //
 // dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - slope (x - hi) -
 // offset.
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
         const double sum_g = total[channel], sum_gx = total[C + channel];
         const Split<A> mean(saved[channel]);
         const double invstd = saved[C + channel], skew = saved[2 * C + channel];
-        const double k = b.k * saved[3 * C + channel];  // what one element weighs in the mean
+        const double k = b.k * saved[3 * C + channel];  // the weight of one element in the mean
         const double scale = b.gamma.data ? gamma.get(b.gamma.dtype) * invstd : invstd;
         const double slope = scale * k * sum_gx * invstd;
         const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
             BackwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(slope), static_cast<A>(offset)};
     }
     __syncthreads();
-    // While the first round is on its way; the sums are read again rather than kept over the barrier.
+    // While the first round is in flight. The sums are read again instead of kept over the barrier.
     if (place.own >= 0 && place.split == 0) {
         if (b.dgamma.data) store_channel(b.dgamma, place.own, total[plan.channels + place.own] / b.ranks);
         if (b.dbeta.data) store_channel(b.dbeta, place.own, total[place.own] / b.ranks);

@@ -1,4 +1,4 @@
-// Stage 3: the sums that the gradient needs.  Reads dy and x once; writes 2C numbers.
+// Stage 3: the sums for the gradient.  Reads dy and x once; writes 2C numbers.
 //
 // sum g and sum g (x - hi) per thread, in float32 group by group, then in float64 over threads and blocks. xhat appears
 // only at the end, when the sums are known: sum g xhat = (sum g (x - hi) - lo sum g) / sigma.

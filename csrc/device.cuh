@@ -1,6 +1,6 @@
-// What the kernels are written in: vectors, values per channel, arithmetic, one instance per dtype and layout. The same
-// source is compiled by nvcc for the GPU and, with SBNREF_CUDASIM, by the host's compiler for the simulation, which
-// knows no assembly.
+// Building blocks of the kernels: vectors, values per channel, arithmetic, one instance per dtype and layout. nvcc
+// compiles this source for the GPU. With SBNREF_CUDASIM the host's compiler compiles it for the simulation, which has
+// no assembly.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,11 +19,11 @@ namespace sbnref {
 
 // ---- launches ----
 
-// Throws if the launch failed. The simulation reports what a kernel did that CUDA does not allow.
+// Throws if the launch failed. The simulation reports operations of a kernel that CUDA does not allow.
 inline void check_launch(const char* kernel) {
     const cudaError_t error = cudaGetLastError();
     if (error == cudaSuccess) return;
-    char message[1024];  // no std::string: in a wheel, nvcc's compiler and the linker have different C++ libraries
+    char message[1024];  // no std::string: in a wheel, nvcc's compiler and the linker use different C++ libraries
     std::snprintf(message, sizeof message, "launching the kernel %s: %s", kernel, cudaGetErrorString(error));
     throw std::runtime_error(message);
 }
@@ -49,9 +49,9 @@ class Lent {
 #endif
 };
 
-// threadIdx.x and blockIdx.x, read afresh every time: what is derived from them is then computed again where it is
-// needed rather than kept in registers over the loops. Otherwise forward_stats spills 8 bytes in half precision,
-// channels-last (nvcc 13.0, sm_90).
+// threadIdx.x and blockIdx.x, read again every time: nvcc then computes derived values where they are needed, instead
+// of keeping them in registers over the loops. Otherwise forward_stats spills 8 bytes in half precision, channels-last
+// (nvcc 13.0, sm_90).
 #ifdef SBNREF_CUDASIM
 __device__ __forceinline__ unsigned thread_index() { return threadIdx.x; }
 __device__ __forceinline__ unsigned block_index() { return blockIdx.x; }
@@ -76,7 +76,7 @@ struct alignas(sizeof(T) * V) Vector {
 };
 
 #ifndef SBNREF_CUDASIM
-// So many bytes as one access moves them.
+// A number of bytes that one access moves.
 template <size_t bytes>
 using Bits = std::conditional_t<
     bytes == 16, uint4,
@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_word(unsigned short* to, unsigned short v)
 }
 #endif
 
-// Whether what is read will be read again. What will not leaves the cache first, before what is still to be read.
+// Whether data will be read again. Data read for the last time leaves the cache before data that is still needed.
 enum class Use { Again, Last };
 
 template <int V, Use use = Use::Again, typename T>
@@ -115,7 +115,7 @@ __device__ __forceinline__ Vector<T, V> load_vector(const T* from) {
     return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
-// Has what lies around an address brought to the cache.
+// Prefetches the cache line of an address.
 __device__ __forceinline__ void prefetch(const void* address) {
 #ifndef SBNREF_CUDASIM
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -132,11 +132,11 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, V>& value) {
 #endif
 }
 
-// What is per channel, of whatever dtype, as float64: read where it is made, converted only where it is used, so that
-// several reads are under way together.
+// A value per channel, of any dtype, as float64. It is read when constructed and converted only when used, so that
+// several reads are in flight together.
 class ChannelValue {
    public:
-    // Nothing is read where the buffer is null.
+    // Reads nothing if the buffer is null.
     __device__ ChannelValue(const Buffer& buffer, int64_t channel) {
         if (buffer.data == nullptr) return;
         const int64_t i = channel * buffer.stride;
@@ -172,7 +172,7 @@ class ChannelValue {
 // ---- arithmetic ----
 
 // Element i of a vector, in the accumulator's type. Two bfloat16 are unpacked from the 32-bit register that holds them:
-// converted one by one, each takes a register of its own, and 7 of 12 kernels spill (nvcc 13.0, sm_90).
+// converted one by one, each needs its own register, and 7 of 12 kernels spill (nvcc 13.0, sm_90).
 template <typename T, int V>
 __device__ __forceinline__ Accumulator<T> element(const Vector<T, V>& vector, int i) {
 #ifndef SBNREF_CUDASIM
@@ -192,8 +192,8 @@ __device__ inline double reciprocal(double n) {
     return r * (2 - n * r);
 }
 
-// A double whose operations are rounded one by one, never fused into a multiply-add: what ranks have to agree on bit
-// for bit (the statistics, the running statistics) then also agrees with the reference implementation.
+// A double whose operations are rounded one by one, never fused into a multiply-add. Statistics and running statistics
+// have to agree between ranks bit for bit; without fusing they also agree with the reference implementation.
 struct Rounded {
     double value;
 };
@@ -202,7 +202,7 @@ __device__ inline Rounded operator-(Rounded a, Rounded b) { return {__dadd_rn(a.
 __device__ inline Rounded operator*(Rounded a, Rounded b) { return {__dmul_rn(a.value, b.value)}; }
 __device__ inline Rounded operator/(Rounded a, Rounded b) { return {__ddiv_rn(a.value, b.value)}; }
 
-// max(0, v), letting NaN through as torch.clamp does and fmax does not.
+// max(0, v) that passes NaN on, like torch.clamp and unlike fmax.
 __device__ inline double not_negative(double v) { return v < 0 ? 0 : v; }
 
 // ---- one instance of a kernel per element type, layout and access width ----
@@ -230,7 +230,7 @@ void dispatch_layout(const Plan& plan, const F& f) {
     }
 }
 
-// Calls f, which launches a kernel, with the Case for these elements and this plan. Throws if the launch failed.
+// Calls f, which launches a kernel, with the Case for the elements and the plan. Throws if the launch failed.
 template <typename F>
 void launch(const char* kernel, Dtype dtype, const Plan& plan, const F& f) {
     switch (dtype) {

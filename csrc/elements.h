@@ -13,7 +13,7 @@ C10_HOST_DEVICE T* as(const Buffer& buffer) {
     return static_cast<T*>(buffer.data);
 }
 
-// Elements are handled in float, and in double where they are double.
+// The type of arithmetic on elements: float, or double for double.
 template <typename T>
 struct AccumulatorOf {
     using type = float;
@@ -36,7 +36,7 @@ C10_HOST_DEVICE inline void store_channel(const Buffer& buffer, int64_t channel,
     }
 }
 
-// A mean as hi + lo: hi rounded to A, lo what the rounding left. x - hi is exact where x is near the mean.
+// A mean as hi + lo: hi is rounded to A, lo is the remainder. x - hi is exact where x is near the mean.
 template <typename A>
 struct Split {
     A hi;

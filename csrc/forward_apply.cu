@@ -1,13 +1,13 @@
-// Stage 2: y, the running statistics, and what the backward pass needs.  Reads x once, writes y once.
+// Stage 2: y, the running statistics, and the numbers saved for the backward pass.  Reads x once, writes y once.
 //
-// A block first reads its channels' statistics off the total and turns them into y = (x - hi) scale + shift, in shared
+// A block first computes its channels' statistics from the total, and from them y = (x - hi) scale + shift, in shared
 // memory; then its threads stream. The first block of every tile also updates the running statistics.
 #include "walk.cuh"
 
 namespace sbnref {
 namespace {
 
-// What a total says of a channel, as sbnref/modes.py: combine.
+// The statistics of a channel from a total, like combine in sbnref/modes.py.
 struct Statistics {
     Rounded mean, var, divisor, weight, count;
 };
@@ -22,7 +22,7 @@ __device__ Statistics combine(const double* total, int64_t divisor, int64_t chan
     return {mean, (s2 + (between.value < noise.value ? Rounded{0} : between)) / d, d, weight, count};
 }
 
-// As sbnref/running.py: update_running_stats, for one channel. num_batches_tracked is still the number before it.
+// Like update_running_stats in sbnref/running.py, for one channel. num_batches_tracked does not count this step yet.
 __device__ void update_running_stats(
     const ForwardApply& f, const Statistics& stats, int64_t num_batches_tracked, int64_t channel) {
     const ChannelValue mean_before(f.running_mean, channel), var_before(f.running_var, channel);
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
     const Place place(plan, Direction::Backwards);
     const int64_t C = plan.channels, channel = place.own;
     const bool keeps = place.split == 0, updates = keeps && f.running_mean.data != nullptr;
-    // The first tile counts the step; where others read the count too, the last one to have done so.
+    // The first tile counts the step. If other tiles read the count too, the last one that has read it counts.
     const bool counts = updates && f.num_batches_tracked != nullptr && (f.cumulative || place.tile == 0);
 
-    // Everything that has to be read is asked for before the first of it is used.
+    // Issue all reads before the first value is used.
     const T* const inputs[] = {as<const T>(f.x)};
     SecondPass<layout, V, in_flight(layout, kForwardUnroll, V, sizeof(T)), 1, T> pass(plan, place, inputs);
     const int64_t steps = counts ? *f.num_batches_tracked : 0;
@@ -71,19 +71,19 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
         coefficients[threadIdx.x] = ForwardCoefficients<A>{mean.hi, static_cast<A>(scale), static_cast<A>(shift)};
     }
     __syncthreads();
-    // While the first round is on its way.
+    // While the first round is in flight.
     if (channel >= 0 && keeps) {
         double* const saved = as<double>(f.saved);
         saved[channel] = stats.mean.value;
         saved[C + channel] = invstd;
-        // Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
+        // Zero unless W != D. That happens in 'default' with an empty rank, where the mean is not the data's mean.
         saved[2 * C + channel] = stats.mean.value * invstd * (1 - stats.weight.value / stats.divisor.value);
         saved[3 * C + channel] = 1 / stats.divisor.value;
         if (updates && stats.count.value > 0) update_running_stats(f, stats, steps, channel);
     }
     if (counts && threadIdx.x == 0 && stats.count.value > 0) {
         const unsigned last = static_cast<unsigned>(plan.tiles) - 1;
-        if (f.cumulative) __threadfence();  // all others have read the count before it is changed
+        if (f.cumulative) __threadfence();  // the others have read the count before it changes
         if (!f.cumulative || atomicInc(f.tickets, last) == last) {
             if (f.cumulative) __threadfence();
             *f.num_batches_tracked = steps + 1;

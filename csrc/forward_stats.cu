@@ -1,9 +1,9 @@
-// Stage 1: what this rank knows of the statistics.  Reads x once; writes 3C + 2 numbers.
+// Stage 1: this rank's part of the statistics.  Reads x once; writes 3C + 2 numbers.
 //
-// Every thread runs Welford's update over its own elements, a few accesses at a time: the mean and the squared
-// deviations of that group are taken in two passes over registers, then merged with the thread's by Chan's formula. All
-// of it is about the thread's first value, so neither an offset nor an outlier costs precision. Threads and blocks are
-// merged in float64 as plain sums about the channel's first element: since that is a value of the data itself, the
+// Every thread runs Welford's update over its own elements, in groups of a few accesses. Two passes over registers give
+// the mean and the squared deviations of a group, and Chan's formula merges them with the thread's. All values are
+// relative to the thread's first value, so neither an offset nor an outlier costs precision. Threads and blocks are
+// merged in float64 as plain sums about the channel's first element. It is a value of the data itself, so the
 // subtraction at the end cancels no more than a factor of the number of elements.
 #include "reduce.cuh"
 
@@ -16,7 +16,7 @@ struct Moments {
     A mean = 0;   // of x - shift
     A m2 = 0;     // sum of (x - shift - mean)^2
 
-    // Takes in the values x(0) to x(G - 1), after `before` others.
+    // Adds the values x(0) to x(G - 1), after `before` others.
     template <int G, typename Value>
     __device__ __forceinline__ void add(A before, const Value& x) {
         if (before == 0) shift = x(0);
@@ -36,7 +36,7 @@ struct Moments {
         m2 += group_m2 + delta * delta * (before * fraction);
     }
 
-    // [sum (x - pivot), sum (x - pivot)^2] over the `count` values taken in.
+    // [sum (x - pivot), sum (x - pivot)^2] over the `count` values added.
     __device__ Pair about(double pivot, double count) const {
         const double offset = static_cast<double>(shift) - pivot + static_cast<double>(mean);
         return {count * offset, static_cast<double>(m2) + count * offset * offset};

@@ -11,12 +11,12 @@
 namespace sbnref {
 namespace {
 
-// ---- the workspace: where the blocks of a launch meet ----
+// ---- the workspace: memory that the blocks of a launch share ----
 
-// Counters that every launch leaves at zero as it found them, so that none has to be preceded by a memset: one set for
-// each stream, since launches on one stream follow each other. A CUDA graph may run on any stream, alongside anything,
-// so each capture has sets of its own, which no node of the graph has to make. They are not PyTorch's memory: what its
-// allocator gives out while a graph is warmed up or captured belongs to that graph, which takes it back.
+// Counters that are zero before and after every launch, so that no launch needs a memset. There is one set for each
+// stream, because launches on one stream follow each other. A CUDA graph may run on any stream, in parallel with other
+// work, so each capture has its own sets, made outside of the graph. They are not memory from PyTorch's allocator:
+// memory that it returns while a graph is warmed up or captured belongs to that graph, which takes it back.
 unsigned* tickets(const Tensor& x, Stream stream) {
     static std::mutex mutex;
     static std::map<std::tuple<int, unsigned long long, unsigned long long>, unsigned*>
@@ -50,7 +50,7 @@ Plan plan_for(const Tensor& x, int unroll) {
 }
 
 struct Gpu {
-    // The tensor itself, as nearly always, if it starts on a boundary of the widest access, otherwise a copy.
+    // The tensor itself if it starts on a boundary of the widest access, as nearly always, otherwise a copy.
     static Tensor placed(const Tensor& dense) {
         return dense.starts_on(kAccessBytes) ? dense : Tensor(torch::stable::clone(dense.handle));
     }
@@ -76,11 +76,11 @@ struct Gpu {
     }
 };
 
-// How this library was built. CUDA is "simulation" where it is simulated.
+// The compiler and CUDA version of this library; CUDA is "simulation" in the simulation.
 std::tuple<std::string, std::string> build_info() { return {__VERSION__, cuda_release()}; }
 
-// The plan for a dense tensor that is (outer, channels, inner) in memory, on a chip of so many multiprocessors; 0 for
-// this one. The numbers are those that sbnref/debugging/launch_plan.py names.
+// The plan for a dense tensor that is (outer, channels, inner) in memory, on a chip with a number of multiprocessors,
+// or 0 for this chip. sbnref/debugging/launch_plan.py has the names of the numbers.
 std::vector<int64_t> launch_plan(
     int64_t outer, int64_t channels, int64_t inner, int64_t element_size, bool backward, int64_t multiprocessors) {
     const Device device = multiprocessors > 0 ? device_of(static_cast<int>(multiprocessors)) : current_device();

@@ -1,5 +1,5 @@
-// The four stages as PyTorch operators, the same ones for CPUs, GPUs and the simulation. A Machine runs a stage on
-// dense tensors; run(x, stage) has an overload for each.
+// The four stages as PyTorch operators, shared by CPUs, GPUs and the simulation. A Machine runs a stage on dense
+// tensors; run(x, stage) has an overload for each stage.
 #pragma once
 
 #include <string>
@@ -11,14 +11,14 @@ namespace sbnref {
 
 using Handle = torch::stable::Tensor;
 
-// Why the last call on this thread failed.
+// The error of the last failed call on this thread.
 inline std::string& failure() {
     thread_local std::string message;
     return message;
 }
 
-// An operator that returns tensors, as PyTorch calls it. No exception may leave it: the library in a wheel has a C++
-// runtime of its own. If f throws, the tensors are undefined, None in Python, and failure() has the message.
+// Wraps an operator that returns tensors for PyTorch. No exception may leave it, because the library in a wheel has its
+// own C++ runtime. If f throws, the tensors are undefined, None in Python, and failure() has the message.
 template <auto f>
 void boxed(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
     try {
@@ -40,7 +40,7 @@ Handle forward_stats_op(const Handle& x_in, int64_t weight) {
     return payload.handle;
 }
 
-// Where num_batches_tracked lies; null if there is none.
+// The address of num_batches_tracked, or null.
 inline int64_t* counter(const OptionalTensor& tensor, const Tensor& x) {
     if (!tensor) return nullptr;
     const Tensor count = *tensor;
@@ -98,7 +98,7 @@ Handle backward_apply_op(
     return dx.handle;
 }
 
-// Stage 4 and the gradients of gamma and beta, in one go. The gradient of a parameter that is not there is empty.
+// Stage 4 and the gradients of gamma and beta in one launch. The gradient of a missing parameter is empty.
 template <typename Machine>
 std::tuple<Handle, Handle, Handle> gradients_op(
     const Handle& dy_in, const Handle& x_in, const Handle& total, const Handle& saved, const OptionalTensor& gamma,

@@ -19,16 +19,16 @@ int64_t next_power_of_two(int64_t n) {
     return power;
 }
 
-// How many blocks share a tile, and what a launch then takes, in rounds.
+// How many blocks share a tile, and the cost of such a launch in rounds.
 struct Share {
     int64_t splits, cost;
 };
 
-// How many blocks share a tile's positions. Blocks run in waves of as many as the chip holds, and a block takes as long
-// as its rounds of loads plus a constant for starting and for the reduction; for each number of waves only the
-// largest split that fits in it can be best.
+// The number of blocks that share a tile's positions. Blocks run in waves that fill the chip, and a block takes as long
+// as its rounds of loads plus a constant for its start and its reduction. For each number of waves only the largest
+// split that fits can be the best.
 Share choose_splits(int64_t tiles, int64_t rounds, int64_t resident_blocks) {
-    constexpr int64_t kOverhead = 2;  // rounds that a block's start and its reduction are worth
+    constexpr int64_t kOverhead = 2;  // a block's start and its reduction, in rounds
     constexpr int64_t kMoreWaves = 3;
     const int64_t least_waves = ceil_div(tiles, resident_blocks);
     Share best{1, least_waves * (rounds + kOverhead)};
@@ -58,8 +58,8 @@ void plan_channels_first(Plan& plan, int widest) {
     plan.edges.positions = plan.outer * plan.edges.columns;
 }
 
-// Whether the runs of neighbouring channels together make whole accesses, each to at most two channels, and few enough
-// for a thread to each: then the channels of a thread's elements are the same in every row. A tile's part of a row
+// Whether the runs of neighbouring channels together make whole accesses, each to at most two channels, and no more
+// accesses than threads. Then the channels of a thread's elements are the same in every row. A tile's part of a row
 // fills cache lines.
 bool plan_short_runs(Plan& plan, int widest, int element_size, const Device& device) {
     const int step = widest_that_divides(plan.inner, widest);
@@ -79,9 +79,9 @@ bool plan_short_runs(Plan& plan, int widest, int element_size, const Device& dev
 void plan_channels_last(Plan& plan, int widest, int element_size) {
     plan.layout = Layout::ChannelsLast;
     plan.vector = widest_that_divides(plan.channels, widest);
-    // A line of every row to a block: no more, so that the partial results of all blocks stay small. The threads of a
-    // warp read a row or several.
-    // Tiles are as narrow as so many can be, but begin and end where sectors do if rows do.
+    // A block gets only one cache line of every row, so that the partial results of all blocks stay small. The threads
+    // of a warp read one row or several. Tiles are as narrow as their number allows, but begin and end where sectors do
+    // if rows do.
     const int bytes = plan.vector * element_size, most_lanes = std::min(kLineBytes / bytes, kWarp);
     const int64_t columns = plan.channels / plan.vector, tiles = ceil_div(columns, most_lanes);
     const int aligned = widest_that_divides(columns, kSectorBytes / bytes);
@@ -102,8 +102,8 @@ Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size,
         plan_channels_first(plan, widest);
     plan.tiles = ceil_div(channels, plan.tile_channels);
 
-    // As many threads as the tile keeps busy, and one for each channel's result. Fewer where there are more tiles than
-    // the chip holds of such blocks and it takes less to work on more of them at once than on one after another.
+    // Enough threads for the tile's work, and at least one for each channel's result. Fewer, if there are more tiles
+    // than the chip holds of such blocks and smaller blocks cost less.
     const int64_t positions = std::max(plan.body.positions, plan.edges.positions);
     const int64_t at_once = in_flight(plan.layout, unroll, plan.vector, element_size);
     const int64_t busy = ceil_div(positions, at_once);

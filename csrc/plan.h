@@ -1,24 +1,24 @@
-// The launch plan: how a tensor is shared out among the blocks and threads of a kernel. Pure arithmetic on the host;
-// the kernels receive the plan as an argument and find their share from it.
+// The launch plan: how a tensor is divided among the blocks and threads of a kernel. Pure arithmetic on the host; the
+// kernels get the plan as an argument and compute their share from it.
 #pragma once
 
 #include <cstdint>
 
 namespace sbnref {
 
-// Where the channels lie in memory. Statistics treat every dimension but the channels alike, so any dense tensor is
-// (outer, channels, inner): `outer` rows that hold all channels, in runs of `inner` elements.
+// The place of the channels in memory. Statistics treat every dimension but the channels alike, so any dense tensor is
+// (outer, channels, inner): `outer` rows with all channels, in runs of `inner` elements.
 //
-//   ChannelsFirst  long runs: a block works on those of one channel
-//   ShortRuns      runs that are short, or no multiple of 16 bytes: a block works on neighbouring channels, whose runs
-//                  are so together
+//   ChannelsFirst  long runs: a block works on the runs of one channel
+//   ShortRuns      short runs, or runs that are no multiple of 16 bytes: a block works on neighbouring channels, whose
+//                  runs together are long enough and a multiple
 //   ChannelsLast   inner == 1: a row has an element of every channel
 enum class Layout : int { ChannelsFirst, ShortRuns, ChannelsLast };
 
-// What a plan has to know of the chip.
+// The properties of the chip that a plan depends on.
 struct Device {
     int multiprocessors;
-    int threads_per_multiprocessor;  // that are resident at once, with the registers the kernels use
+    int threads_per_multiprocessor;  // resident at once, with the registers of the kernels
     int threads_per_block;           // at most
 };
 
@@ -26,7 +26,7 @@ constexpr int kWarp = 32;             // threads
 constexpr int kAccessBytes = 16;      // the widest access of a thread
 constexpr int kMostInFlight = 6;      // accesses of a thread to a tensor
 constexpr int kMaxThreads = 512;      // per block
-constexpr int kMinBlocks = 2;         // of kMaxThreads that a multiprocessor can hold: half of its 2048 threads
+constexpr int kMinBlocks = 2;         // of kMaxThreads on a multiprocessor: half of its 2048 threads
 constexpr int kMaxTileChannels = 64;  // per block
 constexpr int kTickets = 4096;        // tiles that may be split over several blocks, at most
 
@@ -35,8 +35,8 @@ struct Tour {
     int64_t positions;        // of the tile
     int64_t split_positions;  // of them for each split
     int columns;              // positions of a run, in ChannelsFirst
-    int column_step;          // from one position of a thread to its next: by so many columns,
-    int64_t step;             // and by so many elements from run to run
+    int column_step;          // columns from one position of a thread to its next,
+    int64_t step;             // and elements from run to run
 };
 
 struct Plan {
@@ -49,9 +49,9 @@ struct Plan {
     int threads;                     // per block; rows() * lanes of them work
     int64_t tiles;                   // blocks side by side along the channels
     int64_t splits;                  // blocks that share a tile
-    Tour body, edges;                // whole accesses, and the elements that these leave over
+    Tour body, edges;                // whole accesses, and the remaining elements
 
-    constexpr int rows() const { return threads / lanes; }  // that a block reads at once
+    constexpr int rows() const { return threads / lanes; }  // read by a block at once
     constexpr int64_t blocks() const { return tiles * splits; }
     constexpr int64_t count() const { return outer * inner; }  // elements per channel
 };

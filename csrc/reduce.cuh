@@ -1,11 +1,11 @@
-// Sums over the threads of a block, and over the blocks that share a tile, in an order that never changes.
+// Sums over the threads of a block, and over the blocks that share a tile, in a fixed order.
 #pragma once
 
 #include "walk.cuh"
 
 namespace sbnref {
 
-// Every stage that reduces needs two sums per channel. They are float64 from the end of a thread's own part on.
+// Every reducing stage needs two sums per channel. They are float64 once a thread has finished its own part.
 struct Pair {
     double first, second;
 };
@@ -16,16 +16,16 @@ __device__ inline Pair shuffle_down(const Pair& pair, int lanes) {
     return {__shfl_down_sync(~0u, pair.first, lanes), __shfl_down_sync(~0u, pair.second, lanes)};
 }
 
-// Shared memory that a reduction needs: see the two ways below.
+// The shared memory of a reduction, for either of the two ways below.
 inline int64_t scratch_bytes(const Plan& plan) {
     const int pairs = plan.layout == Layout::ShortRuns ? 2 * plan.threads + plan.tile_channels
                                                        : plan.threads / kWarp * plan.tile_channels;
     return pairs * static_cast<int64_t>(sizeof(Pair));
 }
 
-// Adds up what all threads of the block have for the same channel: mine(k) for the k-th of a thread's K channels, of
-// which `lanes` threads side by side, at most a warp, have others. The result for channel t of the tile is returned to
-// thread t.
+// Adds up the values of all threads of the block for the same channel. mine(k) is the value for the k-th of a thread's
+// K channels; `lanes` threads side by side, at most a warp, have different channels. Thread t gets the result of
+// channel t of the tile.
 template <int K, typename Mine>
 __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& mine, Pair* scratch) {
     const int tile_channels = plan.tile_channels;
@@ -49,8 +49,8 @@ __device__ Pair sum_by_lanes(const Plan& plan, const Place& place, const Mine& m
     return sum;
 }
 
-// Adds up entry(t, 0), entry(t, 1), ... entry(t, entries(t) - 1) for every channel t of the tile, a warp to each; the
-// result is returned to thread t.
+// Adds up entry(t, 0), entry(t, 1), ... entry(t, entries(t) - 1) for every channel t of the tile, with one warp for
+// each. Thread t gets the result of channel t.
 template <typename Entries, typename Entry>
 __device__ Pair
 sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, Pair* scratch, int results) {
@@ -65,8 +65,8 @@ sum_by_warps(int tile_channels, const Entries& entries, const Entry& entry, Pair
     return static_cast<int>(threadIdx.x) < tile_channels ? scratch[results + threadIdx.x] : Pair{0, 0};
 }
 
-// Over the threads of a block. In short runs the elements of a thread belong to at most two channels, the same in every
-// row: each thread leaves a sum for either, and what the lanes of a channel left is added up.
+// Sums over the threads of a block. In short runs the elements of a thread belong to at most two channels, the same in
+// every row: each thread stores a sum for both, and then the lanes of a channel are added up.
 template <Layout layout, int V, typename Mine>
 __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine& mine, Pair* scratch) {
     if constexpr (layout != Layout::ShortRuns) {
@@ -100,8 +100,8 @@ __device__ Pair sum_over_block(const Plan& plan, const Place& place, const Mine&
     }
 }
 
-// Adds up over all blocks of the tile. Each leaves its sums in `partials` and takes a ticket; the one that takes the
-// last finds all of them there. Returns whether this is that block; only then thread t has the sum of channel t.
+// Sums over all blocks of the tile. Each block stores its sums in `partials` and takes a ticket; the block with the
+// last ticket adds up all sums. Returns whether this is the last block; only then thread t has the sum of channel t.
 template <Layout layout, int V, typename Mine>
 __device__ bool sum_over_tile(
     const Plan& plan, const Place& place, const Mine& mine, Pair& sum, Pair* scratch, const Workspace& workspace) {
@@ -117,11 +117,11 @@ __device__ bool sum_over_tile(
             workspace.partials + partial(place.split, threadIdx.x), Vector<double, 2>{{sum.first, sum.second}});
     __syncthreads();
     bool is_last = false;
-    if (threadIdx.x == 0) {  // its fences serve the block: they also order what the barriers beside them do
+    if (threadIdx.x == 0) {  // its fences serve the block, because the barriers beside them order the other threads
         const unsigned last = static_cast<unsigned>(plan.splits) - 1;
-        __threadfence();  // the partial sums are seen before the ticket is
+        __threadfence();  // the partial sums become visible before the ticket
         is_last = atomicInc(&workspace.tickets[place.tile], last) == last;
-        __threadfence();  // and those of the other blocks after it
+        __threadfence();  // and the other blocks' partial sums after it
     }
     if (!__syncthreads_or(is_last)) return false;
 

@@ -1,4 +1,4 @@
-// What the operators ask of the machine they run on: a CUDA device, or its simulation.
+// The operators' interface to the machine: a CUDA device, or its simulation.
 #pragma once
 
 #include "plan.h"
@@ -9,7 +9,7 @@
 
 #include <string>
 
-// PyTorch's, in the library that one without CUDA does not have.
+// Functions of PyTorch that only a build with CUDA has.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
@@ -19,11 +19,10 @@ inline Device device_of(int multiprocessors) { return {multiprocessors, kMinBloc
 
 #ifdef SBNREF_CUDASIM
 
-// Tensors that the simulation works on lie in the host's memory.
+// The simulation works on tensors in the host's memory.
 #define SBNREF_DISPATCH_KEY CPU
 
-// The chip that is simulated. A small one, so that small tensors are split over blocks too; the plan for another can be
-// had by setting it.
+// The simulated chip. It is small, so that small tensors are split over blocks too. Set it to plan for another chip.
 inline Device& simulated_device() {
     static Device device{2, 256, 64};
     return device;
@@ -32,7 +31,7 @@ inline Device current_device() { return simulated_device(); }
 inline std::string cuda_release() { return "simulation"; }
 inline unsigned long long stream_id(Stream) { return 0; }
 inline unsigned long long capture_id(Stream) { return 0; }
-// From where tensors have theirs: a test that watches their memory has to know all that a kernel may touch.
+// Allocates like a tensor: a test that watches tensors' memory then sees everything that a kernel may touch.
 inline unsigned* zeroed_counters(const Tensor& x) {
     const int64_t size = kTickets;
     const auto zeros = torch::stable::new_zeros(x.handle, {&size, 1}, torch::headeronly::ScalarType::Int);
@@ -63,20 +62,20 @@ inline Device current_device() {
 inline std::string cuda_release() {
     return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
-// Unlike its handle, the id of a destroyed stream, whose kernels may still run, is never given to another stream.
+// The id of a stream. Unlike its handle, the id of a destroyed stream, whose kernels may still run, is never reused.
 inline unsigned long long stream_id(Stream stream) {
     unsigned long long id = 0;
     check(cudaStreamGetId(static_cast<cudaStream_t>(stream), &id));
     return id;
 }
-// Of the capture that a stream is part of; 0 if there is none.
+// The id of the capture that a stream is part of, or 0.
 inline unsigned long long capture_id(Stream stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     unsigned long long id = 0;
     check(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &id));
     return status == cudaStreamCaptureStatusActive ? id : 0;
 }
-// On the current device. This thread or another one may be capturing a graph, which must not contain any of it.
+// Allocates on the current device. A graph that this or another thread captures must not contain the allocation.
 inline unsigned* zeroed_counters(const Tensor&) {
     constexpr size_t kBytes = kTickets * sizeof(unsigned);
     void* memory = nullptr;
@@ -95,7 +94,7 @@ inline unsigned* zeroed_counters(const Tensor&) {
 
 namespace {
 
-// Makes a tensor's device the current one, and has PyTorch's current stream there.
+// Makes a tensor's device the current one, and provides PyTorch's current stream there.
 struct OnDevice {
     torch::stable::accelerator::DeviceGuard guard;
     Stream stream = nullptr;

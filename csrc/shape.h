@@ -1,4 +1,4 @@
-// Where the channels of a dense tensor lie.
+// The place of the channels in a dense tensor.
 #pragma once
 
 #include <cstdint>

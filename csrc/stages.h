@@ -1,5 +1,5 @@
-// The four stages as the operators call them: raw memory in, kernels launched. Nothing here knows of PyTorch's tensors,
-// and nothing there of kernels.
+// The interface between operators and kernels: the four stages on raw memory. The stages do not depend on PyTorch's
+// tensors, nor the operators on kernels.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace sbnref {
 
 enum class Dtype : int { Half, BFloat16, Float, Double };
 
-// A piece of device memory. data is null for a tensor that is not there.
+// A piece of device memory. data is null for a missing tensor.
 struct Buffer {
     void* data = nullptr;
     int64_t size = 0;  // elements
@@ -18,7 +18,7 @@ struct Buffer {
     int64_t stride = 1;  // from one channel to the next, where it is per channel
 };
 
-// Where the blocks of a reduction meet. Empty unless a tile is split over several.
+// Memory that the blocks of a reduction share. Empty unless a tile is split over several blocks.
 struct Workspace {
     double* partials = nullptr;  // (tiles, splits, tile_channels, 2)
     int64_t partials_size = 0;
@@ -29,7 +29,7 @@ using Stream = void*;  // a cudaStream_t
 
 struct ForwardStats {
     Buffer x;        // (outer, channels, inner)
-    double weight;   // w, what this rank weighs
+    double weight;   // w, the weight of this rank
     Buffer payload;  // (3C + 2,) float64: w mean, w var, w mean^2, w, m, out
 };
 void forward_stats(const Plan&, const ForwardStats&, const Workspace&, Stream);
@@ -42,7 +42,7 @@ struct ForwardApply {
     double eps;
     Buffer running_mean, running_var;  // (C,) any dtype, or null; updated in place
     int64_t* num_batches_tracked;      // () or null; updated in place
-    unsigned* tickets;                 // (kTickets,) where num_batches_tracked is given and the average cumulative
+    unsigned* tickets;                 // (kTickets,) if num_batches_tracked is given and the average is cumulative
     bool cumulative;                   // average over all steps: momentum is 1 / num_batches_tracked
     double momentum;
     Buffer y;      // (outer, channels, inner), out
@@ -95,11 +95,11 @@ void each_array(const Workspace& w, const F& f) {
     f("partials", Buffer{w.partials, w.partials_size, Dtype::Double}), f("tickets", Buffer{w.tickets, kTickets});
 }
 
-// Of a sum of w mean^2: a variance between the ranks below this share is a rounding error. See sbnref/modes.py:
-// combine.
+// A variance between the ranks below this share of the sum of w mean^2 is a rounding error: see combine in
+// sbnref/modes.py.
 constexpr double kNoise = 0x1p-50;
 
-// Accesses that a thread has in flight to each tensor it reads: four in all.
+// A thread's accesses in flight to each tensor that it reads: four in all.
 constexpr int kForwardUnroll = 4;
 constexpr int kBackwardUnroll = 2;
 

@@ -1,5 +1,5 @@
-// From PyTorch's tensors to the stages' arguments: which tensors are refused, and which are copied. Everything here
-// uses PyTorch's stable C interface, so that a library serves all versions from 2.11 on.
+// From PyTorch's tensors to the stages' arguments: validate tensors, and copy them if needed. Everything here uses
+// PyTorch's stable C interface, so that a library works with all versions from 2.11 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -31,7 +31,7 @@ void expect(bool condition, const Parts&... parts) {
     throw std::runtime_error(message.str());
 }
 
-// A tensor, with everything about it read once: each is a call into PyTorch, and small batches feel them.
+// A tensor with its properties, read once, because every read is a call into PyTorch that slows down small batches.
 struct C10_HIDDEN Tensor {
     torch::stable::Tensor handle;  // keeps the memory
     void* data;
@@ -57,7 +57,7 @@ struct C10_HIDDEN Tensor {
     bool beside(const Tensor& x) const { return device_type == x.device_type && device == x.device; }
 };
 
-// As in an error: [2, 3] of Float.
+// For errors: [2, 3] of Float.
 inline std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {
     for (int64_t d = 0; d < tensor.dim; ++d) out << (d ? ", " : "[") << tensor.sizes[d];
     return out << (tensor.dim ? "] of " : "[] of ") << torch::headeronly::toString(tensor.handle.scalar_type());
@@ -78,14 +78,14 @@ inline Buffer buffer(const Tensor& dense) { return {dense.data, dense.size, dtyp
 inline Shape shape_of(const Tensor& dense) {
     const int64_t C = dense.channels();
     if (dense.size == 0) return {0, C, 1};
-    // Dimensions with larger strides than the channels' are outside of them in memory, those with smaller ones inside.
+    // In memory, dimensions with larger strides than the channels' are outside, those with smaller strides inside.
     const int64_t inner = C == 1 ? dense.size : dense.strides[1];
     return {dense.size / (C * inner), C, inner};
 }
 
 // ---- new tensors, on x's device ----
 
-// PyTorch's C function takes a fraction of the time of torch::stable::new_empty, which looks its operator up by name.
+// PyTorch's C function is much faster than torch::stable::new_empty, which looks its operator up by name.
 inline Tensor allocate(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype, const Tensor& x) {
     AtenTensorHandle made = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, x.device_type, x.device, &made));
@@ -111,7 +111,7 @@ inline Tensor allocate_statistics(int64_t rows, int64_t columns, const Tensor& x
 // ---- large inputs: dense and alike, or copied ----
 
 // The tensor itself if it starts on a multiple of its element size. If not (part of a file, for example), a CPU copies
-// it; a GPU cannot even do that.
+// it, but a GPU cannot.
 inline Tensor aligned(const char* name, const Tensor& tensor) {
     const int64_t bytes = tensor.element_size();
     if (tensor.starts_on(bytes)) return tensor;
@@ -156,7 +156,7 @@ inline Tensor laid_out_like(const Tensor& dy, const Tensor& x) {
     return copy;
 }
 
-// ---- small inputs: as they are, or refused ----
+// ---- small inputs: used as they are, or an error ----
 
 // A contiguous vector of float64.
 inline Buffer statistics(const char* name, const Tensor& tensor, int64_t size, const Tensor& x) {
@@ -167,7 +167,7 @@ inline Buffer statistics(const char* name, const Tensor& tensor, int64_t size, c
     return buffer(tensor);
 }
 
-// A vector (C,) of any floating dtype, or none. It may be written to, so it is not copied.
+// A vector (C,) of any floating dtype, or none. It may be an output, so it is never copied.
 inline Buffer per_channel(const char* name, const Tensor& tensor, const Tensor& x) {
     const int64_t C = x.channels();
     expect(

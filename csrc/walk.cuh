@@ -1,7 +1,7 @@
-// How a block walks over its share of a tensor, in either layout.
+// A block's walk over its share of a tensor, in any layout.
 //
 // A tile is the channels that a block works on: one in channels-first, neighbours otherwise. The elements of a tile are
-// visited at positions 0, 1, 2, ... and every position is one access, of 16 bytes wherever the tensor allows it:
+// visited at positions 0, 1, 2, ... Every position is one access, of 16 bytes wherever the tensor allows it:
 //
 //   channels-first  every outer index has a run of `inner` elements of the channel. A run is accessed from its first
 //                   16-byte boundary on; the accesses of all runs form one sequence, so that no thread idles on short
@@ -9,13 +9,12 @@
 //   short runs,     a position is one of `outer` rows, and `lanes` threads read the tile's part of it side by side. The
 //   channels-last   channel of a thread's elements does not change.
 //
-// The positions are shared out evenly among the splits of the tile, and within a block dealt out to the threads in
-// turn.
+// The positions are divided evenly among the splits of the tile, and in a block they go to the threads in turn.
 //
-// To read first: tutorials/kernels/9_half.cu does without the tricks below. It takes about 110 instructions for 16
+// Read tutorials/kernels/9_half.cu first, which does without the tricks below. It takes about 110 instructions for 16
 // bytes where forward_stats takes 65, and 55 for each access where forward_apply takes 30 (half precision,
-// channels-first). Each trick states what it buys. All these numbers are from nvcc 13.0's code for sm_90, for 16-byte
-// accesses; no time was measured.
+// channels-first). The comment at each trick states its gain. All these numbers are from nvcc 13.0's code for sm_90,
+// for 16-byte accesses; no time was measured.
 #pragma once
 
 #include "device.cuh"
@@ -27,13 +26,13 @@ enum class Part { Body, Edges };  // of a tile, see Plan
 
 constexpr int kEdgesInFlight = 4;  // of a thread, in each tensor
 
-// Where a thread works. The second pass goes backwards in everything: it starts on what the cache still holds.
+// The place of a thread. The second pass goes backwards everywhere: it starts on data that is still in the cache.
 struct Place {
     int tile;   // of this block
     int split;  // of the tile's positions
     int lane;   // of this thread, along a row
-    int row;    // of this thread, along the positions; plan.rows() or more where it has none
-    int own;    // the channel whose statistics this thread handles, one thread per channel; or none, -1
+    int row;    // of this thread, along the positions; plan.rows() or more if it has none
+    int own;    // the channel for whose statistics this thread is responsible, or -1
 
     __device__ Place(const Plan& plan, Direction direction) {
         const unsigned block = direction == Direction::Forwards ? block_index() : gridDim.x - 1 - block_index();
@@ -50,9 +49,9 @@ struct Place {
 // The channels of a thread's elements.
 template <Layout layout, int V>
 struct Channels {
-    static constexpr int kCount = layout == Layout::ChannelsFirst ? 1 : V;  // for each of which it has coefficients
+    static constexpr int kCount = layout == Layout::ChannelsFirst ? 1 : V;  // with coefficients for each
 
-    // Which channel of the tile the k-th of them is.
+    // The channel of the tile for the k-th channel of the thread.
     __device__ static int in_tile(const Plan& plan, const Place& place, int k) {
         if constexpr (layout == Layout::ChannelsFirst) return 0;
         const int element = place.lane * V + k;
@@ -60,7 +59,7 @@ struct Channels {
     }
 };
 
-// A thread's way over a part of its tile, an access of V elements at a time. Position = outer index * columns + column.
+// A thread's path over a part of its tile, V elements at a time. Position = outer index * columns + column.
 template <Layout layout, int V, Direction direction, Part part>
 class Walk {
    public:
@@ -80,15 +79,15 @@ class Walk {
             at_ += outer * plan.row;
         } else {
             at_ += place.lane * V;
-            if (at_ >= plan.row) left_ = 0;  // the last tile may reach over the last channel
+            if (at_ >= plan.row) left_ = 0;  // the last tile may extend beyond the last channel
             at_ += start * plan.row;
         }
     }
 
-    // How many accesses there are; none if negative.
+    // The number of accesses; none if negative.
     __device__ int left() const { return left_; }
 
-    // Goes on by U accesses, and calls f(u, at) for those that there are: number u is to the V elements from `at` on.
+    // Advances by U accesses, and calls f(u, at) for those that exist: access u is to the V elements from `at` on.
     template <int U, typename F>
     __device__ void visit(const F& f) {
         for (int u = 0; u < U; ++u) {
@@ -112,8 +111,8 @@ class Walk {
         }
     }
 
-    // Without a division: the column and the row, divided out of the position, take 5 to 19 instructions more for each
-    // access in channels-first.
+    // Advance without a division: computing column and row by division takes 5 to 19 instructions more for each access
+    // in channels-first.
     __device__ void step() {
         at_ += kForwards ? tour_.step : -tour_.step;
         if constexpr (layout == Layout::ChannelsFirst) {
@@ -127,19 +126,18 @@ class Walk {
     const Tour& tour_;
     int64_t at_;  // the start of the run, in channels-first; the access itself otherwise
     int column_;  // of the run
-    int left_;    // accesses that this thread has still to make
+    int left_;    // remaining accesses of this thread
 };
 
-// What a thread reads of N tensors, in rounds of U accesses to each that are in flight together. Going backwards,
-// nothing is read again.
+// A thread's reads of N tensors, in rounds of U accesses to each that are in flight together. A backward walk reads for
+// the last time.
 template <Layout layout, int V, int U, Direction direction, Part part, int N, typename T>
 class Rounds {
     static constexpr bool kFirst = layout == Layout::ChannelsFirst;
 
    public:
-    // The first round is on its way from memory to the cache when this returns: it takes no registers there. That costs
-    // about 180 instructions in channels-first and up to 32 otherwise, once; what it saves is time, which only a GPU
-    // shows.
+    // Prefetches the first round into the cache, where it takes no registers. That costs about 180 instructions in
+    // channels-first and up to 32 otherwise, once. The saving is time, which only a GPU shows.
     __device__ Rounds(const Plan& plan, const Place& place, const T* const (&arrays)[N])
         : arrays_(arrays), walk_(plan, place) {
         auto round = walk_;
@@ -150,10 +148,10 @@ class Rounds {
 
     __device__ bool more() const { return walk_.left() > 0; }
 
-    // Calls take_in(G, value) for a group of G values of each of the thread's channels, where value(n, k, i) is number
-    // i of the k-th channel in the n-th tensor. A whole round is one group; one at the end is a group for each access.
-    // In channels-first, groups of an access take forward_stats 53 instructions instead of 41 in float32, 77 instead of
-    // 65 in half precision.
+    // Calls take_in(G, value) for a group of G values of each of the thread's channels, where value(n, k, i) is value i
+    // of the k-th channel in the n-th tensor. A full round is one group; in the last round every access is a group.
+    // With one group per access, forward_stats would take 53 instructions instead of 41 in float32 and 77 instead of 65
+    // in half precision, channels-first.
     template <typename TakeIn>
     __device__ void reduce(const TakeIn& take_in) {
         constexpr int kOfAccess = kFirst ? V : 1;  // values of a channel in an access
@@ -176,8 +174,8 @@ class Rounds {
     }
 
     // Writes map(c, at) to the output: the new value from its channel's coefficients and from at(n), its value in the
-    // n-th tensor. The round is walked again: its addresses, if they are kept, save 2 to 3 instructions for each access
-    // in channels-first, but make backward_apply spill 8 bytes in half precision, channels-last.
+    // n-th tensor. It walks the round again: keeping the addresses would save 2 to 3 instructions for each access in
+    // channels-first, but make backward_apply spill 8 bytes in half precision, channels-last.
     template <typename Coefficients, int K, typename Map>
     __device__ void map(const Coefficients (&of_channel)[K], T* output, const Map& map) {
         while (more()) {
@@ -209,7 +207,7 @@ class Rounds {
     Vector<T, V> values_[N][U];
 };
 
-// The first pass over N tensors: make it early, then reduce() takes in everything.
+// The first pass over N tensors: construct it early to prefetch, then reduce() reads everything.
 template <Layout layout, int V, int U, int N, typename T>
 class FirstPass : public Rounds<layout, V, U, Direction::Forwards, Part::Body, N, T> {
     using Body = Rounds<layout, V, U, Direction::Forwards, Part::Body, N, T>;
@@ -222,15 +220,15 @@ class FirstPass : public Rounds<layout, V, U, Direction::Forwards, Part::Body, N
         Body::reduce(take_in);
         if constexpr (layout == Layout::ChannelsFirst) {
             if (plan.edges.positions == 0) return;
-            const Place place(plan, Direction::Forwards);  // kept since the body, half precision spills 12 to 40 bytes
+            const Place place(plan, Direction::Forwards);  // again: kept, half precision spills 12 to 40 bytes
             Rounds<layout, 1, kEdgesInFlight, Direction::Forwards, Part::Edges, N, T>(plan, place, Body::arrays_)
                 .reduce(take_in);
         }
     }
 };
 
-// The second pass over N tensors: every element is read once, mapped, and written once. Make it early, then map() does
-// the rest, with its channels' coefficients, which the block has in shared memory.
+// The second pass over N tensors: every element is read once, mapped, and written once. Construct it early to prefetch,
+// then map() does the rest, with the channels' coefficients in shared memory.
 template <Layout layout, int V, int U, int N, typename T>
 class SecondPass : public Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T> {
     using Body = Rounds<layout, V, U, Direction::Backwards, Part::Body, N, T>;

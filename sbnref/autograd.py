@@ -1,4 +1,4 @@
-"""The two passes: stats, all-reduce, apply; forward and backward. Everything the implementations share is here once."""
+"""The forward and the backward pass, each as stats, all-reduce, apply. All implementations share them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SyncBatchNormFunction(torch.autograd.Function):
         total = sum_payloads(impl.forward_stats(x, weight), group)
         y, saved = impl.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
         if running is not None and not torch.compiler.is_compiling():
-            increment_version([t for t in running if t is not None])  # as operations of PyTorch do it, kernels do not
+            increment_version([t for t in running if t is not None])  # PyTorch's operations do it, kernels do not
 
         ctx.save_for_backward(x, gamma, beta, saved)
         ctx.layer = eps, weight, divisor, group
@@ -74,8 +74,8 @@ def parameter_gradients(
     gamma: Tensor | None,
     beta: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of gamma and beta, averaged over the ranks."""
-    # Divided by a tensor, as the kernels do it: by a number, PyTorch's CUDA operation multiplies by its inverse.
+    """Return the gradients of gamma and beta, averaged over the ranks."""
+    # Divide by a tensor, as the kernels do: PyTorch's CUDA division by a number multiplies by its inverse.
     sum_g, sum_g_xhat = (total if ranks == 1 else total / total.new_full((), ranks)).chunk(2)
     dgamma = None if gamma is None else sum_g_xhat.to(gamma.dtype)
     dbeta = None if beta is None else sum_g.to(beta.dtype)
@@ -83,9 +83,9 @@ def parameter_gradients(
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """The gradients of x, gamma and beta as functions of x, gamma, beta and dy that can be differentiated again."""
+    """Return the gradients of x, gamma and beta as differentiable functions of x, gamma, beta and dy."""
     given = ctx.saved_tensors[:3]
-    # By all of them, wanted or not: ranks may want different ones, and each is reached through collectives.
+    # Compute all of them: ranks may need different ones, and each takes collectives.
     inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in given]
     y = composed_sync_batch_norm(*inputs, *ctx.layer)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], dy, create_graph=True))

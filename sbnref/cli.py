@@ -1,4 +1,4 @@
-"""The command line: the options of each command. The work is done in the module that the command imports."""
+"""The command line: the options of each command. The module that a command imports does the work."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """Keeps `sbnref COMMAND` a group even while it has a single command."""
+    """Keep `sbnref COMMAND` a group even if it has a single command."""
 
 
 @app.command(epilog="Example: sbnref demo --ranks 4 --steps 100 --output demo-output")
 def demo(
-    ranks: Annotated[int, typer.Option(min=2, help="Processes that train together.")] = 4,
+    ranks: Annotated[int, typer.Option(min=2, help="Number of processes that train together.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Training steps in each mode.")] = 120,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the batches, the same in every mode.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches, the same in every mode.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("demo-output"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -45,28 +45,28 @@ def compare(
     target: Annotated[
         str,
         typer.Argument(
-            help="What to run: FILE.py:FUNCTION or MODULE:FUNCTION, called on each rank, returns (model, inputs). "
-            "Without it a layer on random numbers."
+            help="FILE.py:FUNCTION or MODULE:FUNCTION: each rank calls it to get (model, inputs). "
+            "Default: one layer on random numbers."
         ),
     ] = "",
     impl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Twice: names of implementations, or files with the four stage functions. The reference and the "
-            "device's kernels if left out."
+            help="Name of an implementation, or file with the four stage functions; give it twice. Default: the "
+            "reference and the device's kernels."
         ),
     ] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Processes that compare together.")] = 2,
-    shape: Annotated[str, typer.Option(help="Of each rank's input, without a target.")] = "4,8,16,16",
-    empty_rank: Annotated[int | None, typer.Option(help="A rank whose input is empty, without a target.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the input, without a target.")] = "float32",
+    ranks: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
+    shape: Annotated[str, typer.Option(help="Without a target: shape of each rank's input.")] = "4,8,16,16",
+    empty_rank: Annotated[int | None, typer.Option(help="Without a target: a rank with an empty input.")] = None,
+    dtype: Annotated[str, typer.Option(help="Without a target: dtype of the input.")] = "float32",
     stats_mode: Annotated[str, typer.Option(help="Without a target: default, N or exact.")] = "default",
-    device: Annotated[str, typer.Option(help="Where the layer and its input lie, without a target.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Without a target: device of the layer and its input.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Run two implementations on the same input and the same gradient, and find the first stage that diverges.
 
-    Exit code 0: they agree. 1: they diverge. 2: there was nothing to compare, or it was refused.
+    Exits with 0 if they agree, with 1 if they diverge, or with 2 on an error or if every input was empty.
     """
     from .debugging.compare.ranks import Comparison, RandomLayer, compare_on_ranks
 
@@ -82,10 +82,11 @@ def compare(
 @app.command(epilog="Example: sbnref build cpu")
 def build(
     library: Annotated[
-        list[str] | None, typer.Argument(help="cpu, cuda, simulation; cpu and, where there is a GPU, cuda if left out.")
+        list[str] | None,
+        typer.Argument(help="cpu, cuda or simulation. Default: cpu and, on a machine with a GPU, cuda."),
     ] = None,
 ) -> None:
-    """Build the libraries of the implementations now, rather than when they are first asked for.
+    """Build the libraries of the implementations now, rather than on first use.
 
     Exits with 0 on success, or with 2 and the reason on stderr.
     """
@@ -97,11 +98,11 @@ def build(
 @app.command(epilog="Example: sbnref build simulation, then SBNREF_CUDASIM=1 sbnref info --shape 512,256,7,7")
 def info(
     shape: Annotated[
-        str, typer.Option(help="Of an input, (N, C, *), to show the kernels' launch plan for.")
+        str, typer.Option(help="Shape of an input, (N, C, *): shows the kernels' launch plan for it.")
     ] = "32,64,56,56",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show versions, devices, which implementations can run here and if not why, and where built libraries are kept."""
+    """Show versions, devices, the implementations that can run here, and the paths of built libraries."""
     from .debugging.info import Info
 
     _show(or_exit(lambda: Info(_sizes(shape))), json)
@@ -111,10 +112,10 @@ lab = typer.Typer(help="Run, watch, play and grade kernels and stages, without a
 app.add_typer(lab, name="lab")
 
 Examples = Annotated[int, typer.Option(min=1, help="Training steps to try on each stage or part.")]
-Timeout = Annotated[float, typer.Option(min=1, max=86400, help="Seconds for a stage or part, after which it is ended.")]
-Memory = Annotated[float, typer.Option(min=0.1, help="Gigabytes that the code may take (Linux).")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Of the training steps; drawn anew if left out.")]
-AtLeast = Annotated[float | None, typer.Option(min=0, max=1, help="Exit with 0 from this score on.")]
+Timeout = Annotated[float, typer.Option(min=1, max=86400, help="Time limit for a stage or part, in seconds.")]
+Memory = Annotated[float, typer.Option(min=0.1, help="Memory limit for the code, in gigabytes (Linux).")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of the training steps. Default: random.")]
+AtLeast = Annotated[float | None, typer.Option(min=0, max=1, help="Exit with 0 if the score is at least this.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with a score from 0 to 1.")]
 
 
@@ -123,14 +124,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, with a score fro
 )
 def run_program(
     file: Annotated[Path, typer.Argument(metavar="PROGRAM.cu", help="CUDA source with main().")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Of the program.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the program.")] = None,
     include: Annotated[list[str] | None, typer.Option("-I", help="A folder with headers; may be repeated.")] = None,
     define: Annotated[list[str] | None, typer.Option("-D", help="A macro, such as N=64; may be repeated.")] = None,
-    launches: Annotated[int | None, typer.Option(min=1, help="End the program after so many launches.")] = None,
+    launches: Annotated[int | None, typer.Option(min=1, help="End the program after this many launches.")] = None,
     order: Annotated[
-        str | None, typer.Option(help="In which threads take turns: ascending, descending or random:SEED.")
+        str | None, typer.Option(help="Order in which threads run: ascending, descending or random:SEED.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds after which the program is ended.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Run a CUDA program without a GPU, and watch every access to memory.
@@ -144,24 +145,24 @@ def run_program(
 
     flags = [f"-D{macro}" for macro in define or ()]
     given = arguments or []
-    if given[:1] == ["--"]:  # kept, because options may follow the program's name that are its own
+    if given[:1] == ["--"]:  # typer keeps it, because the program may have options of its own
         given = given[1:]
     report = or_exit(
         lambda: run(file, given, search=include or (), flags=flags, launches=launches, order=order, timeout=timeout)
     )
     _show(report, json)
     if finder() is None:
-        typer.echo("sbnref: lines are missing because addr2line is not on the PATH; install binutils or llvm", err=True)
+        typer.echo("sbnref: line numbers need addr2line, which is not on the PATH; install binutils or llvm", err=True)
     raise typer.Exit(not report.passed)
 
 
 @lab.command(epilog="Example: sbnref lab template functions > mine.py, then sbnref lab check mine.py")
 def template(
     what: Annotated[
-        str, typer.Argument(help="functions, in Python; or a task in CUDA, such as softmax.")
+        str, typer.Argument(help="functions (stage functions in Python), or the name of a CUDA task, such as softmax.")
     ] = "functions",
 ) -> None:
-    """Print a file to start from: the stage functions in Python, or the function of a task in CUDA."""
+    """Print a file to start from: the stage functions in Python, or the function of a CUDA task."""
     from .lab.grading.check import template as functions
     from .lab.tasks import find_task
 
@@ -173,14 +174,15 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="FILE_OR_MODULE", help="Defines the four stage functions in Python, or, FILE.cu, a task's function."
+            metavar="FILE_OR_MODULE",
+            help="Python file or module with the four stage functions, or CUDA file for a task.",
         ),
     ],
     task: Annotated[
-        str | None, typer.Option(help="Of FILE.cu: sum, transpose, softmax, ..., or a Python file that defines it.")
+        str | None, typer.Option(help="For CUDA: sum, transpose, softmax, ..., or a Python file that defines the task.")
     ] = None,
     part: Annotated[
-        list[str] | None, typer.Option(help="Of FILE.cu, grade only legal, right or efficient; may be repeated.")
+        list[str] | None, typer.Option(help="For CUDA: grade only legal, right or efficient; may be repeated.")
     ] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Grade only this stage; may be repeated.")] = None,
     suite: Annotated[
@@ -199,10 +201,10 @@ def check(
     at_least: AtLeast = None,
     json: Json = False,
 ) -> None:
-    """Grade your own four stages in Python, or a function in CUDA: is it right, and if not, on which smallest input?
+    """Grade your own four stages in Python, or a CUDA function, and find the smallest input on which it fails.
 
-    The code runs in a process of its own, without network or files to write to (Linux), and cannot see the expected
-    results. Exits with 0 if all stages or parts passed, with 1 if not, or with 2 and the reason on stderr.
+    The code runs in a separate process, without network or write access (Linux), and cannot see the expected results.
+    Exits with 0 if all stages or parts passed, with 1 if not, or with 2 and the reason on stderr.
     """
     from .impls import STAGES
     from .lab.grading.check import check as grade
@@ -215,12 +217,12 @@ def check(
         if suite or forbid or allow or stage:
             raise typer.BadParameter("--stage, --suite, --forbid and --allow are for functions in Python, not for CUDA")
         if task is None:
-            raise typer.BadParameter(f"expected --task for a CUDA file: one of {', '.join(TASKS)}, or a Python file")
+            raise typer.BadParameter(f"expected --task for a CUDA file: {', '.join(TASKS)}, or a Python file")
         name, repro = task, Path("repro.cu")
         kernels = or_exit(lambda: check_kernels(target, find_task(name), part or PARTS, repro=repro, **limits))
         _show(kernels, json)
         if not kernels.passed and repro.exists():
-            typer.echo(f"Saved {repro}, a program that fails likewise; its first line is how to run it", err=True)
+            typer.echo(f"Saved {repro}, a program with the same failure; its first line shows how to run it", err=True)
         raise typer.Exit(not kernels.passed if at_least is None else kernels.score < at_least)
     if task is not None or part:
         raise typer.BadParameter(f"--task and --part are for CUDA files, got {target}")
@@ -233,13 +235,13 @@ def check(
 
 @lab.command(epilog="Example: sbnref lab traffic 32,64,56,56 --dtype float16 --channels-last")
 def traffic(
-    shape: Annotated[str, typer.Argument(help="Of the input, (N, C, *).")] = "32,64,56,56",
-    dtype: Annotated[str, typer.Option(help="Of the input: float16, bfloat16, float32 or float64.")] = "float32",
+    shape: Annotated[str, typer.Argument(help="Shape of the input, (N, C, *).")] = "32,64,56,56",
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels side by side in memory.")] = False,
-    multiprocessors: Annotated[int, typer.Option(min=1, help="Of the GPU to plan for.")] = 132,
+    multiprocessors: Annotated[int, typer.Option(min=1, help="Multiprocessors of the GPU to plan for.")] = 132,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Count in the simulation what the CUDA kernels read and write for a shape, and say how they share out the work."""
+    """Count the bytes that the CUDA kernels move for a shape, in the simulation, and show their launch plan."""
     import os
 
     os.environ["SBNREF_CUDASIM"] = "1"  # before the kernels are loaded
@@ -262,26 +264,29 @@ def trace(
         str,
         typer.Argument(
             metavar="FILE_OR_STAGE",
-            help="A CUDA file that defines a task's function, or void forward(const Problem&) as the tutorials do; or "
-            "one of the package's own stages, such as forward_stats.",
+            help="A CUDA file with a task's function, or with void forward(const Problem&) as in the tutorials; or a "
+            "stage of this package, such as forward_stats.",
         ),
     ],
-    task: Annotated[str | None, typer.Option(help="Of FILE.cu: sum, transpose, ..., or a Python file.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of a CUDA file: sum, transpose, ..., or a Python file that defines it.")
+    ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="Of the input, (N, C, *), 2,4,6,6 if left out; or the sizes of the task.")
+        str | None, typer.Option(help="Shape of the input, (N, C, *), or sizes of the task. Default: 2,4,6,6.")
     ] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels side by side in memory.")] = False,
     function: Annotated[
-        list[str] | None, typer.Option(help="Of the file, to run instead of forward; may be repeated.")
+        list[str] | None, typer.Option(help="Function of the file to run instead of forward; may be repeated.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Of a block, kThreads in the file: 32, 64, ... 1024.")] = 64,
-    splits: Annotated[int, typer.Option(min=1, help="Blocks that may share a channel, splits in the file.")] = 1,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the kernels, after which they are ended.")] = 20,
+    threads: Annotated[int, typer.Option(help="Threads of a block (kThreads in the file): 32, 64, ... 1024.")] = 64,
+    splits: Annotated[int, typer.Option(min=1, help="Blocks that may share a channel (splits in the file).")] = 1,
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit for the kernels, in seconds.")] = 20,
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("trace.html"),
 ) -> None:
-    """Record in the simulation what every warp of a small launch does, and write a page that plays it.
+    """Record every warp of a small launch in the simulation, and write a page that plays the recording.
 
-    Exit code 0: the page is written. 1: it is, and ends where the simulation refused to go on. 2: there is none.
+    Exits with 0 on success, with 1 if the page ends at an error that the simulation found, or with 2 if nothing was
+    written; the reason is on stderr.
     """
     from .lab.lines import finder
     from .lab.trace import trace as record
@@ -303,50 +308,49 @@ def trace(
     error = or_exit(run)
     typer.echo(f"Saved {output}")
     if finder() is None:
-        hint = "line numbers are missing because addr2line is not on the PATH; install binutils or llvm"
+        hint = "line numbers need addr2line, which is not on the PATH; install binutils or llvm"
         typer.echo(f"sbnref: {hint}", err=True)
     if error is not None:
         typer.echo(f"sbnref: {error}", err=True)
         raise typer.Exit(1)
 
 
-course = typer.Typer(help="Make a course: the handout for students, and the autograder.", no_args_is_help=True)
+course = typer.Typer(help="Make a course: a handout for students, and an autograder.", no_args_is_help=True)
 lab.add_typer(course, name="course")
 
 
 @course.callback()
 def course_main() -> None:
-    """Keeps `sbnref lab course COMMAND` a group while it has a single command."""
+    """Keep `sbnref lab course COMMAND` a group even if it has a single command."""
 
 
 @course.command("make", epilog="Example: sbnref lab course make lab3")
 def course_make(
-    folder: Annotated[Path, typer.Argument(help="A new or an empty one.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     settings: Annotated[
-        Path | None, typer.Option(help="The settings.json of an earlier course, changed: points, seeds, limits.")
+        Path | None, typer.Option(help="An edited settings.json of an earlier course: points, seeds, limits.")
     ] = None,
     site: Annotated[
-        Path | None, typer.Option(help="The built documentation, docs/_build/html after `make docs`, to hand out too.")
+        Path | None, typer.Option(help="The built site, docs/_build/html after `make docs`, to hand out too.")
     ] = None,
 ) -> None:
-    """Write a folder to hand out, exercises and templates without solutions, and an autograder for Gradescope.
+    """Write a folder with a handout (exercises and templates, no solutions) and an autograder for Gradescope.
 
-    The folder's README.md says which part goes where. Exits with 0 on success, or with 2 and the reason on stderr.
+    The folder's README.md explains its parts. Exits with 0 on success, or with 2 and the reason on stderr.
     """
     from .lab.course.make import make
     from .lab.course.settings import Settings
 
     chosen = or_exit(lambda: Settings() if settings is None else Settings.load(settings))
     or_exit(lambda: make(folder, chosen, site))
-    typer.echo(f"Saved {folder / 'README.md'}, which says what goes where")
+    typer.echo(f"Saved {folder}; its README.md explains the parts")
 
 
 def _sizes(shape: str, least: int = 2) -> tuple[int, ...]:
-    """The numbers in ``'N,C,*'``, so many at least."""
+    """Return the numbers in ``'N,C,*'``, ``least`` of them or more."""
     if not re.fullmatch(rf"[0-9]+(,[1-9][0-9]*){{{least - 1},}}", shape):
         raise ValueError(
-            "expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, "
-            f"got {shape!r}"
+            f"expected a shape N,C,* such as 4,8,16,16, where only N may be 0, got {shape!r}"
             if least == 2
             else f"expected sizes such as 8,40, got {shape!r}"
         )
@@ -354,16 +358,16 @@ def _sizes(shape: str, least: int = 2) -> tuple[int, ...]:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that can be written to; asked for before the minutes of work whose results go there."""
+    """Create a folder, and check that it is writable, before minutes of work whose results go there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"expected a folder to write the results to, got {folder}: {error.strerror}") from error
+        raise ValueError(f"expected a writable folder for the results, got {folder}: {error.strerror}") from error
 
 
 def _show(report: Any, as_json: bool) -> None:
-    """A report on the terminal, or its data for a program."""
+    """Print a report, or its data as JSON."""
     if as_json:
         import json
 
@@ -375,7 +379,7 @@ def _show(report: Any, as_json: bool) -> None:
 
 
 def or_exit(work: Callable[[], T]) -> T:
-    """Return what ``work`` returns; print an error as a sentence instead of a traceback."""
+    """Return the result of ``work``; print an error as a sentence instead of a traceback."""
     try:
         return work()
     except (ValueError, TypeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Process groups, and the one collective the layer needs: a sum over the ranks, traceable and differentiable."""
+"""Process groups, and the one collective that the layer needs: a traceable, differentiable sum over the ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def resolve(group: Group) -> ProcessGroup | None:
-    """The process group to synchronize over, or None where this process is alone.
+    """Return the process group to synchronize over, or None if this process is alone.
 
     Args:
         group: None (all processes, or this one alone when no process group is initialized), a ``ProcessGroup``, or a
@@ -48,7 +48,7 @@ def resolve(group: Group) -> ProcessGroup | None:
 
 
 def _group_of(mesh: DeviceMesh) -> ProcessGroup:
-    """The group of a mesh, which looks it up by a name that another group may have got since."""
+    """Return the group of a mesh. The mesh finds it by name, and a newer group may have that name."""
     if torch.compiler.is_compiling():
         return mesh.get_group()
     group = getattr(mesh, "_sbnref_group", None) or mesh.get_group()
@@ -57,17 +57,17 @@ def _group_of(mesh: DeviceMesh) -> ProcessGroup:
     return group
 
 
-# Groups of the same ranks for the layers alone, by the group that they share with DistributedDataParallel.
+# Groups for the layers alone, by the group of the same ranks that DistributedDataParallel uses.
 _apart: weakref.WeakKeyDictionary[ProcessGroup, ProcessGroup] = weakref.WeakKeyDictionary()
 
 
 def apart_from_ddp(group: ProcessGroup) -> ProcessGroup:
-    """The group to synchronize over where ``DistributedDataParallel`` may make collectives of ``group`` in between.
+    """Return a group of the same ranks that ``DistributedDataParallel`` does not use, if sharing ``group`` is unsafe.
 
-    With ``find_unused_parameters=True`` its buckets are reduced in an order that depends on the parts of the model that
-    a rank used, and so does the place of the layer's collective among them: ranks would sum a bucket with a payload.
-    The first layer that is called in such a model makes another group of the same ranks, once, which every rank's
-    layers use from then on. Compiled code cannot make one.
+    With ``find_unused_parameters=True``, DDP reduces its buckets in an order that depends on the parts of the model
+    that a rank used. The layer's collective then has another place among them on each rank, and ranks would sum a
+    bucket with a payload. The first layer that is called in such a model creates the second group, and all layers use
+    it from then on. Compiled code cannot create a group.
     """
     if torch.compiler.is_compiling():
         return group
@@ -78,8 +78,8 @@ def apart_from_ddp(group: ProcessGroup) -> ProcessGroup:
         return group
     if flag("SBNREF_DEBUG"):
         warnings.warn(
-            "DistributedDataParallel(find_unused_parameters=True) and a SyncBatchNorm share a process group; the "
-            "layers use another one of the same ranks from now on",
+            "DistributedDataParallel(find_unused_parameters=True) and a SyncBatchNorm share a process group; from now "
+            "on the layers use a separate group of the same ranks",
             stacklevel=2,
         )
     ranks, backend = dist.get_process_group_ranks(group), dist.get_backend_config(group)
@@ -88,28 +88,28 @@ def apart_from_ddp(group: ProcessGroup) -> ProcessGroup:
 
 
 def world_size(group: ProcessGroup | None) -> int:
-    """The number of ranks that synchronize; 1 where :func:`resolve` gave None."""
+    """Return the number of ranks that synchronize, 1 for None."""
     return 1 if group is None else group.size()
 
 
 def groups_of(ranks: int) -> ProcessGroup:
-    """Divide the world into groups of so many neighbouring ranks, with its timeout, and give this rank's own.
+    """Divide the world into groups of ``ranks`` neighbouring ranks, with its timeout, and return this rank's group.
 
-    Every rank of the world has to call it with the same number, once: give the group to all layers that are to
-    synchronize over it.
+    Call it once on every rank of the world, with the same number, and pass the group to all layers that synchronize
+    over it.
 
     Args:
-        ranks: how many in a group.
+        ranks: the number of ranks in a group.
 
     Raises:
         TypeError: ``ranks`` is not an integer.
-        ValueError: the world cannot be divided into such groups.
+        ValueError: the world cannot be divided into groups of that size.
         RuntimeError: no process group is initialized.
     """
     if isinstance(ranks, bool) or not isinstance(ranks, SupportsIndex):
         raise TypeError(f"expected the number of ranks in a group as an integer, got {ranks!r}")
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("expected a process group to divide, got none: call init_process_group before groups_of")
+        raise RuntimeError("expected an initialized process group, got none; call init_process_group before groups_of")
     world = dist.get_world_size()
     if ranks < 1 or world % ranks:
         divisors = [n for n in range(1, world + 1) if world % n == 0]
@@ -118,7 +118,7 @@ def groups_of(ranks: int) -> ProcessGroup:
 
 
 def name_of(group: ProcessGroup) -> str:
-    """Return the group's name, the same on all of its ranks; '' for a group that stands before another one."""
+    """Return the group's name, the same on all of its ranks; '' for a wrapper of another group."""
     try:
         return group.group_name
     except RuntimeError:
@@ -126,15 +126,15 @@ def name_of(group: ProcessGroup) -> str:
 
 
 def timeout_of(group: ProcessGroup) -> timedelta:
-    """How long a collective of the group may take before the ranks in it raise."""
+    """Return how long a collective of the group may take before its ranks raise."""
     return group._get_backend(group._device_types[0]).options._timeout
 
 
 def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Sum ``tensor`` over the ranks of ``group``; returns a new tensor, the same on every rank.
+    """Sum ``tensor`` over the ranks of ``group``; return a new tensor, the same on every rank.
 
-    Differentiable to any order and in either mode (the derivative of a sum over ranks is a sum over ranks), and
-    traceable by :func:`torch.compile`. With ``group=None`` it is the identity and communicates nothing.
+    It is differentiable to any order and in either mode, because the derivative of a sum over ranks is a sum over
+    ranks, and :func:`torch.compile` can trace it. With ``group=None`` it is the identity and communicates nothing.
     """
     if group is None:
         return tensor
@@ -176,7 +176,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 def _all_reduce_now(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Sum in place and wait: between the start of a collective and its end no transform may copy the result."""
+    """Sum in place and wait: no transform may copy the result of an unfinished collective."""
     if torch._C._functorch.is_legacy_batchedtensor(tensor):
         return _all_reduce_batch(tensor, group)
     dist.all_reduce(tensor, group=group)
@@ -184,12 +184,12 @@ def _all_reduce_now(tensor: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def _all_reduce_batch(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Sum a batch of payloads within the older vmap, that of ``is_grads_batched=True`` and ``vectorize=True``.
+    """Sum a batch of payloads within the older vmap, which ``is_grads_batched=True`` and ``vectorize=True`` use.
 
-    Its rule for an operator without one of its own is a loop: it would make a collective for each payload.
+    That vmap loops over the batch where an operator has no rule of its own, with one collective for each payload.
     """
     level, batch = 64, tensor[None][:0]  # more levels than that vmap nests
-    while not len(batch):  # a tensor that is not batched at a level gets a dimension of the size that is asked for
+    while not len(batch):  # at a level where the tensor has no batch, the new dimension has the size passed, 0
         level -= 1
         batch = torch._remove_batch_dim(tensor, level, 0, 0)
     _check_same_on_all(len(batch), tensor.device, group)
@@ -197,46 +197,46 @@ def _all_reduce_batch(tensor: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def _check_same_on_all(batch_size: int, device: torch.device, group: ProcessGroup) -> None:
-    """Raise on all ranks alike where they map over different numbers of payloads, which could not be summed."""
+    """Raise on all ranks if they map over different numbers of payloads, which could not be summed."""
     sizes = torch.tensor([1, batch_size, batch_size**2], dtype=torch.int64, device=device)
     ranks, total, squares = _all_reduce_now(sizes, group).tolist()
-    if ranks * squares != total * total:  # they are equal only where all are the same
+    if ranks * squares != total * total:  # equality means that all sizes are equal
         raise ValueError(
-            f"expected vmap over as many on every rank, got {batch_size} on this one and {total / ranks:g} on the "
-            "average; a Jacobian maps over as many as the input or the output has numbers"
+            f"expected vmap of one size on every rank, got {batch_size} on this rank and {total / ranks:g} on "
+            "average; for a Jacobian, give every rank an input and an output of one size"
         )
 
 
 def transforming() -> bool:
-    """Whether this call is made within a transform of :mod:`torch.func`, or in forward mode."""
+    """Return whether this call is made within a transform of :mod:`torch.func`, or in forward mode."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler. Compiled code is guarded by both.
+# As torch.compiler.assume_constant_result, without importing the compiler. Compiled code is guarded by both states.
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _traced(tensor: Tensor) -> bool:
-    """Whether a collective is to be an operation in a graph, or of a tensor without numbers, rather than made now."""
+    """Return whether a collective becomes an operation in a graph instead of running now."""
     return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def _registered_name(group: ProcessGroup) -> str:
-    """The name by which compiled code finds the group; it would find another one where the group was destroyed."""
-    dist.group.WORLD  # noqa: B018  compiled code is guarded by the world that it reads: a new one is checked again
+    """Return the name by which compiled code finds the group, after checking that the group still owns it."""
+    dist.group.WORLD  # noqa: B018  a guard of compiled code: a new world runs the check again
     check_registered(group)
     return group.group_name
 
 
-# ---- what a compiler sees: an operator with an effect ----
+# ---- an operator with an effect, for compilers ----
 #
-# PyTorch's functional collectives are pure to torch.compile, which may therefore merge two that are given the same
-# payload (an empty rank's payloads are all the same constant), move one that depends on no gradient from the backward
-# pass into the forward pass, run one again where a backward pass needs its result, and reorder two that do not depend
-# on each other. Each rank compiles by itself, sees other payloads, and decides otherwise: ranks then wait for
-# collectives that others do not make. An operator with an ordered effect is run as often, and in the order, in which
-# the program calls it. PyTorch means to merge (its issues 130918 and 146045), and 2.14.1 still does: this stays needed
-# until PyTorch gives its own collectives such an effect.
+# torch.compile treats PyTorch's functional collectives as pure. It may merge two with equal payloads (an empty rank's
+# payloads are all the same constant), move one that depends on no gradient from the backward pass into the forward
+# pass, run one again where a backward pass needs its result, and reorder two independent ones. Each rank compiles by
+# itself, sees other payloads, and decides otherwise: ranks then wait for collectives that others do not make. An
+# operator with an ordered effect runs as often, and in the order, in which the program calls it. PyTorch merges on
+# purpose (its issues 130918 and 146045), and 2.14.1 still does: the operator stays until PyTorch's own collectives
+# have an effect.
 
 
 def _all_reduce_by_name(tensor: Tensor, group_name: str) -> Tensor:
@@ -252,23 +252,23 @@ _LIBRARY._register_effectful_op("sbnref::all_reduce", torch._library.effects.Eff
 @torch.library.register_fake("sbnref::all_reduce", lib=_LIBRARY)
 def _(payload: Tensor, group_name: str) -> Tensor:
     _keep_inductors_order()
-    # What has an effect cannot be run again: take it out of the checkpoint that is being traced, if one is. PyTorch's
-    # own rule for such operators exempts checkpoints, and fails on them.
+    # An operator with an effect cannot run again: take it out of a checkpoint that is being traced. PyTorch's own rule
+    # for these operators exempts checkpoints, and fails on them.
     torch.fx.traceback.current_meta.pop("recompute", None)
     return torch.empty_like(payload)
 
 
-torch.utils.checkpoint.SAC_IGNORED_OPS.add(torch.ops.sbnref.all_reduce.default)  # a checkpoint does not mark it anew
+torch.utils.checkpoint.SAC_IGNORED_OPS.add(torch.ops.sbnref.all_reduce.default)  # keeps a checkpoint from marking it
 
 
 @functools.cache
 def _keep_inductors_order() -> None:
-    """Have inductor run the operator as one of its own collectives, which its scheduler keeps in the graph's order.
+    """Make inductor run the operator as one of its own collectives, which its scheduler keeps in the graph's order.
 
-    Of operators with effects in general it loses the order: it notes which comes first under the names of buffers and
-    looks it up under those of operations (pull request 189209 of PyTorch, open when this was written).
+    Inductor loses the order of other operators with effects: it stores the order under the names of buffers and looks
+    it up under the names of operations (pull request 189209 of PyTorch, open when this was written).
     """
-    from torch._inductor.lowering import lowerings, register_lowering  # takes seconds: not before something is compiled
+    from torch._inductor.lowering import lowerings, register_lowering  # takes seconds: import it only to compile
 
     c10d = torch.ops._c10d_functional
 

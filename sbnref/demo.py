@@ -1,8 +1,8 @@
-"""Real data, several ranks, batches that are often empty: what each statistics mode makes of it.
+"""Compare the statistics modes on real data, with several ranks and batches that are often empty.
 
 Four processes train one small convolutional network on scikit-learn's handwritten digits. As in a detection head, a
-rank normalizes only what its image holds: at each step every rank looks at a few digits and keeps those of the classes
-it looks for, which is often none.
+rank normalizes only the objects that it finds: at each step every rank looks at a few digits and keeps those of its own
+classes, often none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(ranks: int, steps: int, seed: int, output: Path, as_json: bool) -> None:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "modes": {},
     }
-    load_digits()  # a missing package is said before any process starts
+    load_digits()  # report a missing package before any process starts
     output.mkdir(parents=True, exist_ok=True)
     with console.status(f"starting {ranks} ranks"):
         pool = Ranks(ranks)
@@ -74,7 +74,7 @@ def run(ranks: int, steps: int, seed: int, output: Path, as_json: bool) -> None:
 
 
 def train(mode: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train in one mode; runs on every rank, and every rank returns the same but for the seconds."""
+    """Train in one mode, on every rank. All ranks return the same results, except for ``seconds``."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     images, labels, test_images, test_labels = load_digits()
     group = [dist.new_group([r]) for r in range(ranks)][rank] if mode == UNSYNCHRONIZED else None
@@ -87,7 +87,7 @@ def train(mode: str, steps: int, seed: int) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(seed)
     losses, empty_ranks, errors = [], [], []
-    seen: list[Tensor] = []  # what all ranks kept, by index
+    seen: list[Tensor] = []  # indices of the digits that all ranks kept
     start = time.perf_counter()
     with progress(f"{mode:>8}", steps, shown=rank == 0) as advance:
         for _ in range(steps):
@@ -95,7 +95,7 @@ def train(mode: str, steps: int, seed: int) -> dict[str, Any]:
             x, target = images[kept[rank]], labels[kept[rank]]
             with measured_errors(model) as step_errors:
                 logits = wrapped(x)
-            # DistributedDataParallel averages over ranks: with the factor the loss is the mean over all samples
+            # DistributedDataParallel averages over ranks: the factor makes the loss the mean over all samples
             total = max(sum(map(len, kept)), 1)
             loss = F.cross_entropy(logits, target, reduction="sum") / total
             optimizer.zero_grad()
@@ -129,7 +129,7 @@ def train(mode: str, steps: int, seed: int) -> dict[str, Any]:
 
 
 def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (N, 1, 8, 8) and classes (N,) to train on, and every fifth to test on."""
+    """Return images (N, 1, 8, 8) and classes (N,) to train on, then every fifth image and class to test on."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -144,7 +144,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def network(norm: Any) -> nn.Module:
-    """(N, 1, 8, 8) to (N, 10)."""
+    """Return a network from (N, 1, 8, 8) to (N, 10)."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), norm(16), nn.ReLU()),
         *(nn.Conv2d(16, 32, 3, padding=1, stride=2), norm(32), nn.ReLU()),
@@ -153,7 +153,7 @@ def network(norm: Any) -> nn.Module:
 
 
 def draw_batches(labels: Tensor, ranks: int, generator: torch.Generator) -> list[Tensor]:
-    """For each rank the indices of the digits that it looked at and kept. All ranks draw the same."""
+    """Return, for each rank, the indices of the digits that it keeps. All ranks draw the same."""
     kept = []
     for rank in range(ranks):
         looked_at = torch.randint(len(labels), (LOOKED_AT,), generator=generator)
@@ -164,9 +164,9 @@ def draw_batches(labels: Tensor, ranks: int, generator: torch.Generator) -> list
 
 @contextmanager
 def measured_errors(model: nn.Module) -> Iterator[list[tuple[float, float]]]:
-    """Within the block each layer's forward adds the relative errors of the mean and variance it normalizes by.
+    """Collect, within the block, the relative errors of the mean and variance of each layer's forward pass.
 
-    They are taken against the statistics of all samples together; unsynchronized ranks are averaged.
+    They are relative to the statistics of all samples together; unsynchronized ranks are averaged.
     """
     errors: list[tuple[float, float]] = []
 
@@ -197,7 +197,7 @@ def measured_errors(model: nn.Module) -> Iterator[list[tuple[float, float]]]:
 
 @torch.no_grad()
 def running_errors(model: nn.Module, samples: Tensor) -> tuple[float, float]:
-    """Relative errors of the running mean and variance against all samples of the training, averaged over layers."""
+    """Return the relative errors of the running mean and variance against all samples, averaged over layers."""
     errors = []
 
     def measure(layer: SyncBatchNorm, inputs: tuple[Tensor]) -> None:
@@ -216,14 +216,14 @@ def running_errors(model: nn.Module, samples: Tensor) -> tuple[float, float]:
 
 @contextmanager
 def progress(description: str, steps: int, shown: bool) -> Iterator[Any]:
-    """A progress bar on standard error; yields the function that advances it."""
+    """Show a progress bar on standard error; yield the function that advances it."""
     with Progress(console=Console(stderr=True), disable=not shown) as bar:
         yield partial(bar.advance, bar.add_task(description, total=steps))
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The comparison, a row for each mode."""
-    rows = Table(title="Relative errors of the statistics, and how training went")
+    """Return the comparison, a row for each mode."""
+    rows = Table(title="Relative errors of the statistics, and results of the training")
     for heading in ("mode", "mean", "var", "running mean", "running var", "loss", "test acc.", "s"):
         rows.add_column(heading, justify="left" if heading == "mode" else "right")
     for mode, r in results["modes"].items():
@@ -236,7 +236,7 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Save the figure: how far the statistics are off as ranks run empty, and what it costs."""
+    """Save the figure: the errors of the statistics by the number of empty ranks, and of the running statistics."""
     import matplotlib.ticker
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""The layer from differentiable parts, for everything that the hand-written backward pass cannot serve.
+"""The layer from differentiable parts, for every use that the hand-written backward pass cannot serve.
 
-The forward stages of the reference are plain PyTorch, so a differentiable all-reduce between them is the whole layer,
-which autograd differentiates by itself. It is the oracle of the hand-written backward pass, it computes second
-derivatives (``create_graph=True``) for every implementation, and it serves function transforms: those of
-:mod:`torch.func`, and forward mode. A transform only has to know that the collective is linear.
+The forward stages of the reference are plain PyTorch. With a differentiable all-reduce between them they are the whole
+layer, and autograd differentiates it. This layer is the oracle of the hand-written backward pass. It computes second
+derivatives (``create_graph=True``) for every implementation, and serves function transforms: :mod:`torch.func`, and
+forward mode. A transform needs one fact, that the collective is linear.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def composed_sync_batch_norm(
     divisor: int | None,  # D, or None for the sum of the weights
     group: ProcessGroup | None,
 ) -> Tensor:  # y (N, C, *)
-    """Normalize ``x`` by differentiable operations alone, without running statistics."""
+    """Normalize ``x`` with differentiable operations only, without running statistics."""
     total = all_reduce(reference.forward_stats(x, weight), group)
     gamma, beta = (None if p is None else average_gradient(p, group) for p in (gamma, beta))
     y, _ = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, None)
@@ -54,7 +54,7 @@ def transformed_sync_batch_norm(
     Every rank of the group has to be within the same transform, because the derivatives make collectives too.
 
     Raises:
-        ValueError: the transform maps ``x``, so that a batch of statistics would update the running ones.
+        ValueError: the transform maps ``x``, and a batch of statistics cannot update the running ones.
     """
     if running is not None:
         check_running_unmapped(x, *running)
@@ -64,7 +64,7 @@ def transformed_sync_batch_norm(
     if running is not None:
         _MoveRunningStats.apply(total.detach(), divisor, momentum, *running)
     y, _ = reference.forward_apply(x.to(reference.accumulator(x)), total, divisor, None, None, eps, None, None)
-    # Not in place, as the reference does it: a mapped gamma makes a batch of a single output.
+    # Not in place as in the reference: a mapped gamma makes a batch of outputs.
     if gamma is not None:
         y = y * reference.over(x, average_gradient(gamma, group))
     if beta is not None:
@@ -110,7 +110,7 @@ class _AverageGradient(torch.autograd.Function):
 
 
 class _MoveRunningStats(torch.autograd.Function):
-    """Hidden from the transforms, which forbid in-place changes of tensors from outside."""
+    """Update the running statistics, hidden from transforms: they forbid in-place changes of outside tensors."""
 
     @staticmethod
     def forward(total: Tensor, divisor: int | None, momentum: float | None, *running: Any) -> None:
@@ -121,5 +121,5 @@ class _MoveRunningStats(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, ...], total: Tensor, *rest: Any) -> tuple[None, None]:
-        """The input is not mapped, so the batch (of a Jacobian's tangents) holds the same total repeatedly."""
+        """Take one total: the input is not mapped, so a batch (of a Jacobian's tangents) repeats the same total."""
         return _MoveRunningStats.apply(total.select(in_dims[0], 0), *rest), None

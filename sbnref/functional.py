@@ -1,4 +1,4 @@
-"""The layer as a function: it refuses what is wrong, chooses the implementation, and calls the autograd function."""
+"""The layer as a function: validate, choose the implementation, call the autograd function."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def sync_batch_norm(
     stats_mode: str = "default",
     impl: str | None = None,
 ) -> Tensor:
-    r"""Batch normalization with statistics over the batches of all ranks in ``group``.
+    r"""Normalize a batch by the statistics of the batches of all ranks in ``group``.
 
     .. math::
         y = \gamma \, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
         \mu = \frac{1}{D} \sum_r w_r \mu_r, \qquad v = \frac{1}{D} \sum_r w_r \left( v_r + (\mu_r - \mu)^2 \right)
 
-    with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first eight arguments are those of
-    :func:`torch.nn.functional.batch_norm`. In training every rank of the group has to call, a rank without data too.
+    with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first eight arguments are as in
+    :func:`torch.nn.functional.batch_norm`. In training every rank of the group has to call, even a rank without data.
 
     Args:
         input: (N, C, \*), float16, bfloat16, float32 or float64, any strides; N may be 0.
@@ -61,36 +61,36 @@ def sync_batch_norm(
         running_var: (C,), updated in place in training, unbiased; None to keep none.
         weight: :math:`\gamma`, (C,). Its gradient is averaged over the group.
         bias: :math:`\beta`, (C,). Its gradient is averaged over the group.
-        training: True takes the statistics of all ranks; False the running ones or, where there are none, this rank's
-            own, and communicates nothing.
+        training: True uses the statistics of all ranks. False uses the running statistics or, without them, this
+            rank's batch, and communicates nothing.
         momentum: the weight of this step in the running statistics; None for the cumulative average.
-        eps: added to the variance; positive where statistics are taken.
-        num_features: C, where it is known; None to take any.
+        eps: added to the variance; positive unless running statistics are used.
+        num_features: the expected C; None to accept any.
         num_batches_tracked: () int64, counts the steps that had data; needed for ``momentum=None``.
         group: the ranks to synchronize: None for all, a ``ProcessGroup`` or a one-dimensional ``DeviceMesh``.
         stats_mode: ``'default'``, ``'N'`` (both as in ``mmcv.ops.SyncBatchNorm``) or ``'exact'``.
-        impl: the name of the implementation, None to let :func:`sbnref.use_impl`, ``SBNREF_IMPL`` or ``'auto'`` decide.
+        impl: the name of the implementation; None to let :func:`sbnref.use_impl`, ``SBNREF_IMPL`` or ``'auto'`` decide.
 
     Returns:
         (N, C, \*), in the dtype and memory format of ``input``.
 
     Raises:
         TypeError: a dtype, a layout, a number or the group is of the wrong kind.
-        ValueError: a shape, a device, ``eps``, ``stats_mode`` or ``impl`` is not what is expected, this process is not
-            in the group, or one value per channel is to be normalized by itself.
-        RuntimeError: the implementation asked for cannot run on the input's device, or the call is made within DDP's
+        ValueError: a shape, a device, ``eps``, ``stats_mode`` or ``impl`` is wrong, this process is not in the group,
+            or the only rank has one value per channel.
+        RuntimeError: the chosen implementation cannot run on the input's device, or the call is made within DDP's
             ``Join``.
 
     Within a transform of :mod:`torch.func`, and in forward mode (:mod:`torch.autograd.forward_ad`), every
-    implementation computes what ``'reference'`` does, by operations that can be transformed again; every rank of the
+    implementation computes as ``'reference'`` does, with operations that can be transformed again. Every rank of the
     group has to be within the same transform.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
     """
     positional = input, running_mean, running_var, weight, bias, training, momentum, eps
     if type(input) is not Tensor and has_torch_function_unary(input):
-        # The class of the input runs this function again, on plain tensors, and makes one of its own of the output.
-        # Its unwrapped form, if there is one: the ranks agree once a call, not twice.
+        # The input's class calls this function again on plain tensors and wraps the output. Pass it the function
+        # without the agreement of SBNREF_DEBUG: the ranks agree once a call, not twice.
         function: Callable[..., Tensor] = getattr(sync_batch_norm, "__wrapped__", sync_batch_norm)
         return handle_torch_function(
             function,
@@ -118,7 +118,7 @@ def sync_batch_norm(
     if running_mean is not None and running_var is not None and not recomputing():
         running = RunningStats(running_mean, running_var, num_batches_tracked)
     if transforming():
-        if torch.compiler.is_compiling():  # compiled, a gradient would lose what reaches x by the statistics
+        if torch.compiler.is_compiling():  # compiled, a gradient would miss the paths through the statistics
             torch._dynamo.graph_break(msg="sbnref.SyncBatchNorm is not compiled within a transform of torch.func")
         return transformed_sync_batch_norm(input, weight, bias, eps, stats_mode, process_group, running, momentum)
     return SyncBatchNormFunction.apply(input, weight, bias, running, momentum, eps, stats_mode, process_group, chosen)
@@ -132,11 +132,11 @@ def _normalize_locally(
     bias: Tensor | None,  # (C,)
     eps: float,
 ) -> Tensor:  # (N, C, *)
-    """Eval mode: :func:`torch.nn.functional.batch_norm`, by the running statistics or else the batch's own."""
-    # parameters as wide as the arithmetic: F.batch_norm takes them with half inputs, and no other mixture
+    """Run :func:`torch.nn.functional.batch_norm` with the running statistics, or else the batch's own (eval mode)."""
+    # float32 parameters with half inputs are the only mixture of dtypes that F.batch_norm accepts
     acc = torch.promote_types(input.dtype, torch.float32)
     weight, bias = (None if t is None else t.to(acc) for t in (weight, bias))
-    x = input.to(acc) if transforming() else input  # whose rules for F.batch_norm know of no mixture
+    x = input.to(acc) if transforming() else input  # under a transform, F.batch_norm accepts no mixture at all
     if running_mean is None or running_var is None:
         check_spread(input)
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps).to(input.dtype)
@@ -147,28 +147,28 @@ def _normalize_locally(
 
 
 def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Tensor:
-    r"""Normalize the valid positions of a padded batch, by the statistics of all ranks' valid positions.
+    r"""Normalize the valid positions of a padded batch by the statistics of all ranks' valid positions.
 
-    The valid positions are gathered to a batch of vectors, (M, C), which is what ``layer`` sees, and put back. So
-    padding enters no statistics, is zero in the output, and gets a gradient of zero. A rank without a valid position
-    takes its turn as one without data.
+    The valid positions are gathered into a batch of vectors, (M, C), passed to ``layer``, and put back. So padding
+    enters no statistics, is zero in the output, and gets a gradient of zero. A rank without a valid position takes
+    part as a rank without data.
 
     Args:
-        layer: what normalizes (M, C), M may be 0: a :class:`sbnref.SyncBatchNorm`, in any mode; to ``'N'`` as to
-            ``'exact'`` every valid position counts as one.
-        input: (N, C, \*), what the layer takes.
+        layer: normalizes (M, C), M may be 0: a :class:`sbnref.SyncBatchNorm` in any mode. In ``'N'`` and ``'exact'``
+            every valid position counts as one.
+        input: (N, C, \*), in a dtype that the layer accepts.
         mask: (N, \*), bool, True where a position is valid.
 
     Returns:
         (N, C, \*), in the dtype and memory format of ``input``.
 
     Raises:
-        TypeError: ``mask`` is not a dense tensor of bools, ``input`` is not a dense tensor, or ``layer`` returned
-            something else than a tensor of the dtype that it was given.
-        ValueError: the mask's shape or device is not the input's, ``layer`` returned another shape than (M, C), or
-            :func:`torch.func.vmap` goes over a batch of masks.
+        TypeError: ``mask`` is not a dense tensor of bools, ``input`` is not a dense tensor, or the output of ``layer``
+            is not a tensor of its input's dtype and device.
+        ValueError: the mask's shape or device does not fit the input, the output of ``layer`` is not (M, C), or
+            :func:`torch.func.vmap` maps over a batch of masks.
 
-    What ``layer`` returns is known after it was called: its collectives are made then, and its statistics moved.
+    The output of ``layer`` is checked after the call: by then its collectives are made and its statistics updated.
 
     Example:
         >>> lengths = torch.tensor([5, 2, 0])
@@ -184,10 +184,10 @@ def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Te
     normalized = layer(positions)
     check_normalized(positions, normalized)
     output = torch.zeros_like(input)
-    if transforming():  # in place, a mapped weight would make a batch of what is none
+    if transforming():  # not in place: a mapped weight makes a batch of outputs, which one output cannot hold
         return output.movedim(1, -1).index_put(valid, normalized).movedim(-1, 1)
     output.movedim(1, -1)[valid] = normalized
-    return output  # and not the view of it: an empty one's second derivatives end there, short of collectives
+    return output  # not the view: an empty view cuts off second derivatives, and with them their collectives
 
 
 if flag("SBNREF_DEBUG"):  # read once, when sbnref is imported

@@ -1,4 +1,4 @@
-"""Run a function on several local ranks: from a script, a test or a notebook cell, and unchanged under ``torchrun``."""
+"""Run a function on several local ranks: from a script, a test or a notebook cell, or unchanged under ``torchrun``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from urllib.request import url2pathname
 import torch
 import torch.distributed as dist
 
-try:  # functions from a notebook cell or a script's own lines are sent by value, all others by name
+try:  # sends functions of a notebook cell or of the script itself by value, all others by name
     import cloudpickle as pickle
-except ImportError:  # importable functions are all that plain pickle can send
+except ImportError:  # sends importable functions only
     import pickle
 
 T = TypeVar("T")
@@ -47,17 +47,16 @@ class RankError(RuntimeError):
 
 
 def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 300, **kwargs: Any) -> list[T]:
-    """Run ``fn(*args, **kwargs)`` on every rank of a new process group and return what each returned.
+    """Run ``fn(*args, **kwargs)`` on every rank of a new process group, and return the results.
 
-    On this machine each rank is a process of its own, with gloo, or NCCL where every rank has a GPU. Under
-    ``torchrun`` the processes are there already: then ``fn`` runs in this one, as the rank that ``torchrun`` made it,
-    ``torchrun`` decides the world size, and every process gets every rank's result.
+    Each rank is a process on this machine, with gloo, or with NCCL if every rank has a GPU. Under ``torchrun``, ``fn``
+    runs in this process, with the rank and the world size from ``torchrun``, and every process gets all results.
 
     Args:
         fn: any function; inside it the default process group is initialized.
-        world_size: how many ranks.
-        timeout: seconds until ranks that have not returned are ended. Under ``torchrun`` it is the process group's,
-            unless there is one already: seconds that a collective may take before the ranks in it raise.
+        world_size: the number of ranks.
+        timeout: seconds until ranks that have not returned are ended. Under ``torchrun``, the timeout of the process
+            group, unless it is initialized already: seconds until a collective raises.
 
     Returns:
         The results in the order of the ranks.
@@ -74,19 +73,19 @@ def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 3
 
 
 class Ranks:
-    """Ranks that stay: processes started once, on which many functions run one after another.
+    """Ranks for several runs: the processes start once and run one function after another.
 
-    A context manager; leaving it ends the processes. After a failure or a timeout the ranks are ended, and the next
-    :meth:`run` starts fresh ones.
+    Use it as a context manager, which ends the processes. A failure or a timeout also ends them, and the next
+    :meth:`run` starts new ones.
 
     Args:
-        world_size: how many ranks.
-        timeout: seconds that one :meth:`run` may take.
+        world_size: the number of ranks.
+        timeout: seconds for one :meth:`run`.
     """
 
     def __init__(self, world_size: int, *, timeout: float = 300) -> None:
         if not isinstance(world_size, SupportsIndex) or world_size < 1:
-            raise ValueError(f"expected a world of at least 1 rank, as an integer, got {world_size!r}")
+            raise ValueError(f"expected world_size to be an integer of at least 1, got {world_size!r}")
         self.world_size = world_size
         self.timeout = timeout
         self._executors: list[ProcessPoolExecutor] = []  # one single-process executor per rank
@@ -117,7 +116,7 @@ class Ranks:
         if kind is None:
             self.close()
         else:
-            self._kill()  # ranks that are busy would not leave
+            self._kill()  # busy ranks would not leave
 
     def _start(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
@@ -141,11 +140,11 @@ class Ranks:
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
         try:
             done, running = wait(futures, self.timeout, FIRST_EXCEPTION)
-        except BaseException:  # an interrupt, or what the handler of another signal raises
+        except BaseException:  # also an interrupt, or an exception from a signal handler
             self._kill()
             raise
         failed = [rank for rank, future in enumerate(futures) if future in done and future.exception() is not None]
-        if failed and "gloo/transport" in str(futures[failed[0]].exception()):  # it lost another rank: name that one
+        if failed and "gloo/transport" in str(futures[failed[0]].exception()):  # it lost another rank: report that one
             dead = connection.wait([process.sentinel for process in self._processes], timeout=2)
             failed = [rank for rank, process in enumerate(self._processes) if process.sentinel in dead] or failed
         if failed or running:
@@ -156,7 +155,7 @@ class Ranks:
             late = [rank for rank, future in enumerate(futures) if future in running]
             raise TimeoutError(
                 f"ranks {late} of {self.world_size} had not returned after {self.timeout} s; "
-                "if a layer waits for another rank, SBNREF_DEBUG=1 tells why"
+                "if a layer waits for another rank, set SBNREF_DEBUG=1 to find out why"
             )
         return [pickle.loads(future.result()) for future in futures]
 
@@ -169,7 +168,7 @@ class Ranks:
         self._meeting_point.close()
 
     def _what_happened(self, rank: int, future: Future[bytes]) -> str:
-        """A rank's own traceback, or how it died."""
+        """Return a rank's own traceback, or how it died."""
         error = future.exception()
         code = self._processes[rank].exitcode if isinstance(error, BrokenExecutor) and self._processes else None
         if code is None:
@@ -180,9 +179,9 @@ class Ranks:
 
 @contextmanager
 def _nameless_main() -> Iterator[None]:
-    """Processes started in this block do not run the parent's script again to have its functions.
+    """Keep processes started in this block from running the parent's script again.
 
-    They get those by value, so a script needs no ``if __name__ == "__main__":`` and a notebook no file.
+    They get its functions by value, so a script needs no ``if __name__ == "__main__":`` and a notebook no file.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -193,11 +192,11 @@ def _nameless_main() -> Iterator[None]:
 
 
 class _RemoteError(Exception):
-    """Carries a rank's traceback as text, which can be sent whatever the exception was."""
+    """Carry a rank's traceback as text, because not every exception can be pickled."""
 
 
 def _submit(executor: ProcessPoolExecutor, call: bytes) -> Future[bytes]:
-    """What becomes of the call on a rank; one that died since the last run fails like one that dies in this run."""
+    """Submit a call to a rank. A rank that died since the last run fails like one that dies in this run."""
     try:
         return executor.submit(_call, call)
     except BrokenExecutor as error:
@@ -215,7 +214,7 @@ def _call(call: bytes) -> bytes:
 
 
 def _ends(text: str, most: int = 20_000) -> str:
-    """The text, without its middle where it is long."""
+    """Return the text, without its middle if it is long."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[: most // 2]}\n[... {left_out:,} characters ...]\n{text[-most // 2 :]}"
 
@@ -225,7 +224,7 @@ def _getpid() -> bytes:
 
 
 def _start_method() -> BaseContext:
-    """Fork ranks from a server that has imported PyTorch where that is safe; start fresh processes elsewhere."""
+    """Fork ranks from a server that has imported PyTorch where that is safe; start new processes elsewhere."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
@@ -233,7 +232,7 @@ def _start_method() -> BaseContext:
     return context
 
 
-# The server has the environment of the time when it was started. Importing sbnref reads some of the variables.
+# The server keeps the environment from its start, and importing sbnref reads some of the variables.
 _JOIN = """
 import os
 os.environ.clear()
@@ -244,11 +243,11 @@ _join_group(*where)
 
 
 def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
-    if "numpy" in sys.modules:  # imported before the fork: all ranks would draw the same numbers
+    if "numpy" in sys.modules:  # imported before the fork, so all ranks would draw the same numbers
         sys.modules["numpy"].random.seed()
     Finalize(None, _exit_now, exitpriority=-100)
     threading.Thread(target=_exit_with_parent, args=(store,), daemon=True).start()
-    if os.name != "nt":  # on Windows gloo takes no name
+    if os.name != "nt":  # gloo on Windows accepts no interface name
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     _init_process_group(rank, world_size, init_method=store, rank=rank, world_size=world_size)
@@ -261,7 +260,7 @@ def _leave_group() -> None:
 def _exit_now() -> None:
     """End the rank without finalizing the interpreter.
 
-    Threads of gloo outlive the process group once there was a ``DistributedDataParallel``. One that releases its last
+    After a ``DistributedDataParallel``, gloo's threads outlive the process group. A thread that releases its last
     tensor while the interpreter is being finalized aborts the process (PyTorch's issue 190489).
     """
     sys.stdout.flush()
@@ -270,7 +269,7 @@ def _exit_now() -> None:
 
 
 def _exit_with_parent(store: str) -> None:
-    """A parent that is killed cannot end its ranks nor tidy up, so each ends itself, and the folder goes with them."""
+    """End this rank and delete the folder when the parent dies: a killed parent cannot do it."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -2,12 +2,12 @@
 
 A rank computes the mean of x and of x² over its own elements and weighs both. One all-reduce adds up the weighted
 means of all ranks, and every rank normalizes by the same statistics. ``all_reduce`` is differentiable, so autograd
-derives the backward pass, with one more all-reduce. A rank without data sends zeros and takes part all the same.
+derives the backward pass, with one more all-reduce. A rank without data takes part and sends zeros.
 
-What the layer does beyond this: precision far from zero and in half precision (``impls/reference.py``), a backward
-pass without a copy of the input (``autograd.py``), speed (``impls/cpu.py``, ``impls/cuda.py``), running statistics
-(``running.py``), gradients of the parameters averaged over the ranks (here ``DistributedDataParallel`` averages them),
-groups (``collectives.py``) and error messages (``validation.py``).
+The layer adds precision far from zero and in half precision (``impls/reference.py``), a backward pass without a copy
+of the input (``autograd.py``), speed (``impls/cpu.py``, ``impls/cuda.py``), running statistics (``running.py``),
+gradients of the parameters averaged over the ranks (here ``DistributedDataParallel`` averages them), groups
+(``collectives.py``) and error messages (``validation.py``).
 """
 
 import torch
@@ -32,7 +32,7 @@ def sync_batch_norm(
     rows = x.transpose(0, 1).reshape(channels, m)
     means = torch.cat([rows.sum(1), rows.square().sum(1)]) / max(m, 1)  # of x, x²
 
-    # Sum over the ranks. One without data adds zeros.
+    # Sum over the ranks. A rank without data adds zeros.
     total = all_reduce(torch.cat([w * means, means.new_tensor([w])]))
     s1, s2, weights = total[:channels], total[channels:-1], total[-1]
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: What ``stats_mode`` may be.
+#: The values of ``stats_mode``.
 STATS_MODES = ("default", "N", "exact")
 
 
@@ -44,15 +44,15 @@ def rank_weight(stats_mode: str, batch_size: int, count: int) -> int:
 
 
 def fixed_divisor(stats_mode: str, world_size: int) -> int | None:
-    """The divisor :math:`D` where it is a constant: the world size in ``'default'``, else None.
+    """Return the divisor :math:`D` where it is a constant: the world size in ``'default'``, else None.
 
-    None stands for the sum of the weights (at least 1), which is known only once the total is there.
+    None stands for the sum of the weights (at least 1), which is known only after the all-reduce.
     """
     return world_size if stats_mode == "default" else None
 
 
 def payload_dtype(device: torch.device) -> torch.dtype:
-    """The type in which statistics travel: float64, or float32 where the device has nothing wider.
+    """Return the dtype in which statistics travel: float64, or float32 where the device has nothing wider.
 
     The variance between the ranks' means is a difference that cancels when ``|mean| >> std``: see :func:`combine`.
     """
@@ -60,7 +60,7 @@ def payload_dtype(device: torch.device) -> torch.dtype:
 
 
 class Statistics(NamedTuple):
-    """What a total says. Every field lies on the total's device and has its dtype."""
+    """The statistics in a total. Every field has the total's device and dtype."""
 
     mean: Tensor  #: (C,)
     var: Tensor  #: (C,) biased
@@ -70,16 +70,16 @@ class Statistics(NamedTuple):
 
 
 def combine(total: Tensor, divisor: int | None) -> Statistics:
-    """Read mean and variance off the summed payloads.
+    """Compute mean and variance from the summed payloads.
 
     With :math:`S_1 = \\sum w_r \\mu_r`, :math:`S_2 = \\sum w_r v_r` and :math:`S_3 = \\sum w_r \\mu_r^2`, expanding the
     square in the definition of the variance gives :math:`v = (S_2 + B) / D`, where the variance between the ranks is
 
     .. math:: B = \\sum_r w_r (\\mu_r - \\mu)^2 = S_3 - \\mu (2 S_1 - \\mu W) .
 
-    This difference carries a rounding error of up to :math:`2^{-50} S_3` in float64. A smaller :math:`B` is
-    indistinguishable from 0, and counts as 0. So nothing is lost where only one rank has data, however large its mean
-    is, and between ranks the variance has a relative error of at most :math:`10^{-15} (\\mu / \\sigma)^2`.
+    This difference has a rounding error of up to :math:`2^{-50} S_3` in float64. A smaller :math:`B` is
+    indistinguishable from 0, and counts as 0. So nothing is lost if only one rank has data, however large its mean is.
+    Between ranks the variance has a relative error of at most :math:`10^{-15} (\\mu / \\sigma)^2`.
 
     Args:
         total: (3C + 2,), the sum over the ranks of :math:`[w \\mu, w v, w \\mu^2, w, m]`.

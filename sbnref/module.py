@@ -1,4 +1,4 @@
-"""The layer as a module: it holds parameters, buffers and choices, and leaves the work to the function."""
+"""The layer as a module: it holds parameters, buffers and options; the function does the work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .collectives import Group
 
 
-torch.fx.wrap("sync_batch_norm")  # a call in a symbolic trace, as F.batch_norm is
+torch.fx.wrap("sync_batch_norm")  # a symbolic trace records one call, as for F.batch_norm
 
 
 class SyncBatchNorm(_BatchNorm):
-    r"""Batch normalization whose statistics are those of all ranks' batches together.
+    r"""Batch normalization by the statistics of the batches of all ranks together.
 
     .. math::
         y = \gamma \, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
@@ -35,37 +35,37 @@ class SyncBatchNorm(_BatchNorm):
     ``'exact'``       elements per channel               :math:`\sum_r w_r`      always
     ================  =================================  ======================  =====================================
 
-    ``'default'`` and ``'N'`` are those of ``mmcv.ops.SyncBatchNorm``; ``'exact'`` is what
-    :class:`torch.nn.SyncBatchNorm` computes. In training every rank of the group has to call the layer, a rank whose
-    batch is empty too. In eval mode nothing is communicated.
+    ``'default'`` and ``'N'`` are the modes of ``mmcv.ops.SyncBatchNorm``; ``'exact'`` computes as
+    :class:`torch.nn.SyncBatchNorm` does. In training every rank of the group has to call the layer, even a rank with
+    an empty batch. In eval mode nothing is communicated.
 
     Args:
         num_features: the number of channels, C.
         eps: added to the variance.
         momentum: the weight of a step in the running statistics; None for the cumulative average.
-        affine: whether there are a ``weight`` (ones at first) and a ``bias`` (zeros). Their gradients are averaged
+        affine: whether to learn a ``weight`` (ones at first) and a ``bias`` (zeros). Their gradients are averaged
             over the group.
-        track_running_stats: whether there are ``running_mean``, ``running_var`` and ``num_batches_tracked``. Without
-            them eval mode takes the statistics of this rank's own batch.
+        track_running_stats: whether to keep ``running_mean``, ``running_var`` and ``num_batches_tracked``. Without
+            them eval mode uses the statistics of this rank's own batch.
         group: the ranks to synchronize: None (all of them, or this process alone when no process group is
             initialized), a ``ProcessGroup``, or a one-dimensional ``DeviceMesh``. It is looked up at each call, so
             the layer can be built before ``init_process_group``.
         stats_mode: ``'default'``, ``'N'`` or ``'exact'``.
         impl: ``'reference'``, ``'cpu'``, ``'cuda'``, ``'auto'``, a name given to :func:`sbnref.register_impl`, or None
             to let :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.
-        device: where parameters and buffers lie.
-        dtype: of parameters and buffers.
+        device: the device of parameters and buffers.
+        dtype: the dtype of parameters and buffers.
         bias: False for a ``weight`` without a ``bias``.
 
     Shape:
-        Input (N, C, \*), N may be 0; output the same, in the input's dtype and memory format.
+        Input and output (N, C, \*), N may be 0. The output keeps the input's dtype and memory format.
 
     Raises:
-        ValueError: no such ``stats_mode`` or ``impl``.
+        ValueError: ``stats_mode`` or ``impl`` is unknown.
         TypeError: ``group`` is of the wrong kind.
 
-    One process loses no precision to an offset, however large. Between ranks, whose statistics travel in float64, the
-    variance has a relative error of up to :math:`10^{-15} (\mu / \sigma)^2`: where float64 inputs have a large common
+    One process loses no precision to an offset, however large. Between ranks, statistics travel in float64, and the
+    variance has a relative error of up to :math:`10^{-15} (\mu / \sigma)^2`. If float64 inputs have a large common
     offset, such as seconds since 1970, subtract it before the layer.
 
     The equations: Ioffe and Szegedy (2015); Chan, Golub and LeVeque (1983) for combining variances.
@@ -76,8 +76,8 @@ class SyncBatchNorm(_BatchNorm):
         torch.Size([4, 8, 5, 5])
     """
 
-    disable_patch_batchnorm = True  # tells fairscale's checkpoint_wrapper that the layer knows a repeated forward pass
-    reverts_to: type[_BatchNorm] | None = None  # what revert_sync_batchnorm makes of it, where that is known
+    disable_patch_batchnorm = True  # fairscale's checkpoint_wrapper: the layer recognizes a repeated forward pass
+    reverts_to: type[_BatchNorm] | None = None  # the class for revert_sync_batchnorm, if known
 
     def __init__(
         self,
@@ -98,17 +98,17 @@ class SyncBatchNorm(_BatchNorm):
         if impl is not None:
             check_name(impl)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        if not bias:  # torch's own layers take it from version 2.12 on
+        if not bias:  # torch's own layers accept bias from version 2.12 on
             self.register_parameter("bias", None)
         self.group = group
         self.stats_mode = stats_mode
         self.impl = impl
 
     def reset_parameters(self) -> None:
-        """Start again: ones, zeros, and no batches seen."""
+        """Reset the parameters to ones and zeros, and the running statistics."""
         self.reset_running_stats()
         for parameter, value in ((self.weight, 1), (self.bias, 0)):
-            if parameter is not None:  # which torch takes for granted before 2.12
+            if parameter is not None:  # torch before 2.12 does not check
                 nn.init.constant_(parameter, value)
 
     @property
@@ -122,7 +122,7 @@ class SyncBatchNorm(_BatchNorm):
         self._group = _GroupReference(group)
 
     def forward(self, input: Tensor) -> Tensor:
-        r"""Normalize ``input``, (N, C, \*); see :func:`sbnref.functional.sync_batch_norm` for what is raised."""
+        r"""Normalize ``input``, (N, C, \*); raises as :func:`sbnref.functional.sync_batch_norm` does."""
         tracks = self.track_running_stats or not self.training
         return sync_batch_norm(
             input,
@@ -141,13 +141,13 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
+        """Return the constructor's arguments as text."""
         impl = f", impl={self.impl!r}" if self.impl else ""
         return f"{super().extra_repr()}, stats_mode={self.stats_mode!r}{impl}"
 
 
 class _GroupReference:
-    """Copies share the group; a pickle does without it, for a process group exists only while its processes do."""
+    """Share the group between copies, and leave it out of pickles: a process group ends with its processes."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -158,8 +158,8 @@ class _GroupReference:
     def __reduce__(self) -> tuple[type, tuple[None]]:
         if self.group is not None:
             warnings.warn(
-                "a process group cannot be pickled: the SyncBatchNorm loaded from this pickle will have group=None, "
-                "set its group anew",
+                "a process group cannot be pickled: the SyncBatchNorm loaded from this pickle will have group=None; "
+                "set layer.group again",
                 stacklevel=2,
             )
         return _GroupReference, (None,)

@@ -1,4 +1,4 @@
-"""The running statistics: how a training step moves them, the same on every rank."""
+"""The running statistics, and their update in a training step."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ class RunningStats(NamedTuple):
 
 @torch.no_grad()
 def update_running_stats(running: RunningStats, stats: Statistics, momentum: float | None) -> None:
-    """Move the running statistics towards this step's, identically on every rank and without asking the host.
+    """Update the running statistics, identically on every rank and without a host sync.
 
-    The variance is corrected by :math:`M / (M - 1)` with the group's M, not the rank's own, so ranks with unequal
-    batches stay equal. A step in which every rank is empty changes nothing, ``num_batches_tracked`` included.
+    The variance is corrected by :math:`M / (M - 1)` with the group's M, not the rank's own, so all ranks stay equal
+    even if their batches differ in size. A step in which every rank is empty changes nothing, not even
+    ``num_batches_tracked``.
 
     Args:
         running: updated in place.
-        stats: this step's.
-        momentum: the factor of the exponential average; None asks for the cumulative average.
+        stats: the statistics of this step.
+        momentum: the factor of the exponential average; None for the cumulative average.
     """
     seen = stats.elements > 0
     if running.num_batches_tracked is not None:
         running.num_batches_tracked.add_(seen)
     if momentum is None:
-        assert running.num_batches_tracked is not None  # validation.check_call refuses it otherwise
+        assert running.num_batches_tracked is not None  # validation.check_call has made sure
         factor = 1 / running.num_batches_tracked.to(stats.mean.dtype)
     else:
         factor = torch.full_like(stats.elements, momentum)

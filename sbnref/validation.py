@@ -1,7 +1,7 @@
-"""What the layer refuses, and the words for it: before anything is communicated or changed.
+"""Validate the layer's arguments before anything is communicated or changed.
 
-A message says what was expected and what was given. :class:`TypeError` is for a dtype, a layout or an object of the
-wrong kind, :class:`ValueError` for a shape, a number, a name or a group.
+A message names the expected and the given. :class:`TypeError` is for a dtype, a layout or an object of the wrong
+kind, :class:`ValueError` for a shape, a number, a name or a group.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_call(
     num_batches_tracked: Tensor | None,
     stats_mode: str,
 ) -> None:
-    """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm`, whose names these are, fit together."""
+    """Raise unless the arguments of :func:`sbnref.functional.sync_batch_norm` fit together."""
     check_dense("input", input)
     if input.dtype not in DTYPES:
         raise TypeError(f"expected input of one of the dtypes {DTYPES}, got {input.dtype}")
@@ -63,7 +63,7 @@ def check_call(
         if tensor.device != device:
             raise ValueError(f"expected {name} on the input's device {device}, got it on {tensor.device}")
     if (running_mean is None) != (running_var is None):
-        raise ValueError("expected running_mean and running_var both or neither, got one of them")
+        raise ValueError("expected running_mean and running_var both or neither, got only one")
     count = num_batches_tracked
     if count is not None and (count.dtype, count.dim(), count.device) != (torch.int64, 0, device):
         raise TypeError(
@@ -76,13 +76,13 @@ def check_call(
     if momentum is not None and momentum != momentum:
         raise ValueError(f"expected momentum to be a number or None, got {momentum!r}")
     if (training or running_mean is None) and not eps > 0:
-        raise ValueError(f"expected a positive eps to take statistics with, got {eps!r}")
+        raise ValueError(f"expected a positive eps, got {eps!r}")
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Raise :class:`TypeError` unless ``tensor`` is a Tensor that holds all of its numbers, here."""
+    """Raise :class:`TypeError` unless ``tensor`` is a Tensor that holds all of its numbers in this process."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a Tensor, got {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -92,22 +92,22 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def _check_class(name: str, tensor: Tensor) -> None:
-    """Raise :class:`TypeError` where a tensor of another class than Tensor stands for numbers that it does not hold."""
+    """Raise :class:`TypeError` for a subclass of Tensor that does not hold its numbers itself."""
     if hasattr(tensor, "device_mesh"):
-        remedy = f"take this rank's part of it: {name}.to_local()"
+        remedy = f"pass this rank's part, {name}.to_local()"
         if name != "input":
-            remedy = "leave this layer out of distribute_module, which makes DTensors of its parameters and buffers"
+            remedy = "leave this layer out of distribute_module, which turns its parameters and buffers into DTensors"
         raise TypeError(f"expected {name} to be a plain Tensor, got a DTensor; {remedy}")
     own = type(tensor).__torch_dispatch__
     if own is not Tensor.__torch_dispatch__ and not type(tensor).__module__.startswith("torch._subclasses"):
         raise TypeError(
-            f"expected {name} to be a plain Tensor, got a {type(tensor).__name__}, which is computed by operations of "
-            "its own; give the layer the Tensor that it holds"
+            f"expected {name} to be a plain Tensor, got a {type(tensor).__name__}, which replaces PyTorch's operations "
+            "by its own; pass the Tensor inside it"
         )
 
 
 def check_mask(input: Tensor, mask: Tensor) -> None:
-    r"""Raise unless ``mask`` says of every position of ``input``, (N, C, \*), whether it is valid."""
+    r"""Raise unless ``mask`` has one bool for each position of ``input``, (N, C, \*)."""
     check_dense("input", input)
     check_dense("mask", mask)
     if input.dim() < 2:
@@ -125,7 +125,7 @@ def check_mask(input: Tensor, mask: Tensor) -> None:
 
 
 def check_normalized(positions: Tensor, normalized: Tensor) -> None:  # (M, C)
-    """Raise unless what a layer made of the valid positions can be put in their places."""
+    """Raise unless the layer's output for the valid positions can be put in their places."""
     if not isinstance(normalized, Tensor):
         raise TypeError(f"expected layer to return a Tensor, got {type(normalized).__name__}")
     if normalized.shape != positions.shape:
@@ -141,25 +141,25 @@ def check_normalized(positions: Tensor, normalized: Tensor) -> None:  # (M, C)
 
 
 def check_spread(input: Tensor) -> None:  # (N, C, *)
-    """Raise :class:`ValueError` where this rank is alone and has one value per channel: nothing to take a spread of."""
+    """Raise :class:`ValueError` for one value per channel: one value has no variance."""
     if input.numel() == input.shape[1]:
         raise ValueError(
-            f"expected more than 1 value per channel to take statistics of, got input of shape {tuple(input.shape)} "
+            f"expected more than 1 value per channel to compute statistics, got input of shape {tuple(input.shape)} "
             "on the only rank"
         )
 
 
 def check_stats_mode(stats_mode: str) -> None:
-    """Raise :class:`ValueError` unless there is such a mode."""
+    """Raise :class:`ValueError` unless ``stats_mode`` is one of :data:`sbnref.modes.STATS_MODES`."""
     if stats_mode not in STATS_MODES:
         raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
 
 
 def check_group(group: object) -> None:
-    """Raise :class:`TypeError` unless ``group`` is of a kind that can be synchronized over."""
+    """Raise :class:`TypeError` unless ``group`` is None, a process group or a mesh."""
     if group is None or group is dist.GroupMember.NON_GROUP_MEMBER:
         return
-    is_group = isinstance(group, dist.ProcessGroup)  # by itself: in a tuple torch.compile does not recognize it
+    is_group = isinstance(group, dist.ProcessGroup)  # apart: torch.compile does not recognize it in a tuple
     if not (is_group or isinstance(group, dist.device_mesh.DeviceMesh)):
         raise TypeError(
             f"expected group to be None, a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
@@ -167,86 +167,82 @@ def check_group(group: object) -> None:
 
 
 def check_member(group: object) -> None:
-    """Raise :class:`ValueError` unless this process is in ``group``, and it is one group and not a mesh of several."""
+    """Raise :class:`ValueError` unless this process is in ``group``, and a mesh has one dimension."""
     if isinstance(group, dist.device_mesh.DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
                 f"expected a one-dimensional DeviceMesh, got one of {group.ndim} dimensions {group.mesh_dim_names}; "
-                "name the dimension to synchronize along: mesh['name']"
+                "select the dimension to synchronize along with mesh['name']"
             )
         member = group.get_coordinate() is not None
     else:
         member = group is not dist.GroupMember.NON_GROUP_MEMBER
     if not member:
-        raise ValueError(
-            f"expected a group that this process is in, got one that rank {dist.get_rank()} is not a member of"
-        )
+        raise ValueError(f"expected a group that this process is in, got a group without rank {dist.get_rank()}")
 
 
 def check_registered(group: dist.ProcessGroup) -> None:
-    """Raise :class:`ValueError` where ``group`` was destroyed: its name may lead to another group by now."""
+    """Raise :class:`ValueError` if ``group`` was destroyed: its name may belong to another group by now."""
     c10d = dist.distributed_c10d
     if group in c10d._world.pg_map:
         return
     try:
         name = group.group_name
-    except RuntimeError:  # a group that stands before another one need not have a name
+    except RuntimeError:  # a wrapper of another group may have no name
         return
     try:
         registered = c10d._resolve_process_group(name)
     except RuntimeError:
         registered = None
     if registered is not group:
-        raise ValueError(
-            "expected a process group that is initialized, got one that was destroyed; set layer.group again"
-        )
+        raise ValueError("expected an initialized process group, got a destroyed one; set layer.group again")
 
 
 check_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_eager_trace() -> None:
-    """Raise :class:`RuntimeError` where :func:`torch.jit.trace` or the older ONNX exporter records a training step."""
+    """Raise :class:`RuntimeError` if :func:`torch.jit.trace` or the older ONNX exporter records a training step."""
     if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
         raise RuntimeError(
-            "expected a SyncBatchNorm in eval mode to trace or export, got one in training: call eval() first"
+            "expected a SyncBatchNorm in eval mode for tracing or export, got one in training mode; call eval() first"
         )
 
 
 def check_join() -> None:
-    """Raise :class:`RuntimeError` within DDP's ``Join``: who has joined makes DDP's collectives and not the layer's."""
+    """Raise :class:`RuntimeError` within DDP's ``Join``: a joined rank makes DDP's collectives but not the layer's."""
     if torch.compiler.is_compiling():
         return
     model = torch.nn.parallel.DistributedDataParallel._active_ddp_module
     if model is None or not model._join_config.enable or model._join_config.throw_on_early_termination:
-        return  # with the last of these no rank goes on when one's batches have run out
+        return  # with throw_on_early_termination no rank goes on after the first one ran out of batches
     raise RuntimeError(
-        "expected no Join around a model with SyncBatchNorm: a rank whose batches have run out makes DDP's collectives "
-        "in it and not the layer's, which the others then wait for. Leave Join out and give such a rank empty batches, "
-        "x[:0], until all have run out; or end for all with throw_on_early_termination=True"
+        "expected no Join around a model with SyncBatchNorm: in a Join, a rank without batches makes DDP's collectives "
+        "but not the layer's, and the other ranks wait for those. Leave Join out and give that rank empty batches, "
+        "x[:0], until all ranks have run out; or end on all ranks at once with throw_on_early_termination=True."
     )
 
 
 def check_running_unmapped(*tensors: Tensor | None) -> None:
-    """Raise :class:`ValueError` where one of them is a batch that ``vmap`` goes over."""
+    """Raise :class:`ValueError` if ``vmap`` maps over one of the tensors."""
     if any(map(_mapped, tensors)):
         raise ValueError(
-            "expected no running statistics under vmap, got some, which a batch of statistics cannot move: "
-            "map the layer with track_running_stats=False, or in eval mode"
+            "expected no running statistics under vmap, got some: a batch of statistics cannot update one buffer; "
+            "map the layer with track_running_stats=False or in eval mode"
         )
 
 
 def check_mask_unmapped(mask: Tensor) -> None:
-    """Raise :class:`ValueError` where ``mask`` is a batch of masks that ``vmap`` goes over."""
+    """Raise :class:`ValueError` if ``vmap`` maps over ``mask``."""
     if _mapped(mask):
         raise ValueError(
-            "expected one mask for all that vmap goes over, got a batch of masks, each with its own number of valid "
-            "positions: give vmap in_dims=None for the mask, or loop over the masks"
+            "expected one mask under vmap, got a batch of masks, which differ in their number of valid positions; "
+            "pass in_dims=None for the mask, or loop over the masks"
         )
 
 
 def _mapped(tensor: Tensor | None) -> bool:
-    """Whether ``tensor`` is a batch that ``vmap`` goes over."""
+    """Return whether ``vmap`` maps over ``tensor``."""
     functorch = torch._C._functorch
     while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

@@ -68,11 +68,11 @@ def test_other_hints():
         ("backward_stats", {"what": "the same call gave two different results for x"}, "a changing order"),
         ("forward_stats", {"what": "raised RuntimeError: f may not be called by code that is graded"}, "forbidden"),
         ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
-        ("backward_apply", {"features": ["float64"]}, "something on the way is float32"),
+        ("backward_apply", {"features": ["float64"]}, "an intermediate result in float32"),
         ("forward_stats", {"relative": 1e-4}, "Sum deviations from the mean"),
         ("forward_stats", {"features": ["layout"]}, "x.stride()"),
-        ("forward_stats", {"features": ["empty rank"]}, "nothing may be divided by them"),
-        ("layer", {}, "have in common"),
+        ("forward_stats", {"features": ["empty rank"]}, "do not divide by them"),
+        ("layer", {}, "a common feature"),
     ):
         assert text in where_to_look(stage, "failed", {**base, **changed})[0]
 
@@ -150,7 +150,7 @@ def test_what_is_saved_may_lie_as_its_owner_likes():
 def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
     results = statuses(replaced(forward_apply=saving(lambda saved: saved * 1.01)))
     assert [stage for stage in STAGES if results[stage].status == "failed"] == ["forward_apply"]
-    assert "what it saves leads backward" in results["forward_apply"].failure["what"]
+    assert "is right with the reference's saved, but wrong with this one" in results["forward_apply"].failure["what"]
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_a_stage_that_breaks_the_contract_is_reported(returns, problem):
     assert problem in report.first_divergence.problems["breaks"]
     problems = {row.stage: row.problems["breaks"] for row in report.rows if row.problems}
     if "None" in problem:
-        assert problems["backward_stats"] == "was not run, for want of what forward_apply saves"
+        assert problems["backward_stats"] == "was not run, because forward_apply saved nothing"
 
 
 def test_many_layers_take_a_line_each_unless_they_diverge():
@@ -154,7 +154,7 @@ def test_bad_use_says_what_to_do():
         (ValueError, "call model.train\\(\\) first", (sbnref.SyncBatchNorm(3).eval(), x, both)),
         (ValueError, "names of two implementations", (layer, x, ("reference",))),
         (ValueError, "got 'gpu'", (layer, x, ("reference", "gpu"))),
-        (ValueError, "reached none", (Twice(), {"x": x, "scale": 1, "skip": True}, both)),
+        (ValueError, "but it called none", (Twice(), {"x": x, "scale": 1, "skip": True}, both)),
     ):
         with pytest.raises(error, match=text):
             sbnref.compare(*arguments)

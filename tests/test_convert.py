@@ -199,7 +199,7 @@ OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (nn.LazyBatchNorm2d, "a LazyBatchNorm2d that learns its num_features from its first input"),
+        (nn.LazyBatchNorm2d, "a LazyBatchNorm2d that gets its num_features from its first input"),
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (lambda: with_attribute("forward", lambda x: x), "a forward pass of its own"),
         (lambda: with_attribute("channel_last", True, standin(APEX)(4)), "channel_last=True"),

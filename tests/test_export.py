@@ -86,7 +86,7 @@ def test_eval_mode_without_running_statistics_is_torchs_own(impl):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_trace_in_training_mode_is_refused():
-    with pytest.raises(RuntimeError, match=r"eval mode to trace or export, got one in training: call eval\(\) first"):
+    with pytest.raises(RuntimeError, match=r"got one in training mode; call eval\(\) first"):
         torch.jit.trace(SyncBatchNorm(2), X)
 
 

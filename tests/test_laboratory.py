@@ -325,7 +325,7 @@ def test_the_command_refuses_in_a_sentence(student, tmp_path, monkeypatch, argum
     ("body", "said"),
     [
         ("volatile char big[1 << 22]; big[lane] = 1", "signal 11"),
-        ("for (volatile int i = 0;;) i = 1", "the kernels were not done in 3 s"),
+        ("for (volatile int i = 0;;) i = 1", "the kernels took longer than 3 s"),
     ],
 )
 def test_what_ends_the_process_or_never_ends_is_said(tmp_path, body, said):

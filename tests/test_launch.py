@@ -191,7 +191,7 @@ def test_a_long_text_of_an_exception_is_cut_to_its_ends():
 
 @pytest.mark.parametrize("world_size", [0, "2", 2.5])
 def test_a_world_has_a_rank(world_size):
-    with pytest.raises(ValueError, match=f"at least 1 rank, as an integer, got {world_size!r}"):
+    with pytest.raises(ValueError, match=f"expected world_size to be an integer of at least 1, got {world_size!r}"):
         sbnref.Ranks(world_size)
 
 

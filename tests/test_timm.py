@@ -106,7 +106,10 @@ def test_what_timm_converted_itself_without_an_activation():
 def test_a_subclass_is_converted_unless_it_has_a_forward_of_its_own():
     named, other = (type("Mine", (BatchNormAct2d,), methods) for methods in ({}, {"forward": lambda self, x: x}))
     assert type(convert_sync_batchnorm(named(4))) is SyncBatchNormAct
-    with pytest.raises(TypeError, match=r"a Mine with a forward pass of its own: sbnref\.interop\.register_conversion"):
+    with pytest.raises(
+        TypeError,
+        match=r"a Mine with a forward pass of its own; register its class with sbnref\.interop\.register_conversion",
+    ):
         convert_sync_batchnorm(other(4))
 
 

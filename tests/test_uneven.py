@@ -84,26 +84,27 @@ def fails(batches_of_ranks, like=None):
 
 
 def test_a_rank_without_any_batch_is_refused_on_all(world):
-    said = "expected a batch on every rank, to make empty ones of, or `like`, got neither on 1 of 2 ranks"
+    said = "expected a batch or `like` on every rank, got neither on 1 of 2 ranks; pass `like`, any batch "
+    said += "to make empty ones from"
     assert world(2).run(fails, [[torch.ones(1)], []]) == [(ValueError, said)] * 2
 
 
 def test_a_batch_without_tensors_is_refused(world):
-    said = "expected a batch with tensors in it, samples in dimension 0, got a list without"
+    said = "expected a batch with samples in dimension 0 of its tensors, got a list without tensors"
     assert [text for _, text in world(2).run(fails, [[["a name", 3]], [["a name", None]]])] == [said, said]
     for _, text in world(2).run(fails, [[(torch.ones(1), UserDict(x=torch.ones(1)))]] * 2):
         assert text.startswith("expected a batch of tensors, numbers, text and None, in tuples, lists and dicts")
-        assert "got in it UserDict, which may hold samples" in text
+        assert "got one with UserDict, which may hold samples" in text
 
 
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]), "a PackedSequence, which cannot: keep"),
-        ([torch.ones(())], "samples in dimension 0, got tensors of no dimension"),
+        (pack_sequence([torch.ones(3, 2), torch.ones(1, 2)]), "got one with a PackedSequence; pad"),
+        ([torch.ones(())], "samples in dimension 0 of its tensors, got tensors without dimensions"),
         (torch.ones(2, 2).to_sparse(), "expected a dense batch, got torch.sparse_coo"),
         (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "got a nested one"),
-        (SimpleNamespace(x=torch.ones(1)), "got in it SimpleNamespace, which may hold samples"),
+        (SimpleNamespace(x=torch.ones(1)), "got one with SimpleNamespace, which may hold samples"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -140,13 +141,13 @@ def loader_or_like(case):
     ("case", "error", "text"),
     [
         ("broken disk", OSError, "the disk"),
-        ("no tensors", TypeError, "expected a batch with tensors in it"),
-        ("like", TypeError, "got in it UserDict"),
+        ("no tensors", TypeError, "expected a batch with samples in dimension 0 of its tensors"),
+        ("like", TypeError, "got one with UserDict"),
     ],
 )
 def test_an_error_of_one_rank_ends_the_loop_on_all(case, error, text, world):
     told, raised = world(2).run(loader_or_like, case)
     assert told[0] is RuntimeError
-    assert "got an error on 1 of 2 ranks, which raise it: the loop ends on all" in told[1]
+    assert "got an error on 1 of 2 ranks, where it is raised; the loop ends on all" in told[1]
     assert raised[0] is error
     assert text in raised[1]

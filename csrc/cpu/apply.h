@@ -1,17 +1,16 @@
 // One output element for every input element, for the stages that apply.
 //
-// The output is made in chunks that lie one after another in memory, whatever the rows. Within a chunk rows follow each
-// other forwards: the last lanes of a row may run over into the next one, which is written after it. A thread goes
-// through its share backwards, so that it starts on what the first pass left in the cache; but by stretches of a
-// million elements, and forwards in each, since what fetches memory ahead of its use foresees an ascending walk only.
+// The output is made in chunks that follow each other in memory, across rows. Within a chunk, rows are written
+// forwards: the last lanes of a row may overwrite the start of the next row, which is written after it. A thread
+// processes its share backwards, so that it starts on data that the first pass left in the cache. It goes by stretches
+// of a million elements, and forwards in each, because prefetchers recognize only ascending accesses.
 //
-// An output too large to be found in the cache by whoever reads it next is *streamed*: a chunk is made in L1 and leaves
-// it in whole cache lines, around the caches. An ordinary store first fetches the line that it is going to overwrite, a
-// third of all that is moved when y is made from x; and it throws out of the cache a line of x, which the backward pass
-// could have found there. Lines that are written in two parts would ruin this, and rows are rarely whole lines: hence
-// the detour over L1.
+// An output that is too large to stay in the cache until it is read is *streamed*: a chunk is made in L1 and leaves it
+// in whole cache lines, around the other caches. An ordinary store first fetches the line that it overwrites, a third
+// of the traffic from x to y, and evicts a line of x, which the backward pass could have found in the cache. Lines
+// written in two parts would spoil streaming, and rows are rarely whole lines: hence the detour over L1.
 //
-// A stage says what an element becomes, given K coefficients of its channel:
+// A stage defines the new value of an element, given K coefficients of its channel:
 //
 //   Lanes<A> map(Load load, const Lanes<A> (&coefficients)[K])   load(p) gives the lanes of a tensor p
 #pragma once
@@ -23,7 +22,7 @@
 
 namespace sbnref::cpu {
 
-// Calls f with each channel, on several threads where there are many.
+// Calls f with each channel, on several threads if there are many channels.
 template <typename F>
 void for_channels(int64_t channels, const F& f) {
     in_parallel(channels, kLeastChannels, [&](int64_t begin, int64_t end) {
@@ -31,7 +30,7 @@ void for_channels(int64_t channels, const F& f) {
     });
 }
 
-// K coefficients for every channel; for columns, beside each other for as many rows as make a good length.
+// K coefficients for every channel; for columns, repeated for several rows to reach a good length.
 template <typename A, int K>
 struct Coefficients {
     static constexpr int64_t kLeastWidth = 256;
@@ -39,12 +38,12 @@ struct Coefficients {
     explicit Coefficients(const Shape& shape)
         : channels(shape.channels),
           width(shape.inner > 1 ? channels : ceil_div(kLeastWidth, channels) * channels),
-          stride(width + Lanes<A>::kCount),  // the lanes of the last column may run over
+          stride(width + Lanes<A>::kCount),  // the lanes of the last column may extend beyond the end
           values(K * stride) {}
 
     void set(int64_t channel, const A (&of_channel)[K]) {
         for (int k = 0; k < K; ++k) {
-            // One NaN for all, whose lower half is zero, as it is in a NaN that was widened: so it is in all results.
+            // Replace every NaN by one whose lower half is zero, as in a widened NaN; so all results have such NaNs.
             const A value = std::isnan(of_channel[k]) ? std::numeric_limits<A>::quiet_NaN() : of_channel[k];
             for (int64_t column = channel; column < width; column += channels) values[k * stride + column] = value;
         }
@@ -59,13 +58,13 @@ constexpr int64_t kChunk = 2048;   // elements: 16 KiB at most
 constexpr int64_t kStretch = 512;  // chunks
 constexpr int64_t kLeastStreamedRow = 256;
 
-// Whether the input and the output are together too large for the cache. Short rows take longer to make than to store.
+// Whether input and output together are too large for the cache. Short rows take longer to compute than to store.
 inline bool streams(const Shape& shape, const void* out, int64_t element_size) {
     return (shape.inner == 1 || shape.inner >= kLeastStreamedRow) &&
            2 * shape.size() * element_size > last_level_cache() && reinterpret_cast<uintptr_t>(out) % kLanesBytes == 0;
 }
 
-// Copies to a multiple of kLanesBytes without a place in the caches, where the CPU has an instruction for that.
+// Copies to a multiple of kLanesBytes around the caches, if the CPU has an instruction for that.
 inline void stream(void* to, const void* from, size_t bytes) {
     size_t done = 0;
 #ifdef __SSE2__
@@ -91,14 +90,14 @@ inline void stream(void* to, const void* from, size_t bytes) {
     std::memcpy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done, bytes - done);
 }
 
-// Streamed lines are seen by other threads only after this.
+// Makes streamed lines visible to other threads.
 inline void finish_streaming() {
 #ifdef __SSE2__
     _mm_sfence();
 #endif
 }
 
-// Makes the elements from `begin` to `end`. What lies between their end in `out` and out_end may be overwritten.
+// Computes the elements from `begin` to `end`. It may overwrite memory between their end in `out` and out_end.
 template <typename Stage, typename A, int K, typename T>
 SBNREF_INLINE void make_rows(
     const Shape& shape, const Stage stage, const Coefficients<A, K>& coefficients, int64_t begin, int64_t end, T* out,

@@ -1,4 +1,4 @@
-// Stage 4: dx, and where wanted dgamma and dbeta.  Reads dy and x once, writes dx once.
+// Stage 4: dx and, if needed, dgamma and dbeta.  Reads dy and x once, writes dx once.
 //
 // dx = gamma / sigma { g - k/D [A + xhat B - skew B] }, collected per channel as dx = scale g - (slope (x - hi) +
 // offset).
@@ -31,7 +31,7 @@ void backward_apply(const Shape& shape, const BackwardApply& b) {
             const double sum_g = total[c], sum_gx = total[C + c];
             const Split<A> mean(saved[c]);
             const double invstd = saved[C + c], skew = saved[2 * C + c];
-            const double k = b.k * saved[3 * C + c];  // what one element weighs in the mean
+            const double k = b.k * saved[3 * C + c];  // the weight of one element in the mean
             const double scale = b.gamma.data ? load_channel(b.gamma, c) * invstd : invstd;
             const double slope = scale * k * sum_gx * invstd;
             const double offset = scale * k * (sum_g - (mean.lo * invstd + skew) * sum_gx);

@@ -1,8 +1,8 @@
-// Stage 2: y, the running statistics, and what the backward pass needs.  Reads x once, writes y once.
+// Stage 2: y, the running statistics, and the numbers saved for the backward pass.  Reads x once, writes y once.
 //
-// What the total says of a channel becomes y = (x - hi) scale + shift before the elements are touched. The statistics
-// and the running ones are what ranks have to agree on bit for bit, among each other and with the reference: they are
-// computed in its order of operations, none fused with another (-ffp-contract=off).
+// Each channel's y = (x - hi) scale + shift is computed from the total before the elements are read. The statistics and
+// the running statistics have to be equal bit for bit between the ranks and to the reference, so they use the
+// reference's order of operations, without fusing (-ffp-contract=off).
 #include <cmath>
 
 #include "apply.h"
@@ -10,7 +10,7 @@
 namespace sbnref::cpu {
 namespace {
 
-// What a total says of a channel, as sbnref/modes.py: combine.
+// The statistics of a channel from a total, like combine in sbnref/modes.py.
 struct Statistics {
     double mean, var, divisor, weight, count;
 };
@@ -24,7 +24,7 @@ Statistics combine(const double* total, int64_t divisor, int64_t channels, int64
     return {mean, (s2 + (between < kNoise * s3 ? 0 : between)) / d, d, weight, count};
 }
 
-// As sbnref/running.py: update_running_stats, for one channel.
+// Like update_running_stats in sbnref/running.py, for one channel.
 void update_running_stats(const ForwardApply& f, const Statistics& stats, double factor, int64_t channel) {
     const double others = stats.count - 1, unbiased = stats.var * stats.count / (others < 1 ? 1 : others);
     const auto move = [&](const Buffer& buffer, double value) {
@@ -68,7 +68,7 @@ void forward_apply(const Shape& shape, const ForwardApply& f) {
             coefficients.set(c, {mean.hi, static_cast<A>(scale), static_cast<A>(shift)});
             saved[c] = stats.mean;
             saved[C + c] = invstd;
-            // Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
+            // Zero unless W != D. That happens in 'default' with an empty rank, where the mean is not the data's mean.
             saved[2 * C + c] = stats.mean * invstd * (1 - stats.weight / stats.divisor);
             saved[3 * C + c] = 1 / stats.divisor;
             if (updates) update_running_stats(f, stats, factor, c);

@@ -1,8 +1,8 @@
-// Stage 1: what this rank knows of the statistics.  Reads x once; writes 3C + 2 numbers.
+// Stage 1: this rank's part of the statistics.  Reads x once; writes 3C + 2 numbers.
 //
 // A block sums its deviations d = x - center and their squares, about a center near its mean: mean = center + sum d /
-// n, and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, of which little cancels. The blocks' means and
-// squares are merged in float64 by Chan's formula.
+// n, and the sum of squares about the mean is sum d^2 - (sum d)^2 / n, with little cancellation. Chan's formula merges
+// the blocks' means and squares in float64.
 #include "reduce.h"
 
 namespace sbnref::cpu {
@@ -40,8 +40,8 @@ void forward_stats(const Shape& shape, const ForwardStats& f) {
         Partials partials = reduce(shape, Moments<T>{elements<const T>(f.x)});
         const int64_t groups = partials.groups();
 
-        // Group by group, so that neighbouring channels are worked on at once. The sum of the means is taken about the
-        // first of them: then it is as exact as they are.
+        // Group by group, to work on neighbouring channels at once. Sum the means about the first of them: then the sum
+        // is as exact as they are.
         in_parallel(C, ceil_div(kLeastWork, groups + 1), [&](int64_t begin, int64_t end) {
             std::fill(means + begin, means + end, 0.0);
             std::fill(variances + begin, variances + end, 0.0);

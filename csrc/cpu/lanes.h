@@ -1,8 +1,8 @@
-// Sixteen floats at once, or eight doubles, and the types they are stored in.
+// Vectors of sixteen floats or eight doubles, and conversions from and to the types in memory.
 //
-// A Lanes is 64 bytes of numbers that one operation works on: one register with AVX-512, two with AVX, four with SSE or
-// NEON. Every CPU adds up in the same lanes and no multiplication is fused with an addition, so the same input gives
-// the same bits on all of them.
+// A Lanes is 64 bytes of numbers for one operation: one register with AVX-512, two with AVX, four with SSE or NEON.
+// Every CPU adds up in the same lanes, and no multiplication is fused with an addition, so the same input gives the
+// same bits on all CPUs.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +27,9 @@ constexpr int kRegisterBytes = 32;
 constexpr int kRegisterBytes = 16;
 #endif
 constexpr int kLanesBytes = 64;
-constexpr int kRegisters = kLanesBytes / kRegisterBytes;  // that make up a Lanes
+constexpr int kRegisters = kLanesBytes / kRegisterBytes;  // in a Lanes
 
-// A register: `bytes` of numbers that the compiler adds and multiplies at once (GNU C's vector extension).
+// A register: `bytes` of numbers for one operation (GNU C's vector extension).
 template <typename N, int bytes = kRegisterBytes>
 struct RegisterOf {
     typedef N type __attribute__((vector_size(bytes)));
@@ -76,7 +76,7 @@ SBNREF_INLINE Lanes<A> all(A value) {
     return lanes;
 }
 
-// The first n lanes, zeros for the rest, whatever stood there.
+// The first n lanes, and zeros for the rest.
 template <typename A>
 SBNREF_INLINE Lanes<A> keep(Lanes<A> lanes, int64_t n) {
     using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
@@ -103,7 +103,7 @@ SBNREF_INLINE double sum(const Lanes<A>& lanes) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// ---- loads and stores: halves are widened and rounded on the way ----
+// ---- loads and stores, which widen and round halves ----
 
 template <typename T>
 SBNREF_INLINE auto load_register(const T* from) {  // float, double
@@ -142,7 +142,7 @@ template <typename T>
 SBNREF_INLINE Lanes<Accumulator<T>> load(const T* from) {
     Lanes<Accumulator<T>> lanes;
 #pragma GCC unroll 4
-    for (int i = 0; i < kRegisters; ++i)  // register by register: of 64 bytes at once a compiler makes a copy in memory
+    for (int i = 0; i < kRegisters; ++i)  // register by register: for 64 bytes at once a compiler copies through memory
         lanes.part[i] = load_register(from + i * Lanes<Accumulator<T>>::kPerRegister);
     return lanes;
 }
@@ -153,8 +153,8 @@ SBNREF_INLINE void store(T* to, const Lanes<T>& lanes) {
     for (int i = 0; i < kRegisters; ++i) std::memcpy(to + i * Lanes<T>::kPerRegister, &lanes.part[i], kRegisterBytes);
 }
 
-// To the nearest, ties to even: what is cut off carries into the upper half where it is more than half a unit there. A
-// NaN whose lower half is all ones would be carried over into a number; none of ours is, see Coefficients::set.
+// Rounds to nearest, ties to even: a lower half above half a unit carries into the upper half. A NaN with all ones in
+// its lower half would become a number, but no NaN here has that: see Coefficients::set.
 SBNREF_INLINE void store(c10::BFloat16* to, const Lanes<float>& lanes) {
     Register<uint32_t> upper[kRegisters];
 #pragma GCC unroll 4
@@ -162,7 +162,7 @@ SBNREF_INLINE void store(c10::BFloat16* to, const Lanes<float>& lanes) {
         const auto bits = (Register<uint32_t>)lanes.part[i];
         upper[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     }
-#if defined(__AVX2__) && !defined(__AVX512F__)  // packs within each half of a register
+#if defined(__AVX2__) && !defined(__AVX512F__)  // AVX2 packs within each half of a register
     const auto packed = _mm256_packus_epi32((__m256i)upper[0], (__m256i)upper[1]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0b11011000));
 #else
@@ -188,7 +188,7 @@ SBNREF_INLINE void store(c10::Half* to, const Lanes<float>& lanes) {
     }
 }
 
-// n elements of an array that ends at `end`. The lanes after them hold whatever follows in memory.
+// Loads n elements of an array that ends at `end`. The lanes after them hold the memory that follows.
 template <typename T>
 SBNREF_INLINE Lanes<Accumulator<T>> load(const T* from, int64_t n, const T* end) {
     constexpr int K = Lanes<Accumulator<T>>::kCount;
@@ -198,7 +198,7 @@ SBNREF_INLINE Lanes<Accumulator<T>> load(const T* from, int64_t n, const T* end)
     return load(padded);
 }
 
-// The first n lanes, to an array that ends at `end`; what follows there may be overwritten.
+// Stores the first n lanes to an array that ends at `end`. It may overwrite the elements that follow.
 template <typename T>
 SBNREF_INLINE void store(T* to, const Lanes<Accumulator<T>>& lanes, int64_t n, const T* end) {
     constexpr int K = Lanes<Accumulator<T>>::kCount;

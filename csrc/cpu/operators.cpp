@@ -1,4 +1,4 @@
-// The operators for CPU tensors, and what they ask of the machine: threads, the size of its cache.
+// The operators for CPU tensors, and their view of the machine: threads and the size of its cache.
 #include "../operators.h"
 
 #include <fstream>
@@ -13,7 +13,7 @@ void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t,
 
 int64_t last_level_cache() {
     static const int64_t bytes = [] {
-        for (const char* index : {"3", "2"}) {  // Linux's list; what sysconf says counts other machines' shares in VMs
+        for (const char* index : {"3", "2"}) {  // Linux's list, because sysconf is wrong for shares in virtual machines
             std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size");
             if (int64_t kibibytes = 0; file >> kibibytes) return kibibytes << 10;
         }
@@ -24,7 +24,7 @@ int64_t last_level_cache() {
 
 namespace {
 
-// How this library was built, and what it found.
+// The compiler of this library, its vector size, and the size of the cache.
 std::tuple<std::string, int64_t, int64_t> build_info() { return {__VERSION__, 8 * kRegisterBytes, last_level_cache()}; }
 
 struct Cpu {

@@ -1,20 +1,20 @@
 // Two sums per channel, for the stages that reduce.
 //
-// The tensor is cut into blocks that depend on its shape alone, never on the number of threads. A block leaves two
-// float64 numbers for each of its channels, and whoever needs them combines the blocks in their order: the same bits
-// whatever the threads.
+// The tensor is cut into blocks by its shape alone, not by the number of threads. A block gives two float64 numbers for
+// each of its channels, and the blocks are combined in a fixed order, so the result does not depend on the number of
+// threads.
 //
-//   rows      (inner > 1)   Long rows are cut into pieces that fit in L1. Of short ones a block takes some neighbouring
-//                           channels of many samples: every channel keeps its lanes of sums, so what a row costs beside
-//                           its elements is little.
-//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time: the
-//                           sums are fetched and put back once for four of them. Where there are few channels a line
-//                           is several rows.
+//   rows      (inner > 1)   Long rows are cut into pieces that fit in L1. A block of short rows has neighbouring
+//                           channels of many samples. Every channel keeps its lanes of sums, so the overhead of a row
+//                           is small.
+//   columns   (inner == 1)  Every column has its sums, in arrays that fit in L1. Four lines are added at a time, so the
+//                           sums are loaded and stored once for four lines. With few channels, a line is several
+//                           rows.
 //
-// A stage says what is summed, about a center per channel:
+// A stage defines the terms to sum, about a center per channel:
 //
-//   Terms<A> terms(Load load, const Lanes<A>& center)   load(p) gives the lanes of a tensor p at the place in question
-//   A center(channel)                                   where there is none, the block finds its center itself
+//   Terms<A> terms(Load load, const Lanes<A>& center)   load(p) gives the lanes of a tensor p at the current place
+//   A center(channel)                                   optional; without it, the block finds its center itself
 #pragma once
 
 #include "stages.h"
@@ -38,7 +38,7 @@ SBNREF_INLINE Terms<A> operator+(const Terms<A>& a, const Terms<A>& b) {
     return {a.first + b.first, a.second + b.second};
 }
 
-// What the blocks leave.
+// The results of the blocks.
 struct Partials {
     Partials(int64_t groups, int64_t channels) : channels(channels), counts(groups), pairs(groups * channels) {}
 
@@ -52,13 +52,13 @@ struct Partials {
 
 // ---- finding a center ----
 
-// Sums of squares are taken about a center near the mean: then hardly anything cancels in them. A block guesses one
-// from its first elements, and where these were not like the rest (an outlier, the edge of an image) looks at the
-// channel once more, about the mean that is known now. Where all elements are about as far from the center, every
-// addition may be rounded the same way: the mean is then off by a quarter of a unit in the last place of the distance
-// for every addition in a row. So fewer additions allow for more distance.
+// Sums of squares are taken about a center near the mean, so that little cancels. A block guesses a center from its
+// first elements. If these differ from the rest (an outlier, the edge of an image), it reads the channel once more,
+// about the mean that is now known. If all elements are about equally far from the center, every addition may be
+// rounded in the same direction: the mean is then off by a quarter of a unit in the last place of the distance for
+// every addition in a row. So fewer additions allow for more distance.
 
-// Whether [sum d, sum d^2] say that center and mean are more than `most` standard deviations apart.
+// Whether center and mean are more than `most` standard deviations apart, by [sum d, sum d^2].
 inline bool off_center(const Pair& sums, double per_count, double most) {
     const double of_distance = sums.first * sums.first * per_count;
     return of_distance > (sums.second - of_distance) * (most * most);
@@ -69,13 +69,13 @@ inline bool off_center(const Pair& sums, double per_count, double most) {
 constexpr int64_t kPiece = 4096;   // elements of a channel in a block, about
 constexpr int64_t kMostRows = 64;  // channels in a block
 constexpr int64_t kMostSamples = 64;
-constexpr int64_t kRun = 512;         // elements of a row that are added up before their sum is added to others'
+constexpr int64_t kRun = 512;         // elements of a row that are summed before their sum is added to other sums
 constexpr int64_t kGuess = 64;        // elements to guess a center from
 constexpr double kRowDistance = 0.5;  // see off_center: up to 64 additions in a row
 
 struct RowBlock {
-    int64_t group;              // which of the blocks that share a channel
-    int64_t sample, samples;    // the first, how many
+    int64_t group;              // index among the blocks that share a channel
+    int64_t sample, samples;    // the first, and their number
     int64_t channel, channels;  // likewise
     int64_t element, length;    // likewise, of each row
     double count() const { return static_cast<double>(samples * length); }
@@ -97,7 +97,7 @@ struct RowCut {
     int64_t blocks() const { return sample_groups * channel_groups * segments; }
     int64_t groups() const { return sample_groups * segments; }
 
-    RowBlock block(int64_t i) const {  // in the order of memory, but for the samples of a block
+    RowBlock block(int64_t i) const {  // in the order of memory, except for the samples of a block
         const int64_t segment = i % segments, c = i / segments % channel_groups, n = i / segments / channel_groups;
         const auto rest = [](int64_t size, int64_t begin, int64_t most) { return std::min(size - begin, most); };
         return {
@@ -114,14 +114,14 @@ struct RowCut {
     int64_t segments, length, sample_groups, samples, channel_groups, channels;
 };
 
-// The sum of the terms of elements at to at + length, all about one center. No more than a run.
+// The sum of the terms of elements at to at + length, all about one center. At most a run.
 template <typename Stage, typename A = typename Stage::A>
 SBNREF_INLINE Terms<A> sum_of_run(const Stage& stage, int64_t at, int64_t length, const Lanes<A>& center) {
     constexpr int64_t K = Lanes<A>::kCount;
     const auto terms = [&](int64_t i) __attribute__((always_inline)) {
         return stage.terms([&](auto p) { return load(p.data + at + i); }, center);
     };
-    Terms<A> even{}, odd{};  // two chains of additions, so that one need not wait for the other
+    Terms<A> even{}, odd{};  // two independent chains of additions, to hide their latency
     int64_t i = 0;
     for (; i + 2 * K <= length; i += 2 * K) {
         even = even + terms(i);
@@ -197,7 +197,7 @@ static_assert(kMostColumns<double> % kColumnUnit == 0);
 constexpr int64_t kBlockLines = 128;
 constexpr int64_t kGuessRows = 24;     // to guess centers from
 constexpr double kColumnDistance = 1;  // see off_center: 32 additions in a row
-constexpr int64_t kLinesAhead = 4;     // of their use, lines are fetched
+constexpr int64_t kLinesAhead = 4;     // lines to prefetch
 
 struct ColumnCut {
     ColumnCut(const Shape& s, int64_t most) : shape(s) {
@@ -224,8 +224,8 @@ template <int R, typename Stage, typename A = typename Stage::A>
 SBNREF_INLINE void add_lines(
     const Stage& stage, int64_t at, int64_t stride, int64_t width, const A* centers, A* sum_first, A* sum_second) {
     constexpr int64_t K = Lanes<A>::kCount;
-    // What is fetched ahead of its use is fetched in the order of memory, a line to its end and then the next one.
-    // Caches are best at that; the lines themselves are walked side by side.
+    // Prefetch in the order of memory, a whole line and then the next one, which suits caches best. The lines
+    // themselves are added side by side.
     int64_t ahead = at + kLinesAhead * stride, ahead_column = 0;
     const auto add = [&](int64_t column, const auto& load_at, const auto& kept) __attribute__((always_inline)) {
         const Lanes<A> center = load(centers + column);
@@ -288,7 +288,7 @@ Partials reduce_columns(const Shape& shape, const Stage& stage) {
                 if (const int64_t rest = rows % cut.repeats; rest > 0)
                     add_lines<1>(stage, at + line * stride, 0, channels * rest, centers, sum_first, sum_second);
             };
-            // The sums of the columns that hold the same channel, to first and second.
+            // Add up the columns of the same channel into first and second.
             const auto fold = [&] {
                 std::copy_n(sum_first, channels, first);
                 std::copy_n(sum_second, channels, second);

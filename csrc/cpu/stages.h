@@ -1,4 +1,4 @@
-// The four stages for CPU tensors, and what they share: threads, what is per channel, the element types.
+// The four stages for CPU tensors, and their shared parts: threads, values per channel, the element types.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +16,14 @@ void forward_apply(const Shape&, const ForwardApply&);
 void backward_stats(const Shape&, const BackwardStats&);
 void backward_apply(const Shape&, const BackwardApply&);
 
-// Calls f(begin, end) for parts of [0, count), each on a thread of PyTorch's, where the parts have `grain` or more.
+// Calls f(begin, end) for parts of [0, count) of `grain` or more, each on one of PyTorch's threads.
 void in_parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
 
-// Bytes of the largest cache; a guess where the system does not say.
+// Bytes of the largest cache, or a guess if the system does not know.
 int64_t last_level_cache();
 
-constexpr int64_t kLeastWork = 32768;    // elements that are worth another thread
-constexpr int64_t kLeastChannels = 512;  // whose coefficients are
+constexpr int64_t kLeastWork = 32768;    // elements that justify another thread
+constexpr int64_t kLeastChannels = 512;  // channels whose coefficients justify one
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -1,5 +1,5 @@
-// Included after a file of kernels: EXPORT(name) lets Python call its function of that name. The call returns what went
-// wrong, or null.
+// Included after a file of kernels: EXPORT(name) lets Python call its function of that name. The call returns an error
+// message, or null.
 #pragma once
 
 #define EXPORT(name)                                                       \

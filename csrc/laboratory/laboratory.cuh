@@ -1,5 +1,5 @@
-// What the kernels of the tutorials share: the tensor, and the two ways in which the threads of a block exchange a
-// number. A file of kernels includes this one, and defines functions that take a Problem.
+// Shared by the kernels of the tutorials: the tensor, and two ways for the threads of a block to exchange a number. A
+// file of kernels includes this one, and defines functions that take a Problem.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,27 +16,27 @@ constexpr int kWarp = 32;
 struct Problem {
     int64_t N, C, S;
     int64_t stride_n, stride_c, stride_s;  // in elements
-    int64_t splits;                        // blocks that share a channel, if the kernels want it
+    int64_t splits;                        // blocks that share a channel, if the kernels use it
     double weight, eps;
     const float* x;
     float* y;
     float *mean, *var;  // (C,)
-    double* partials;   // (3, splits, C), what blocks leave for each other
-    double* payload;    // (3C + 2,), what this rank tells the others
+    double* partials;   // (3, splits, C), partial results of blocks
+    double* payload;    // (3C + 2,), this rank's payload
     unsigned* tickets;  // (C,), zero before and after
     cudaStream_t stream;
 
     __host__ __device__ int64_t count() const { return N * S; }  // per channel
 
-    // Where element i of channel c is. A GPU divides integers in software, 32 bits faster than 64: a channel has less
-    // than 2^32 elements.
+    // The index of element i of channel c. A GPU divides integers in software, 32 bits faster than 64: a channel has
+    // less than 2^32 elements.
     __device__ int64_t at(int64_t c, int64_t i) const {
         const auto position = static_cast<unsigned>(i), size = static_cast<unsigned>(S);
         return position / size * stride_n + c * stride_c + position % size * stride_s;
     }
 };
 
-// V floats that one instruction moves, at a multiple of 4 V bytes.
+// V floats for one access, at a multiple of 4 V bytes.
 template <int V>
 struct alignas(4 * V) Floats {
     float at[V];
@@ -50,7 +50,7 @@ __device__ Floats<V>& floats(float* p) {
     return *reinterpret_cast<Floats<V>*>(p);
 }
 
-// The sum over the threads of a block, always added in the same order. Once in a kernel.
+// The sum over the threads of a block, always added in the same order. Call it at most once in a kernel.
 __device__ inline double sum_over_block(double value) {
     __shared__ double of_warp[kThreads / kWarp];
     for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_down_sync(~0u, value, distance);
@@ -68,7 +68,7 @@ struct Line {
     __device__ float operator()(float x) const { return (x - center) * scale + shift; }
 };
 
-// What one thread of the block computes, for all of them. Once in a kernel.
+// Broadcasts one thread's value to the block. Call it at most once in a kernel.
 template <typename F>
 __device__ Line once_per_block(const F& compute) {
     __shared__ Line shared;

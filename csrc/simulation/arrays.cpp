@@ -15,10 +15,10 @@ namespace {
 constexpr size_t kChunk = 4096;         // elements
 constexpr size_t kAlignment = 256;      // of an allocation
 constexpr size_t kGap = 256;            // between allocations
-constexpr uintptr_t kPage = 16 * 1024;  // or a part of it
+constexpr uintptr_t kPage = 16 * 1024;  // a multiple of the system's page
 constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024;
 
-// Allocations follow each other in one region and are never reused, so that every address tells what it was.
+// Allocations follow each other in one region and are never reused, so that every address identifies its array.
 struct Region {
     uintptr_t begin = 0, used = 0, end = 0;
 
@@ -26,7 +26,7 @@ struct Region {
         size_t bytes = size_t{1} << 38;
         void* memory = MAP_FAILED;
         for (bool limited = false; memory == MAP_FAILED; limited = true) {
-            if (limited) bytes /= 4;  // leaves most to others where memory is limited
+            if (limited) bytes /= 4;  // leave most of a limited memory to others
             memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
         }
         begin = used = reinterpret_cast<uintptr_t>(memory);
@@ -45,7 +45,7 @@ std::vector<std::unique_ptr<Array>>& allocated() {                   // in the o
     return arrays;
 }
 
-std::vector<std::unique_ptr<Array>>& others() {                      // variables, and what is lent
+std::vector<std::unique_ptr<Array>>& others() {                      // variables, and lent memory
     static auto& arrays = *new std::vector<std::unique_ptr<Array>>;  // outlives the report at the exit
     return arrays;
 }
@@ -55,7 +55,7 @@ std::vector<std::tuple<void*, void*, size_t>>& uploads() {  // on the GPU, on th
     return all;
 }
 
-Array* last = nullptr;  // that was found
+Array* last = nullptr;  // the array found last
 bool any_lent = false;
 
 // The allocation that begins at or before an address.
@@ -79,7 +79,7 @@ const char* verb(Access access) { return access == Access::Read ? "reads" : "wri
 std::string elements_in_words(size_t n) { return std::to_string(n) + (n == 1 ? " element" : " elements"); }
 std::string bytes_in_words(size_t bytes) { return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes"); }
 
-// The array next to an address that is in none, or that in which an access begins.
+// The array nearest to an address outside of all arrays, or the array in which an access begins.
 const Array* nearest(uintptr_t address) {
     const Array* found = nullptr;
     size_t least = kSharedGap;
@@ -98,7 +98,7 @@ const Array* nearest(uintptr_t address) {
     return found;
 }
 
-// What an address is that a kernel may not access.
+// Reports a kernel's access to an address that it may not access.
 [[noreturn]] void fail_outside(uintptr_t address, size_t bytes, Access access, const void* from) {
     const std::string what = std::string(verb(access)) + " " + bytes_in_words(bytes);
     if (address < 4096) fault(what + " at a null pointer", from);
@@ -111,7 +111,7 @@ const Array* nearest(uintptr_t address) {
         record(act, near, static_cast<int64_t>(address - near->begin), bytes, from);
     }
     if (near != nullptr && near->holds(address))  // begins inside
-        fault(what + ", of which the last are behind the end of " + near->name, from);
+        fault(what + ", the last of them behind the end of " + near->name, from);
     if (near != nullptr) {
         const bool before = address < near->begin;
         const size_t gap = before ? near->begin - address : address - near->end;
@@ -127,7 +127,7 @@ const Array* nearest(uintptr_t address) {
     const bool is_memory = msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) == 0;
     fault(
         what + (is_memory ? " of the host's memory; a kernel accesses what cudaMalloc returns, and __device__ variables"
-                          : " at an address that is no memory"),
+                          : " at an invalid address"),
         from);
 }
 
@@ -157,7 +157,7 @@ std::string Array::in_words(uintptr_t address, size_t bytes) const {
     return name + "[" + std::to_string(offset / static_cast<int64_t>(unit)) + "]";
 }
 
-// Elements become as small as an access is.
+// Elements become as small as the smallest access.
 void Array::refine(size_t bytes) {
     while (granule > bytes || granule > 4) {
         std::vector<bool> finer(2 * written.size());
@@ -178,7 +178,7 @@ void Array::refine(size_t bytes) {
     }
 }
 
-// Of the elements: small for a small array.
+// The number of elements in a chunk: small for a small array.
 size_t Array::chunk_size() const { return std::min(kChunk, size() / granule + 1); }
 
 Element& Array::at(size_t i) {
@@ -310,7 +310,7 @@ void* dynamic_shared(const char* name, size_t element) {
 
 namespace {
 
-// Addresses at which a launch is to access a type, and the alignment that the type has and they lack.
+// Misaligned addresses of upcoming accesses, and the alignment of the type.
 std::unordered_map<uintptr_t, size_t>& misaligned_at = *new std::unordered_map<uintptr_t, size_t>;
 
 void check(uintptr_t address, size_t bytes, Access access, const void* from, bool is_volatile = false) {
@@ -378,24 +378,24 @@ void* fill(void* to, int value, size_t bytes) {
 extern "C" void cudasim_lend(const void* begin, int64_t bytes) { cudasim::lend("an array", begin, bytes, 1, true); }
 extern "C" void cudasim_take_back() { cudasim::take_back(); }
 
-// Copies an array of the host to the GPU's memory, until the next call of cudasim_free_all; returns where it is.
+// Copies an array of the host to the GPU's memory, until the next call of cudasim_free_all; returns its address.
 extern "C" void* cudasim_upload(const char* name, void* from, int64_t bytes, int64_t element, int written) {
     using namespace cudasim;
     void* const to = allocate(bytes, name, element, false, {});
     if (to == nullptr) return nullptr;
     allocated().back()->known = written != 0;
-    strict = true;  // where kernels are graded
+    strict = true;  // for grading
     std::memcpy(to, from, bytes);
     uploads().emplace_back(to, from, bytes);
     return to;
 }
 
-// Copies all that was uploaded back to where it came from.
+// Copies all uploaded arrays back to the host.
 extern "C" void cudasim_download() {
     for (const auto& [from, to, bytes] : cudasim::uploads()) std::memcpy(to, from, bytes);
 }
 
-// Frees everything. Addresses are given out anew from here on.
+// Frees everything. Later allocations start again at the first address.
 extern "C" void cudasim_free_all() {
     using namespace cudasim;
     uploads().clear();

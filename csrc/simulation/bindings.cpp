@@ -16,15 +16,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         [](const std::string& order) {
             if (const char* const error = cudasim_set_order(order.c_str())) throw py::value_error(error);
         },
-        "The order in which blocks and threads take their turns: 'ascending', 'descending' or 'random:SEED'.");
+        "Set the order in which blocks and threads run: 'ascending', 'descending' or 'random:SEED'.");
     m.def(
         "simulate_multiprocessors",
         [](int multiprocessors) {
             static const Device small = simulated_device();
             simulated_device() = multiprocessors > 0 ? device_of(multiprocessors) : small;
         },
-        "Plan as for a GPU of so many multiprocessors; 0 goes back to the small one that is simulated by default.");
-    m.def("start_counting", &cudasim_reset, "Count what the launches from here on do to global memory.");
+        "Plan for a GPU with a number of multiprocessors; 0 restores the small default GPU.");
+    m.def("start_counting", &cudasim_reset, "Count accesses to global memory from here on.");
     m.def(
         "stop_counting",
         [] {
@@ -39,6 +39,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             }
             return launches;
         },
-        "What the launches since start_counting did: bytes that the threads asked for, and 32-byte sectors that the "
-        "accesses of the warps touched.");
+        "Return the launches since start_counting, with the bytes requested by threads and the 32-byte sectors touched "
+        "by warps.");
 }

@@ -1,5 +1,5 @@
-// What a launch moves: bytes, accesses of warps, the 32-byte sectors that these touch, and conflicts between the banks
-// of shared memory. The lanes of a warp access memory together: those that execute an instruction for the same time.
+// Counts a launch's traffic: bytes, accesses of warps, the 32-byte sectors that they touch, and bank conflicts of
+// shared memory. Lanes of a warp that execute an instruction for the n-th time access memory together.
 #include <algorithm>
 #include <array>
 
@@ -12,7 +12,7 @@ namespace {
 constexpr uintptr_t kSector = 32;
 constexpr unsigned kBanks = 32, kWord = 4;
 
-// The sectors of global memory, or the words of shared memory, that one access of a warp touches; each once.
+// The sectors of global memory, or the words of shared memory, that one access of a warp touches, without repetitions.
 struct Touched {
     std::vector<uintptr_t> units;
     uintptr_t last = 0, most = 0;
@@ -33,9 +33,9 @@ struct Touched {
 
 struct Instruction {
     bool shared;
-    std::array<uint32_t, kWarp> executed{};  // how often, by the lanes
-    uint32_t times = 0;                      // how often, by the lane that did most
-    std::vector<Touched> accesses;           // as many, and empty ones that earlier blocks have left
+    std::array<uint32_t, kWarp> executed{};  // number of executions by lane
+    uint32_t times = 0;                      // the largest of them
+    std::vector<Touched> accesses;           // one for each time, and empty ones from earlier blocks
 };
 
 std::vector<Launch>& launched = *new std::vector<Launch>;  // outlives the report at the exit

@@ -1,4 +1,4 @@
-// A fiber: a function with a stack of its own that runs until it switches to another fiber.
+// A fiber: a function with its own stack that runs until it switches to another fiber.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace cudasim {
 
-// Leaves the registers that a function has to preserve on the stack and the stack pointer in *from, and takes up where
-// `to` left off.
+// Saves the registers that a function has to preserve on the stack and the stack pointer in *from, and continues where
+// `to` stopped.
 extern "C" __attribute__((visibility("hidden"))) void cudasim_switch(void** from, void* to) asm("cudasim_switch");
 #if defined(__x86_64__)
 asm(R"(
@@ -71,7 +71,7 @@ constexpr int kSaved = 20, kReturn = 11;
 
 class Fiber {
    public:
-    // Makes the fiber run `function`, which must not return, on this stack when it is next switched to.
+    // Makes the fiber run `function`, which must not return, on this stack at the next switch to it.
     void start(char* stack, size_t bytes, void (*function)()) {
         auto** const top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + bytes) / 16 * 16);
         for (int i = 1; i <= kSaved; ++i) top[-i] = nullptr;  // where stack traces end
@@ -79,7 +79,7 @@ class Fiber {
         top[kReturn - kSaved] = reinterpret_cast<void*>(function);
     }
 
-    // Leaves this fiber, which is the one that runs, for another.
+    // Switches from this fiber, the running one, to another.
     void switch_to(Fiber& other) { cudasim_switch(&context_, other.context_); }
 
    private:

@@ -1,4 +1,4 @@
-// What the compiler calls under -fsanitize=thread, before every access to memory that is not a local variable.
+// The compiler calls these under -fsanitize=thread, before every access to memory, except to local variables.
 #include <atomic>
 
 #include "state.h"
@@ -37,8 +37,7 @@ HOOKS(16)
 #undef HOOKS
 #undef READ_AND_WRITE
 
-// What the compiler calls under -fsanitize=alignment, before an access to a type at an address that is not aligned for
-// it.
+// The compiler calls these under -fsanitize=alignment, before an access to a type at a misaligned address.
 struct Misaligned {
     struct {
         const char* file;
@@ -46,7 +45,7 @@ struct Misaligned {
     } where;
     const void* type;
     unsigned char log_alignment;
-    unsigned char kind;  // 0: a load, 1: a store, 2: a reference, others: of a member
+    unsigned char kind;  // 0: a load, 1: a store, 2: a reference, others: access to a member
 };
 void __ubsan_handle_type_mismatch_v1(const Misaligned* found, uintptr_t address) {
     if (found->kind <= 2) expect_misaligned(address, size_t{1} << found->log_alignment);
@@ -55,7 +54,7 @@ void __ubsan_handle_type_mismatch_v1(const Misaligned* found, uintptr_t address)
 void __tsan_atomic_thread_fence(int) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 void __tsan_atomic_signal_fence(int) {}
 
-// Of the host's code: std::atomic, and the guards of local statics.
+// Called by the host's code: std::atomic, and the guards of local statics.
 #define FETCH(bits, T, name)                                        \
     T __tsan_atomic##bits##_fetch_##name(volatile T* a, T v, int) { \
         return __atomic_fetch_##name(a, v, __ATOMIC_SEQ_CST);       \

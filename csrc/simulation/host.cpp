@@ -32,7 +32,7 @@ const Array* device_array(const void* p) {
     return array != nullptr && !array->freed ? array : nullptr;
 }
 
-// Whether the bytes are one array's, or the host's: a copy that leaves its array is a fault.
+// Whether the bytes are inside one array, or the host's: a copy beyond its array is a fault.
 bool check_range(const char* what, const void* p, size_t bytes, const Site& at) {
     const auto begin = reinterpret_cast<uintptr_t>(p);
     const Array* const array = find(begin);
@@ -247,7 +247,7 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
     return cudaSuccess;
 }
 
-#ifdef __APPLE__  // declares the functions of C without noexcept, and another one for <assert.h>
+#ifdef __APPLE__  // declares C functions without noexcept, and another function for <assert.h>
 #define CUDASIM_NOEXCEPT
 #define CUDASIM_ASSERT_FAIL __assert_rtn(const char*, const char* file, int line, const char* text)
 #else
@@ -265,7 +265,7 @@ extern "C" clock_t clock() CUDASIM_NOEXCEPT {
 
 long long clock64() { return static_cast<long long>(milliseconds() * 1.755e6); }
 
-// What <assert.h> calls.
+// Called by <assert.h>.
 extern "C" void CUDASIM_ASSERT_FAIL CUDASIM_NOEXCEPT {
     const std::string what = "assertion failed: " + std::string(text);
     if (cudasim::running) fault(what, __builtin_return_address(0));

@@ -1,4 +1,4 @@
-// The CUDA runtime's side of the simulation: what it reports about launches and memory.
+// The CUDA runtime's side of the simulation: reports about launches and memory.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@ struct Launch {
     std::string kernel;
     int line;  // of the launch in its file
     dim3 grid, block;
-    int64_t blocks = 0, shared_bytes = 0;        // that ran; of a block
-    int64_t bytes_read = 0, bytes_written = 0;   // of global memory, that the threads asked for
-    int64_t accesses = 0, sectors = 0;           // of global memory: of warps; of 32 bytes, that these touched
-    int64_t shared_accesses = 0, conflicts = 0;  // of shared memory: of warps; how many more turns these take
+    int64_t blocks = 0, shared_bytes = 0;        // blocks that ran; shared memory of a block
+    int64_t bytes_read = 0, bytes_written = 0;   // of global memory, requested by threads
+    int64_t accesses = 0, sectors = 0;           // of warps to global memory; 32-byte sectors that they touched
+    int64_t shared_accesses = 0, conflicts = 0;  // of warps to shared memory; extra cycles
 };
 std::vector<Launch>& counted_launches();
 

@@ -1,4 +1,4 @@
-// Launches: the blocks of a grid, the threads of a block as fibers, and how they wait for each other.
+// Launches: the blocks of a grid, the threads of a block as fibers, and their synchronization.
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -26,7 +26,7 @@ namespace {
 constexpr size_t kPage = 16 * 1024;
 constexpr size_t kMostThreads = 1024, kMostShared = 227 * 1024;
 constexpr size_t kMostGuarded = 16 * 1024;
-constexpr int kExchanged = 16;       // bytes that a lane exchanges at most
+constexpr int kExchanged = 16;       // most bytes that a lane exchanges
 constexpr unsigned kResident = 132;  // multiprocessors, of 2048 threads each
 
 enum class State { Ready, AtBarrier, AtWarp, AtActive, AtGrid, Done };
@@ -48,7 +48,7 @@ struct Thread {
     bool vote;
     Vote how;
     int barrier;       // the line of the barrier that it waits at
-    const char* kind;  // of warp operation that it waits for
+    const char* kind;  // the warp operation that it waits for
     unsigned mask;
     uint3 index;
     const void* from;
@@ -59,7 +59,7 @@ struct Warp {
     alignas(kExchanged) std::array<std::array<char, kExchanged>, kWarp> pending, given;
     unsigned givers;  // lanes that took part in the last exchange
     uint32_t tick;
-    std::array<std::array<uint32_t, kWarp>, kWarp> met;  // when two lanes have last waited for each other
+    std::array<std::array<uint32_t, kWarp>, kWarp> met;  // the tick when two lanes last waited for each other
 };
 
 struct Block {
@@ -69,7 +69,7 @@ struct Block {
     std::vector<unsigned> turns;
     Arena arena;
     uint32_t epoch;
-    int vote;       // the result of the last barrier's
+    int vote;       // the result of the last barrier's vote
     int fruitless;  // rounds in which threads only spun
     char* stacks = nullptr;
     size_t stacks_bytes = 0;
@@ -106,7 +106,7 @@ void thread_main() {
     wait(State::Done, nullptr);
 }
 
-// ---- the order of turns ----
+// ---- the order of threads and blocks ----
 
 struct Order {
     enum class Kind { Ascending, Descending, Random } kind = Kind::Ascending;
@@ -154,7 +154,7 @@ void start(Block& b, unsigned index, const Config& config) {
             mmap(nullptr, b.stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
         b.stacks = static_cast<char*>(memory);
-        static size_t guarded = 0;  // not all: the system limits how many mappings a process has
+        static size_t guarded = 0;  // not all stacks, because the system limits the mappings of a process
         for (size_t t = 0; t < size && guarded < kMostGuarded; ++t, ++guarded)
             mprotect(b.stacks + t * kStackBytes, kPage, PROT_NONE);  // ends the process
     }
@@ -164,7 +164,7 @@ void start(Block& b, unsigned index, const Config& config) {
     for (Warp& w : b.warps) w.tick = 1, w.met = {};
     for (size_t t = 0; t < size; ++t) {
         Thread& thread = b.threads[t];
-        // The tops of the stacks are apart in the caches.
+        // Place the tops of the stacks in different cache sets.
         thread.fiber.start(b.stacks + t * kStackBytes, kStackBytes - t % 64 * 320, thread_main);
         thread.state = State::Ready;
         thread.kind = "";
@@ -179,7 +179,7 @@ unsigned lanes_of(const Block& b, unsigned warp) {
     return left < kWarp ? left : kWarp;
 }
 
-// Where a thread waits.
+// The place where a thread waits.
 Site site_of(const Thread& thread) {
     Site found{thread.from};
     found.insert(found.end(), thread.calls.rbegin(), thread.calls.rend());
@@ -194,7 +194,7 @@ unsigned alive(const Block& b, unsigned warp) {
     return mask;
 }
 
-// All lanes of a mask have waited for each other: what one saw before, the others come after.
+// Records that all lanes of a mask have waited for each other: each comes after everything that the others saw before.
 void meet(Warp& warp, unsigned mask) {
     ++warp.tick;
     std::array<uint32_t, kWarp> latest{};
@@ -206,7 +206,7 @@ void meet(Warp& warp, unsigned mask) {
             for (unsigned j = 0; j < kWarp; ++j) warp.met[i][j] = mask >> j & 1 ? warp.tick : latest[j];
 }
 
-// Lets the lanes of each warp go on that wait for each other and are all there.
+// Releases the lanes of each warp that wait for each other, once all have arrived.
 bool release_warps(Block& b) {
     bool released = false;
     for (unsigned w = 0; w < b.warps.size(); ++w) {
@@ -233,13 +233,13 @@ bool release_warps(Block& b) {
             for (unsigned other = 0; other < kWarp; ++other)
                 if (group >> other & 1) b.threads[w * kWarp + other].state = State::Ready;
             released = true;
-            break;  // lanes of another group of this warp still have to read what they were given
+            break;  // lanes of another group of this warp still have to read their values
         }
     }
     return released;
 }
 
-// Lets lanes go on that wait at one __activemask. Its result is in each lane's mask.
+// Releases the lanes that wait at one __activemask. Its result is in each lane's mask.
 bool release_active(Block& b) {
     for (unsigned w = 0; w < b.warps.size(); ++w) {
         for (unsigned lane = 0; lane < lanes_of(b, w); ++lane) {
@@ -261,7 +261,7 @@ bool release_active(Block& b) {
     return false;
 }
 
-// Lanes of a warp have to come to the same barrier: the hardware runs it for all at once.
+// Checks that the lanes of a warp are at the same barrier: the hardware runs it for all at once.
 void check_barrier(const Block& b) {
     for (size_t first = 0; first < b.threads.size(); ++first) {
         const Thread& one = b.threads[first];
@@ -271,7 +271,7 @@ void check_barrier(const Block& b) {
             if (other.state == State::Done || other.barrier == one.barrier) continue;
             note_fault(
                 in_kernel_words() + "thread " + thread_in_words(first) + " waits at __syncthreads, thread " +
-                    thread_in_words(t) + " of the same warp waits at another one",
+                    thread_in_words(t) + " of the same warp waits at another __syncthreads",
                 site_of(one), site_of(other));
             throw Faulty();
         }
@@ -302,13 +302,13 @@ bool release_barrier(Block& b) {
 [[noreturn]] void fail_stuck(const Block& b) {
     const auto waits = [](const Thread& t) { return t.state != State::Done; };
     const auto waiting = std::find_if(b.threads.begin(), b.threads.end(), waits);
-    // One that waits elsewhere, or for others; the first of all is reported with it.
+    // Find a thread that waits elsewhere, or for others, to report with the first one.
     const auto elsewhere = [&](const Thread& t) {
         return t.state != State::Done &&
                (t.state != waiting->state || t.mask != waiting->mask || std::strcmp(t.kind, waiting->kind) != 0);
     };
     auto other = std::find_if(b.threads.begin(), b.threads.end(), elsewhere);
-    if (waiting->state == State::AtWarp) {  // rather one that it waits for
+    if (waiting->state == State::AtWarp) {  // prefer a thread that it waits for
         const size_t warp = (waiting - b.threads.begin()) / kWarp;
         for (unsigned lane = 0; lane < lanes_of(b, warp); ++lane) {
             const auto t = b.threads.begin() + warp * kWarp + lane;
@@ -373,7 +373,7 @@ Outcome run(Block& b) {
     }
 }
 
-// Runs the blocks in turn. Those that wait for others stay alive beside the next ones.
+// Runs the blocks in turn. Blocks that wait for others stay alive while the next ones run.
 void run_grid(const Config& config, unsigned blocks) {
     std::vector<unsigned> turns(blocks);
     order().arrange(turns);
@@ -425,13 +425,13 @@ std::string why_invalid(const Config& c) {
                std::to_string(c.shared);
     if (c.cooperative && blocks > kResident * (2048 / size))
         return "expected at most " + std::to_string(kResident * (2048 / size)) +
-               " blocks, which are alive at once in a cooperative launch, got " + std::to_string(blocks);
+               " blocks, because a cooperative launch runs all at once, got " + std::to_string(blocks);
     return "";
 }
 
 }  // namespace
 
-// ---- what the other parts ask ----
+// ---- functions for the other parts ----
 
 Arena& arena() { return block->arena; }
 size_t dynamic_bytes;
@@ -472,7 +472,7 @@ bool is_any_stack(uintptr_t address) {
 
 namespace {
 
-// Reports a thread that has run into the page below its stack. What else the signal is for happens when this returns.
+// Reports a thread that has run into the page below its stack. Other causes of the signal are handled after the return.
 void handle_overflow(int number, siginfo_t* info, void* context) {
     signal(number, SIG_DFL);
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
@@ -486,7 +486,7 @@ void handle_overflow(int number, siginfo_t* info, void* context) {
 #else
     const auto instruction = registers.pc;
 #endif
-    at.insert(at.begin(), reinterpret_cast<const void*>(instruction + 1));  // as if a call returned there
+    at.insert(at.begin(), reinterpret_cast<const void*>(instruction + 1));  // like a return address
 #endif
     const std::string most = std::to_string((kStackBytes - kPage) / 1024);
     note_fault(
@@ -521,7 +521,7 @@ Turn take_turn() {
 
 void give_way() {
     running = false;
-    self().fiber.switch_to(scheduler);  // ready as it is
+    self().fiber.switch_to(scheduler);  // still ready to run
     running = true;
 }
 
@@ -556,11 +556,11 @@ void fault(const std::string& what, const Site& at, const Site& other) {
 
 void fail(const char* what) { fault(what, __builtin_return_address(0)); }
 
-// ---- what kernels call ----
+// ---- functions for kernels ----
 
 namespace {
 
-// Whether a kernel runs; it is a fault if the host calls what only kernels have.
+// Whether a kernel runs. A call from the host, of a function for kernels only, is a fault.
 bool need_kernel(const char* what, const void* from) {
     if (running) return true;
     note_fault(std::string(what) + " outside of a kernel", site(from), {});

@@ -1,8 +1,8 @@
-// The simulated GPU, as code that it runs sees it: what the header that stands in for cuda_runtime.h is written in.
+// The simulated GPU's interface for the code that it runs, used by the simulation's own cuda_runtime.h.
 //
 // A launch runs the blocks of a grid one after another, and the threads of a block as fibers: a thread runs until it
 // waits for others, at a barrier or a warp's exchange, then the next one runs. The compiler reports every access to
-// memory (-fsanitize=thread, linked against hooks.cpp instead of the sanitizer's runtime). What CUDA leaves undefined
+// memory (-fsanitize=thread, linked against hooks.cpp instead of the sanitizer's runtime). Undefined behavior in CUDA
 // is a fault here: the first one stops its launch, and every later launch returns its error, as on a GPU.
 #pragma once
 
@@ -26,7 +26,7 @@ struct dim3 {
 
 namespace cudasim {
 
-// ---- where a thread is ----
+// ---- the place of a thread ----
 
 struct BuiltIn {
     uint3 thread, block;
@@ -45,10 +45,10 @@ struct Config {
         : grid(grid), block(block), shared(shared) {}
 };
 
-// Runs thread(arguments) in every thread of the grid. `line` is that of the launch in its file.
+// Runs thread(arguments) in every thread of the grid. `line` is the line of the launch in its file.
 void launch(const char* kernel, const Config& config, int line, void (*thread)(void*), void* arguments, size_t bytes);
 
-// What `kernel<<<config>>>` becomes: called with the arguments, it launches.
+// The replacement of `kernel<<<config>>>`: a call with the arguments launches the kernel.
 template <typename Kernel>
 struct Launcher {
     const char* name;
@@ -87,7 +87,7 @@ struct Null {
 
 // ---- memory ----
 
-// The running block's array of this identity, made at the first call. Arrays of one block lie apart.
+// The running block's array with this identity, made at the first call. There are gaps between a block's arrays.
 void* shared_array(const char* id, const char* name, size_t bytes, size_t element);
 template <typename T>
 T& shared(const char* id, const char* name) {
@@ -104,17 +104,17 @@ size_t element_size(const T&) {
     return sizeof(std::remove_all_extents_t<T>);
 }
 
-// Kernels of a library may access memory of the host that is lent to them.
+// Memory of the host that is lent to the kernels of a library: they may access it.
 void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written = true);
-bool take_back(const void* begin = nullptr);  // all that is lent, if not one array
+bool take_back(const void* begin = nullptr);  // one array, or everything lent
 void forget_failure();                        // so that the next launch runs again
 
 enum class Access { Read, Write, Atomic };
 
-// Checks and notes an access; `from` is the address to which its caller returns.
+// Checks and records an access; `from` is the return address of its caller.
 void access(const void* address, size_t bytes, Access access, const void* from, bool is_volatile = false);
 
-// The running thread's next operation, an atomicCAS, detects whether another thread has written there since it read.
+// The running thread's next operation, an atomicCAS, detects whether another thread has written there after its read.
 void verify(const void* address);
 
 // One atomic operation: returns the old value and stores f(old).
@@ -137,13 +137,13 @@ enum class Vote { Or, And, Count };
 int wait_for_block(Vote how, bool vote, int line);  // of the call
 void wait_for_grid();
 
-// The threads of a warp that `mask` names exchange values of up to 16 bytes. `kind` names the operation: all must take
-// part in the same one. `source` is the lane whose value this one takes. `receive` then copies what a lane gave, and
-// returns whether it took part: a lane that has returned does not, and what it would have given is undefined.
+// The threads of a warp in `mask` exchange values of up to 16 bytes. `kind` names the operation, which must be the same
+// for all. `source` is the lane whose value this one takes. Then `receive` copies a lane's value, and returns whether
+// it took part: a lane that has returned does not take part, and its value is undefined.
 void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, unsigned source = built_in.lane);
 bool receive(unsigned lane, void* value, size_t bytes);
 void wait_for_warp(unsigned mask);
-unsigned active_lanes();  // those that wait here with this one, where nothing else of the warp can run
+unsigned active_lanes();  // the lanes that wait here with this one, once no other lane of the warp can run
 
 // Ends the thread's launch with a fault.
 [[noreturn]] void fail(const char* what);

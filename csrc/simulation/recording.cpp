@@ -1,4 +1,4 @@
-// What the threads of small launches do, one thing after the other, for the player.
+// Records the acts of the threads of small launches, in order, for the player.
 #include <map>
 
 #include "host.h"
@@ -10,7 +10,7 @@ bool recording = false;
 
 namespace {
 
-constexpr size_t kMost = 400'000;  // things that are done
+constexpr size_t kMost = 400'000;  // acts
 constexpr int kColumns = 8;
 
 std::vector<int64_t> acts;        // launch, block, thread, act, site, array, offset, bytes
@@ -39,7 +39,7 @@ void record_launch(const char* kernel, const Config& config, int line) {
 
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from) {
     if (!recording) return;
-    if (acts.size() >= kColumns * kMost) fault("does more than a recording holds", from);
+    if (acts.size() >= kColumns * kMost) fault("executes more instructions than a recording holds", from);
     acts.insert(
         acts.end(),
         {static_cast<int64_t>(launches.size()) - 1, here.block, here.thread, static_cast<int64_t>(act), number_of(from),
@@ -63,7 +63,7 @@ extern "C" int64_t cudasim_acts(const int64_t** numbers) {
     return static_cast<int64_t>(cudasim::acts.size());
 }
 
-// The launches, the arrays and the sites that the acts name by number.
+// The launches, the arrays and the sites that the acts refer to by number.
 extern "C" const char* cudasim_recorded() {
     using namespace cudasim;
     std::string sites;

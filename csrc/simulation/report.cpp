@@ -1,7 +1,7 @@
-// The report: the first fault, launches that were refused, what each launch moved, memory that was not freed.
+// The report: the first fault, failed calls, the traffic of each launch, memory that was not freed.
 //
-// A program writes it to the file that SBNREF_LAB_REPORT names, where it ends or at its first fault, which ends it. In
-// a library, a fault ends its launch, and Python asks for the report.
+// A program writes it to the file in SBNREF_LAB_REPORT when it exits, or at its first fault, which ends it. In a
+// library, a fault ends its launch, and Python reads the report.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -18,7 +18,7 @@ constexpr int kFaulty = 99;  // the exit status of a program that was ended by a
 
 std::string first, first_json, text;
 
-// A call that was refused, as JSON but for its end: whether the program has asked for the error.
+// A failed call, as JSON without its end: whether the program has read the error.
 struct Refused {
     std::string json;
     bool handled;
@@ -90,7 +90,7 @@ std::string as_json(dim3 d) {
     return "[" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + "]";
 }
 
-// As addresses in the file that holds the program or the library; others, such as main()'s caller's, are left out.
+// As addresses in the file of the program or the library; others, such as that of main()'s caller, are left out.
 std::string as_json(const Site& site) {
     std::string result;
     Dl_info own, of;
@@ -137,7 +137,7 @@ void end_launch() {
 extern "C" const char* cudasim_report() { return cudasim::report(); }
 extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasim::failure().c_str() : nullptr; }
 
-// Forgets the first fault and what was counted.
+// Clears the first fault and the counts.
 extern "C" void cudasim_reset() {
     using namespace cudasim;
     forget_failure();

@@ -1,4 +1,4 @@
-// What the parts of the simulation share: where a thread is, the arrays that it may access, the first fault.
+// Shared by the parts of the simulation: the place of a thread, the arrays that it may access, the first fault.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@ namespace cudasim {
 
 constexpr unsigned kWarp = 32;
 
-// ---- launch.cpp: where a thread is ----
+// ---- launch.cpp: the place of a thread ----
 
-extern __thread bool running;  // a kernel's code, rather than the host's or the simulation's
-extern size_t dynamic_bytes;   // of shared memory, of the launch
+extern __thread bool running;  // whether a kernel's code runs, not the host's or the simulation's
+extern size_t dynamic_bytes;   // of the launch's dynamic shared memory
 
 struct Position {
     uint32_t launch = 0, block = 0;  // launches and grid barriers so far, from 1 on; the block in its grid
@@ -30,8 +30,8 @@ constexpr size_t kStackBytes = 128 * 1024;  // of a thread
 
 // The running thread.
 struct Here : Position {
-    uintptr_t stack = 0;            // where it begins
-    const uint32_t* met = nullptr;  // the ticks at which lanes of the warp and it have last waited for each other
+    uintptr_t stack = 0;            // its beginning
+    const uint32_t* met = nullptr;  // by lane of the warp: the tick when it and this thread last waited for each other
     int accesses = 0;               // since it last waited
 };
 extern Here here;
@@ -50,27 +50,27 @@ using Turn = std::unique_lock<std::recursive_mutex>;
 Turn take_turn();
 
 void give_way();
-inline void pass_time() {  // lets others go on now and then, where a thread does not wait
+inline void pass_time() {  // lets other threads run now and then, in case this one never waits
     constexpr int kLongSpin = 100'000;
     if (++here.accesses == kLongSpin) give_way();
 }
 
 void enter_function(const void* from);
 void leave_function();
-const void* caller_of_function();  // where the running function returns to
+const void* caller_of_function();  // the return address of the running function
 
-// The calls by which the running thread came to an instruction, innermost first: the addresses to which they return.
+// The calls that led the running thread to an instruction, innermost first, as return addresses.
 using Site = std::vector<const void*>;
 Site site(const void* from);
 
 [[noreturn]] void fault(const std::string& what, const Site& at, const Site& other = {});
 [[noreturn]] void fault(const std::string& what, const void* from, const Site& other = {});
 
-// ---- arrays.cpp: what kernels may access ----
+// ---- arrays.cpp: the memory that kernels may access ----
 
 enum class Space { Global, Shared, Constant };
 
-// A visit to an element. Of several threads that read it, `lanes` says which of a warp; `thread` is kSeveral where they
+// A visit to an element. If several threads of a warp read it, `lanes` has their lanes; `thread` is kSeveral if they
 // are of several warps.
 struct Visit : Position {
     static constexpr uint16_t kSeveral = 0xffff;
@@ -85,12 +85,13 @@ struct Array {
     uintptr_t begin = 0, end = 0;
     std::string name;
     Space space = Space::Global;
-    size_t element = 1;                              // bytes, as far as the type is known
+    size_t element = 1;                              // bytes of the type, if known
     bool known = false;                              // whether all of it has been written
     bool freed = false, host = false, lent = false;  // host: the host may access it too
     Site made;
 
-    // By granules, the smallest accesses so far: what the host has written, and the last visits of kernels.
+    // For each granule, the size of the smallest access so far: whether the host has written it, and the last visits of
+    // kernels.
     size_t granule = 4;
     std::vector<bool> written;
     std::vector<std::unique_ptr<Element[]>> chunks;
@@ -118,19 +119,19 @@ bool release(void* begin);  // whether it was an array
 Array* find(uintptr_t address);
 const std::vector<std::unique_ptr<Array>>& allocations();
 
-// ---- watch.cpp: races, and reads of what was not written ----
+// ---- watch.cpp: races, and reads of uninitialized memory ----
 
 extern bool watching, strict;          // watching: global memory too; shared memory always is. strict: see watch.cpp
 uint32_t number_of(const void* from);  // of the running thread's site
 const Site& site_of(uint32_t number);
 void watch(
     Array& array, uintptr_t address, size_t bytes, Access access, const void* from, uint32_t number, bool is_volatile);
-void settle();  // what the running thread did last has been done, and nothing of it follows
+void settle();  // decide whether the running thread's last access was a race
 void expect_misaligned(uintptr_t address, size_t alignment);  // of the next access there, if it is as wide
 Site last_write(Array& array, uintptr_t address);
 void watch_fence();
 void watch_barrier(uint32_t block);
-void forget_order();  // where all blocks have met
+void forget_order();  // after a barrier of all blocks
 
 // ---- counting.cpp, recording.cpp ----
 
@@ -143,12 +144,12 @@ enum class Act { Read, Write, Atomic, ReadShared, WriteShared, Shuffle, Barrier 
 void record_launch(const char* kernel, const Config& config, int line);
 void record(Act act, const Array* array, int64_t offset, size_t bytes, const void* from);
 
-// ---- report.cpp: the first fault, and what else there is to report ----
+// ---- report.cpp: the first fault, and the rest of the report ----
 
 struct Faulty {};  // thrown to end a launch
 void note_fault(const std::string& what, const Site& at, const Site& other);
 void note_refused(const std::string& what, const Site& at);  // a call that returns an error
-void handle_refused();                                       // the program has asked for the error
+void handle_refused();                                       // the program has read the error
 bool has_failed();
 const std::string& failure();
 void end_launch();  // with its fault, if there is one

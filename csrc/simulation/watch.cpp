@@ -1,15 +1,15 @@
-// Races, and reads of memory that was not written.
+// Races, and reads of uninitialized memory.
 //
 // Two accesses to the same bytes race if they are of different threads, one of them writes, not both are strong, and
-// nothing orders them. Strong are atomic operations and, in global memory, volatile accesses. What orders accesses:
-// within a block a barrier, within a warp a __syncwarp of both lanes, between blocks the end of a launch, a barrier of
-// the grid, and fences around strong accesses to one address: a block that finds what another block's access left
-// there, and has a __threadfence or a barrier after it, comes after what that block's threads did before a
-// __threadfence of theirs, if that was before the access.
+// nothing orders them. Atomic operations are strong and, in global memory, volatile accesses. Accesses are ordered
+// within a block by a barrier, within a warp by a __syncwarp of both lanes, and between blocks by the end of a launch,
+// a barrier of the grid, or fences around strong accesses to one address: if block B reads the value of a strong access
+// of block A, and has a __threadfence or a barrier after that, then B comes after everything that A's threads did
+// before their own __threadfence, if that was before A's access.
 //
-// A plain read does not race with atomic operations if the thread's next access is an atomicCAS there: that is how the
-// CUDA C++ programming guide writes atomic functions of one's own. Stores of one value to one place do not race, unless
-// the simulation is strict: the value is there, whichever comes last.
+// A plain read does not race with atomic operations if the thread's next access is an atomicCAS there: the CUDA C++
+// programming guide builds other atomic functions in this way. Stores of one value to one place do not race, unless the
+// simulation is strict, because the result does not depend on their order.
 #include <map>
 #include <unordered_map>
 
@@ -22,7 +22,7 @@ bool watching = true, strict = false;
 
 namespace {
 
-// An atomic operation: the epoch in which it was, and that of the thread's last fence before it.
+// An atomic operation: its epoch, and the epoch of the thread's last fence before it.
 struct Release {
     uint32_t block, epoch;
     uint16_t thread;
@@ -30,8 +30,8 @@ struct Release {
 };
 
 std::unordered_map<uintptr_t, std::vector<Release>> published;     // in this launch, by the address of the write
-std::unordered_map<uint64_t, std::vector<uint32_t>> fences;        // of the threads: their epochs
-std::unordered_map<uint32_t, std::vector<Release>> pending, seen;  // by blocks: found, and found before a fence
+std::unordered_map<uint64_t, std::vector<uint32_t>> fences;        // by thread: the epochs of its fences
+std::unordered_map<uint32_t, std::vector<Release>> pending, seen;  // by block: read, and read before a fence
 std::map<Site, uint32_t> numbers;
 std::vector<const Site*> sites;
 
@@ -45,7 +45,7 @@ constexpr uint32_t kStrong = 1u << 31;  // in the number of a visit's site
 
 uint64_t key(const Position& p) { return uint64_t{p.block} << 16 | p.thread; }
 
-// Whether nothing orders the running thread and a visit of this launch.
+// Whether a visit of this launch is unordered with the running thread.
 bool concurrent(const Visit& visit) {
     if (visit.launch != here.launch) return false;
     if (visit.block == here.block) {
@@ -58,7 +58,7 @@ bool concurrent(const Visit& visit) {
     }
     const auto mine = seen.find(here.block);
     if (mine == seen.end()) return true;
-    const auto own = fences.find(key(visit));  // of the thread that was there: its fences after the visit count
+    const auto own = fences.find(key(visit));  // the visiting thread's fences; those after the visit count
     const bool fenced = own != fences.end() && own->second.size() > visit.fences;
     for (const Release& r : mine->second) {
         if (r.block != visit.block) continue;
@@ -68,12 +68,12 @@ bool concurrent(const Visit& visit) {
     return true;
 }
 
-// The last access of the running thread, if it may be a race. It is none if it was a plain read that an atomicCAS
-// follows, or a store that leaves the value unchanged.
+// The last access of the running thread, if it may be a race. It is no race if it was a plain read before an atomicCAS,
+// or a store that leaves the value unchanged.
 struct Doubt {
     Array* array = nullptr;
     uintptr_t address = 0;
-    std::string race, before;  // before: the bytes that were there, of a store
+    std::string race, before;  // before: the old bytes, for a store
     Site at, other;
 };
 Doubt doubt;

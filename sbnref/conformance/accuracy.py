@@ -1,4 +1,4 @@
-"""How far the layer is from float64, on inputs that break batch norms."""
+"""Measure the layer's errors against float64, on inputs that break batch norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EPS = 1e-5
 
 
 def offset(rank: int, mean: float, std: float) -> Tensor:
-    """A small spread about a large mean; on rank 0 with an outlier of a hundred standard deviations."""
+    """Return values with a small spread about a large mean; on rank 0 with an outlier of 100 standard deviations."""
     x = torch.randn(8, 4, 16, 16, dtype=torch.float64) * std + mean
     if rank == 0:
         x[0, :, 0, 0] = mean + 100 * std
@@ -38,11 +38,11 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
     """Run one of ``INPUTS`` through the layer, and through ``F.batch_norm`` over the concatenated batch.
 
     Returns:
-        The relative errors ``layer`` and ``F.batch_norm`` of y, dx, dgamma, dbeta, mean and var against float64: of an
-        element over its size or, where that is larger, its channel's root mean square; of the mean over the standard
-        deviation. Beside them what is ``allowed``: :math:`10^{-6}`, the rounding of a half result and, where two ranks
-        have data, :math:`10^{-15} (\\mu / \\sigma)^2`. The channel shown is that with the largest
-        error of the layer over the allowed.
+        The relative errors ``layer`` and ``F.batch_norm`` of y, dx, dgamma, dbeta, mean and var against float64, and
+        the error ``allowed``. An element's error is relative to its size or to its channel's root mean square, if that
+        is larger; the mean's is relative to the standard deviation. Allowed are :math:`10^{-6}`, the rounding of a half
+        result and, if two ranks have data, :math:`10^{-15} (\\mu / \\sigma)^2`. The channel shown has the largest error
+        of the layer over the allowed one.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""What every implementation is held to: the definition itself, in float64, in one process, differentiated by autograd.
+"""The oracle of every implementation: the definition itself, in float64, in one process, differentiated by autograd.
 
 It shares nothing with the implementations. Statistics are two-pass sums over each rank's elements, combined by the
-definition of the mode; there is no payload, no collective and no hand-written derivative.
+definition of the mode, without payload, collective or hand-written derivative.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Expected(NamedTuple):
-    """What a training step of the layer computes, in float64. Lists have an entry for each rank."""
+    """The results of a training step of the layer, in float64. Lists have an entry for each rank."""
 
     y: list[Tensor]  # (N_r, C, *)
     dx: list[Tensor]  # (N_r, C, *)
@@ -33,7 +33,7 @@ def train_step(
     stats_mode: str,
     eps: float = 1e-5,
 ) -> Expected:
-    """The outputs and gradients of one step over all ranks."""
+    """Return the outputs and gradients of one step over all ranks."""
     xs = [x.detach().cpu().double().requires_grad_() for x in xs]
     gamma, beta = (p.detach().cpu().double().requires_grad_() for p in (gamma, beta))
     ys, mean, var = forward(xs, gamma, beta, stats_mode, eps)
@@ -55,7 +55,7 @@ def train_step(
 def forward(
     xs: list[Tensor], gamma: Tensor, beta: Tensor, stats_mode: str, eps: float
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Each rank's output, the mean and the biased variance: the table of modes, word for word."""
+    """Return each rank's output, the mean and the biased variance, by the table of modes."""
     full = [x for x in xs if x.numel() > 0]
     if stats_mode == "exact":
         weights, divisor = [elements_per_channel(x) for x in full], max(sum(map(elements_per_channel, full)), 1)
@@ -74,15 +74,15 @@ def forward(
 
 
 def elements_per_channel(x: Tensor) -> int:
-    """m: the number of elements in one channel of x, (N, C, *)."""
+    """Return m, the number of elements in one channel of x, (N, C, *)."""
     return x.numel() // x.shape[1]
 
 
 def flat(x: Tensor) -> Tensor:
-    """(N, C, *) as (C, N·*)."""
+    """Reshape (N, C, *) to (C, N·*)."""
     return x.transpose(0, 1).reshape(x.shape[1], -1)
 
 
 def over(x: Tensor, per_channel: Tensor) -> Tensor:
-    """(C,) in the shape that broadcasts over x, (N, C, *)."""
+    """Reshape (C,) to broadcast over x, (N, C, *)."""
     return per_channel.reshape(1, -1, *[1] * (x.dim() - 2))

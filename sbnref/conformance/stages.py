@@ -1,7 +1,7 @@
-"""A training step stage by stage: what a stage gives, what it gives in float64, and how far rounding may part the two.
+"""A training step stage by stage: a stage's results, the results in float64, and the difference that rounding allows.
 
-`sbnref compare` and `sbnref lab check` both use this module. Each stage gets exact inputs, so that its result shows
-only its own errors. The one thing a stage inherits is ``saved``, which an implementation lays out as it likes.
+`sbnref compare` and `sbnref lab check` both use this module. Each stage gets exact inputs, so that its results show
+only its own errors. The exception is ``saved``: its layout is up to the implementation.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..modes import combine, fixed_divisor, payload_dtype, rank_weight
 from ..running import RunningStats
 from .oracle import elements_per_channel, flat, over
 
-# How many roundings of the type it accumulates in an implementation may be off by. Sums in any sensible order stay
-# below; sums in a type too narrow, a mean rounded to one number, or E[x^2] - E[x]^2 do not.
+# The error that an implementation may have, in roundings of its accumulator. Sums in any sensible order stay below.
+# Sums in a type too narrow, a mean rounded to one number, and E[x^2] - E[x]^2 do not.
 ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank brings to a training step, and how the layer is set."""
+    """One rank's share of a training step, and the layer's settings."""
 
     x: Tensor  # (N, C, *)
     dy: Tensor  # (N, C, *)
@@ -38,25 +38,25 @@ class Share:
 
     @property
     def weight(self) -> int:
-        """w, what this rank weighs."""
+        """Return w, the weight of this rank."""
         return rank_weight(self.stats_mode, self.x.shape[0], elements_per_channel(self.x))
 
     @property
     def divisor(self) -> int | None:
-        """D, or None for the sum of the weights."""
+        """Return D, or None for the sum of the weights."""
         return fixed_divisor(self.stats_mode, self.world_size)
 
     @property
     def k(self) -> float:
-        """w / m, 0 on an empty rank."""
+        """Return w / m, 0 on an empty rank."""
         return self.weight / max(elements_per_channel(self.x), 1)
 
     def running_copy(self) -> RunningStats | None:
-        """The running statistics, to be updated without changing the share."""
+        """Return a copy of the running statistics, for a stage to update."""
         return self.running and RunningStats(*(None if t is None else t.clone() for t in self.running))  # type: ignore[arg-type]
 
     def wide(self) -> Share:
-        """The same numbers in float64 on the CPU."""
+        """Return the same numbers in float64 on the CPU."""
 
         def widen(tensor: Tensor | None) -> Any:
             return (
@@ -77,17 +77,17 @@ class ContractError(Exception):
 def run_stage(
     stage: str, impl: Implementation, share: Share, total: Tensor | None = None, saved: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Call one stage and name what it gives.
+    """Call one stage, and return its results by name.
 
     Args:
         stage: one of :data:`sbnref.impls.STAGES`.
-        impl: whose stage.
-        share: what the rank brings.
+        impl: the implementation.
+        share: the rank's share of the step.
         total: the summed payloads of the stage's pass, for the two stages that apply it.
-        saved: what the implementation's own ``forward_apply`` gave, for the two backward stages.
+        saved: ``saved`` from the implementation's own ``forward_apply``, for the two backward stages.
 
     Raises:
-        ContractError: it returned something of the wrong kind.
+        ContractError: a result is of the wrong kind.
     """
     x, channels = share.x, share.x.shape[1]
     wide = payload_dtype(x.device)
@@ -132,11 +132,11 @@ def _kind(value: Any) -> str:
 
 
 class Bounded(NamedTuple):
-    """What a quantity is, and how far from it rounding may lead."""
+    """The exact value of a quantity, and the error that rounding allows."""
 
     value: Tensor  # float64
     allowed: Tensor  # float64, the same shape: the largest difference that rounding explains
-    unit: torch.dtype  # the type whose units in the last place measure a difference
+    unit: torch.dtype  # differences are measured in its units in the last place
 
 
 class Exact:
@@ -151,11 +151,11 @@ class Exact:
         self.share, self.wide = share, share.wide()
         self.acc_dtype = reference.accumulator(share.x)
         self.acc = ROUNDINGS * torch.finfo(self.acc_dtype).eps
-        self.narrow = ROUNDINGS * torch.finfo(payload_dtype(share.x.device)).eps  # of what is per channel
+        self.narrow = ROUNDINGS * torch.finfo(payload_dtype(share.x.device)).eps  # of numbers per channel
         self.mean_rounding = self.narrow + self.acc**2  # relative: the mean travels as hi + lo
 
     def forward_stats(self) -> dict[str, Bounded]:
-        """The payload, and the variance it carries."""
+        """Return the payload, and the variance in it."""
         wide = self.wide
         mean, var, *_ = combine(reference.forward_stats(wide.x, min(wide.weight, 1)), 1)
         std, stored = var.sqrt(), self.mean_rounding * mean.abs()
@@ -173,14 +173,14 @@ class Exact:
         }
 
     def forward_apply(self, total: Tensor) -> dict[str, Bounded]:
-        """The output and the running statistics that follow from ``total``, (3C + 2,)."""
+        """Return the output and the running statistics for ``total``, (3C + 2,)."""
         share, wide, total = self.share, self.wide, total.detach().cpu().double()
         out = run_stage("forward_apply", reference, wide, total)
         self.saved = out.pop("saved")
         stats = combine(total, wide.divisor)
         _, s2, s3 = total[:-2].abs().chunk(3)
         square = (s2 + s3) / stats.divisor + stats.mean**2
-        self.var_error = self.narrow * square  # what is left of large terms that cancel
+        self.var_error = self.narrow * square  # the rounding of large terms that cancel
         self.invstd_error = self.var_error / (stats.var + wide.eps) + self.narrow  # relative
         self.mean_error = self.mean_rounding * stats.mean.abs()
 
@@ -204,7 +204,7 @@ class Exact:
         return bounded
 
     def backward_stats(self) -> dict[str, Bounded]:
-        """The payload of the backward pass."""
+        """Return the payload of the backward pass."""
         wide, (mean, invstd, *_) = self.wide, self.saved
         g = flat(wide.dy).abs()
         xhat = flat(over(wide.x, invstd) * (wide.x - over(wide.x, mean))).abs()
@@ -215,7 +215,7 @@ class Exact:
         return {"backward payload": Bounded(payload, allowed, self.acc_dtype)}
 
     def backward_apply(self, total: Tensor) -> dict[str, Bounded]:
-        """The gradient by the input that follows from the backward pass's ``total``, (2C,)."""
+        """Return the gradient by the input for the backward pass's ``total``, (2C,)."""
         wide, (mean, invstd, skew, inverse_divisor) = self.wide, self.saved
         total = total.detach().cpu().double()
         a, b = total.abs().chunk(2)
@@ -237,14 +237,14 @@ class Exact:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two tensors are apart, and where most."""
+    """The difference of two tensors, and its worst place."""
 
     absolute: float  # the largest
     relative: float  # the largest, over the largest magnitude in its channel
-    ulp: float  # the same in units in the last place of that magnitude
+    ulp: float  # the largest, in units in the last place of that magnitude
     allowed: float  # at the worst place
-    share: float  # of what is allowed, at the worst place; above 1 is more than rounding
-    index: tuple[int, ...]  # the worst place: where the difference is the largest share of what is allowed
+    share: float  # the difference over the allowed one, at the worst place; above 1 is more than rounding
+    index: tuple[int, ...]  # the worst place: the largest share
     got: float  # there
     want: float  # there
 
@@ -276,7 +276,7 @@ def difference(got: Tensor, want: Tensor, allowed: Tensor, unit: torch.dtype) ->
 
 
 def channel_of(quantity: str, index: tuple[int, ...], channels: int) -> int | None:
-    """The channel that an index of a quantity lies in; None where it lies in none."""
+    """Return the channel of an index of a quantity, None if it has none."""
     if len(index) >= 2:
         return index[1]
     if not index or (quantity in ("payload", "total") and index[0] >= 2 * channels):

@@ -1,4 +1,4 @@
-"""See what an implementation asks of the outside: collectives, and the host."""
+"""Record the collectives and the host syncs of an implementation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ HOST_READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten
 
 
 class Watch(TorchDispatchMode):
-    """Records, while it is entered, every collective and every operation whose result the host waits for.
+    """Record, while it is entered, every collective and every operation with a host sync.
 
     Attributes:
-        collectives: (name, number of elements, dtype) of each, in order; one in place has the name of the other.
-        host_reads: the names of the operations that wait.
+        collectives: (name, number of elements, dtype) of each, in order; the in-place form has the same name.
+        host_reads: the names of the operations with a host sync.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Watch(TorchDispatchMode):
         self.host_reads: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at the operation, then run it."""
+        """Record the operation, then run it."""
         namespace, name = func._schema.name.split("::")
         if namespace in ("_c10d_functional", "c10d") and name != "wait_tensor":
             tensor = args[0]

@@ -1,8 +1,8 @@
-"""A mismatch between ranks as an error on every one of them, where it would be a hang: ``SBNREF_DEBUG=1``.
+"""Turn a mismatch between ranks into an error on every rank, instead of a hang: ``SBNREF_DEBUG=1``.
 
-Before each call of the layer the ranks of its group lay out what they bring, in the store through which the process
-groups were set up, and compare. Each also says whether it refuses its input. With the flag every rank has to make every
-call, in eval mode as well. Calls in a graph of :func:`torch.compile` and backward passes are not looked at.
+Before each call of the layer, each rank of its group publishes the call's parameters, and whether it is going to raise
+an error, in the store of the process group. Then the ranks compare. With the flag every rank has to make every call, in
+eval mode as well. Calls in a graph of :func:`torch.compile` and backward passes are not checked.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_modules: list[nn.Module] = []  # those whose forward is running, the outermost first
+_modules: list[nn.Module] = []  # the modules whose forward is running, the outermost first
 _calls: Counter[tuple[int, ...]] = Counter()  # by the ranks of the group
 
 
 def _timeout() -> float:
-    """Seconds to wait for the other ranks."""
+    """Return the seconds to wait for the other ranks."""
     text = os.environ.get("SBNREF_DEBUG_TIMEOUT", "300")
     try:
         return float(text)
@@ -47,7 +47,7 @@ def _timeout() -> float:
 
 
 class MismatchError(RuntimeError):
-    """The ranks of a group do not make the same call. Each of them gets this, with the same message."""
+    """The ranks of a group do not make the same call. It is raised on each rank, with the same message."""
 
 
 def agree_first(layer: F) -> F:
@@ -77,11 +77,11 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
 
 
 def _agree(given: dict[str, Any]) -> None:
-    """Raise on every rank unless all bring the same, and none refuses it."""
+    """Raise on every rank unless all make the same call and none is going to raise."""
     try:
         group = resolve(given["group"])
     except (TypeError, ValueError):
-        return  # the call itself raises; with whom it would have been made is unknown
+        return  # the call itself raises, and there is no group to agree with
     if group is None:
         return
     x = given["input"]
@@ -93,9 +93,9 @@ def _agree(given: dict[str, Any]) -> None:
         "eps": given["eps"],
         "momentum": given["momentum"],
         "training": given["training"],
-        "group": name_of(group),  # two groups may have the same ranks, and their collectives never meet
-        "transform": transforming(),  # its derivatives make collectives that a plain call does not
-        # whether this rank will come to the backward pass's collective
+        "group": name_of(group),  # the collectives of two groups never match, even if the ranks are the same
+        "transform": transforming(),  # its derivatives make more collectives than a plain call
+        # whether this rank will make the backward pass's collective
         "gradients": torch.is_grad_enabled()
         and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),
     }
@@ -111,13 +111,13 @@ def _agree(given: dict[str, Any]) -> None:
 
 
 def _odd_rank(all_bring: dict[int, dict[str, Any]]) -> int:
-    """The first of the ranks that refuse, else of those that stand out: its traceback tells the most."""
+    """Return the first rank that is going to raise, else the first that differs: its traceback is the most useful."""
     everyone = list(all_bring.values())
     return min(all_bring, key=lambda rank: (not all_bring[rank]["refuses"], everyone.count(all_bring[rank]), rank))
 
 
 def _print_without_traceback(error: MismatchError) -> None:
-    """Where the error ends the program, print its message alone, since another rank prints the traceback."""
+    """Print only the message if the error ends the program; another rank prints the traceback."""
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
@@ -130,7 +130,7 @@ def _print_without_traceback(error: MismatchError) -> None:
 
 
 def _layer_name() -> str:
-    """The name that the running layer has in the outermost module."""
+    """Return the name of the running layer in the outermost module."""
     if not _modules:
         return "sync_batch_norm"
     names = {id(module): name for name, module in _modules[0].named_modules()}
@@ -138,7 +138,7 @@ def _layer_name() -> str:
 
 
 def _refusal(given: dict[str, Any]) -> Exception | None:
-    """What the call is going to raise before it communicates."""
+    """Return the error that the call is going to raise before it communicates."""
     try:
         check_call(**{name: given[name] for name in inspect.signature(check_call).parameters})
         choose_impl(given["impl"], given["input"].device)
@@ -148,7 +148,7 @@ def _refusal(given: dict[str, Any]) -> Exception | None:
 
 
 def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What every rank of the group brings to this call, by rank."""
+    """Return the parameters of every rank's call, by rank."""
     ranks = tuple(dist.get_process_group_ranks(group))
     _calls[ranks] += 1
     call = _calls[ranks]
@@ -166,14 +166,14 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
             raise
         raise MismatchError(
             f"SBNREF_DEBUG: {ranks_in_words(missing)} did not make call {call} of this group within {timeout:g} s "
-            f"(SBNREF_DEBUG_TIMEOUT), while rank {dist.get_rank()} is there with {_bring(mine)}. With SBNREF_DEBUG=1 "
-            "every rank has to make every call, in eval mode as well."
+            f"(SBNREF_DEBUG_TIMEOUT); rank {dist.get_rank()} called {_bring(mine)}. With SBNREF_DEBUG=1 every rank has "
+            "to make every call, in eval mode as well."
         ) from None
     brought = {rank: json.loads(store.get(key)) for rank, key in keys.items()}
     if gone := [rank for rank, what in brought.items() if what.get("gone")]:
         raise MismatchError(
             f"SBNREF_DEBUG: {ranks_in_words(gone)} gave up waiting for rank {dist.get_rank()} in call {call} of this "
-            f"group; it comes with {_bring(mine)}, they came with {_bring(brought[gone[0]])}"
+            f"group; it calls {_bring(mine)}, they called {_bring(brought[gone[0]])}"
         )
     if call > 2:
         store.delete_key(f"{call - 2}/{dist.get_rank()}")  # every rank is past it
@@ -181,7 +181,7 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
 
 
 def _message(group: ProcessGroup, all_bring: dict[int, dict[str, Any]]) -> str:
-    """Who brings what, ranks that bring the same on one line."""
+    """Return the call of each rank in words, with one line for all ranks that make the same call."""
     first = all_bring[min(all_bring)]
     refusing = [rank for rank, brought in all_bring.items() if brought["refuses"]]
     differing = [k for k in first if k != "refuses" and any(b[k] != first[k] for b in all_bring.values())]

@@ -1,4 +1,4 @@
-"""What is here: versions, devices, and which implementations can run on them."""
+"""Versions, devices, and the implementations that can run on them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,25 @@ if TYPE_CHECKING:
 
 
 class Info(Report):
-    """Looks around when it is made. Printing it shows a table.
-
-    Nothing is built: an implementation that has yet to be says so, and whether what building takes is here.
+    """Information about this machine and installation. Printing it shows a table. It builds nothing.
 
     Attributes:
-        versions: of sbnref and what it stands on, by name; None for what is not there.
-        devices: what each device is, by name.
-        backends: the process groups' backends that this PyTorch has.
-        impls: by name and device, why an implementation cannot run there; None where it can.
-        chosen: by device, the implementation that a layer takes which was not told.
-        toolkit: what the CUDA kernels are built with, or why there is none and what to install, in words.
-        libraries: by name, where a library lies that is built; None where it is not.
-        build_cache: the folder where built libraries are kept.
-        built: what lies in it, of other versions and machines too.
-        variables: the environment variables that matter and are set.
-        shape: the input, (N, C, *), that the launch plans are for.
-        plans: how the CUDA kernels share out the work on a float32 tensor of that shape, by pass; empty where they
+        versions: of sbnref and its dependencies, by name; None if missing.
+        devices: a description of each device, by name.
+        backends: the backends for process groups in this PyTorch.
+        impls: by name and device, why an implementation cannot run there, or None.
+        chosen: by device, the implementation that a layer uses by default.
+        toolkit: the toolkit to build the CUDA kernels with, or why there is none and how to install one, in words.
+        libraries: by name, the path of a built library, or None.
+        build_cache: the folder for built libraries.
+        built: the libraries in that folder, including those for other versions and machines.
+        variables: sbnref's environment variables that are set.
+        shape: the input, (N, C, *), for the launch plans.
+        plans: by pass, how the CUDA kernels divide the work on a float32 tensor of that shape; empty if the kernels
             cannot be loaded.
 
     Args:
-        shape: of the input to plan for.
+        shape: the shape of the input to plan for.
     """
 
     def __init__(self, shape: tuple[int, ...] = (32, 64, 56, 56)) -> None:
@@ -83,13 +81,13 @@ class Info(Report):
             reason = self.impls.get(name, {}).get(str(device))
             return f"{name}, which cannot run" if reason is not None and not reason.startswith(build.NOT_YET) else name
         reason = self.impls.get(device.type, {}).get(str(device), "there is none for it")
-        # the CUDA kernels are built when they are needed, those for CPU tensors only when they are asked for
+        # 'auto' builds the CUDA kernels, but never the kernels for CPU tensors
         if reason is None or (device.type == "cuda" and reason.startswith(build.NOT_YET)):
             return device.type
         return "reference"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
         return {**vars(self), "build_cache": str(self.build_cache)}
 
     def __rich__(self) -> RenderableType:
@@ -113,7 +111,7 @@ class Info(Report):
                 )
                 table.add_row(f"impl='{impl}'", on)
         for device, name in self.chosen.items():
-            table.add_row(f"taken on {device}", f"{name}, by layers that were not told")
+            table.add_row(f"default on {device}", f"{name} (when `impl` is not given)")
         table.add_row("CUDA toolkit", self.toolkit)
         for name, file in self.libraries.items():
             if file is not None:
@@ -124,5 +122,5 @@ class Info(Report):
         for name, value in self.variables.items():
             table.add_row(name, f"{value} ({VARIABLES[name]})")
             if name == "SBNREF_IMPL" and value not in ("", "auto", *self.impls):
-                table.add_row("", Text(f"there is no implementation {value!r}", "yellow"))
+                table.add_row("", Text(f"expected one of {('auto', *self.impls)}, got {value!r}", "yellow"))
         return table

@@ -8,27 +8,26 @@ from torch import Tensor
 
 from ..impls import cuda
 
-LAYOUTS = ("channels-first", "short runs", "channels-last")  # as csrc/plan.h numbers them
+LAYOUTS = ("channels-first", "short runs", "channels-last")  # in the order of csrc/plan.h
 
 
 def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) -> dict[str, Any]:
-    """How the kernels share out the work on a dense tensor.
+    """Return how the kernels divide the work on a dense tensor.
 
     Args:
         x: (N, C, \\*), only its shape, strides and dtype matter.
-        backward: whether for the backward stages, which read two tensors.
-        multiprocessors: of the GPU to plan for; 0 for the one at hand, or the one that is simulated.
+        backward: True for the backward stages, which read two tensors.
+        multiprocessors: the size of the GPU to plan for; 0 for the GPU at hand or simulated.
 
     Returns:
         ``layout`` (``'channels-first'``, ``'short runs'`` or ``'channels-last'``, see ``csrc/plan.h``), ``inner``
-        (elements of a channel side by side), ``edges`` (of them, those that are read one by one), ``grid`` (blocks),
-        ``block`` (threads), ``vector`` (elements per access), ``lanes`` (threads side by side along a row), ``rows``
-        (that a block reads at once), ``tile_channels`` (that a block works on), ``tiles``, ``splits`` (blocks that
-        share a tile).
+        (elements of a channel side by side), ``edges`` (those of them read one by one), ``grid`` (blocks), ``block``
+        (threads), ``vector`` (elements per access), ``lanes`` (threads side by side along a row), ``rows`` (read by a
+        block at once), ``tile_channels`` (channels per block), ``tiles``, ``splits`` (blocks that share a tile).
 
     Raises:
         ValueError: the tensor has no channels.
-        BuildError: there is no library to ask.
+        BuildError: the kernels can be neither found nor built.
     """
     if x.dim() < 2 or x.shape[1] == 0:
         raise ValueError(f"expected a tensor (N, C, *) with at least one channel, got shape {tuple(x.shape)}")
@@ -44,7 +43,7 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
 
 
 def plan_in_words(plan: dict[str, Any]) -> str:
-    """A launch plan as a sentence."""
+    """Return a launch plan as a sentence."""
     elements = f"{plan['vector']} element{'s' if plan['vector'] > 1 else ''} at a time"
     if plan["layout"] == "channels-first":
         work = f"each works on one channel and reads it {elements}"

@@ -1,4 +1,4 @@
-"""Find the batch norms of a model, how they are set, and what they are called with."""
+"""Find the batch norms of a model, their settings, and the inputs of their calls."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..module import SyncBatchNorm
 
 
 def synchronized_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Any]:
-    """The :class:`sbnref.SyncBatchNorm` layers, and those of ``kinds``, by name in the model.
+    """Return the :class:`sbnref.SyncBatchNorm` layers, and those of ``kinds``, by name in the model.
 
-    A model that is itself a layer goes by its class's name.
+    A model that is itself a layer is named after its class.
 
     Raises:
-        TypeError: it is not a module.
-        ValueError: it has no such layer.
+        TypeError: ``model`` is not a module.
+        ValueError: it has no layer of these types.
     """
     wanted: tuple[type[nn.Module], ...] = (SyncBatchNorm, *kinds)
     layers = {name: layer for name, layer in _named(model).items() if isinstance(layer, wanted)}
@@ -33,12 +33,12 @@ def synchronized_layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, 
 
 
 def batch_norms(model: nn.Module) -> dict[str, Any]:
-    """Every batch norm of any library, by name in the model.
+    """Return every batch norm of any library, by name in the model.
 
     Any module with ``running_mean``, ``running_var``, ``eps`` and ``momentum`` counts, except instance norms.
 
     Raises:
-        TypeError: it is not a module.
+        TypeError: ``model`` is not a module.
         ValueError: it has no batch norm.
     """
     marks = ("running_mean", "running_var", "eps", "momentum")
@@ -61,14 +61,14 @@ def _named(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a rank's copy of a layer computes with. Two ranks whose settings differ compute different things.
+    """The settings of a rank's copy of a layer. Ranks with different settings compute different results.
 
     Attributes:
         kind: the name of the class.
-        stats_mode: the mode; empty where the layer does not synchronize.
+        stats_mode: the mode; empty if the layer does not synchronize.
         momentum: the weight of a step in the running statistics; None for the cumulative average.
         eps: added to the variance.
-        track_running_stats: whether there are running statistics.
+        track_running_stats: whether it has running statistics.
         group: the ranks that it synchronizes with, by their number in the world.
     """
 
@@ -81,16 +81,16 @@ class Settings:
 
 
 def differing(settings: list[Settings]) -> list[str]:
-    """The names of the settings that are not the same in all."""
+    """Return the names of the settings that differ."""
     return [f.name for f in fields(Settings) if len({getattr(s, f.name) for s in settings}) > 1]
 
 
 def settings_of(layer: Any) -> Settings:
-    """The settings of a batch norm of any library."""
+    """Return the settings of a batch norm of any library."""
     synchronizes = "sync" in type(layer).__name__.lower() or hasattr(layer, "stats_mode")
     mode = getattr(layer, "stats_mode", getattr(layer, "_stats_mode", "exact")) if synchronizes else ""
     if synchronizes and mode not in STATS_MODES:
-        mode = "default"  # detectron2's "": every rank weighs the same
+        mode = "default"  # detectron2's "": all ranks have equal weights
     kept = layer.running_mean is not None
     return Settings(type(layer).__name__, mode, layer.momentum, layer.eps, kept, _group_of(layer))
 
@@ -106,5 +106,5 @@ def _group_of(layer: Any) -> tuple[int, ...]:
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first tensor in a layer's call, by position or by name, as a hook gets them."""
+    """Return the first tensor among a call's positional and keyword arguments."""
     return next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))

@@ -1,7 +1,7 @@
-"""Record what batch norms are called with, on each rank by itself, and bring the ranks' records together at the end.
+"""Record the inputs of batch norms on each rank, and combine the ranks' records at the end.
 
 Nothing is communicated while the model runs, so no rank waits for another one that skips a layer or stops early. At
-the end the ranks meet in the store through which the process group was set up, and wait there for a limited time.
+the end the ranks exchange their records through the store of the process group, and wait there for a limited time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .layers import Settings, input_of, settings_of
 T = TypeVar("T")
 CHUNK = 4 << 20  # bytes in one message to the store: a TCPStore takes 8 MiB at most
 MOST_STEPS = 128  # recorded, of training and of evaluation each: 100 MB on a GPU for the 53 layers of a ResNet-50
-NEWEST = 16  # of them, that are never thinned out
+NEWEST = 16  # of the recorded steps are never dropped
 
 
 @dataclass
@@ -68,7 +68,7 @@ def _unpacked(numbers: list[Any], columns: list[Tensor | None]) -> list[Row]:
 
 @dataclass
 class Recording:
-    """What one rank recorded. The layers are in the order of their first calls; those never called are left out.
+    """The records of one rank. The layers are in the order of their first calls; those never called are left out.
 
     Attributes:
         rank: in the world.
@@ -98,11 +98,11 @@ class Recording:
 
     @property
     def whole_steps(self) -> int:
-        """The training steps that no exception cut short."""
+        """The number of training steps that no exception cut short."""
         return self.training_steps - (self.left is not None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled, the tensors of a layer's rows are one each, which takes a fraction of the time."""
+        """Pickle the tensors of a layer's rows as one tensor each, which takes a fraction of the time."""
         return vars(self) | {"rows": {name: _packed(rows) for name, rows in self.rows.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class _Call:
 
 
 class _Hook:
-    """A hook of the recorder. A copy of the model, pickled or deep, gets one that does nothing instead."""
+    """A hook of the recorder. In a copy of the model, pickled or deep, it becomes a hook that does nothing."""
 
     def __init__(self, call: Callable[[nn.Module, Any, Any], None]) -> None:
         self.call = call
@@ -129,7 +129,7 @@ class _Hook:
         self.call(module, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and needs no sbnref to be loaded
+        return getattr, (nullcontext(), "__exit__")  # accepts any arguments, returns None, and loads without sbnref
 
 
 class Recorder:
@@ -138,10 +138,10 @@ class Recorder:
     Memory is bounded: of more than :data:`MOST_STEPS` recorded steps, every second of the older ones is dropped.
 
     Args:
-        model: whose calls are the steps. Where it is not called itself, a step ends when a layer is called again.
+        model: its calls are the steps. If it is not called itself, a step ends when a layer is called again.
         layers: the layers to record, by name.
-        every: record the first step and every so many after it. In training a step ends when an optimizer changed the
-            parameters, so that all calls of a recorded step are recorded; in evaluation every call is a step.
+        every: record the first step and every ``every``-th after it. In training a step ends when an optimizer changed
+            the parameters, so that all calls of a recorded step are recorded; in evaluation every call is a step.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, Any], every: int) -> None:
@@ -153,7 +153,7 @@ class Recorder:
         self.settings: dict[str, Settings] = {}
         self.failures: list[str] = []
         self._counts: Counter[bool] = Counter()
-        self._updates = 0  # how often an optimizer changed the parameters
+        self._updates = 0  # the number of times an optimizer changed the parameters
         self._kept: dict[bool, dict[int, list[int]]] = {True: {}, False: {}}  # recorded calls by mode and step
         self._called: set[str] = set()  # the layers since the model's call began
         self._model_called = False
@@ -237,7 +237,7 @@ class Recorder:
         self.rows[name].append((len(self.calls) - 1, row))
 
     def finish(self, left: BaseException | None) -> Recording:
-        """This rank's records, on the CPU. ``left`` is the exception that ended the block."""
+        """Return this rank's records, on the CPU. ``left`` is the exception that ended the block."""
         mine = Recording(dist.get_rank() if _in_a_world() else 0, failures=self.failures)
         mine.model = "model.module" if self.wrapped else "model"
         mine.left = None if left is None else f"{type(left).__name__}: {left}"[:200]
@@ -261,13 +261,13 @@ class Recorder:
                 mine.rows[name] = [row for _, row in rows]
                 running = _running(self.layers[name], torch.float64)
                 mine.final[name] = None if running is None else running.cpu()
-            mine.settings = {name: settings_of(self.layers[name]) for name in self.settings}  # as they are by now
+            mine.settings = {name: settings_of(self.layers[name]) for name in self.settings}  # the latest ones
         except Exception as error:
             self._failed(error)
         return mine
 
     def _checksum_now(self) -> float:
-        """A number for all parameters but those of the layers: equal on two ranks where these are."""
+        """Return a checksum of all parameters outside the layers, equal on two ranks if the parameters are."""
         own = {id(p) for layer in self.layers.values() for p in layer.parameters(recurse=False)}
         others = [p.detach() for p in self._parameters if id(p) not in own and type(p) is nn.Parameter]
         return sum(float(p.double().abs().sum() + p.double().sum()) for p in others if not p.is_meta)
@@ -288,20 +288,20 @@ def _running(layer: Any, dtype: torch.dtype) -> Tensor | None:  # (2, C)
 
 
 def _weights(layer: Any, dtype: torch.dtype) -> Tensor:  # (2,)
-    """A number for the weight and one for the bias: equal where these are equal, else different."""
+    """Return a checksum of the weight and one of the bias."""
     numbers = []
     for name in ("weight", "bias"):
         p: Any = getattr(layer, name, None)
-        if type(p) not in (Tensor, nn.Parameter):  # there is none, or it is sharded
+        if type(p) not in (Tensor, nn.Parameter):  # missing or sharded
             p = layer.running_mean.new_zeros(1) if layer.running_mean is not None else torch.zeros(1)
         p = p.detach().to(dtype)
         numbers.append((p * torch.arange(1, len(p) + 1, dtype=dtype, device=p.device).cos()).sum())
     return torch.stack(numbers)
 
 
-# ---- the ranks meet ----
+# ---- exchange of the records ----
 
-_meetings = 0  # the blocks that this process has left
+_meetings = 0  # the number of blocks that this process has left
 
 
 def _in_a_world() -> bool:
@@ -309,10 +309,10 @@ def _in_a_world() -> bool:
 
 
 def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeout: float) -> T:
-    """Return ``summarize(recordings)``, by rank, of all ranks that came; the same on each where all of them did.
+    """Return ``summarize(recordings)``, by rank, the same on every rank if all ranks sent their records.
 
-    Rank 0 summarizes for all. A rank that an exception ended leaves its records and does not wait. Where a rank is
-    missing after ``timeout`` seconds, or was ended, each rank summarizes what there is.
+    Rank 0 summarizes for all. A rank that an exception ended stores its records and does not wait. If a rank is missing
+    after ``timeout`` seconds, or an exception ended it, each rank summarizes the records that it has.
     """
     global _meetings
     if not _in_a_world() or dist.get_world_size() == 1:
@@ -334,10 +334,10 @@ def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeo
             come = _comes(store, "summary", deadline + timeout)
             return _take(store, "summary") if come else summarize({mine.rank: mine})
         summary = summarize({rank: mine if rank == mine.rank else _take(store, str(rank)) for rank in came})
-        if mine.rank == 0:  # even if it is incomplete: a rank that saw all come waits for it
+        if mine.rank == 0:  # even if incomplete: a rank that saw all records waits for it
             _put(store, "summary", summary)
         return summary
-    except Exception as error:  # the store is gone, with the rank that held it
+    except Exception as error:  # the store ended with the rank that held it
         mine.failures.append(f"{type(error).__name__}: {error}"[:200])
         return summarize({mine.rank: mine})
 
@@ -355,7 +355,7 @@ def _take(store: dist.Store, key: str) -> Any:
 
 
 def _comes(store: dist.Store, key: str, deadline: float) -> bool:
-    """Whether the key is there before the deadline. Unlike ``store.wait``, an interrupt ends it."""
+    """Wait for the key, and return whether it came before the deadline. Unlike ``store.wait``, an interrupt ends it."""
     while not store.check([key]):
         if time.monotonic() > deadline:
             return False

@@ -1,4 +1,4 @@
-"""Reports that a terminal, a notebook and a log can show, and the words that they have in common."""
+"""Reports for a terminal, a notebook and a log, and their shared phrases."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def _console(report: Report) -> Console:
 
 
 def ranks_in_words(ranks: list[int]) -> str:
-    """'rank 2', 'ranks 0, 1 and 3'."""
+    """Return 'rank 2', or 'ranks 0, 1 and 3'."""
     return f"rank{'' if len(ranks) == 1 else 's'} {in_words(ranks)}"
 
 
 def in_words(items: Sequence[Any]) -> str:
-    """'0, 1 and 3'."""
+    """Return '0, 1 and 3'."""
     *most, last = map(str, items)
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def times_allowed(share: float) -> str:
-    """A share of what is allowed, above 1, in words."""
+    """Return the ratio to the allowed difference, above 1, in words."""
     return f"{share:.3g} times what rounding explains" if share < math.inf else "which no rounding explains"
 
 
 def jsonable(value: Any) -> Any:
-    """The value in types that JSON has: tuples become lists, and numbers that are not finite None."""
+    """Convert to JSON's types: tuples become lists, and numbers that are not finite become None."""
     if isinstance(value, dict):
         return {key: jsonable(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,11 +1,13 @@
 """The implementations by name, and the choice among them.
 
 An implementation is anything with the four stage functions of :mod:`sbnref.impls.reference` as attributes: a module,
-an object, a class with static methods. Where it cannot run everywhere it also has ``why_not(device)``, which gives
-the reason in words, or None; and where that takes long, because something is built, ``why_not_yet(device)``, which
-builds nothing. One that does not take all dtypes has ``dtypes``, a tuple of those that it takes, for the tools that try
-it on some. It may have ``gradients``, the last stage with those of gamma and beta, and ``dense``, which copies an input
-that it cannot use as it is, as :mod:`sbnref.impls.cuda` does.
+an object, a class with static methods. These attributes are optional:
+
+- ``why_not(device)`` returns the reason, in words, why it cannot run on a device, or None. It may build something.
+- ``why_not_yet(device)`` does the same but builds nothing.
+- ``dtypes`` is a tuple of the dtypes that it supports; without it, all.
+- ``gradients`` is the last stage together with the gradients of gamma and beta, as in :mod:`sbnref.impls.cuda`.
+- ``dense`` copies an input whose strides the stages do not support.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from . import cpu, cuda, reference
 if TYPE_CHECKING:
     from ..running import RunningStats
 
-#: The names of the four functions, in their order.
+#: The names of the four functions, in order.
 STAGES = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
 
 
@@ -61,7 +63,7 @@ def register_impl(name: str, impl: Implementation) -> None:
     """Make an implementation available as ``impl=name``.
 
     Args:
-        name: a name that is not taken.
+        name: a new name.
         impl: anything whose attributes include the four stage functions.
 
     Raises:
@@ -69,25 +71,25 @@ def register_impl(name: str, impl: Implementation) -> None:
         TypeError: a stage function is missing.
     """
     if name in _registry or name == "auto":
-        raise ValueError(f"expected a new name, got {name!r}, which is taken; the names taken are {impl_names()}")
+        raise ValueError(f"expected a new name, got {name!r}; the names {impl_names()} are taken")
     if missing := [stage for stage in STAGES if not callable(getattr(impl, stage, None))]:
         raise TypeError(f"expected an implementation with the functions {STAGES}, got {impl!r} without {missing}")
     _registry[name] = impl
 
 
 def impl_names() -> tuple[str, ...]:
-    """The names that ``impl=`` accepts besides ``'auto'``."""
+    """Return the names that ``impl=`` accepts besides ``'auto'``."""
     return tuple(_registry)
 
 
 @contextmanager
 def use_impl(name: str) -> Iterator[None]:
-    """Within the ``with`` block every layer uses the implementation ``name``, whatever it was built with.
+    """Make every layer use the implementation ``name`` within the ``with`` block, whatever its own ``impl``.
 
-    It holds for the whole process, for layers in other threads too.
+    It holds for the whole process, including layers in other threads.
 
     Raises:
-        ValueError: there is no such implementation.
+        ValueError: ``name`` is unknown.
     """
     check_name(name)
     _in_use.append(name)
@@ -104,27 +106,27 @@ def check_name(name: str) -> None:
 
 
 def why_not(name: str, device: torch.device) -> str | None:
-    """Why the implementation ``name`` cannot run on ``device``; None if it can. Builds it where it has to be built."""
+    """Return why the implementation ``name`` cannot run on ``device``, or None. Builds it if needed."""
     reason = getattr(_registry[name], "why_not", None)
     return reason(device) if reason is not None else None
 
 
 def why_not_yet(name: str, device: torch.device) -> str | None:
-    """The same, and nothing is built: that it has to be built is a reason."""
+    """Like ``why_not``, but never builds: an implementation that is not built yet counts as unavailable."""
     reason = getattr(_registry[name], "why_not_yet", None)
     return reason(device) if reason is not None else why_not(name, device)
 
 
 def choose_impl(name: str | None, device: torch.device) -> Implementation:
-    """The implementation for a call on ``device``.
+    """Return the implementation for a call on ``device``.
 
-    A ``use_impl`` block decides first, then ``name``, then the environment variable ``SBNREF_IMPL``, then ``'auto'``:
-    ``'cuda'`` for CUDA tensors where it can run, or else the reference, with one warning; ``'cpu'`` for CPU tensors
-    where it has been built already, or else the reference, in silence.
+    A ``use_impl`` block decides first, then ``name``, then the environment variable ``SBNREF_IMPL``, then ``'auto'``.
+    ``'auto'`` is ``'cuda'`` for CUDA tensors, or the reference with one warning if ``'cuda'`` cannot run. For CPU
+    tensors it is ``'cpu'`` if already built, or silently the reference.
 
     Raises:
-        ValueError: there is no implementation of that name.
-        RuntimeError: it cannot run on ``device``; the message says what is missing.
+        ValueError: the name is unknown.
+        RuntimeError: the implementation cannot run on ``device``; the message names what is missing.
     """
     name = _in_use[-1] if _in_use else name or os.environ.get("SBNREF_IMPL") or "auto"
     check_name(name)
@@ -146,5 +148,5 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-# torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
+# As torch.compiler.assume_constant_result, without its slow import: torch.compile runs the function untraced.
 _warn._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,17 +1,18 @@
 """Find an implementation's library of operators: installed with the package, or built on first use and cached.
 
-:data:`KERNELS` are the kernels compiled by nvcc for CUDA tensors; :data:`SIMULATION`, which ``SBNREF_CUDASIM=1`` asks
-for, is the same sources compiled by the host's compiler against a simulation of the CUDA execution model, for CPU
-tensors. :data:`CPU` are kernels of their own for CPU tensors, compiled for the instructions that the machine has.
+- :data:`KERNELS`: the CUDA kernels for CUDA tensors, compiled by nvcc.
+- :data:`SIMULATION` (``SBNREF_CUDASIM=1``): the same sources for CPU tensors, compiled by the host's compiler against
+  a simulation of the CUDA execution model.
+- :data:`CPU`: separate kernels for CPU tensors, compiled for the machine's instructions.
 
-The operators use PyTorch's stable ABI: a library that was built with one version serves all from 2.11 on.
+The operators use PyTorch's stable ABI: a library works with every version of PyTorch from 2.11 on.
 
 Environment variables:
 
 - ``SBNREF_CUDASIM=1``: simulate.
 - ``SBNREF_CPU_FLAGS``: more flags for compiling and linking :data:`CPU`.
-- ``TORCH_EXTENSIONS_DIR``: where built libraries are kept (see :mod:`torch.utils.cpp_extension`).
-- ``TORCH_CUDA_ARCH_LIST``: what to compile for instead of the GPUs at hand, such as ``8.0;9.0``; needs no GPU.
+- ``TORCH_EXTENSIONS_DIR``: the folder for built libraries (see :mod:`torch.utils.cpp_extension`).
+- ``TORCH_CUDA_ARCH_LIST``: the GPUs to compile for instead of those at hand, such as ``8.0;9.0``; needs no GPU.
 - ``CUDA_HOME``: the folder of the CUDA toolkit to build with (see :mod:`sbnref.impls.toolkit`).
 """
 
@@ -40,31 +41,31 @@ from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
-INSTALLED = Path(__file__).resolve().parents[1] / "libraries"  # those that a wheel brings
+INSTALLED = Path(__file__).resolve().parents[1] / "libraries"  # the libraries in a wheel
 INSTALLED_CUDA = 13  # the release that a wheel's CUDA kernels need
 
 HOST_SOURCES = ("operators.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
 
-STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of PyTorch's interface, what 2.11 has
+STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of PyTorch 2.11
 NVCC_FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr")
 SIMULATION_FLAGS = ("-O2", "-DSBNREF_CUDASIM")
 
 
-@dataclass(frozen=True, eq=False)  # one object each: compared, and hashed at every call of a layer, by identity
+@dataclass(frozen=True, eq=False)  # hashed at every call of a layer: compare by identity
 class Library:
-    """What a library is made of, and where it is found.
+    """The sources of a library, and its file names.
 
     Attributes:
-        name: the file's, where it is built on first use.
-        what: it is, in words.
-        sources: below :data:`CSRC`.
-        flags: of the compiler.
+        name: the name of the file built on first use.
+        what: a description for messages.
+        sources: files below :data:`CSRC`.
+        flags: compiler flags.
         cuda: whether nvcc compiles it, for the GPUs at hand.
-        installed: the file's name in a wheel that contains it; None if none does.
-        more_flags: the environment variable with more flags for compiling and linking; None if there is none.
-        simulated: files of kernels that are compiled for the simulation, and linked with it. Such a library is a Python
-            module besides.
+        installed: the file's name in a wheel; None if no wheel contains it.
+        more_flags: the environment variable with more flags for compiling and linking, or None.
+        simulated: kernel files to compile for the simulation and link with it. A library with such files is also a
+            Python module.
     """
 
     name: str
@@ -92,16 +93,16 @@ SIMULATION = Library(
     SIMULATION_FLAGS,
     simulated=CUDA_SOURCES,
 )
-#: By the name of what the machine has: the flags for its instructions.
+#: The compiler flags by instruction set.
 INSTRUCTIONS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "default": (),
 }
-_MACHINE = torch.backends.cpu.get_cpu_capability().lower()  # by PyTorch's name
+_MACHINE = torch.backends.cpu.get_cpu_capability().lower()
 if _MACHINE not in INSTRUCTIONS:
     _MACHINE = "default"
-# Where multiplications are never fused with additions, the results do not depend on the instructions.
+# Never fuse multiplications with additions, so that results do not depend on the instruction set.
 CPU_FLAGS = ("-O3", "-ffp-contract=off", "-fvisibility=hidden")
 CPU = Library(
     "sbnref_cpu",
@@ -111,27 +112,27 @@ CPU = Library(
     installed=f"cpu_{_MACHINE}.so",
     more_flags="SBNREF_CPU_FLAGS",
 )
-LIBRARIES = {"cpu": CPU, "cuda": KERNELS, "simulation": SIMULATION}  # as the command line names them
+LIBRARIES = {"cpu": CPU, "cuda": KERNELS, "simulation": SIMULATION}  # by their names on the command line
 
 
 NOT_YET = "it is not built yet"
 
 
 class BuildError(RuntimeError):
-    """The library cannot be had; the message says why and what to do about it."""
+    """The library can be neither found nor built; the message gives the reason and the remedy."""
 
 
 def simulated() -> bool:
-    """Whether ``SBNREF_CUDASIM`` asks for the simulation."""
+    """Return whether ``SBNREF_CUDASIM`` selects the simulation."""
     return flag("SBNREF_CUDASIM")
 
 
 @functools.cache
 def load(library: Library) -> ModuleType | None:
-    """The library, loaded: its operators are then in :data:`torch.ops`. Builds it where it has to be built.
+    """Load the library, so that its operators are in :data:`torch.ops`. Builds it if needed.
 
     Returns:
-        The module that it is, None for one of operators alone.
+        The Python module, or None for a library without one.
 
     Raises:
         BuildError: it can be neither found nor built.
@@ -141,7 +142,7 @@ def load(library: Library) -> ModuleType | None:
 
 @functools.cache
 def why_not(library: Library) -> str | None:
-    """Why there is no such library, in words; None where there is one. Builds it where it has to be built."""
+    """Return why the library cannot be loaded, in words, or None. Builds it if needed."""
     try:
         load(library)
     except BuildError as error:
@@ -150,7 +151,7 @@ def why_not(library: Library) -> str | None:
 
 
 def why_not_yet(library: Library) -> str | None:
-    """The same, and nothing is built: that it has to be built is a reason."""
+    """Like ``why_not``, but never builds: a library that is not built yet counts as unavailable."""
     if built(library) is not None:
         return why_not(library)
     try:
@@ -162,21 +163,21 @@ def why_not_yet(library: Library) -> str | None:
 
 
 def built(library: Library) -> Path | None:
-    """The library's file, installed or built before, with the flags asked for; None where it has to be built."""
+    """Return the library's file, installed or built before with the current flags; None if it is not built."""
     if library.installed is not None and not _more_flags(library) and not (library.cuda and _older_cuda()):
         file = INSTALLED / library.installed
         if file.exists():
             return file
     folder = _cache_folder(library)
-    there = os.path.exists(folder / "finished")  # pathlib raises where the folder may not be looked into
+    there = os.path.exists(folder / "finished")  # pathlib raises if the folder is not readable
     return folder / f"{library.name}.so" if there else None
 
 
 def build(library: Library) -> Path:
-    """The library's file, built now unless another process does so meanwhile.
+    """Build the library unless another process does so meanwhile, and return its file.
 
     Raises:
-        BuildError: it cannot be built; the message says why and what to do about it.
+        BuildError: it cannot be built; the message gives the reason and the remedy.
     """
     from filelock import FileLock  # PyTorch depends on it
 
@@ -185,32 +186,32 @@ def build(library: Library) -> Path:
     finished = folder / "finished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # several ranks may start at once; it is freed when its holder dies
+        with FileLock(folder.with_suffix(".lock")):  # several ranks may build at once; freed if its holder dies
             if not finished.exists():
                 _compile(library, folder)
                 finished.touch()
     except OSError as error:
         raise BuildError(
-            f"{folder} cannot be written to: {error.strerror}; name another folder in TORCH_EXTENSIONS_DIR"
+            f"cannot write to {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to another folder"
         ) from error
     return folder / f"{library.name}.so"
 
 
 def build_all(names: Sequence[str] = ()) -> None:
-    """Build libraries if they are missing, and print where they lie.
+    """Build libraries if they are missing, and print their paths.
 
     Args:
-        names: some of :data:`LIBRARIES`; ``cpu`` and, on a machine with a GPU, ``cuda`` if empty.
+        names: keys of :data:`LIBRARIES`. If empty: ``cpu`` and, on a machine with a GPU, ``cuda``.
 
     Raises:
-        ValueError: there is no library of that name, or two cannot be loaded at once.
-        BuildError: one cannot be built, or does not load; the message says why and what to do about it.
+        ValueError: a name is unknown, or two libraries cannot be loaded in one process.
+        BuildError: a library cannot be built or loaded; the message gives the reason and the remedy.
     """
     names = names or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     if unknown := [name for name in names if name not in LIBRARIES]:
-        raise ValueError(f"expected libraries of {tuple(LIBRARIES)}, got {unknown}")
+        raise ValueError(f"expected libraries among {tuple(LIBRARIES)}, got {unknown}")
     if {"cuda", "simulation"} <= set(names):
-        raise ValueError("expected one of cuda and simulation, got both, whose operators have the same names")
+        raise ValueError("expected cuda or simulation, got both; build them one at a time: their operators share names")
     for name in names:
         load(LIBRARIES[name])
         print(f"{name}: {built(LIBRARIES[name])}", file=sys.stderr)
@@ -222,16 +223,16 @@ def compile_sources(
     """Compile sources that use PyTorch's stable interface.
 
     Args:
-        sources: below :data:`CSRC`.
-        folder: where the objects go.
-        command: of the compiler.
-        flags: more of them.
+        sources: files below :data:`CSRC`.
+        folder: the folder for the object files.
+        command: the compiler's command.
+        flags: more flags for it.
 
     Returns:
-        The objects.
+        The object files.
 
     Raises:
-        DoesNotCompile: the compiler refuses a file.
+        DoesNotCompile: a file does not compile.
         RuntimeError: there is no compiler.
     """
     headers = (f"-I{CSRC}", *TORCH_HEADERS, STABLE)
@@ -246,7 +247,7 @@ def compile_sources(
 
 
 def nvcc_command() -> tuple[str, ...]:
-    """Return the command of nvcc that compiles and links for the GPUs asked for."""
+    """Return the command of nvcc that compiles and links for the GPUs in ``TORCH_CUDA_ARCH_LIST`` or at hand."""
     home = find_cuda().home
     return (
         str(home / "bin" / "nvcc"),
@@ -258,7 +259,7 @@ def nvcc_command() -> tuple[str, ...]:
 
 
 def gpu_flags(architectures: list[str]) -> list[str]:
-    """nvcc's flags for architectures such as ``9.0``, ``9.0a`` or ``9.0+PTX``."""
+    """Return nvcc's flags for architectures such as ``9.0``, ``9.0a`` or ``9.0+PTX``."""
     flags = []
     for architecture in architectures:
         code = architecture.removesuffix("+PTX").replace(".", "")
@@ -281,10 +282,10 @@ def _open(library: Library, file: Path) -> ModuleType | None:
     except (ImportError, OSError) as error:
         if file.parent == INSTALLED:
             raise BuildError(
-                f"{file}, which was installed with sbnref, does not load with PyTorch {torch.__version__}: {error}. "
-                "Install sbnref again"
+                f"{file}, installed with sbnref, does not load with PyTorch {torch.__version__}: {error}; install "
+                "sbnref again"
             ) from error
-        raise BuildError(f"{file} does not load: {error}. Delete {file.parent} to build it again") from error
+        raise BuildError(f"{file} does not load: {error}; delete {file.parent} to build it again") from error
     return module
 
 
@@ -314,7 +315,7 @@ def _compile(library: Library, folder: Path) -> None:
 
 
 def link_flags() -> tuple[str, ...]:
-    """What a library of operators is linked with: PyTorch, which Python has loaded by then."""
+    """Return the flags that link a library of operators with PyTorch."""
     if platform.system() == "Darwin":
         return ("-undefined", "dynamic_lookup")
     return (f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu")
@@ -325,15 +326,15 @@ def _more_flags(library: Library) -> str:
 
 
 def _cache_folder(library: Library) -> Path:
-    """One folder for each combination of what a library depends on."""
+    """Return the library's folder: one for each combination of sources, flags and versions."""
     parts = [torch.__version__, platform.python_version(), platform.machine(), os.environ.get("CXX", "")]
     parts += [*library.flags, _more_flags(library)]
-    if library.simulated or _more_flags(library):  # it may keep the lines of the sources: those of this place
+    if library.simulated or _more_flags(library):  # debug information holds the paths of the sources
         parts.append(str(CSRC))
     if library.cuda:
         parts += [str(torch.version.cuda), *_architectures()]
     digest = hashlib.sha256("\n".join(parts).encode())
-    folders = {(CSRC / source).parent for source in library.sources} | {CSRC}  # all share the headers at the top
+    folders = {(CSRC / source).parent for source in library.sources} | {CSRC}  # CSRC for the shared headers
     files = {file for folder in folders for file in folder.glob("*")}
     if library.simulated:
         files.update((CSRC / "simulation").rglob("*"))
@@ -344,7 +345,7 @@ def _cache_folder(library: Library) -> Path:
 
 
 def _architectures() -> list[str]:
-    """What to compile for: 8.0, 9.0, ..."""
+    """Return the architectures to compile for: 8.0, 9.0, ..."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if listed and listed != "native":
         return listed.replace(";", " ").split()
@@ -353,15 +354,15 @@ def _architectures() -> list[str]:
 
 
 def _check_tools(library: Library) -> None:
-    """Raise :class:`BuildError` for what building would fail on, in words that help."""
+    """Raise :class:`BuildError` if a tool for building is missing."""
     if os.name == "nt":
         raise BuildError("the kernels cannot be built on Windows; use WSL")
     if not CSRC.is_dir():
-        raise BuildError(f"the kernels' sources are missing, expected them in {CSRC}; install sbnref again")
+        raise BuildError(f"expected the kernels' sources in {CSRC}, found nothing; install sbnref again")
     if shutil.which(compiler()) is None:
         raise BuildError(
-            f"building needs a C++ compiler, and there is no {compiler()!r} on the PATH; "
-            "install g++ (Debian, Ubuntu: apt install g++) or name one in CXX"
+            f"building needs a C++ compiler, but {compiler()!r} is not on the PATH; "
+            "install g++ (Debian, Ubuntu: apt install g++) or set CXX to another compiler"
         )
     if library.simulated and importlib.util.find_spec("pybind11") is None:
         raise BuildError("building the simulation needs pybind11; install it with: pip install pybind11")
@@ -371,10 +372,10 @@ def _check_tools(library: Library) -> None:
 
 
 def find_cuda() -> Toolkit:
-    """The CUDA toolkit that the kernels are built with.
+    """Return the CUDA toolkit to build the kernels with.
 
     Raises:
-        BuildError: PyTorch is without CUDA, or no toolkit fits it.
+        BuildError: PyTorch was built without CUDA, or no toolkit fits it.
     """
     if torch.version.cuda is None:
         raise BuildError(
@@ -390,7 +391,7 @@ def find_cuda() -> Toolkit:
 
 
 def _older_cuda() -> bool:
-    """Whether PyTorch has an older CUDA than the kernels in a wheel."""
+    """Return whether PyTorch's CUDA is older than that of the kernels in a wheel."""
     return torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) < INSTALLED_CUDA
 
 
@@ -400,13 +401,13 @@ def _check_gpus() -> None:
         raise BuildError(f"expected numbers such as 9.0 or 9.0+PTX in TORCH_CUDA_ARCH_LIST, got {', '.join(unknown)}")
     if not architectures:
         raise BuildError(
-            "no CUDA GPU is visible to PyTorch; see nvidia-smi and CUDA_VISIBLE_DEVICES, or to build for another "
-            "machine name its GPUs in TORCH_CUDA_ARCH_LIST, such as 9.0"
+            "PyTorch sees no CUDA GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or set TORCH_CUDA_ARCH_LIST, for "
+            "example to 9.0, to build for another machine"
         )
 
 
 def toolkit_in_words() -> str:
-    """What :func:`find_cuda` finds, or why it finds nothing."""
+    """Return the toolkit that :func:`find_cuda` finds, or the reason why it finds none, in words."""
     try:
         return str(find_cuda())
     except BuildError as error:

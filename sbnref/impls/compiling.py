@@ -1,4 +1,4 @@
-"""A library or an object that one call of the host's compiler makes, once, and that is kept where sbnref's own are."""
+"""Call the host's compiler, and cache the libraries and objects that it makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-# How templates came to be, which is long and of the simulation's own headers.
+# Notes on template instantiation: long, and about the simulation's own headers.
 _NOISE = re.compile(
     r"required (?:from|by)|[Ii]n (?:substitution|instantiation) of|^compilation terminated"
     r"|note: (?:while|during|\(skipping)|^\d+ errors? generated"
@@ -23,29 +23,29 @@ _NOISE = re.compile(
 _PACKAGE = Path(__file__).resolve().parents[1]
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"  # in a wheel, in a checkout
 TORCH_HEADERS = ("-isystem", str(Path(torch.__file__).parent / "include"))
-MOST_SECONDS = 120  # that compiling may take
+MOST_SECONDS = 120  # for one call of the compiler
 
 
 class DoesNotCompile(RuntimeError):
-    """The source is not what the compiler takes, or it takes too long; the message is the compiler's."""
+    """The compiler reported an error, or took too long; the message is the compiler's."""
 
 
 def compiler() -> str:
-    """The command of the C++ compiler: ``CXX``, or the first that is on the PATH of c++, g++ and clang++."""
+    """Return the command of the C++ compiler: ``CXX``, or the first of c++, g++ and clang++ on the PATH."""
     return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
 
 
 @functools.cache
 def is_clang(command: str) -> bool:
-    """Whether a compiler is clang, by whatever name."""
+    """Return whether a compiler is clang, whatever its name."""
     try:
         return "clang" in subprocess.run([command, "--version"], capture_output=True, text=True).stdout
     except OSError:
-        return False  # compiling says why
+        return False  # compiling reports the reason
 
 
 def cache() -> Path:
-    """Where the folders of the libraries lie that are built on first use: where PyTorch keeps what it builds."""
+    """Return the folder for libraries that are built on first use, shared with PyTorch's own extensions."""
     caches = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches).expanduser() / "torch_extensions")
 
@@ -53,15 +53,15 @@ def cache() -> Path:
 def cached(
     name: str, sources: Iterable[Path], about: Iterable[str], compile: Callable[[Path], None], suffix: str = ".so"
 ) -> Path:
-    """The file of that name, compiled unless an earlier process has done so.
+    """Return a cached file, compiled unless an earlier process has done so.
 
     Args:
-        name: the file's.
-        sources: everything that it is made of. Where one of them changes or lies elsewhere it is compiled again: the
-            lines that the compiler keeps are lines of these files.
-        about: what it depends on besides.
-        compile: makes the file whose path it is given.
-        suffix: of the file's name.
+        name: the name of the file.
+        sources: all its sources. It is compiled again if a source changes or moves, because its debug information
+            holds their paths and lines.
+        about: other things that it depends on.
+        compile: makes the file at the path that it gets.
+        suffix: the suffix of the file's name.
     """
     depends = [torch.__version__, os.environ.get("CXX", ""), *about]
     digest = hashlib.sha256("\n".join(depends).encode())
@@ -79,12 +79,12 @@ def call_compiler(built: Path, *arguments: str, command: Sequence[str] = ()) -> 
 
     Args:
         built: the file.
-        arguments: of the compiler, without its output.
-        command: of the compiler, with its first arguments; the host's for C++17 if empty. That one is ended after
+        arguments: the compiler's arguments, without its output.
+        command: the compiler's command with its first arguments. If empty: the host's compiler for C++17, ended after
             :data:`MOST_SECONDS`.
 
     Raises:
-        DoesNotCompile: the compiler refuses it, or was not done in time.
+        DoesNotCompile: the compiler reported an error, or took too long.
         RuntimeError: there is no compiler.
     """
     seconds = None if command else MOST_SECONDS
@@ -95,13 +95,13 @@ def call_compiler(built: Path, *arguments: str, command: Sequence[str] = ()) -> 
             [*command, *arguments, "-o", str(unfinished)], capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        raise DoesNotCompile(f"compiling was not done after {MOST_SECONDS} s and was ended") from None
+        raise DoesNotCompile(f"compiling took longer than {MOST_SECONDS} s and was ended") from None
     except OSError as error:
         raise RuntimeError(
-            f"compiling takes a C++ compiler, and {command[0]!r} cannot be run: {error.strerror}; "
-            "install g++ or name one in CXX"
+            f"compiling needs a C++ compiler, but {command[0]!r} cannot be run: {error.strerror}; "
+            "install g++ or set CXX to another compiler"
         ) from None
     if done.returncode != 0:
         lines = (line for line in done.stderr.splitlines() if not _NOISE.search(line))
-        raise DoesNotCompile("\n".join(["compiling failed. The compiler said:", *lines]))
+        raise DoesNotCompile("\n".join(["compiling failed:", *lines]))
     unfinished.replace(built)

@@ -11,7 +11,7 @@ from .operators import register_shapes, stages_of
 
 
 def why_not(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
+    """Return why the kernels cannot run on ``device``, or None. Builds them if needed."""
     return _unavailable() if device.type == "cpu" else "the kernels need CPU tensors"
 
 
@@ -20,7 +20,7 @@ def why_not_yet(device: torch.device) -> str | None:
     return _not_built() or _unavailable() if device.type == "cpu" else why_not(device)
 
 
-# Every call of a layer asks, and the answers take a look at all sources.
+# Cached, because every call of a layer asks, and an answer reads all sources.
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def _unavailable() -> str | None:
     return reason
 
 
-# torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs them, untraced.
+# As torch.compiler.assume_constant_result, without its slow import: torch.compile runs the functions untraced.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_yet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from .operators import register_shapes, stages_of
 
 
 def why_not(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``; None if they can. Builds them where they have to be built."""
+    """Return why the kernels cannot run on ``device``, or None. Builds them if needed."""
     if (reason := _wrong_device(device) or build.why_not(_wanted())) is None:
         register_shapes("sbnref")
     return reason
@@ -24,7 +24,7 @@ def why_not_yet(device: torch.device) -> str | None:
     return _wrong_device(device) or build.why_not_yet(_wanted()) or why_not(device)
 
 
-# torch.compiler.assume_constant_result, without the second that its import takes: torch.compile runs it, untraced.
+# As torch.compiler.assume_constant_result, without its slow import: torch.compile runs the function untraced.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -37,7 +37,7 @@ def _wrong_device(device: torch.device) -> str | None:
 
 
 def operators() -> Any:
-    """The kernels' operators, loaded: the stages, ``build_info`` and ``launch_plan``.
+    """Load and return the kernels' operators: the stages, ``build_info`` and ``launch_plan``.
 
     Raises:
         BuildError: the library can be neither found nor built.
@@ -47,7 +47,7 @@ def operators() -> Any:
 
 
 def simulation() -> ModuleType:
-    """The controls of the simulation, such as the order of threads.
+    """Return the Python module that controls the simulation, for example the order of threads.
 
     Raises:
         BuildError: the simulation can be neither found nor built.
@@ -59,7 +59,7 @@ def simulation() -> ModuleType:
 
 @functools.cache
 def _wanted() -> build.Library:
-    """A process has either the simulation or the real kernels: it keeps what it asked for first."""
+    """Return the simulation or the real kernels; a process keeps its first choice."""
     return build.SIMULATION if build.simulated() else build.KERNELS
 
 

@@ -17,11 +17,11 @@ class NotAnImplementation(ValueError):
 def load_functions(target: str) -> Implementation:
     """Return the stage functions of a file, ``path/to/file.py``, or of a module, ``package.module``.
 
-    In place of a function that it does not define stands one that raises :class:`NotImplementedError`, which the grader
-    reports as "not written".
+    A missing function is replaced by one that raises :class:`NotImplementedError`, which the grader reports as "not
+    written".
 
     Raises:
-        NotAnImplementation: it is missing, cannot be imported, or defines none of the functions.
+        NotAnImplementation: the file or module is missing, cannot be imported, or defines none of the functions.
     """
     try:
         module = import_target(target)
@@ -30,7 +30,7 @@ def load_functions(target: str) -> Implementation:
     found = {stage: getattr(module, stage) for stage in STAGES if callable(getattr(module, stage, None))}
     if not found:
         raise NotAnImplementation(
-            f"expected {target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, but it has none of them; "
+            f"expected {target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, found none of them; "
             "`sbnref lab template functions` prints a file to start from"
         )
     return SimpleNamespace(**{stage: found.get(stage, _missing(stage)) for stage in STAGES})

@@ -16,11 +16,11 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
     """Return the stages, ``gradients`` and ``dense`` for an implementation by ``torch.ops.<namespace>``."""
 
     def call(stage: str, *args: Any) -> Any:
-        """Call an operator. Exceptions do not leave a library: one that failed returns None."""
+        """Call an operator. Exceptions cannot cross the library's boundary: an operator that failed returns None."""
         operators = getattr(torch.ops, namespace)
         result = getattr(operators, stage).default(*args)
         if (result[0] if isinstance(result, tuple) else result) is None:
-            torch.empty_like(args[0])  # where memory is missing, PyTorch's own error says so
+            torch.empty_like(args[0])  # raises PyTorch's own error if memory is short
             raise RuntimeError(f"{stage}: {operators.failure()}")
         return result
 
@@ -84,7 +84,7 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
 def dense(x: Tensor) -> Tensor:
     """Return x if its elements lie side by side in memory, otherwise a copy, so that no stage has to make one."""
     if torch.compiler.is_compiling() or x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x):
-        return x  # compiled code cannot ask; there the operators copy
+        return x  # compiled code cannot test this; there the operators copy
     return x.clone()
 
 

@@ -1,14 +1,13 @@
-"""The layer in plain PyTorch, to be read from top to bottom.
+"""The layer in plain PyTorch, to read from top to bottom.
 
 Four stages, two on each side of a collective:
 
     forward_stats  -> all-reduce -> forward_apply         backward_stats -> all-reduce -> backward_apply
 
 Shapes: N samples, C channels, ``*`` any number of spatial dimensions. Sums run over everything but the channels.
-Elements are handled in ``acc``, float32 or float64; what is per channel is float64, since it costs nothing there, and
-stays so where it meets float32.
-What meets the elements is stacked first: compiled code keeps a stack, and would work out anything else anew for every
-element it meets.
+Arithmetic on elements is in ``acc``, float32 or float64. Numbers per channel are float64, because they are few.
+Numbers per channel are stacked before they meet the elements: compiled code stores a stack, and would compute
+anything else again for every element.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from ..running import RunningStats, update_running_stats
 
 def forward_stats(
     x: Tensor,  # (N, C, *)
-    weight: int,  # w, what this rank weighs
+    weight: int,  # w, the weight of this rank
 ) -> Tensor:  # (3C + 2,) [w mean, w var, w mean^2, w, m]
-    """What this rank tells the others about its batch."""
+    """Return the payload of this rank: the statistics of its batch, weighted."""
     wide = payload_dtype(x.device)
     m = x.numel() // x.shape[1]
     x = samples(x.to(accumulator(x)))
     n, _, s = x.shape
 
-    # Sample by sample, since one fits in the cache: compiled code reads x from memory once. Within a sample a corrected
-    # two-pass: the deviations are taken about a rounded mean, and what the rounding cost is put back.
+    # Sample by sample, since a sample fits in the cache: compiled code reads x from memory once. Within a sample, a
+    # corrected two-pass algorithm: deviations from a rounded mean, then a correction for its rounding.
     center = x.sum(2) / max(s, 1)  # (N, C)
     deviation = x - center[..., None]  # (N, C, S)
     correction = deviation.sum(2).to(wide) / max(s, 1)
     means = center + correction
     variances = deviation.pow_(2).sum(2).to(wide) / max(s, 1) - correction * correction
 
-    # The samples weigh the same. What their means differ by is variance too; ranks are combined likewise, by weight.
+    # Samples have equal weights, and the spread of their means adds to the variance. Ranks are combined alike.
     mean = means.sum(0) / max(n, 1)  # (C,)
     var = (variances + (means - mean) ** 2).sum(0) / max(n, 1)
 
@@ -57,8 +56,8 @@ def forward_apply(
     eps: float,
     running: RunningStats | None,  # updated in place
     momentum: float | None,
-) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C), what the backward pass needs besides x
-    """Normalize by the statistics of all ranks, and move the running ones."""
+) -> tuple[Tensor, Tensor]:  # y (N, C, *) and saved (4, C), for the backward pass
+    """Normalize by the statistics of all ranks, and update the running ones."""
     stats = combine(total, divisor)
     invstd = torch.rsqrt(stats.var + eps)  # (C,) 1 / sigma
     if running is not None:
@@ -72,7 +71,7 @@ def forward_apply(
     hi, factor, shift = torch.stack([t.to(acc) for t in (hi, scale, shift)])
     y = (x.to(acc) - over(x, hi)).mul_(over(x, factor)).add_(over(x, shift))
 
-    # Zero unless W != D, that is in 'default' with an empty rank: there the mean is not that of the data.
+    # Zero unless W != D. That happens in 'default' with an empty rank, where the mean is not the data's mean.
     skew = stats.mean * invstd * (1 - stats.weight / stats.divisor)
     saved = torch.stack([stats.mean, invstd, skew, (1 / stats.divisor).expand_as(skew)])
     return y.to(x.dtype), saved
@@ -83,11 +82,11 @@ def backward_stats(
     x: Tensor,  # (N, C, *)
     saved: Tensor,  # (4, C)
 ) -> Tensor:  # (2C,) [sum g, sum g xhat]
-    """What this rank tells the others about its upstream gradient."""
+    """Return the backward payload of this rank: two sums over its upstream gradient."""
     mean, invstd, _, inverse_divisor = saved
     acc = accumulator(x)
     hi, lo = split(mean, acc)
-    # Both sums take a factor per channel, given back: of two alike, compiled code makes one loop that reads dy once.
+    # Both sums get a factor per channel, divided out below: compiled code fuses two equal sums, and reads dy once.
     g = dy.to(acc) * over(x, inverse_divisor.to(acc))
     sum_g = sum_of(g) / inverse_divisor
     sum_g_deviation = sum_of(g.mul_(x.to(acc) - over(x, hi))) / inverse_divisor
@@ -100,9 +99,9 @@ def backward_apply(
     total: Tensor,  # (2C,) the payloads of all ranks, summed: A = sum g and B = sum g xhat
     saved: Tensor,  # (4, C)
     gamma: Tensor | None,  # (C,)
-    k: float,  # w / m, 0 on an empty rank; k / D is what one element weighs in the mean
+    k: float,  # w / m, 0 on an empty rank; k / D is the weight of one element in the mean
 ) -> Tensor:  # dx (N, C, *)
-    """The derivative of the loss, summed over all ranks, by this rank's input."""
+    """Return the derivative of the loss, summed over all ranks, by this rank's input."""
     mean, invstd, skew, inverse_divisor = saved
     a, b = total.chunk(2)
     acc = accumulator(x)
@@ -119,27 +118,27 @@ def backward_apply(
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """float64 for float64 inputs, float32 for all narrower ones."""
+    """Return float64 for float64 inputs, float32 for narrower ones."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def samples(x: Tensor) -> Tensor:  # (N, C, *) -> (N, C, S), or (1, C, N) where S would be 1
-    """The elements of each sample in a row; a batch of vectors, (N, C), is one sample of N elements."""
+    """Put the elements of each sample in a row; a batch of vectors, (N, C), becomes one sample of N elements."""
     x = x.reshape(*x.shape[:2], prod(x.shape[2:]))
     return x.transpose(0, 2) if x.shape[2] == 1 else x
 
 
 def sum_of(x: Tensor) -> Tensor:  # (N, C, *) -> (C,)
-    """The sum over everything but the channels, a sample at a time."""
+    """Sum over everything but the channels, one sample at a time."""
     return samples(x).sum(2).sum(0)
 
 
 def over(x: Tensor, per_channel: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ..., 1)
-    """One number per channel, in the shape that broadcasts against x."""
+    """Reshape one number per channel to broadcast over x."""
     return per_channel.view([-1 if d == 1 else 1 for d in range(x.dim())])
 
 
 def split(mean: Tensor, acc: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The mean as hi + lo: hi rounded to ``acc``, lo what the rounding left. Both are (C,)."""
+    """Split the mean into hi + lo, (C,) each: hi is rounded to ``acc``, lo is the remainder."""
     hi = mean.to(acc)
     return hi, mean - hi

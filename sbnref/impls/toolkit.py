@@ -1,7 +1,7 @@
-"""Finding the CUDA toolkit that compiles the kernels: nvcc, its headers, and the runtime that is linked to.
+"""Find the CUDA toolkit that compiles the kernels: nvcc, its headers, and the runtime to link.
 
-It is looked for in the folder that ``CUDA_HOME`` names; where that is not set, on the system, by the nvcc on the PATH
-and in ``/usr/local/cuda``; then among the packages of this Python, which the extra ``cuda-toolkit`` brings.
+If ``CUDA_HOME`` is set, only that folder counts. Otherwise the nvcc on the PATH, ``/usr/local/cuda`` and the packages
+of this Python (the extra ``cuda-toolkit``) are tried in this order.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = Path("/usr/local/cuda")
-PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm")  # one calls the other: they must be of one release
+PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm")  # they call each other, so they need one release
 
 
 class NoToolkit(LookupError):
-    """There is no toolkit of the release that is needed; the message says what there is and what to install."""
+    """No toolkit fits; the message names the toolkits found and the one to install."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Toolkit:
 
     Attributes:
         home: its folder, with ``bin/nvcc`` and ``include``.
-        release: of its nvcc, such as ``13.0``.
-        origin: how it was found, in words.
+        release: the release of its nvcc, such as ``13.0``.
+        origin: where it was found, in words.
     """
 
     home: Path
@@ -43,19 +43,19 @@ class Toolkit:
 
 
 def find_toolkit(wanted: str) -> Toolkit:
-    """The toolkit to build with for a PyTorch of the CUDA release ``wanted``, such as ``13.0``.
+    """Return the toolkit for a PyTorch built with the CUDA release ``wanted``, such as ``13.0``.
 
-    One fits whose major version is the same. A folder that ``CUDA_HOME`` names is taken, or refused; no other is.
+    A toolkit fits if its major version is the same. If ``CUDA_HOME`` is set, only that folder is tried.
 
     Raises:
-        NoToolkit: none fits; the message names what was found, what was wanted and the command that installs it.
+        NoToolkit: none fits; the message names the toolkits found, the release wanted and the command to install it.
     """
     misfits = []
     for home, origin in _candidates(wanted):
         nvcc = home / "bin" / "nvcc"
         release = _release(nvcc)
         if release is None:
-            misfits.append(f"{nvcc}, {origin}, does not tell its version")
+            misfits.append(f"{nvcc}, {origin}, does not print its version")
         elif _major(release) != _major(wanted):
             misfits.append(f"{nvcc}, {origin}, is of CUDA {release}")
         elif home in _package_homes(wanted) and (mixed := _mixed()):
@@ -69,8 +69,8 @@ def find_toolkit(wanted: str) -> Toolkit:
 
 
 def how_to_install(wanted: str) -> str:
-    """What to do to have the toolkit of the CUDA release ``wanted``, in words."""
-    # NVIDIA's packages of CUDA 12 are without nvcc itself.
+    """Return the instruction to install the toolkit of the CUDA release ``wanted``."""
+    # NVIDIA's Python packages of CUDA 12 do not contain nvcc.
     if int(_major(wanted)) < 13:
         return f"install the CUDA toolkit {wanted} and set CUDA_HOME to its folder"
     unset = "unset CUDA_HOME, then " if _named() is not None else ""
@@ -81,7 +81,7 @@ def how_to_install(wanted: str) -> str:
 
 
 def _named() -> str | None:
-    """What PyTorch reads too."""
+    """Return the folder in CUDA_HOME or CUDA_PATH, as PyTorch does."""
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
 
 
@@ -100,14 +100,14 @@ def _candidates(wanted: str) -> Iterator[tuple[Path, str]]:
 
 
 def _package_homes(wanted: str) -> list[Path]:
-    spec = importlib.util.find_spec("nvidia")  # a folder that many packages share, maybe in several places
+    spec = importlib.util.find_spec("nvidia")  # a namespace of many packages, perhaps in several places
     return [Path(place) / f"cu{_major(wanted)}" for place in (spec and spec.submodule_search_locations) or ()]
 
 
 def _release(nvcc: Path) -> str | None:
     try:
         said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
-    except OSError:  # a file that cannot be run here
+    except OSError:  # not executable here
         return None
     found = re.search(r"release (\d+\.\d+)", said)
     return found[1] if found else None
@@ -118,7 +118,7 @@ def _major(release: str) -> str:
 
 
 def _mixed() -> str | None:
-    """The releases of the packages that call each other, in words, where they are not the same."""
+    """Return the releases of the packages that call each other, in words, or None if they are the same."""
     versions = {}
     for name in PACKAGES:
         try:

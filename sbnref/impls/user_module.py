@@ -1,4 +1,4 @@
-"""Import a user's file or module, and describe its errors. It imports nothing of ours: graded code is loaded by it."""
+"""Import a user's file or module, and describe its errors. It imports nothing of sbnref: it also loads graded code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-OURS = Path(__file__).resolve().parents[1]  # the package; beside what is graded, a folder above its own
+OURS = Path(__file__).resolve().parents[1]  # the package; beside graded code, the folder above this file's
 NOT_THEIRS = [OURS, *map(Path, map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))]
 
 
 def import_target(target: str) -> ModuleType:
-    """The module of a file, ``path/to/file.py``, wherever it lies, or of a name."""
+    """Import a file, ``path/to/file.py``, from any folder, or a module by name."""
     if not target.endswith(".py"):
         return importlib.import_module(target)
     path = Path(target)
@@ -23,13 +23,13 @@ def import_target(target: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(path.parent))  # for what lies beside it; last, so that it hides nothing
+    sys.path.append(str(path.parent))  # for modules beside it; last, so that they hide no others
     spec.loader.exec_module(module)
     return module
 
 
 def error_in_words(error: BaseException) -> str:
-    """The error, and the innermost line of their code that it came through."""
+    """Return the error, and the innermost line of the user's code in its traceback."""
     text = "".join(traceback.format_exception_only(error)).strip()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
     return (
@@ -40,5 +40,5 @@ def error_in_words(error: BaseException) -> str:
 
 
 def _is_theirs(filename: str) -> bool:
-    """Whether a file is neither Python's nor installed nor ours."""
+    """Return whether a file is neither Python's nor installed nor part of sbnref."""
     return not filename.startswith("<") and not any(Path(filename).is_relative_to(folder) for folder in NOT_THEIRS)

@@ -29,12 +29,12 @@ FROZEN = (
 )
 
 
-# What a subclass may define and converting may lose.
+# Names that a subclass may define and a conversion may drop.
 HARMLESS = {*vars(type("", (), {})), "__init__", "__annotations__", "__repr__", "extra_repr", "_check_input_dim"}
 HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__constants__"}
-# What a layer has that depends on whether, and with whom, it is synchronized.
+# Attributes that depend on the synchronization.
 SYNCHRONIZED = {*vars(SyncBatchNorm(1, device="meta")), "reverts_to", "group_size", "_stats_mode"}
-GROUPS = ("group", "process_group", "_process_group")  # as torch and others call it
+GROUPS = ("group", "process_group", "_process_group")  # the attribute's names in torch and other libraries
 
 
 class _Conversion(NamedTuple):
@@ -42,8 +42,8 @@ class _Conversion(NamedTuple):
     revert: Callable[[nn.Module], nn.Module] | None
 
 
-# What becomes of a layer, by the class that defines its forward pass. It goes by name, so that no package has to be
-# installed or imported to be recognized, and a subclass with a forward pass of its own is not.
+# The conversions, by the full name of the class that defines the forward pass. So no package has to be imported to be
+# recognized, and a subclass with a forward pass of its own is not recognized.
 _registry: dict[str, _Conversion] = {}
 
 
@@ -57,20 +57,20 @@ def convert_sync_batchnorm(
 ) -> nn.Module:
     """Replace every batch norm in ``module`` by a :class:`sbnref.SyncBatchNorm`.
 
-    Replaced are ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``, ``torch.nn.SyncBatchNorm``, the synchronized layers of
+    It replaces ``torch.nn.BatchNorm1d``, ``2d`` and ``3d``, ``torch.nn.SyncBatchNorm``, the synchronized layers of
     mmcv, detectron2, apex and fairscale, timm's ``BatchNormAct2d`` and ``SyncBatchNormAct``,
-    :class:`sbnref.SyncBatchNorm` itself, and what :func:`sbnref.interop.register_conversion` adds. The new layer has
-    the old one's parameters and buffers (the same tensors), children, hooks, training flag, attributes, ``eps`` and
-    ``momentum``; the old one should not be used any more. A layer that occurs in several places is replaced by
-    one layer in all of them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
-    :func:`sbnref.interop.convert.conversions` lists what would happen to each layer, and changes nothing.
+    :class:`sbnref.SyncBatchNorm` itself, and the classes added by :func:`sbnref.interop.register_conversion`. The new
+    layer has the old one's parameters and buffers (the same tensors), children, hooks, training flag, attributes,
+    ``eps`` and ``momentum``; do not use the old one any more. A layer that occurs in several places is replaced by one
+    layer in all of them. Convert before wrapping in ``DistributedDataParallel`` or ``fully_shard``.
+    :func:`sbnref.interop.convert.conversions` lists the conversions without changing anything.
 
     Args:
-        module: is changed in place, unless it is a batch norm itself.
-        group: as in :class:`sbnref.SyncBatchNorm`; None keeps a synchronized layer's own.
-        stats_mode: as in :class:`sbnref.SyncBatchNorm`; None keeps what each layer computes: the layers of mmcv,
+        module: changed in place, unless it is a batch norm itself.
+        group: as in :class:`sbnref.SyncBatchNorm`; None keeps a synchronized layer's own group.
+        stats_mode: as in :class:`sbnref.SyncBatchNorm`; None keeps each layer's arithmetic: the layers of mmcv,
             detectron2 and sbnref keep their mode, all others become ``'exact'``.
-        impl: as in :class:`sbnref.SyncBatchNorm`; None keeps the one that a layer of sbnref has.
+        impl: as in :class:`sbnref.SyncBatchNorm`; None keeps the ``impl`` of a layer of sbnref.
         frozen: whether to convert the frozen batch norms of torchvision, detectron2 and timm too. They train from then
             on: the weight and the bias, which were buffers, become parameters in the same memory.
 
@@ -78,18 +78,18 @@ def convert_sync_batchnorm(
         ``module``, or the new layer if ``module`` is a batch norm.
 
     Raises:
-        ValueError: no such ``stats_mode`` or ``impl``.
-        TypeError: ``module`` is no module, ``group`` is of the wrong kind, a batch norm does more than normalize (a
+        ValueError: ``stats_mode`` or ``impl`` is unknown.
+        TypeError: ``module`` is not a module, ``group`` is of the wrong kind, a batch norm does more than normalize (a
             forward pass or another method of its own, a property, lazy or computed parameters, channels in the last
-            dimension), which converting would lose, or is scripted or traced, which cannot be converted, or a
-            registered function returns what cannot take the layer's place. Nothing is changed then.
+            dimension) or is scripted or traced, or a registered function returns a module that cannot take the layer's
+            place. In each case nothing is changed.
     """
     return _replace(module, _to_synchronized(group, stats_mode, impl, frozen))
 
 
 def conversions(
-    module: nn.Module,  # is not changed
-    group: Group = None,  # and the others as in convert_sync_batchnorm
+    module: nn.Module,
+    group: Group = None,
     stats_mode: str | None = None,
     impl: str | None = None,
     *,
@@ -98,16 +98,16 @@ def conversions(
     """List what :func:`sbnref.convert_sync_batchnorm` would do to each batch norm in ``module``, and change nothing.
 
     Returns:
-        For the path of each layer what it would become, or why it would stay as it is or be refused.
+        By the path of each layer: the new layer, or the reason why the layer would stay or raise an error.
     """
     conversion, found = _to_synchronized(group, stats_mode, impl, frozen), {}
     for path, layer in module.named_modules():
         build, about = conversion(layer), type(layer).__name__
         if build is None:
             if _kind(layer) in FROZEN:
-                found[path] = f"{about} stays: it is frozen, and frozen=True was not given"
+                found[path] = f"{about} stays: it is frozen; pass frozen=True to convert it"
             elif isinstance(layer, _BatchNorm):
-                found[path] = f"{about} stays: register_conversion was told to leave its class"
+                found[path] = f"{about} stays: its class is registered with convert=None"
         elif reason := _why_not(layer):
             found[path] = f"refused: a {about} {reason}"
         else:
@@ -118,8 +118,8 @@ def conversions(
 def _to_synchronized(
     group: Group, stats_mode: str | None, impl: str | None, frozen: bool
 ) -> Callable[[nn.Module], Callable[[nn.Module], nn.Module] | None]:
-    """The conversion of a layer, by these choices; None for a layer that stays as it is."""
-    # refuses what is wrong with the arguments before any change
+    """Return a function from a layer to its conversion, or to None for a layer that stays as it is."""
+    # validates the arguments before any change
     SyncBatchNorm(1, group=group, stats_mode="exact" if stats_mode is None else stats_mode, impl=impl)
 
     def conversion(layer: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
@@ -131,7 +131,7 @@ def _to_synchronized(
         return known.convert and partial(
             known.convert,
             group=_group_of(layer) if group is None else group,
-            stats_mode=_own(layer, ("stats_mode", "_stats_mode"), "exact") or "default"  # detectron2 calls it ""
+            stats_mode=_own(layer, ("stats_mode", "_stats_mode"), "exact") or "default"  # detectron2's name is ""
             if stats_mode is None
             else stats_mode,
             impl=getattr(layer, "impl", None) if impl is None else impl,
@@ -141,32 +141,32 @@ def _to_synchronized(
 
 
 def _group_of(layer: nn.Module) -> Group:
-    """The group that the layer has; None where that is the world."""
+    """Return the layer's group; None for the world."""
     group = _own(layer, GROUPS)
     return None if dist.is_available() and group is dist.group.WORLD else group
 
 
 def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
-    """The first of these attributes that the layer has."""
+    """Return the first of these attributes that the layer has."""
     return next((getattr(layer, name) for name in names if hasattr(layer, name)), default)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Replace every synchronized batch norm in ``module`` by one of ``torch.nn``, for a single process.
 
-    It is the inverse of :func:`sbnref.convert_sync_batchnorm`, with the same layers recognized and the same things
-    kept. A layer that was converted becomes again the ``BatchNorm1d``, ``2d`` or ``3d`` that it was, or timm's
-    ``BatchNormAct2d``; one that was frozen does not become frozen again. One that was built synchronized accepts any
-    input, until its first input tells which of the three it becomes.
+    It is the inverse of :func:`sbnref.convert_sync_batchnorm`: it recognizes the same layers and keeps the same state.
+    A converted layer becomes its old class again, ``BatchNorm1d``, ``2d``, ``3d`` or timm's ``BatchNormAct2d``, but a
+    frozen layer is not frozen again. A layer that was built synchronized becomes a batch norm of any dimension, and its
+    first input decides between ``BatchNorm1d``, ``2d`` and ``3d``.
 
     Args:
-        module: is changed in place, unless it is a synchronized batch norm itself.
+        module: changed in place, unless it is a synchronized batch norm itself.
 
     Returns:
         ``module``, or the new layer if ``module`` is a synchronized batch norm.
 
     Raises:
-        TypeError: as :func:`sbnref.convert_sync_batchnorm`; a layer of a class that is not recognized stays as it is.
+        TypeError: as :func:`sbnref.convert_sync_batchnorm`; a layer of an unknown class stays as it is.
     """
 
     return _replace(module, lambda layer: _registry.get(_kind(layer), _Conversion(None, None)).revert)
@@ -175,30 +175,31 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
 def register_conversion(
     name: str, convert: Callable[..., nn.Module] | None, revert: Callable[[nn.Module], nn.Module] | None
 ) -> None:
-    """Say what becomes of the layers of a class.
+    """Register how to convert the layers of a class, and how to revert them.
 
-    What either function returns is then given the old layer's parameters, buffers, children, hooks and training flag,
-    in the place of its own. It must not have any that the old layer lacks, and may be built with ``device="meta"``.
+    The old layer's parameters, buffers, children, hooks and training flag replace those of the module that either
+    function returns. The new module must not have any that the old layer lacks; build it with ``device="meta"`` to save
+    memory.
 
     Args:
-        name: the full name, ``"package.module.Class"``, of the class that defines the layer's forward pass. It counts
-            for its subclasses that have no forward pass of their own, and need not be imported.
-        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns what
-            :func:`sbnref.convert_sync_batchnorm` puts in the place of a layer of this class; ``stats_mode`` is
-            ``'exact'`` where neither the caller nor the layer has one. None leaves the layer as it is.
-        revert: ``revert(layer)`` returns what :func:`sbnref.revert_sync_batchnorm` puts in the place of a layer of this
-            class. None leaves the layer as it is.
+        name: the full name, ``"package.module.Class"``, of the class that defines the layer's forward pass. It covers
+            subclasses without a forward pass of their own, and need not be imported.
+        convert: ``convert(layer, group=..., stats_mode=..., impl=...)`` returns the replacement for
+            :func:`sbnref.convert_sync_batchnorm`; ``stats_mode`` is ``'exact'`` if neither the caller nor the layer has
+            one. None leaves the layer as it is.
+        revert: ``revert(layer)`` returns the replacement for :func:`sbnref.revert_sync_batchnorm`. None leaves the
+            layer as it is.
 
     Raises:
         ValueError: ``name`` is taken, or is not a full name.
-        TypeError: ``name`` is not a string, or ``convert`` or ``revert`` neither a function nor None.
+        TypeError: ``name`` is not a string, or ``convert`` or ``revert`` is neither a function nor None.
     """
     if not isinstance(name, str):
         raise TypeError(f"expected the full name of a class as a string, got {name!r}")
     if not re.fullmatch(r"\w+(\.(\w+|<locals>))+", name):
         raise ValueError(f"expected the full name of a class, as in 'package.module.Class', got {name!r}")
     if name in _registry:
-        raise ValueError(f"expected a new name, got {name!r}, which is taken")
+        raise ValueError(f"expected a new name, got {name!r}, which is registered already")
     for function in (convert, revert):
         if function is not None and not callable(function):
             raise TypeError(f"expected convert and revert to be functions or None, got {function!r}")
@@ -206,7 +207,7 @@ def register_conversion(
 
 
 class SyncBatchNormAct(SyncBatchNorm):
-    """With ``drop`` and ``act`` after the norm, which a conversion takes from timm's ``BatchNormAct2d``."""
+    """A :class:`sbnref.SyncBatchNorm` followed by the ``drop`` and ``act`` of timm's ``BatchNormAct2d``."""
 
     drop: nn.Module
     act: nn.Module
@@ -216,7 +217,7 @@ class SyncBatchNormAct(SyncBatchNorm):
 
 
 class BatchNorm(_BatchNorm):
-    """A batch norm of any dimension, which becomes ``BatchNorm1d``, ``2d`` or ``3d`` with its first input."""
+    """A batch norm of any dimension. Its first input turns it into ``BatchNorm1d``, ``2d`` or ``3d``."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not torch.compiler.is_compiling():
@@ -224,19 +225,19 @@ class BatchNorm(_BatchNorm):
 
 
 def _options(layer: nn.Module) -> dict[str, Any]:
-    """The arguments of every batch norm's constructor, as this layer has them."""
+    """Return this layer's arguments for a batch norm's constructor."""
     names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
     return {name: getattr(layer, name) for name in names}
 
 
 def _unsynchronized(layer: nn.Module) -> type[_BatchNorm] | None:
-    """``BatchNorm1d``, ``2d`` or ``3d``, where the layer is one of them or was converted from one."""
+    """Return ``BatchNorm1d``, ``2d`` or ``3d`` if the layer is one of them or was converted from one."""
     return next((c for c in DIMENSIONS.values() if isinstance(layer, c)), getattr(layer, "reverts_to", None))
 
 
 def _shell(kind: type[nn.Module], layer: nn.Module, **choices: Any) -> nn.Module:
-    """A layer of the class ``kind``, with the options of ``layer`` and without memory: it gets the layer's tensors."""
-    with unset_fake_temporarily():  # in which torch cannot make a count of batches without memory
+    """Build a ``kind`` with the options of ``layer`` and without memory: it gets the layer's tensors later."""
+    with unset_fake_temporarily():  # in fake mode torch cannot make a batch counter without memory
         return kind(**_options(layer), **choices, device="meta")
 
 
@@ -251,7 +252,7 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 
 def _synchronized_act(layer: nn.Module, **choices: Any) -> nn.Module:
-    if not hasattr(layer, "act"):  # timm's synchronized layer gets one from the layer that it is made of
+    if not hasattr(layer, "act"):  # a timm synchronized layer not made from another layer has no act
         return _synchronized(layer, **choices)
     return _shell(SyncBatchNormAct, layer, **choices)
 
@@ -259,13 +260,13 @@ def _synchronized_act(layer: nn.Module, **choices: Any) -> nn.Module:
 def _plain_act(layer: nn.Module) -> nn.Module:
     if not hasattr(layer, "act"):
         return _plain(layer)
-    from timm.layers.norm_act import BatchNormAct2d  # its drop and act are there, so it is too
+    from timm.layers.norm_act import BatchNormAct2d  # the layer has drop and act, so timm is installed
 
     return _shell(BatchNormAct2d, layer)
 
 
 def _thawed(layer: Any, **choices: Any) -> nn.Module:
-    """A frozen layer has no momentum and no count of batches: they are those of a new layer."""
+    """Convert a frozen layer. It has no momentum and no batch counter, so these are new."""
     kind = SyncBatchNormAct if hasattr(layer, "act") else SyncBatchNorm
     thawed = kind(len(layer.weight), layer.eps, **choices, device=layer.weight.device)
     thawed.reverts_to = nn.BatchNorm2d
@@ -291,7 +292,7 @@ for _name in FROZEN:
 
 
 def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Module], nn.Module] | None]) -> nn.Module:
-    """Put what the layer's conversion makes of it, with the layer's state, in the place of every layer that has one."""
+    """Replace every layer that has a conversion, and move its state to the new layer."""
     if not isinstance(root, nn.Module):
         raise TypeError(f"expected a module to convert, got {type(root).__name__}")
     found = {layer: (path, build) for path, layer in root.named_modules() if (build := conversion(layer))}
@@ -304,11 +305,11 @@ def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Mod
     for layer, new in replacements.items():
         if reason := _why_not_instead(new, layer):
             raise TypeError(
-                f"expected the conversion of {found[layer][0]!r}, a {type(layer).__name__}, to return a module with no "
-                f"parameter, buffer or child that the old one lacks, got {reason}"
+                f"expected the conversion of {found[layer][0]!r}, a {type(layer).__name__}, to return a module without "
+                f"extra parameters, buffers or children, got {reason}"
             )
     if len({id(new) for new in replacements.values()}) < len(replacements):
-        raise TypeError("expected a conversion to return a new module for each layer, got one for several")
+        raise TypeError("expected a conversion to return a new module for each layer, got one module for several")
     for layer, new in replacements.items():
         _take_over(new, layer)
     for parent in root.modules():
@@ -319,40 +320,40 @@ def _replace(root: nn.Module, conversion: Callable[[nn.Module], Callable[[nn.Mod
 
 
 def _kind(layer: nn.Module) -> str:
-    """The full name of the class that defines the layer's forward pass."""
+    """Return the full name of the class that defines the layer's forward pass."""
     owner = next(c for c in type(layer).__mro__ if "forward" in vars(c))
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _is_scripted(layer: nn.Module) -> bool:
-    """Whether it is a batch norm that ``torch.jit`` compiled; a frozen one needs no other ranks."""
+    """Return whether it is a batch norm compiled by ``torch.jit``, except frozen ones, which need no other ranks."""
     name = getattr(layer, "original_name", "") if isinstance(layer, torch.jit.ScriptModule) else ""
     return "BatchNorm" in name and "Frozen" not in name
 
 
 def _why_not(layer: nn.Module) -> str | None:
-    """What the layer does besides normalizing; None if nothing."""
+    """Return why the layer cannot be converted, or None."""
     if _is_scripted(layer):
-        return f"that torch.jit made of a {layer.original_name}: convert the model before it is compiled so"
+        return f"that torch.jit compiled from a {layer.original_name}; convert the model before scripting or tracing it"
     if _kind(layer) not in _registry:
-        return "with a forward pass of its own: sbnref.interop.register_conversion can say what becomes of its class"
+        return "with a forward pass of its own; register its class with sbnref.interop.register_conversion"
     if "forward" in vars(layer):
         return "with a forward pass of its own"
     if changed := _overrides(layer):
         return f"that overrides {', '.join(changed)}, which converting would lose"
     if isinstance(layer, LazyModuleMixin):
-        return "that learns its num_features from its first input: give it one before"
+        return "that gets its num_features from its first input; run the model once before converting it"
     if _kind(layer).startswith("apex.") and (
         option := next((o for o in ("channel_last", "fuse_relu") if getattr(layer, o, False)), None)
     ):
         return f"with {option}=True"
     if not {"weight", "bias", "running_mean", "running_var"} <= _contents(layer) and isinstance(layer, _BatchNorm):
-        return "whose parameters are computed from others (parametrized, pruned, in FSDP): undo that, or convert before"
+        return "with computed parameters (parametrized, pruned, in FSDP); undo that, or convert before"
     return None
 
 
 def _overrides(layer: nn.Module) -> list[str]:
-    """Methods and properties in which the layer differs from the class that defines its forward pass."""
+    """Return the methods and properties in which the layer differs from the class that defines its forward pass."""
     classes = itertools.takewhile(lambda c: "forward" not in vars(c), type(layer).__mro__)
     theirs = {name: value for c in classes if not c.__module__.startswith("torch.") for name, value in vars(c).items()}
     found = {name for name, value in theirs.items() if isinstance(value, property) or hasattr(_BatchNorm, name)}
@@ -361,11 +362,11 @@ def _overrides(layer: nn.Module) -> list[str]:
 
 
 def _why_not_instead(new: Any, old: nn.Module) -> str | None:
-    """Why ``new``, which a conversion returned, cannot stand where ``old`` does; None if it can."""
+    """Return why ``new``, the result of a conversion, cannot replace ``old``, or None."""
     if not isinstance(new, nn.Module):
         return f"a {type(new).__name__}"
-    besides = _contents(new) - _contents(old) - {"num_batches_tracked"}  # a frozen layer counts nothing
-    return f"a {type(new).__name__} that has {sorted(besides)}" if besides else None
+    besides = _contents(new) - _contents(old) - {"num_batches_tracked"}  # a frozen layer has no counter
+    return f"a {type(new).__name__} that also has {sorted(besides)}" if besides else None
 
 
 def _contents(layer: nn.Module) -> set[str]:
@@ -373,7 +374,7 @@ def _contents(layer: nn.Module) -> set[str]:
 
 
 def _take_over(new: nn.Module, old: nn.Module) -> None:
-    """Give ``new`` what every module has: the training flag, parameters, buffers, children and hooks, by reference."""
+    """Move a module's state to ``new`` by reference: the training flag, parameters, buffers, children and hooks."""
     parameters, count = new._parameters, new._buffers.get("num_batches_tracked")
     vars(new).update({key: vars(old)[key] for key in vars(nn.Module())})
     if frozen := [name for name in parameters if name in old._buffers]:
@@ -384,5 +385,5 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
     for name in vars(old).keys() - SYNCHRONIZED - {*GROUPS} - vars(new).keys():
         setattr(new, name, vars(old)[name])
     for hook in new._load_state_dict_pre_hooks.values():
-        if getattr(hook, "with_module", False):  # it is called with the module that it remembers
+        if getattr(hook, "with_module", False):  # the hook is called with the module that it stores
             hook.module = weakref.ref(new)  # type: ignore[attr-defined]

@@ -21,16 +21,16 @@ MODELS.register_module("SBNRef", module=SyncBatchNorm)
 
 @HOOKS.register_module("SBNRefConvert")
 class ConvertHook(Hook):
-    """Converts the runner's model, which may be wrapped in DistributedDataParallel already: parameters stay the same.
+    """Convert the runner's model. DistributedDataParallel may already wrap it, because parameters stay the same.
 
     Args:
-        options: of :func:`sbnref.convert_sync_batchnorm`.
+        options: options of :func:`sbnref.convert_sync_batchnorm`.
     """
 
-    priority = "VERY_HIGH"  # before other hooks copy the model, as the one for moving averages does
+    priority = "VERY_HIGH"  # before hooks that copy the model, such as the one for moving averages
 
     def __init__(self, **options: Any) -> None:
-        convert_sync_batchnorm(nn.Identity(), **options)  # refuses what is wrong with them
+        convert_sync_batchnorm(nn.Identity(), **options)  # validates the options
         self.options = options
 
     def before_run(self, runner: Any) -> None:

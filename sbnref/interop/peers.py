@@ -1,7 +1,7 @@
-"""The layers that sbnref is compared with, where they cannot simply be imported.
+"""Other libraries' layers, for comparisons where the libraries cannot be imported.
 
-Each follows the algorithm that its project publishes, written here in plain PyTorch so that it runs anywhere; what
-would change a number is kept as it is there.
+Each follows the published algorithm of its project, in plain PyTorch so that it runs anywhere. Every detail that
+affects a result is kept.
 """
 
 from typing import Any
@@ -85,8 +85,8 @@ class _MMCVFunction(torch.autograd.Function):
 class NaiveSyncBatchNorm(_BatchNorm):
     """The algorithm of ``detectron2.layers.NaiveSyncBatchNorm``: E[x] and E[x^2] in the input's precision.
 
-    ``stats_mode`` is ``""`` (every rank weighs the same; no empty batches) or ``"N"``. In a single process this is the
-    plain E[x^2] - E[x]^2 layer that the speed of the reference is compared with.
+    ``stats_mode`` is ``""`` (equal weights; no empty batches) or ``"N"``. In a single process it is the plain
+    E[x^2] - E[x]^2 layer in the benchmarks of the reference.
     """
 
     def __init__(self, num_features: int, stats_mode: str = "", **options: Any) -> None:

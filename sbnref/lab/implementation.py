@@ -1,7 +1,7 @@
-"""A file of CUDA that defines stages of synchronized batch norm, as an implementation.
+"""An implementation from a CUDA file that defines stages of synchronized batch norm.
 
-The functions are those of the tasks ``forward_stats``, ``forward_apply``, ``backward_stats`` and ``backward_apply``.
-They take float32. The implementation updates the running statistics by the rule that all implementations share.
+The functions are those of the tasks ``forward_stats``, ``forward_apply``, ``backward_stats`` and ``backward_apply``, in
+float32. The implementation updates the running statistics itself, by the rule that all implementations share.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from .tasks import TASKS
 
 
 class StageKernels:
-    """The stages in a CUDA file; one that it does not define raises :class:`NotImplementedError`.
+    """The stages in a CUDA file. A stage that is missing raises :class:`NotImplementedError`.
 
-    On CPU tensors they run in the simulation, and a fault is a :class:`RuntimeError` that names the line; so are
-    results that are not written everywhere. Threads and blocks take turns in another order at every call. CUDA tensors
-    take nvcc.
+    On CPU tensors they run in the simulation, in another order of threads and blocks at every call. A fault raises a
+    :class:`RuntimeError` that names the line, and so do results with unwritten elements. CUDA tensors need nvcc.
 
     Args:
         file: defines functions with the signatures of the tasks; see ``sbnref lab template forward_stats``.
 
     Raises:
-        ValueError: there is no such file, it does not compile, or it has none of the stages.
+        ValueError: the file does not exist, does not compile, or has none of the stages.
     """
 
     dtypes = (torch.float32,)
@@ -49,12 +48,12 @@ class StageKernels:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise NotAnImplementation(f"expected a CUDA file, but there is no file {file}")
+            raise NotAnImplementation(f"expected a CUDA file, got {file}, which does not exist")
         text = blank(file.read_text(errors="replace"))
         self._tasks = [TASKS[stage] for stage in STAGES if re.search(rf"\bvoid\s+{stage}\s*\(", text)]
         if not self._tasks:
             raise NotAnImplementation(
-                f"expected {file} to define {', '.join(STAGES[:-1])} or {STAGES[-1]}, but it has none of them; "
+                f"expected {file} to define {', '.join(STAGES[:-1])} or {STAGES[-1]}, found none of them; "
                 "`sbnref lab template forward_stats` prints a file to start from"
             )
         self._file, self._orders = file.resolve(), itertools.cycle(("ascending", "descending", "random:1"))
@@ -67,9 +66,9 @@ class StageKernels:
             setattr(self, stage, functools.partial(self._run, stage))
 
     def why_not(self, device: torch.device) -> str | None:
-        """Why the kernels cannot run on a device."""
+        """Return why the kernels cannot run on a device, or None."""
         if device.type not in ("cpu", "cuda"):
-            return "kernels run on CUDA tensors and, in a simulation, on CPU tensors"
+            return "the kernels need CUDA tensors or, in the simulation, CPU tensors"
         try:
             if device.type == "cuda":
                 find_cuda()
@@ -82,7 +81,7 @@ class StageKernels:
         return {task.name: TaskCall(built, task.signature) for task in self._tasks}
 
     def _run(self, stage: str, *arguments: Any) -> Any:
-        """Call a stage with the arguments of :mod:`sbnref.impls.reference`, and return what that one returns."""
+        """Call a stage with the arguments of :mod:`sbnref.impls.reference`, and return the same kind of result."""
         given = dict(zip(inspect.signature(getattr(reference, stage)).parameters, arguments, strict=True))
         x: Tensor = given["x"]
         channels, divisor, running = x.shape[1], given.get("divisor"), given.pop("running", None)
@@ -93,7 +92,7 @@ class StageKernels:
                 given[name] = default(channels)
         for name in ("x", "dy", "gamma", "beta"):
             if name in given and given[name].dtype not in self.dtypes:
-                raise TypeError(f"expected {name} in torch.float32, which CUDA files take, got {given[name].dtype}")
+                raise TypeError(f"expected {name} in torch.float32 for CUDA files, got {given[name].dtype}")
         given = {name: t.detach().contiguous() if isinstance(t, Tensor) else t for name, t in given.items()}
         given |= {"N": x.shape[0], "C": channels, "S": x.shape[2:].numel(), "D": divisor or 0}
         payload = 3 * channels + 2 if stage == "forward_stats" else 2 * channels

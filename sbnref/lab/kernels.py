@@ -1,7 +1,7 @@
-"""A file of kernels: compile it, call it on a tensor, and count what it does to memory.
+"""Compile a file of kernels, call it on a tensor, and count its memory accesses.
 
-The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``: ``forward`` if no other is named.
-The host's compiler compiles it for the simulation, on CPU tensors, and nvcc for CUDA tensors.
+The file includes ``laboratory.cuh`` and defines functions that take a ``Problem``, by default ``forward``. The host's
+compiler compiles it for the simulation, on CPU tensors, and nvcc for CUDA tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..impls.simulation import compile_library
 from ..impls.simulation.rewrite import included
 
 SECTOR = 32  # bytes
-THREADS = 256  # of a block, as laboratory.cuh has it
+THREADS = 256  # of a block, by default, as in laboratory.cuh
 LABORATORY = CSRC / "laboratory"
 
 
@@ -33,8 +33,8 @@ class Kernels:
     """A file of kernels."""
 
     file: Path
-    functions: tuple[str, ...] = ("forward",)  #: that take a ``Problem``, in the order in which they are called
-    threads: int = THREADS  #: of a block, ``kThreads`` in the file; a power of two from 32 to 1024
+    functions: tuple[str, ...] = ("forward",)  #: functions that take a ``Problem``, in the order of their calls
+    threads: int = THREADS  #: threads of a block, ``kThreads`` in the file; a power of two from 32 to 1024
 
 
 ARRAYS = ("x", "y", "mean", "var", "partials", "payload", "tickets")
@@ -50,22 +50,22 @@ class _Problem(ctypes.Structure):
 
 
 class Call:
-    """Kernels and everything that they need for a tensor. :meth:`run` launches them.
+    """Kernels, and the arrays that they need for a tensor. :meth:`run` launches them.
 
     Args:
-        kernels: what to launch.
-        x: (N, C, \\*), contiguous or channels-last; float32 unless the kernels take the pointer for another one.
-        splits: how many blocks may share a channel.
-        weight: w, what this rank weighs.
+        kernels: the kernels to launch.
+        x: (N, C, \\*), contiguous or channels-last; float32 unless the kernels cast the pointer.
+        splits: the number of blocks that may share a channel.
+        weight: w, the weight of this rank.
 
     Attributes:
-        y: as x, for the normalized tensor.
+        y: like x, for the normalized tensor.
         mean, var: (C,) float32, for the statistics.
         payload: (3C + 2,) float64, zeros, for [w mean, w var, w mean², w, m].
-        partials: (3 · splits · C,) float64, for what blocks leave for each other.
+        partials: (3 · splits · C,) float64, for the partial results of blocks.
         tickets: (C,) int32, zeros.
         arrays: x and these, by name.
-        addresses: of the arrays in the simulated GPU's memory, after a launch.
+        addresses: the addresses of the arrays in the simulated GPU's memory, after a launch.
     """
 
     def __init__(self, kernels: Kernels, x: Tensor, *, splits: int = 1, weight: float = 1, eps: float = 1e-5) -> None:
@@ -85,7 +85,7 @@ class Call:
         self._loaded: tuple[Kernels | None, Any] = None, None
 
     def run(self, *functions: str) -> Tensor:
-        """:meth:`launch`, and y."""
+        """Launch the kernels, see :meth:`launch`, and return y."""
         self.launch(*functions)
         return self.y
 
@@ -93,10 +93,10 @@ class Call:
         """Launch the kernels, or those of some of the functions.
 
         Args:
-            functions: of the file; all if none is named.
+            functions: names of the file's functions; all if empty.
 
         Raises:
-            RuntimeError: the file does not compile, or its kernels do what CUDA does not allow.
+            RuntimeError: the file does not compile, or its kernels do something that CUDA does not allow.
         """
         if self._loaded[0] is not self.kernels:
             self._loaded = self.kernels, library(self.kernels, self.x.is_cuda)
@@ -118,31 +118,31 @@ class Call:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of (N, C, \\*) are side by side and their elements are not."""
+    """Return whether the channels of (N, C, \\*) are side by side in memory, and their elements are not."""
     return x.shape[1] > 1 and x.stride(1) == 1 and x[:1, :1].numel() > 1
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a call did to global memory, in the simulation."""
+    """The accesses of a call to global memory, in the simulation."""
 
-    launches: int  #: of kernels
-    blocks: int  #: of the first kernel
-    read: int  #: bytes that the threads asked for
+    launches: int  #: number of kernel launches
+    blocks: int  #: blocks of the first kernel
+    read: int  #: bytes requested by the threads
     written: int
     requests: int  #: access instructions of warps
-    #: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (how often the warp had executed the
-    #: instruction before), access and sector
+    #: (accesses of a warp x sectors, 5) int64, the columns launch, block, time (previous executions of the instruction
+    #: by the warp), access and sector
     trace: Tensor
 
     @property
     def moved(self) -> int:
-        """The bytes of the sectors that were touched, since memory moves whole sectors."""
+        """The bytes of the sectors touched, because memory moves whole sectors."""
         return SECTOR * len(self.trace)
 
 
 def count(call: Call) -> Counts:
-    """Run a call on CPU tensors and count."""
+    """Run a call on CPU tensors, and count its accesses."""
     lib = library(call.kernels)
     lib.cudasim_trace(1)
     try:
@@ -156,16 +156,16 @@ def count(call: Call) -> Counts:
 
 
 def set_order(order: str, kernels: Kernels) -> None:
-    """In which order blocks and threads take turns: ``ascending``, ``descending`` or ``random:SEED``."""
+    """Set the order in which blocks and threads run: ``ascending``, ``descending`` or ``random:SEED``."""
     if (error := library(kernels).cudasim_set_order(order.encode())) is not None:
         raise RuntimeError(error.decode())
 
 
 def library(kernels: Kernels, cuda: bool = False) -> Any:
-    """Return the kernels as the file has them now, compiled once; the next process finds them.
+    """Load the kernels from the current text of the file, compiled unless they were before.
 
     Raises:
-        DoesNotCompile: the file is why; it has no such function, for example.
+        DoesNotCompile: the file does not compile; it lacks a function, for example.
         RuntimeError: there is no compiler, or the simulation does not compile.
     """
     unit, threads = translation_unit(kernels), f"-DSBNREF_THREADS={kernels.threads}"
@@ -184,10 +184,10 @@ def library(kernels: Kernels, cuda: bool = False) -> Any:
 
 def upload(
     lib: Any,
-    arrays: Mapping[str, Tensor],  # by the names that reports give them
-    unwritten: Container[str] = (),  # the names of those that kernels must write before they read them
+    arrays: Mapping[str, Tensor],  # by their names in reports
+    unwritten: Container[str] = (),  # names of uninitialized arrays, which kernels must write before they read
 ) -> dict[str, int]:
-    """Put arrays into the simulated GPU's memory, which is empty before, and return their addresses."""
+    """Clear the simulated GPU's memory, put arrays into it, and return their addresses."""
     lib.cudasim_reset()
     lib.cudasim_free_all()
     addresses = {}
@@ -199,7 +199,7 @@ def upload(
 
 
 def declare(lib: Any) -> None:
-    """Declare what the simulation's functions return."""
+    """Declare the return types of the simulation's functions."""
     for name in ("set_order", "report", "recorded", "last_write"):
         getattr(lib, f"cudasim_{name}").restype = ctypes.c_char_p
     lib.cudasim_upload.restype = ctypes.c_void_p
@@ -207,22 +207,22 @@ def declare(lib: Any) -> None:
 
 
 def translation_unit(kernels: Kernels) -> str:
-    """The source of a library with the kernels' functions."""
+    """Return the source of a library with the kernels' functions."""
     exports = "\n".join(f"EXPORT({function})" for function in kernels.functions)
     return f'#include "{kernels.file.resolve()}"\n\n#include "exports.cuh"\n\n{exports}\n'
 
 
 def _about(kernels: Kernels, said: str) -> str:
-    """A compiler's complaint, in words about the user's file."""
+    """Turn a compiler's error about a missing function into a sentence about the user's file."""
     first = re.search(r"^(.+?):\d+(?::\d+)?: (?:fatal )?error: (.*)", said, re.MULTILINE)
     for function in kernels.functions:
         if first and Path(first[1]) != kernels.file and re.search(rf"\b{function}\b", first[2]):
-            return f"expected {kernels.file} to define void {function}(const Problem&), and it does not"
+            return f"expected {kernels.file} to define void {function}(const Problem&), found no such function"
     return said
 
 
 def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:
-    """Compile a translation unit that includes a file with nvcc, and return the library."""
+    """Compile a translation unit that includes ``file`` with nvcc, and return the library."""
 
     def compile(built: Path) -> None:
         source = built.with_name("kernels.cu")
@@ -235,7 +235,7 @@ def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:
 
 
 def numbers(get: Any) -> Tensor:
-    """The int64 numbers that a library's function points to."""
+    """Return the int64 numbers that a library's function points to."""
     pointer = ctypes.POINTER(ctypes.c_int64)()
     size = get(ctypes.byref(pointer))
     if not size:

@@ -1,4 +1,4 @@
-"""Where in the source an instruction stands, from its addresses in a library that was compiled with ``-g1``."""
+"""Find the source lines of instructions, from their addresses in a library compiled with ``-g1``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..impls.simulation import CSRC, SIMULATION
 
-OPTIONS = {  # of each command that finds lines; the file comes last
+OPTIONS = {  # the options of each command that finds lines; the library's path comes last
     "addr2line": ("--inlines", "--addresses", "--exe"),
     "llvm-addr2line": ("--inlines", "--addresses", "--exe"),
     "llvm-symbolizer": ("--output-style=GNU", "--functions=none", "--inlines", "--addresses", "--obj"),
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 def places(
     library: Path,
-    sites: Sequence[Iterable[int]],  # of each the addresses in the library to which the calls that lead there return
+    sites: Sequence[Iterable[int]],  # of each site the return addresses in the library of the calls that lead to it
 ) -> list[list[Place]]:
     """Return the lines of user code of each site, innermost first."""
     lines = lines_of(library, {address for site in sites for address in site})
@@ -42,7 +42,7 @@ def places(
 
 
 def _is_of_the_user(file: str) -> bool:
-    """Whether a file is neither the system's nor part of the simulation."""
+    """Return whether a file is neither the system's nor part of the simulation."""
     folder, name = os.path.split(file)
     system = folder.startswith(("/usr/include", "/usr/lib")) or "/include/c++/" in folder or "/torch/include" in folder
     simulated = folder.startswith(os.path.realpath(SIMULATION))
@@ -51,10 +51,10 @@ def _is_of_the_user(file: str) -> bool:
 
 
 def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Place]]:
-    """Return the lines of calls, by the addresses in a library to which they return.
+    """Return the lines of calls, by their return addresses in a library.
 
-    After the line of a call come those into which it was inlined. Unknown lines are left out; all are unknown if no
-    command is installed that finds lines.
+    After the line of a call come the lines into which it was inlined. Unknown lines are left out; all are unknown if no
+    command of :data:`OPTIONS` is installed.
     """
     addresses = sorted(set(returns))
     found: dict[int, list[Place]] = {address: [] for address in addresses}

@@ -1,8 +1,8 @@
-"""The package's own four kernels in the simulation: recorded, and their traffic counted beside what they have to move.
+"""Record the package's own four kernels in the simulation, and count their traffic against its floor.
 
 The floor is one read of every input and one write of every output: a normalization layer computes next to nothing, so
-its time is its traffic. The simulation counts the bytes that the threads ask for, and the 32-byte sectors that the
-accesses of each warp touch: memory moves whole sectors, so bytes that share one cost nothing extra.
+its time is its traffic. The simulation counts the bytes that the threads request, and the 32-byte sectors that the
+accesses of each warp touch. Memory moves whole sectors, so more bytes in the same sector cost nothing extra.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ISSUED = 4 * 1.755e9  # instructions that a multiprocessor of an H100 issues to 
 
 
 def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Recording]:
-    """Run stages on x, (N, C, \\*), as the only rank does in training, and record them.
+    """Run stages on x, (N, C, \\*), as in training on one rank, and record them.
 
     Raises:
         ValueError: the tensor is too large for a recording.
         RuntimeError: the process does not simulate the kernels; set ``SBNREF_CUDASIM=1`` before they are loaded.
     """
     if (reason := cuda.why_not(torch.device("cpu"))) is not None:
-        raise RuntimeError(f"a recording takes the simulation: {reason}")
+        raise RuntimeError(f"recording needs the simulation: {reason}")
     lib = ctypes.CDLL(str(build.built(build.SIMULATION)))
     declare(lib)
     works = calls(x)
@@ -46,7 +46,7 @@ def record_stages(x: Tensor, stages: Sequence[str] = STAGES) -> dict[str, Record
 
 
 def calls(x: Tensor, *, tracking: bool = True) -> dict[str, Callable[[], object]]:
-    """The four stages of a training step on x, each with inputs of the right shape, tracking running statistics."""
+    """Return the four stages of a training step on x as calls, with inputs of the right shapes."""
     channels, dy = x.shape[1], x.clone()
     gamma, beta = x.new_ones(2, channels)
     running = RunningStats(x.new_zeros(channels), x.new_ones(channels), torch.tensor(0)) if tracking else None
@@ -62,25 +62,25 @@ def calls(x: Tensor, *, tracking: bool = True) -> dict[str, Callable[[], object]
 
 @dataclass(frozen=True)
 class StageTraffic:
-    """What one stage did."""
+    """The traffic of one stage."""
 
     stage: str
     launches: int  # of kernels
-    bytes_read: int  # that the threads asked for
+    bytes_read: int  # requested by the threads
     bytes_written: int
     floor_read: int  # the sizes of the tensors that it has to read
     floor_written: int
-    sector_efficiency: float  # bytes asked for over those of the sectors; above 1 where threads ask for the same bytes
-    ceiling: float | None  # TB/s that an H100 can issue 16-byte accesses for; its memory's 3.35 should be less
-    plan: dict[str, Any]  # how the work was shared out, see launch_plan
+    sector_efficiency: float  # bytes requested over bytes of the sectors; above 1 if threads request the same bytes
+    ceiling: float | None  # TB/s for which an H100 can issue 16-byte accesses; its memory's 3.35 should be less
+    plan: dict[str, Any]  # see launch_plan
 
 
 class Traffic(Report):
-    """The four stages on a tensor of zeros, simulated. Printing it shows a table, and the plans in words.
+    """The traffic of the four stages on a tensor of zeros, simulated. Printing it shows a table and the launch plans.
 
     Raises:
         BuildError: the simulation cannot be built.
-        RuntimeError: this process uses the real kernels, or none; set ``SBNREF_CUDASIM=1``.
+        RuntimeError: this process does not simulate the kernels; set ``SBNREF_CUDASIM=1``.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Traffic(Report):
         multiprocessors: int = 132,  # of the GPU to plan for; 132 for an H100 or H200
     ) -> None:
         if (reason := cuda.why_not(torch.device("cpu"))) is not None:
-            raise RuntimeError(f"counting traffic takes the simulation: {reason}")
+            raise RuntimeError(f"counting traffic needs the simulation: {reason}")
         self.shape, self.dtype, self.channels_last = shape, dtype, channels_last
         x = torch.zeros(shape, dtype=dtype)
         if channels_last:
@@ -105,7 +105,7 @@ class Traffic(Report):
             library.simulate_multiprocessors(0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
         return {
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -144,7 +144,7 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
     width, size = x.element_size(), x.numel() * x.element_size()
     ceiling = None
     if plan["vector"] * width >= ACCESS:
-        budgets = json.loads((build.CSRC / "budgets.json").read_text(encoding="utf-8"))  # which a test holds nvcc to
+        budgets = json.loads((build.CSRC / "budgets.json").read_text(encoding="utf-8"))  # a test checks them with nvcc
         ceiling = issue_ceiling(budgets[stage][str(width)], multiprocessors)
     floors = size * (2 if backward else 1), size if stage.endswith("apply") else 0
     efficiency = (read + written) / (SECTOR * sectors) if sectors else 1.0
@@ -152,10 +152,10 @@ def _count(stage: str, x: Tensor, call: Callable[[], object], multiprocessors: i
 
 
 def issue_ceiling(instructions: float, multiprocessors: int = 132) -> float:
-    """Terabytes a second that an H100 can issue so many warp instructions for each 16-byte access for."""
+    """Return the TB/s that an H100 can reach if each 16-byte access costs ``instructions`` warp instructions."""
     return multiprocessors * ISSUED / instructions * WARP * ACCESS / 1e12
 
 
 def _moved(size: int, floor: int) -> tuple[str, str]:
-    """Bytes, and their ratio to the floor."""
+    """Return bytes, and their ratio to the floor, in words."""
     return f"{size / 2**20:.3f} MiB", f"{size / floor:.4f}" if floor else "–"

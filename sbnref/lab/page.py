@@ -26,7 +26,7 @@ body {{ max-width: 76em; margin: 0 auto; padding: 0.8rem; font-family: system-ui
 <body>
 <main>
 <h1>{title}</h1>
-<p>What each warp did, as a simulation of CUDA recorded it. The arrow keys step, Home and End jump, p plays.</p>
+<p>Every step of every warp, recorded in a simulation of CUDA. The arrow keys step, Home and End jump, p plays.</p>
 <div class="player"><p>The player needs JavaScript.</p></div>
 </main>
 {recordings}
@@ -38,7 +38,7 @@ body {{ max-width: 76em; margin: 0 auto; padding: 0.8rem; font-family: system-ui
 
 
 def page(title: str, *recordings: Recording) -> str:
-    """An HTML file that plays one recording, or two on the same clock."""
+    """Return an HTML file that plays one recording, or two on the same clock."""
     data = (f'<script type="application/json" class="recording">{as_json(r)}</script>' for r in recordings)
     return _PAGE.format(
         title=escape(title),
@@ -49,10 +49,10 @@ def page(title: str, *recordings: Recording) -> str:
 
 
 def as_json(recording: Recording) -> str:
-    """A recording as the player reads it, in a page or in a file of its own."""
+    """Return a recording in the player's format, for a page or a separate file."""
     return json.dumps(recording.to_dict(), separators=(",", ":")).replace("</", r"<\/")
 
 
 def _without_modules(path: Path) -> str:
-    """The source of a module, to stand behind those that it imports from."""
+    """Return the source of a module without imports and exports, to put after the modules that it imports."""
     return re.sub(r"^import .*\n|^export ", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -1,13 +1,12 @@
-"""What the warps of a small launch do, one instruction after the other, as the simulation saw it.
+"""Record the warps of a small launch in the simulation, instruction by instruction.
 
-The simulation notes what each thread does, and by which calls it got there. Here the lanes of a warp that execute the
-same instruction for the same time become one step, as they are one instruction of the GPU's, and every step gets the
-lines of the source that it stands in. The simulation runs one block after the other, and so does a recording; within a
-block the warps take turns, an instruction each, and wait for each other at barriers.
+The simulation records the accesses of each thread, with the calls that led to them. Here the lanes of a warp that
+execute one instruction for the n-th time become one step, as on a GPU, and every step gets its source lines. Blocks run
+one after the other; within a block the warps take turns, one instruction each, and wait for each other at barriers.
 
-**Bank conflicts** follow a model: shared memory has 32 banks, each of which gives one word of 4 bytes at a time, to all
-lanes that ask for that word. An element whose size is a multiple of 8 bytes is moved in pieces of 8, half a warp at a
-time, any other in pieces of 4, the whole warp at once. What a piece takes beyond one time is a conflict.
+**Bank conflicts** follow a model. Shared memory has 32 banks. In one cycle each bank delivers one word of 4 bytes, to
+all lanes that request this word. An element with a multiple of 8 bytes is moved in pieces of 8, half a warp at a time,
+any other element in pieces of 4, the whole warp at once. Every cycle of a piece beyond the first is a conflict.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from .kernels import SECTOR, Call, channels_last, library, numbers
 from .lines import Place, places
 
 WARP = 32
-MOST_ELEMENTS = 4096  # of x: what a screen shows
-MOST_STEPS = 5000  # what stays below 300 kB
+MOST_ELEMENTS = 4096  # of x, to fit on a screen
+MOST_STEPS = 5000  # to keep a recording below 300 kB
 
 
 class Act(enum.IntEnum):
-    """What an instruction does, in the order of ``csrc/simulation/state.h``."""
+    """The kinds of instructions, in the order of ``csrc/simulation/state.h``."""
 
     READ, WRITE, ATOMIC, READ_SHARED, WRITE_SHARED, SHUFFLE, BARRIER = range(7)
 
@@ -51,23 +50,23 @@ class Act(enum.IntEnum):
 
 @dataclass
 class Event:
-    """What a warp does in one instruction."""
+    """One instruction of a warp."""
 
-    launch: int  #: which of the kernels launched
+    launch: int  #: index of the launch
     block: int
     warp: int  #: within its block
     act: Act
-    site: int  #: which of the recording's sites it stands at
-    array: int  #: which of the recording's arrays it accesses; -1 for a shuffle or a barrier
+    site: int  #: index in the recording's sites
+    array: int  #: index in the recording's arrays; -1 for a shuffle or a barrier
     bytes: int  #: of each lane's element or vector
-    #: the active lanes, and where in the array each one's element begins, in bytes; in a shuffle the lane it reads from
+    #: the active lanes, each with the offset of its element in the array, in bytes; in a shuffle, with its source lane
     lanes: dict[int, int] = field(default_factory=dict)
-    conflicts: int = 0  #: times that shared memory takes beyond what it has to, by the model above
+    conflicts: int = 0  #: extra cycles of shared memory, by the model above
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel that was launched: its name, its blocks and the threads of each."""
+    """A kernel launch: the kernel's name, the number of blocks and the threads of a block."""
 
     kernel: str
     blocks: int
@@ -79,31 +78,31 @@ class Array:
     """An array that kernels accessed."""
 
     name: str  #: in the source
-    shared: bool  #: whether it lies in shared memory, one for each block
-    start: int  #: of its first byte, if memory began at 0 and had no gaps; 0 in shared memory
+    shared: bool  #: whether it is in shared memory, one for each block
+    start: int  #: the address of its first byte in a memory from 0 without gaps; 0 in shared memory
     size: int  #: in bytes
     element: int  #: bytes of the narrowest access to it
 
 
 @dataclass
 class Recording:
-    """A launch, or several."""
+    """The recording of one launch or several."""
 
     title: str
     shape: tuple[int, ...]  #: of x
     channels_last: bool  #: whether the channels of x are side by side
     launches: list[Launch]
-    arrays: list[Array]  #: that were accessed
+    arrays: list[Array]  #: the arrays accessed
     sites: list[list[Place]]  #: for each, the lines of the calls that lead there, innermost first
     steps: list[Event]
-    error: str | None = None  #: what the simulation refused; the last step is where
+    error: str | None = None  #: the error that the simulation found at the last step
 
     def counts(self) -> dict[str, int]:
         """Return the counters at the end.
 
-        ``read`` and ``written`` are bytes that threads asked for in global memory; ``accesses``, instructions of warps
-        that access it; ``sectors``, those that these moved, and ``again``, those that had been moved before;
-        ``steps``, all instructions recorded; ``barriers``, those that warps waited at; ``conflicts``, those of banks.
+        ``read`` and ``written`` are bytes of global memory that threads requested; ``accesses``, instructions of warps
+        that access it; ``sectors``, the sectors moved, and ``again``, the sectors moved before; ``steps``, all
+        instructions recorded; ``barriers``, the barriers that warps waited at; ``conflicts``, bank conflicts.
         """
         counts = dict.fromkeys(("read", "written", "accesses", "sectors", "again", "barriers", "conflicts"), 0)
         seen: set[int] = set()
@@ -120,7 +119,7 @@ class Recording:
         return counts | {"steps": len(self.steps)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has, and as short as the player takes it."""
+        """Return everything in JSON's types, in the short form for the player."""
         files = list(dict.fromkeys(file for site in self.sites for file, _ in site))
         first = {step.launch: i for i, step in reversed([*enumerate(self.steps)])}
         return {
@@ -138,12 +137,12 @@ class Recording:
 
 
 def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Recording:
-    """Run a call's kernels, those of some of the functions only where these are named, and record what they do.
+    """Run a call's kernels, or only those of some functions, and record them.
 
     Raises:
-        ValueError: the tensor is too large for a recording, or what the kernels do with it is.
-        RuntimeError: the file does not compile, or a tool is missing. What the simulation refuses is no error here
-            but the recording's end.
+        ValueError: the tensor is too large for a recording, or the kernels do too much.
+        RuntimeError: the file does not compile, or a tool is missing. A fault of the kernels raises nothing; the
+            recording ends there.
     """
     lib, title = library(call.kernels), title or call.kernels.file.name
     return take(lib, lambda: call.launch(*functions), call.x.shape, title, channels_last(call.x))
@@ -152,7 +151,7 @@ def record(call: Call, title: str = "", functions: Iterable[str] = ()) -> Record
 def take(
     lib: Any, run: Callable[[], object], shape: Sequence[int], title: str, channels_last: bool = False
 ) -> Recording:
-    """Record what the kernels of a library do while ``run`` launches them, on an input of a shape or on a task's sizes.
+    """Record the kernels of a library while ``run`` launches them, on an input of a shape or on a task's sizes.
 
     Raises:
         ValueError: the shape is too large, or the kernels do too much for a recording.
@@ -174,7 +173,7 @@ def take(
     steps = [] if too_many else list(_steps(acts, failed=error is not None))
     if too_many or len(steps) > MOST_STEPS:
         most = f"at most {MOST_STEPS} instructions of warps for a recording"
-        raise ValueError(f"expected {most}, and these kernels execute more; take a smaller tensor")
+        raise ValueError(f"expected {most}, got more; use a smaller tensor")
     recorded = json.loads(lib.cudasim_recorded())
     launches = [Launch(one["kernel"], math.prod(one["grid"]), math.prod(one["block"])) for one in recorded["launches"]]
     sites = places(Path(lib._name), [recorded["sites"][site] for site in numbered])
@@ -194,7 +193,7 @@ def refuse_large(shape: Sequence[int]) -> None:
 
 
 def sectors(start: int, step: Event) -> set[int]:
-    """The 32-byte sectors that a step touches in an array that begins at ``start``."""
+    """Return the 32-byte sectors that a step touches in an array that begins at ``start``."""
     return {
         sector
         for offset in step.lanes.values()
@@ -203,7 +202,7 @@ def sectors(start: int, step: Event) -> set[int]:
 
 
 def bank_conflicts(step: Event) -> int:
-    """Times that shared memory takes for a step beyond what it has to."""
+    """Return the extra cycles of shared memory for a step."""
     piece = 8 if step.bytes % 8 == 0 else min(step.bytes, 4)
     at_once = WARP * 4 // max(piece, 4)
     conflicts = 0
@@ -218,11 +217,11 @@ def bank_conflicts(step: Event) -> int:
     return conflicts
 
 
-# ---- from what threads do to what warps do ----
+# ---- from threads to warps ----
 
 
 def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
-    """The steps of all blocks. ``acts``: (N, 8), the columns are those of ``csrc/simulation/recording.cpp``."""
+    """Yield the steps of all blocks. ``acts``: (N, 8), with the columns of ``csrc/simulation/recording.cpp``."""
     for _, of_block in itertools.groupby(acts, key=lambda act: act[:2]):
         warps: dict[int, _Warp] = defaultdict(_Warp)
         for act in of_block:
@@ -232,19 +231,19 @@ def _steps(acts: list[list[int]], failed: bool) -> Iterator[Event]:
 
 
 class _Warp:
-    """Puts together what lanes do, in an order that is each one's own."""
+    """Merge the acts of a warp's lanes into steps. Each lane's acts keep their order."""
 
     def __init__(self) -> None:
-        self.first: list[Any] = [None, None]  # a step, and the node after it: a list into which steps are inserted
-        self.at: dict[int, list[Any]] = defaultdict(lambda: self.first)  # by lane: the node of what it did last
+        self.first: list[Any] = [None, None]  # a linked list: a step, and the next node
+        self.at: dict[int, list[Any]] = defaultdict(lambda: self.first)  # by lane: the node of its last step
         self.known: dict[tuple[object, int], list[Any]] = {}
         self.executed: Counter[tuple[int, object]] = Counter()
 
     def take(self, act: list[int]) -> Event:
         launch, block, thread, kind, site, array, offset, size = act
         lane = thread % WARP
-        # All lanes are at a shuffle or a barrier together, wherever in the source each of them is. An access is to one
-        # array here, even where an instruction takes some lanes to another.
+        # All lanes take part in a shuffle or a barrier together, even from different source lines. A step accesses one
+        # array, even if the instruction takes other lanes to another array.
         instruction = (kind,) if kind >= Act.SHUFFLE else (kind, site, array)
         key = instruction, self.executed[lane, instruction]
         self.executed[lane, instruction] += 1
@@ -265,7 +264,7 @@ class _Warp:
 
 
 def _in_turns(warps: list[_Warp], ends_with: Event | None) -> Iterator[Event]:
-    """The steps of a block's warps: one of each in turn, none past a barrier that another has yet to reach."""
+    """Yield the steps of a block's warps, one of each in turn; no warp passes a barrier before the others reach it."""
     left = [iter(warp) for warp in warps]
     while left:
         turns = deque(left)
@@ -284,7 +283,7 @@ def _in_turns(warps: list[_Warp], ends_with: Event | None) -> Iterator[Event]:
         yield ends_with
 
 
-# ---- what the simulation calls things ----
+# ---- arrays, and the short form ----
 
 
 def _arrays(found: list[dict[str, Any]], acts: list[list[int]]) -> list[Array]:
@@ -295,9 +294,9 @@ def _arrays(found: list[dict[str, Any]], acts: list[list[int]]) -> list[Array]:
 
 
 def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
-    """From addresses of arrays to where they would begin if memory had no gaps but within sectors."""
+    """Map the addresses of arrays to addresses without gaps, except gaps within sectors."""
     starts: dict[int, int] = {}
-    end = to = 0  # of the array before: its address, and where it would end
+    end = to = 0  # the end of the previous array: real, and without gaps
     for address, size in sorted(sizes.items()):
         gap = address - end
         starts[address] = to + (gap if starts and gap < SECTOR else gap % SECTOR + SECTOR * bool(starts))
@@ -306,8 +305,10 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
 
 
 def _short(step: Event) -> list[Any]:
-    """[act, site, block, warp, lanes as bits] and, of an access, [array, bytes, conflicts, offsets]: the offset of the
-    first active lane and what each lane adds, or a list of all. Of a shuffle that reads from lanes further on, how far.
+    """Return a step as [act, site, block, warp, lanes as bits] and, for an access, [array, bytes, conflicts, offsets].
+
+    Offsets are that of the first active lane and the increment per lane, or a list of all. For a shuffle from lanes at
+    a fixed distance they are that distance.
     """
     head = [int(step.act), step.site, step.block, step.warp, sum(1 << lane for lane in step.lanes)]
     if step.act is Act.BARRIER:
@@ -324,6 +325,6 @@ def _short(step: Event) -> list[Any]:
 
 
 def example(shape: tuple[int, ...], *, channels_last: bool = False) -> Tensor:
-    """(N, C, \\*) float32, normal with mean 1, always the same: what is recorded."""
+    """Return the input for recordings: (N, C, \\*) float32, normal with mean 1, always the same."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x

@@ -1,4 +1,4 @@
-"""What ``sbnref lab run`` does: run a CUDA program in the simulation, and report what it did."""
+"""``sbnref lab run``: run a CUDA program in the simulation, and report its faults and its launches."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .lines import Place, places
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_FAULTY = 99  # the exit status of a program that a fault ended
+_FAULTY = 99  # the exit status of a program ended by a fault
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that CUDA does not allow."""
+    """An operation that CUDA does not allow."""
 
-    what: str  # in a sentence; of kernels it names the kernel, the block and the thread
-    at: Sequence[Place] = ()  # the line, and the lines of the calls that led there; empty if no line is known
+    what: str  # a sentence; for kernels it names the kernel, the block and the thread
+    at: Sequence[Place] = ()  # the line, and the lines of the calls that led there; empty if unknown
     other: Sequence[Place] = ()  # likewise for the access that it collides with
-    handled: bool = False  # whether the program has asked for the error of a refused call
+    handled: bool = False  # whether the program has read the error of a failed call
 
 
 class Run(Report):
-    """What a program did. Printing it shows the first fault, or a table of the launches."""
+    """The result of a program. Printing it shows the first fault, or a table of the launches."""
 
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
         faults = [*filter(None, [report["fault"]]), *report["refused"]]
@@ -44,26 +44,26 @@ class Run(Report):
         found = iter(places(program, sites + [leak["at"] for leak in report["leaks"]]))  # in this order
 
         known = [Fault(fault["what"], next(found), next(found), fault.get("handled", False)) for fault in faults]
-        #: which ended the program
+        #: the fault that ended the program, or None
         self.fault = known.pop(0) if report["fault"] else None
-        #: launches of an invalid configuration, and other calls that returned an error; they fail the run unless the
-        #: program has asked for the error, by ``cudaGetLastError`` for example
+        #: launches with an invalid configuration, and other calls that returned an error; they fail the run unless the
+        #: program has read the error, with ``cudaGetLastError`` for example
         self.refused = known
         #: arrays that were never freed
         self.leaks = [Fault(f"{leak['name']}, {leak['bytes']} bytes", next(found)) for leak in report["leaks"]]
-        #: of each ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block, ``bytes_read`` and
-        #: ``bytes_written`` that the threads asked for, ``accesses`` of warps to global memory, the 32-byte ``sectors``
-        #: that these touched, ``shared_accesses`` of warps and the ``conflicts`` of banks, in turns that they cost
+        #: for each launch: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block, ``bytes_read`` and
+        #: ``bytes_written`` by the threads, ``accesses`` of warps to global memory, the 32-byte ``sectors`` touched,
+        #: ``shared_accesses`` of warps, and bank ``conflicts`` in extra cycles
         self.launches: list[dict[str, Any]] = report["launches"]
         self.status = status  #: the program's exit status, negative for a signal
 
     @property
     def passed(self) -> bool:
-        """Whether the program ended well and did nothing that CUDA does not allow."""
+        """Whether the program exited with 0 and did nothing that CUDA does not allow."""
         return self.fault is None and all(call.handled for call in self.refused) and self.status == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
 
         def plain(fault: Fault | None) -> Any:
             return fault and {"what": fault.what, "at": [*map(str, fault.at)], "other": [*map(str, fault.other)]}
@@ -105,23 +105,23 @@ def run(
     file: str | Path,  # CUDA source with main()
     arguments: Sequence[str] = (),  # of the program
     *,
-    search: Iterable[str | Path] = (),  # folders with headers, besides the file's own
-    flags: Iterable[str] = (),  # more of the compiler's, such as -DN=64
-    launches: int | None = None,  # after so many the program ends, as if all was well
-    order: str | None = None,  # of the turns of blocks and threads: ascending, descending or random:SEED
+    search: Iterable[str | Path] = (),  # more folders with headers
+    flags: Iterable[str] = (),  # more compiler flags, such as -DN=64
+    launches: int | None = None,  # end the program after this many launches, with exit status 0
+    order: str | None = None,  # of blocks and threads: ascending, descending or random:SEED
     timeout: float | None = None,  # seconds for the program
 ) -> Run:
-    """Compile a CUDA program and run it in the simulation. Its output goes where this process's goes.
+    """Compile a CUDA program and run it in the simulation. Its output goes to this process's output.
 
     Raises:
-        ValueError: no such file, or it uses something that the simulation does not have.
+        ValueError: the file does not exist, or uses a feature that the simulation does not have.
         RuntimeError: it does not compile, there is no compiler, or it takes too long.
     """
     path = Path(file)
     if order is not None and not re.fullmatch(r"ascending|descending|random:\d+", order):
         raise ValueError(f"expected an order 'ascending', 'descending' or 'random:SEED', got {order!r}")
     if not path.is_file():
-        raise ValueError(f"expected a CUDA source file, got {file}, which is no file")
+        raise ValueError(f"expected a CUDA source file, got {file}, which is not a file")
     try:
         program = compile_program(path, [*map(Path, search), LABORATORY], flags)
     except DoesNotCompile as error:
@@ -135,7 +135,7 @@ def run(
         try:
             done = subprocess.run([program, *arguments], env=os.environ | environment, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{file} was not done after {timeout:g} s and was ended") from None
+            raise RuntimeError(f"{file} took longer than {timeout:g} s and was ended") from None
         found: dict[str, Any] = {"fault": None, "refused": [], "launches": [], "leaks": []}
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def run(
 
 
 def _table(launches: list[dict[str, Any]]) -> RenderableType:
-    """The launches; those of one line and configuration are in one row, with their sums."""
+    """Return a table of the launches; launches of one line and configuration share a row, with their sums."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Call a task's function: in the simulation, which watches every access and counts, or on a GPU."""
+"""Call a task's function: in the simulation, which checks and counts every access, or on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .lines import places
 from .recording import Recording, take
 from .tasks import TYPES, Task, Typical
 
-# The bits of a NaN that no arithmetic gives, by the bytes of an element: of results before they are written.
+# The bits of a NaN that arithmetic never produces, by the bytes of an element. Results hold it before they are written.
 UNWRITTEN = {4: (torch.int32, 0x7FC05EED), 8: (torch.int64, 0x7FF800005EED5EED)}
 
 
@@ -25,7 +25,7 @@ def compiled(file: Path, tasks: Iterable[Task], cuda: bool = False) -> Path:
     """Return the library of a file that defines the functions of tasks, compiled unless it was before.
 
     Raises:
-        DoesNotCompile: the file is why; it does not define a function, for example.
+        DoesNotCompile: the file does not compile; it lacks a function, for example.
         RuntimeError: there is no compiler.
     """
     unit = f'#include "{file}"\n'
@@ -40,7 +40,7 @@ def compiled(file: Path, tasks: Iterable[Task], cuda: bool = False) -> Path:
 
 
 class TaskCall:
-    """A task's function, of a signature, in a library that :func:`compiled` built."""
+    """The function of a task in a library from :func:`compiled`."""
 
     def __init__(self, built: str | Path, signature: str) -> None:
         task = Task(signature, "", inputs=lambda _: {}, oracle=dict, typical=())
@@ -52,7 +52,7 @@ class TaskCall:
     def on_gpu(
         self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], device: torch.device
     ) -> dict[str, Tensor]:
-        """Call the function on arrays of a GPU, see :meth:`run`, and return those that it wrote."""
+        """Call the function on arrays of a GPU, see :meth:`run`, and return its results."""
         outputs = self._outputs(shapes, device)
         addresses = {name: array.data_ptr() for name, array in (given | outputs).items() if isinstance(array, Tensor)}
         if (error := self._call(given, addresses)) is not None:
@@ -63,13 +63,13 @@ class TaskCall:
         self,
         given: dict[str, Any],  # the arrays that are read, contiguous, and the numbers
         shapes: Mapping[str, Sequence[int]],  # of the arrays that are written
-        order: str = "ascending",  # in which blocks and threads take turns
+        order: str = "ascending",  # of blocks and threads
     ) -> dict[str, Any]:
         """Call the function once, in the simulation.
 
         Returns:
-            ``outputs``, by name; ``refused``, what the simulation found, or None, and ``sites``, where that was, for
-            :func:`lines_in`; and the numbers of :data:`COUNTED`.
+            ``outputs``, by name; ``refused``, the fault that the simulation found, or None, and ``sites``, its place,
+            for :func:`lines_in`; and the numbers of :data:`COUNTED`.
         """
         lib = self.library
         declare(lib)
@@ -89,9 +89,9 @@ class TaskCall:
     def writer(
         self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int
     ) -> list[list[int]]:
-        """Call the function once more, and return the site that wrote an element of an array last.
+        """Call the function again, and return the site of the last write to an element of an array.
 
-        The element's number is its place in memory. The other arguments are those of :meth:`run`.
+        ``element`` is its index in memory. The other arguments are as in :meth:`run`.
         """
         size = self.run(given, shapes)["outputs"][name].itemsize
         address = ctypes.c_void_p(self._addresses[name] + element * size)
@@ -117,13 +117,13 @@ COUNTED = ("launches", "blocks", "sectors", "accesses", "conflicts")
 
 
 def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = "") -> Recording:
-    """Run a file's function of a task on normal numbers, and record what each warp does.
+    """Run a file's function of a task on normal random numbers, and record each warp.
 
     Args:
-        file: CUDA source.
-        task: whose function it defines.
-        sizes: in the order in which the task draws them; small ones if none are given.
-        title: of the recording; the file's name if empty.
+        file: CUDA source with the task's function.
+        task: the task.
+        sizes: in the order in which the task draws them; small ones if empty.
+        title: the recording's title; the file's name if empty.
 
     Raises:
         ValueError: the sizes are too large for a recording, or the kernels do too much.
@@ -143,10 +143,10 @@ def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = 
 
 def lines_in(
     file: Path,
-    built: Path,  # the library that was made of the file
-    sites: list[list[int]],  # of something that happened, and perhaps of what it collides with
+    built: Path,  # the library of the file
+    sites: list[list[int]],  # of an access, and perhaps of the access that it collides with
 ) -> tuple[int | None, int | None]:
-    """Return the lines of the file at which two sites are."""
+    """Return the lines of two sites in the file."""
     found = [next((line for path, line in site if Path(path) == file), None) for site in places(built, sites)]
     line, other, *_ = [*found, None, None]
     return line, other
@@ -160,7 +160,7 @@ def mark_unwritten(tensor: Tensor) -> Tensor:
 
 
 def unwritten(name: str, tensor: Tensor) -> str | None:
-    """Return a sentence about the elements that are as :func:`mark_unwritten` left them; None if there are none."""
+    """Return a sentence about elements that :func:`mark_unwritten` marked and no kernel has written, or None."""
     bits, pattern = UNWRITTEN[tensor.itemsize]
     if not (never := tensor.view(bits) == pattern).any():
         return None

@@ -1,7 +1,7 @@
-"""Tasks for CUDA kernels: what a function has to compute, on which inputs, and how exactly.
+"""Tasks for CUDA kernels: the function to write, its inputs, its expected results and their tolerance.
 
-A task is a few lines of Python; ``docs/cuda_without_a_gpu.md`` shows a lecturer's own. Students write the function in a
-file of ordinary CUDA. It launches kernels on the arrays, which lie in the GPU's memory.
+A task is a few lines of Python; ``docs/cuda_without_a_gpu.md`` shows how to write one. Students write the function in a
+file of ordinary CUDA. It launches kernels on arrays in the GPU's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..impls import reference
 from ..modes import combine
 
-# Of a C type: the dtype of an array, and the type of a number that is passed.
+# By C type: the dtype of an array, and the ctypes type of a number.
 TYPES: dict[str, tuple[torch.dtype, Any]] = {
     "float": (torch.float32, ctypes.c_float),
     "double": (torch.float64, ctypes.c_double),
@@ -33,24 +33,24 @@ TYPES: dict[str, tuple[torch.dtype, Any]] = {
 
 
 class Draw(Protocol):
-    """Gives the inputs of a task; those that come first are the simplest."""
+    """Draws the inputs of a task, the simplest first."""
 
     def size(self, *sizes: int) -> int:
-        """A size: one of these, or of some that are worth a try."""
+        """Draw one of these sizes, or of a default list."""
 
     def array(self, *shape: int) -> Tensor:
-        """Float64 numbers: small whole numbers, normal ones, or normal ones far from zero."""
+        """Draw float64 numbers: small whole numbers, normal ones, or normal ones far from zero."""
 
 
 class Typical:
-    """Gives the sizes on which kernels are counted or played, and normal numbers."""
+    """Draws fixed sizes, on which kernels are counted or recorded, and normal numbers."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes, self._generator = iter(sizes), torch.Generator().manual_seed(0)
 
     def size(self, *_: int) -> int:
         if (size := next(self._sizes, None)) is None:
-            raise ValueError("expected more sizes: one for each that the task draws")
+            raise ValueError("expected one size for each that the task draws, got fewer")
         return size
 
     def array(self, *shape: int) -> Tensor:
@@ -59,7 +59,7 @@ class Typical:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a task's function: ``type`` and ``name`` in C, whether it is an array, and one to be written."""
+    """A parameter of a task's function: ``type`` and ``name`` in C, and whether it is an array and an output."""
 
     type: str
     name: str
@@ -73,18 +73,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Task:
-    """What a function has to compute."""
+    """A function to write in CUDA."""
 
-    #: of the function, in C; arrays are pointers, those to be read are ``const``; types are ``float``, ``double``,
+    #: the function's signature in C; arrays are pointers, inputs are ``const``; types are ``float``, ``double``,
     #: ``int``, ``unsigned`` and ``int64_t``
     signature: str
-    text: str  #: what it has to compute, for students
-    inputs: Callable[[Draw], dict[str, Any]]  #: the ``const`` arrays and the numbers, by name, from a :class:`Draw`
-    oracle: Callable[..., dict[str, Tensor]]  #: the arrays that are written, by name, from the inputs in float64
-    typical: Sequence[int]  #: the sizes that are drawn for counting what the kernels move
-    rtol: float = 1e-5  #: the relative error of an element that passes
-    atol: float | Callable[..., Tensor] = 1e-5  #: the absolute error that passes besides, or a function of the inputs
-    passes: float = 1  #: how many times the arrays' bytes the kernels move at least; 1 where each is moved once
+    text: str  #: the description for students
+    inputs: Callable[[Draw], dict[str, Any]]  #: returns the ``const`` arrays and the numbers, by name
+    oracle: Callable[..., dict[str, Tensor]]  #: returns the results, by name, from the inputs in float64
+    typical: Sequence[int]  #: the sizes for counting the kernels' traffic
+    rtol: float = 1e-5  #: the relative error allowed for an element
+    atol: float | Callable[..., Tensor] = 1e-5  #: the absolute error allowed in addition, or a function of the inputs
+    passes: float = 1  #: the least traffic in multiples of the arrays' bytes; 1 if each is moved once
 
     @functools.cached_property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Task:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """In their order."""
+        """The function's parameters, in order."""
         return self._parsed[1]
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class Task:
         return match[1], tuple(found)
 
     def given(self, draw: Draw) -> dict[str, Any]:
-        """Inputs as the function gets them: arrays in the parameters' dtypes."""
+        """Draw the function's arguments: arrays in the parameters' dtypes, and numbers."""
         inputs = self.inputs(draw)
         return {
             p.name: inputs[p.name].to(TYPES[p.type][0]).contiguous() if p.is_array else inputs[p.name]
@@ -120,23 +120,23 @@ class Task:
         }
 
     def expected(self, given: dict[str, Any]) -> dict[str, Tensor]:
-        """The results for inputs, float64."""
+        """Return the expected results for inputs, in float64."""
         return {name: value.double() for name, value in self.oracle(**_wide(given)).items()}
 
     def allowed(self, given: dict[str, Any], expected: Tensor) -> Tensor:
-        """Return the error of each element of a result that passes, float64."""
+        """Return the error allowed for each element of a result, in float64."""
         atol = self.atol(**_wide(given)) if callable(self.atol) else self.atol
         return atol + self.rtol * expected.abs() + torch.finfo(torch.float32).tiny
 
     def small(self, elements: int = 300) -> tuple[int, ...]:
-        """Return sizes to play: the typical ones, of which the largest is halved until the product is small enough."""
+        """Return sizes for a recording: the typical ones, with the largest halved until the product is small enough."""
         sizes = list(self.typical)
         while math.prod(sizes) > elements:
             sizes[sizes.index(max(sizes))] //= 2
         return tuple(sizes)
 
     def template(self) -> str:
-        """The text of a file to start from."""
+        """Return the text of a file to start from."""
         text = "\n".join(f"// {line}".rstrip() for line in self.text.splitlines())
         body = "{\n    // to be written: launch kernels here\n}\n"
         return (
@@ -150,10 +150,10 @@ def _wide(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_task(name: str) -> Task:
-    """A task that is shipped, or that of a Python file.
+    """Return one of :data:`TASKS`, or the task that a Python file defines.
 
     Raises:
-        ValueError: there is no such task, or the file defines none.
+        ValueError: the name is unknown, or the file defines no task.
     """
     if name in TASKS:
         return TASKS[name]
@@ -165,7 +165,7 @@ def find_task(name: str) -> Task:
     raise ValueError(f"expected a Python file that defines a task, or one of {', '.join(TASKS)}, got {name}")
 
 
-# ---- the tasks that are shipped ----
+# ---- the built-in tasks ----
 
 
 def _matrix(draw: Draw) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _rank(draw: Draw) -> dict[str, Any]:
 
 
 def _forward(draw: Draw) -> dict[str, Any]:
-    """Inputs of the second stage: this rank may be empty, and another one has its own batch."""
+    """Return inputs of the second stage, for this rank, which may be empty, and another rank with data."""
     rank = _rank(draw)
     c = rank["C"]
     payloads = reference.forward_stats(rank["x"], int(rank["weight"])), reference.forward_stats(draw.array(2, c, 3), 1)
@@ -219,7 +219,7 @@ def _batch_norm(x: Tensor, eps: float, **_: Any) -> dict[str, Tensor]:
 
 
 def _rounding_of_the_mean(x: Tensor, eps: float, **_: Any) -> Tensor:
-    """What y is off by if the mean is off by four units in its last place."""
+    """Return the error of y if the mean is off by four units in its last place."""
     var = combine(reference.forward_stats(x, 1), None).var
     most = x.abs().amax((0, 2))
     return 1e-5 + (4 * torch.finfo(torch.float32).eps * most / (var + eps).sqrt())[:, None]
@@ -281,7 +281,7 @@ TASKS = {
             _batch_norm,
             typical=(16, 32, 784),
             atol=_rounding_of_the_mean,
-            passes=1.5,  # x is larger than what a block keeps: it is read twice, and y is written
+            passes=1.5,  # x is too large for a block to keep: it is read twice, and y is written
         ),
         Task(
             f"void forward_stats(const float* x, double* payload, {_SIZES}, double weight)",

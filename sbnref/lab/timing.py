@@ -1,4 +1,4 @@
-"""Times that can be compared: taken in one run, interleaved, as medians with their spread."""
+"""Comparable times: measured in one run, interleaved, as medians with their spread."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Work = Callable[[], Any]
 
 def interleaved(
     works: dict[str, Work],  # by name
-    seconds: float,  # how long to go on; there are at least five rounds
-    before: Work | None = None,  # is run before each timing: a barrier, for example
+    seconds: float,  # total time; there are at least five rounds
+    before: Work | None = None,  # runs before each timing: a barrier, for example
 ) -> dict[str, list[float]]:  # for each name the seconds of every round
-    """Run the works in turn, again and again, so that what disturbs one disturbs all, after three runs of each.
+    """Time the works in rounds, after three warm-up runs of each, so that a disturbance affects all of them.
 
-    The turns are drawn anew in every round: what one leaves in the caches, or throws out of them, is found by all.
+    The order is random in every round, so that all meet the same states of the caches.
     """
     for work in works.values():
         for _ in range(3):
@@ -39,7 +39,7 @@ def interleaved(
 
 
 def repeated(work: Work, count: int, before: Work) -> list[float]:
-    """The seconds of ``count`` runs after three more. Every rank of a group runs as many, as a collective must."""
+    """Return the seconds of ``count`` runs after three warm-up runs. All ranks make the same number of runs."""
     return [_seconds(work, before) for _ in range(count + 3)][3:]
 
 
@@ -52,14 +52,14 @@ def _seconds(work: Work, before: Work | None) -> float:
 
 
 def spread(times: Iterable[float]) -> dict[str, float]:
-    """Median and quartiles, in seconds, and how many there were."""
+    """Return median and quartiles, in seconds, and the number of times."""
     times = list(times)
     first, median, third = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"median": median, "first_quartile": first, "third_quartile": third, "repetitions": len(times)}
 
 
 def peak_bytes(work: Work) -> int:
-    """The most memory that ``work`` holds at once beyond what was there before, in bytes, from the CPU's allocator."""
+    """Return the peak memory that ``work`` allocates, in bytes, from the CPU's allocator."""
     work()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
@@ -68,7 +68,7 @@ def peak_bytes(work: Work) -> int:
 
 
 def fill(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """Random numbers with mean 1, (N, C, *), in the memory format of that name."""
+    """Return random numbers with mean 1, (N, C, *), in a memory format."""
     x = (torch.randn(shape) + 1).to(dtype)
     if layout == "channels_last" and x.dim() in (4, 5):
         x = x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])

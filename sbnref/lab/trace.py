@@ -1,4 +1,4 @@
-"""What ``sbnref lab trace`` does: from a file of kernels to a page that plays them."""
+"""``sbnref lab trace``: record a file of kernels, and write a page that plays the recording."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def trace(
     shape: tuple[int, ...],  # of the input, (N, C, *), or the sizes of the task
     output: Path,  # the page
     *,
-    task: str | None = None,  # whose function the file defines; None for functions that take a Problem
+    task: str | None = None,  # of the file's function; None for functions that take a Problem
     channels_last: bool = False,  # whether the channels are side by side in memory
-    functions: Sequence[str] = (),  # of the file, in their order; forward if none is named
+    functions: Sequence[str] = (),  # of the file, in order; forward if empty
     threads: int = 64,  # of a block
     splits: int = 1,  # blocks that may share a channel
     timeout: float = 20,  # seconds for the kernels
 ) -> str | None:
-    """Record kernels on random numbers, in a process of their own, and write a page that plays them.
+    """Record kernels on random numbers, in a separate process, and write a page that plays them.
 
     Returns:
-        What the simulation refused, where the recording ends; None if it refused nothing.
+        The error that the simulation found, at the end of the recording, or None.
 
     Raises:
-        ValueError: there is no such file, or the shape or a number does not do.
+        ValueError: the file does not exist, or the shape or a number is invalid.
         RuntimeError: the file does not compile, a tool is missing, or the kernels do not end, or end their process.
     """
     if threads not in (32, 64, 128, 256, 512, 1024):
         raise ValueError(f"expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got {threads}")
     if what not in STAGES and not Path(what).is_file():
-        raise ValueError(f"expected a file of kernels or one of {', '.join(STAGES)}, and there is no file {what}")
+        raise ValueError(f"expected a file of kernels or one of {', '.join(STAGES)}, got {what}, which does not exist")
     refuse_large(shape)
     if task is not None:
-        find_task(task)  # before a process starts
+        find_task(task)  # raise before a process starts
     kernels = Kernels(Path(what).resolve(), tuple(functions) or ("forward",), threads)
     with Ranks(1, timeout=COMPILING) as ranks:
         _in(ranks, _compile, what, task, kernels)
@@ -58,13 +58,13 @@ def trace(
 
 
 def _in(ranks: Ranks, work: Callable[..., object], *args: object) -> Any:
-    """Return what some work returns in a process of its own, or raise what it refuses or how the process ended."""
+    """Run ``work`` in another process. Its errors, and the end of that process, become a RuntimeError."""
     try:
         ((result, refused),) = ranks.run(_refusing, work, *args)
     except RankError as died:
         raise RuntimeError(str(died).rpartition("\n\n")[2].strip()) from None
     except TimeoutError:
-        raise RuntimeError(f"the kernels were not done in {ranks.timeout:g} s") from None
+        raise RuntimeError(f"the kernels took longer than {ranks.timeout:g} s") from None
     if refused is not None:
         raise RuntimeError(refused)
     return result

@@ -110,7 +110,9 @@ def test_no_gpu(real, monkeypatch, cuda_home):
     for value in ("", "native"):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
         assert build.toolkit_in_words().startswith("CUDA 13.0 in"), "the toolkit is there all the same"
-        with pytest.raises(build.BuildError, match=r"no CUDA GPU is visible.*in TORCH_CUDA_ARCH_LIST, such as 9\.0"):
+        with pytest.raises(
+            build.BuildError, match=r"PyTorch sees no CUDA GPU.*set TORCH_CUDA_ARCH_LIST, for example to 9\.0"
+        ):
             build._check_tools(KERNELS)
 
 
@@ -153,13 +155,13 @@ def test_processes_that_start_at_once_build_once(tmp_path):
     (folder / "sbnref_simulation.so").write_bytes(b"not a library")
     broken = load(**environment)
     assert f"does not load: {folder}" in broken.stderr
-    assert f"Delete {folder} to build it again" in broken.stderr
+    assert f"delete {folder} to build it again" in broken.stderr
 
 
 def test_an_installed_library_that_does_not_load(monkeypatch, tmp_path, real):
     monkeypatch.setattr(build, "INSTALLED", tmp_path)
     (tmp_path / KERNELS.installed).write_bytes(b"not a library")
-    with pytest.raises(build.BuildError, match=r"installed with sbnref, does not load with PyTorch .*Install sbnref"):
+    with pytest.raises(build.BuildError, match=r"installed with sbnref, does not load with PyTorch .*; install sbnref"):
         build._open(KERNELS, build.built(KERNELS))
 
 

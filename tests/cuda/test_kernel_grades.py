@@ -197,7 +197,7 @@ def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
 
 
 REFUSED = {
-    '#include "/etc/passwd"': "includes '/etc/passwd'; a file that is graded includes cuda_runtime.h",
+    '#include "/etc/passwd"': "includes '/etc/passwd'; a graded file may include cuda_runtime.h",
     "#include <fstream>": "includes 'fstream'",
     "# include /* */ <vector>": "includes",
     "#embed <x>": "#embed is not allowed",
@@ -239,7 +239,7 @@ def test_what_the_compiler_says_is_told_with_the_line(tmp_path):
     assert "it does not compile: 'zero' was not declared in this scope" in fault.what.translate({8216: 39, 8217: 39})
     assert fault.line == FORMULA[: FORMULA.index("float sum = 0;")].count("\n") + 1
     other = first_fault(graded(tmp_path, SAXPY))
-    assert f"to define {TASKS['batch_norm'].signature}, and it does not" in other.what
+    assert f"to define {TASKS['batch_norm'].signature}, found no such function" in other.what
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_is_counted_has_to_be_right(tmp_path):
     less = less.replace("<<<132, 1>>>", "<<<1, 1>>>")
     (efficient,) = graded(tmp_path, changed(FORMULA, HEAD, less), ["efficient"]).parts
     assert (efficient.status, efficient.score) == ("failed", 0)
-    assert "where it is counted" in efficient.fault.what
+    assert "on the sizes for counting" in efficient.fault.what
 
 
 @pytest.mark.usefixtures("_in_this_process")
@@ -351,9 +351,9 @@ def test_an_autograder_takes_kernels_for_a_task_of_the_teachers(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "expected a file mine.cu, but handed in was: nothing"),
+        ({}, "expected a file mine.cu in the submission, got nothing"),
         ({"mine.cu": FORMULA.replace("float sum = 0;", "float sum = 0")}, "it does not compile"),
-        ({"mine.cu": '#include "/etc/passwd"'}, "a file that is graded includes cuda_runtime.h"),
+        ({"mine.cu": '#include "/etc/passwd"'}, "a graded file may include cuda_runtime.h"),
         ({"mine.cu": FAULTS["a barrier between sums"][0]}, "without a barrier in between"),
         ({"mine.cu": TASKS["batch_norm"].template()}, "some elements of y are never written"),
     ],

@@ -121,7 +121,7 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
     gamma = torch.ones(3).double()
     with pytest.raises(TypeError, match=r"expected gamma in torch.float32, .* got torch.float64"):
         kernels.forward_apply(torch.zeros(2, 3), torch.ones(8).double(), 1, gamma, None, 1e-5, None, 0.1)
-    assert "simulation, on CPU tensors" in kernels.why_not(torch.device("mps"))
+    assert "in the simulation, CPU tensors" in kernels.why_not(torch.device("mps"))
     if torch.version.cuda is None:
         assert "was built without CUDA" in kernels.why_not(torch.device("cuda"))
 
@@ -129,13 +129,13 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
     broken.write_text("#include <nowhere>\nvoid forward_stats() {}\n")
     none.write_text("// nothing\n")
     for arguments, what in {
-        (str(RIGHT), "--dtype", "bfloat16"): "expected input in torch.float32, which",
-        (str(none),): "to define forward_stats, forward_apply, backward_stats or backward_apply, but it has none",
-        ("no.cu",): "there is no file",
+        (str(RIGHT), "--dtype", "bfloat16"): "expected input in torch.float32 for",
+        (str(none),): "to define forward_stats, forward_apply, backward_stats or backward_apply, found none",
+        ("no.cu",): "got no.cu, which does not exist",
         (str(broken),): "compiling failed",
     }.items():
         assert what in refused("compare", "--ranks", 1, "--impl", "reference", "--impl", *arguments)
     register_right()
     wide, x = sbnref.SyncBatchNorm(3, dtype=torch.float64), torch.zeros(4, 3).double()
-    with pytest.raises(ValueError, match=r"expected input in torch.float32, which right.cu takes, got torch.float64"):
+    with pytest.raises(ValueError, match=r"expected input in torch.float32 for right.cu, got torch.float64"):
         sbnref.compare(wide, x, ("reference", "right.cu"))

@@ -1,4 +1,4 @@
-// Stands in for the header of the CUDA toolkit: blocks, tiles, coalesced threads and the grid.
+// Replaces the header of the CUDA toolkit: blocks, tiles, coalesced threads and the grid.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -39,7 +39,7 @@ struct grid_group {
     CUDASIM_METHOD static dim3 block_index() { return blockIdx; }
 };
 
-// Threads of a warp: those of a mask. Ranks count them in the order of their lanes.
+// The threads of a warp in a mask. Ranks follow the order of the lanes.
 class coalesced_group {
    public:
     CUDASIM_METHOD explicit coalesced_group(unsigned mask) : mask_(mask) {}
@@ -175,7 +175,7 @@ CUDASIM_METHOD T reduce(const Group& group, T value, F f) {
     return cudasim::over_lanes("reduce", group.mask(), value, f);
 }
 
-// Over the threads of lower rank, and over this one too.
+// Scans over the threads of lower rank, exclusive or inclusive.
 template <typename Group, typename T, typename F>
 CUDASIM_METHOD T inclusive_scan(const Group& group, T value, F f) {
     for (unsigned d = 1; d < group.num_threads(); d *= 2) {

@@ -1,4 +1,4 @@
-// Stands in for the header of cuBLASLt: programs that include it compile; its calculations fail by name.
+// Replaces the header of cuBLASLt: programs that include it compile; its calculations fail with their names.
 #pragma once
 
 #include "cublas_v2.h"

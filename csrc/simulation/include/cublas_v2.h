@@ -1,4 +1,4 @@
-// Stands in for the header of cuBLAS: programs that include it compile; its calculations fail by name.
+// Replaces the header of cuBLAS: programs that include it compile; its calculations fail with their names.
 #pragma once
 
 #include "cuda_bf16.h"

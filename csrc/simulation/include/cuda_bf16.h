@@ -1,4 +1,4 @@
-// Stands in for the header of the CUDA toolkit: __nv_bfloat16 and its pair.
+// Replaces the header of the CUDA toolkit: __nv_bfloat16 and its pair.
 #pragma once
 
 #include "cuda_fp16.h"

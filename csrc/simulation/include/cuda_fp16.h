@@ -1,4 +1,4 @@
-// Stands in for the header of the CUDA toolkit: __half and __half2. Arithmetic is done in float and rounded.
+// Replaces the header of the CUDA toolkit: __half and __half2. Arithmetic is done in float and rounded.
 #pragma once
 
 #include "cuda_runtime.h"

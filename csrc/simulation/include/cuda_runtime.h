@@ -1,4 +1,4 @@
-// Stands in for the header of the CUDA toolkit, where kernels run in the simulation. See docs: CUDA without a GPU.
+// Replaces the header of the CUDA toolkit in the simulation. See docs: CUDA without a GPU.
 #pragma once
 
 #include <assert.h>
@@ -18,18 +18,18 @@
 
 #include "../machine.h"
 
-// ---- what marks functions and variables ----
+// ---- qualifiers of functions and variables ----
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH_LIST__ 900
-#ifndef SBNREF_CUDASIM     // PyTorch's headers would take it for nvcc
+#ifndef SBNREF_CUDASIM     // PyTorch's headers would assume nvcc
 #define __CUDA_ARCH__ 900  // for the host's code too, which is compiled together with the kernels
 #endif
 #define CUDART_VERSION 13000
 #define __CUDA_RUNTIME_H__
 #define __DRIVER_TYPES_H__
-// Device functions become part of the kernel, as nvcc makes them: GCC does not report a structure that a call returns
-// into memory. A frame that is too large has to be that of the kernel.
+// Device functions are inlined into the kernel, as with nvcc: GCC does not report a structure that a call returns into
+// memory, and a frame that is too large has to be the kernel's.
 #define __global__ __attribute__((flatten, noinline))
 #define __device__
 #define __host__
@@ -45,7 +45,7 @@
 
 #define CUDASIM_BUILTIN static inline __attribute__((always_inline, unused))
 
-// The standard library's copies, which the compiler does not report.
+// Copies in the standard library, which the compiler does not report.
 #define memcpy cudasim_memcpy
 #define memmove cudasim_memcpy
 #define memset cudasim_memset
@@ -61,7 +61,7 @@ asm("memcpy = __tsan_memcpy\nmemmove = __tsan_memmove\nmemset = __tsan_memset");
 #endif
 #endif
 
-// ---- where a thread is ----
+// ---- the place of a thread ----
 
 static const uint3& threadIdx __attribute__((unused)) = cudasim::built_in.thread;
 static const uint3& blockIdx __attribute__((unused)) = cudasim::built_in.block;
@@ -71,7 +71,7 @@ static constexpr int warpSize __attribute__((unused)) = 32;
 
 // ---- vectors ----
 
-// Clang takes structures apart: one that a GPU accesses as a whole reports its own copies.
+// Clang splits structures: a structure that a GPU accesses as a whole reports its own copies.
 #ifdef __clang__
 #define CUDASIM_COPIES(name)                                                                           \
     __attribute__((always_inline)) name(const name& from) { cudasim::copy(this, &from, sizeof from); } \
@@ -141,7 +141,7 @@ CUDASIM_BUILTIN unsigned __activemask() { return cudasim::active_lanes(); }
 
 namespace cudasim {
 
-// Exchanges a value; returns that of a lane.
+// Exchanges a value; returns the value of another lane.
 template <typename T>
 __attribute__((always_inline)) inline T from_lane(const char* kind, unsigned mask, T value, unsigned lane) {
     static_assert(sizeof(T) <= 16, "a shuffle exchanges at most 16 bytes");
@@ -150,7 +150,7 @@ __attribute__((always_inline)) inline T from_lane(const char* kind, unsigned mas
     return value;
 }
 
-// Exchanges a value; combines those of the lanes of the mask, in their order.
+// Exchanges a value; combines the values of the lanes in the mask, in order.
 template <typename T, typename F>
 __attribute__((always_inline)) inline T over_lanes(const char* kind, unsigned mask, T value, F f) {
     exchange(kind, mask, &value, sizeof value);
@@ -319,7 +319,7 @@ CUDASIM_FLOAT(__fsqrt_rn, sqrtf(x))
 CUDASIM_FLOAT(__frsqrt_rn, 1 / sqrtf(x))
 CUDASIM_FLOAT(__saturatef, x < 0 ? 0 : x > 1 ? 1 : x)
 #undef CUDASIM_FLOAT
-// The C library has functions of these names, which it does not share.
+// The C library has functions of these names, but does not export them.
 #define __expf expf
 #define __exp10f(x) powf(10, x)
 #define __logf logf
@@ -340,7 +340,7 @@ CUDASIM_BUILTIN double cospi(double x) { return cos(3.14159265358979323846 * x);
 CUDASIM_BUILTIN void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
 CUDASIM_BUILTIN float __fdividef(float a, float b) { return a / b; }
 
-// Each is rounded by itself: compile with -ffp-contract=off.
+// Each operation is rounded by itself: compile with -ffp-contract=off.
 #define CUDASIM_ROUNDED(T, prefix)                               \
     CUDASIM_BUILTIN T prefix##add_rn(T a, T b) { return a + b; } \
     CUDASIM_BUILTIN T prefix##sub_rn(T a, T b) { return a - b; } \
@@ -548,7 +548,7 @@ __attribute__((always_inline)) inline cudaError_t allocate_named(
 }
 }  // namespace cudasim
 
-// An array is called what the program calls the pointer to it.
+// Names an array after the program's pointer to it.
 #define cudaMalloc(p, ...) cudasim::allocate_named(p, (__VA_ARGS__), #p)
 #define cudaMallocAsync(p, bytes, stream) cudasim::allocate_named(p, bytes, #p)
 #define cudaMallocManaged(p, ...) cudasim::allocate_named(p, CUDASIM_FIRST(__VA_ARGS__, ), #p, true)
@@ -712,7 +712,7 @@ CUDASIM_BUILTIN cudaError_t cudaOccupancyMaxPotentialBlockSize(int* grid, int* s
     return *grid = 132 * 2048 / *size, cudaSuccess;
 }
 
-// What cudaLaunchKernel and cudaLaunchCooperativeKernel become.
+// The replacements of cudaLaunchKernel and cudaLaunchCooperativeKernel.
 namespace cudasim {
 template <typename... P, size_t... I>
 cudaError_t launch_pointers(

@@ -1,4 +1,4 @@
-// Stands in for the header of cuRAND: programs that include it compile; its calls fail by name.
+// Replaces the header of cuRAND: programs that include it compile; its calls fail with their names.
 #pragma once
 
 #include "library_types.h"

@@ -1,4 +1,4 @@
-// Stands in for cuRAND's header for kernels: programs that include it compile; its calls fail by name.
+// Replaces cuRAND's header for kernels: programs that include it compile; its calls fail with their names.
 #pragma once
 
 #include "curand.h"

@@ -1,4 +1,4 @@
-// Stands in for the header of the CUDA toolkit: types of data, and functions of libraries that the simulation lacks.
+// Replaces the header of the CUDA toolkit: types of data, and functions of libraries that the simulation lacks.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -18,10 +18,10 @@ enum cudaDataType_t {
 using cudaDataType = cudaDataType_t;
 
 namespace cudasim {
-void not_supported(const char* function);  // a fault of the host, where the function is called
+void not_supported(const char* function);  // a fault of the host, at the call of the function
 }
 
-// A function that takes any arguments and fails by its name.
+// A function that accepts any arguments and fails with its name.
 #define CUDASIM_LACKS(Status, error, name)             \
     template <typename... Arguments>                   \
     CUDASIM_BUILTIN Status name(const Arguments&...) { \
@@ -29,7 +29,7 @@ void not_supported(const char* function);  // a fault of the host, where the fun
         return error;                                  \
     }
 
-// A function that takes any arguments and does nothing.
+// A function that accepts any arguments and does nothing.
 #define CUDASIM_IDLE(Status, success, name)            \
     template <typename... Arguments>                   \
     CUDASIM_BUILTIN Status name(const Arguments&...) { \

@@ -1,7 +1,7 @@
-"""What the layer promises, case by case, a file for each family of cases.
+"""The promises of the layer, case by case, with a file for each family of cases.
 
-A check runs on every rank of its world and raises where a promise is broken. Every rank makes the inputs of all ranks
-from the same seed, so each knows by itself what the whole group should get.
+A check runs on every rank of its world and raises if a promise is broken. Every rank makes the inputs of all ranks
+from one seed, so that it can compute the results of the whole group by itself.
 """
 
 from . import derivatives, extremes, groups, inputs, padding, running, training, validation
@@ -11,6 +11,6 @@ __all__ = ["Case", "cases"]
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     families = (inputs, extremes, derivatives, running, padding, groups, training, validation)
     return [case for family in families for case in family.cases()]

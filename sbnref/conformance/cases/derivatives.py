@@ -1,4 +1,4 @@
-"""Derivatives: of some inputs only, and second ones across ranks."""
+"""Derivatives: of some inputs only, and second derivatives across ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .validation import refusal
 
 
 def cases() -> Iterator[Case]:
-    """Families ``second derivatives`` and ``transforms``, and the option to want some gradients only."""
+    """Families ``second derivatives`` and ``transforms``, and the option to compute some gradients only."""
     for stats_mode in STATS_MODES:
         yield Case(f"second derivatives: {stats_mode}", 3, partial(check_double_backward, stats_mode))
     yield Case("second derivatives: of something else on every rank", 2, check_partial_double_backward)
@@ -58,9 +58,9 @@ def check_double_backward(stats_mode: str, impl: str, device: str) -> None:
 
 
 def check_batched_gradients(impl: str, device: str) -> None:
-    """A batch of vector-Jacobian products at once is the products one by one; a Hessian vectorized is one in a loop.
+    """A batch of vector-Jacobian products equals the products one by one, and a vectorized Hessian equals a loop.
 
-    One rank comes late, so that a result that is copied before its collective has ended is a wrong one.
+    One rank comes late, so that a result that is copied before its collective has ended is wrong.
     """
     xs, _ = random_inputs([2, 0], [(), ()], torch.float64)
     rank = dist.get_rank()
@@ -87,11 +87,11 @@ def check_batched_gradients(impl: str, device: str) -> None:
         torch.autograd.grad(loss(x.requires_grad_()), x, vectors.new_ones(count), is_grads_batched=True)
     except ValueError as error:
         refused = str(error)
-    assert f"expected vmap over as many on every rank, got {count} on this one" in refused
+    assert f"expected vmap of one size on every rank, got {count} on this rank" in refused
 
 
 def check_partial_double_backward(impl: str, device: str) -> None:
-    """Where ranks want second derivatives by different parameters, their collectives still meet, and x gets its own."""
+    """Ranks that differentiate twice by different parameters still match collectives, and x gets its gradient."""
     xs, dys = random_inputs([2, 3], [(4,), (4,)], torch.float64)
     rank = dist.get_rank()
     gamma = torch.linspace(0.5, 1.5, CHANNELS, dtype=torch.float64, device=device)
@@ -122,7 +122,7 @@ def check_transforms(stats_mode: str, impl: str, device: str) -> None:
         values = {name: p + by * moves[name] for name, p in parameters.items()}
         return torch.func.functional_call(layer, values, (x + by * tangent,))
 
-    # As many steps on every rank, with data or without: each of them is a collective.
+    # The same number of steps on every rank, with data or without: each step is a collective.
     step = 1e-5
     nowhere = torch.zeros((), dtype=x.dtype, device=x.device)
     y, along = torch.func.jvp(moved, (nowhere,), (torch.ones_like(nowhere),))[:2]
@@ -156,7 +156,7 @@ def check_transforms(stats_mode: str, impl: str, device: str) -> None:
 
 
 def check_vmap(impl: str, device: str) -> None:
-    """A mapped layer is the layer on each input, or with each weight; what cannot be mapped is refused on all ranks."""
+    """A mapped layer equals the layer on each input, or with each weight; an unsupported map raises on all ranks."""
     rank = dist.get_rank()
     xs = torch.randn(4, (3, 0)[rank], CHANNELS, 2, dtype=torch.float64, device=device)
     layer = random_layer(stats_mode="N", impl=impl, device=device, dtype=torch.float64, track_running_stats=False)
@@ -171,18 +171,18 @@ def check_vmap(impl: str, device: str) -> None:
     with refusal(ValueError, "expected no running statistics under vmap"):
         torch.func.vmap(statistics)(xs)
     for size, average in ((1 + rank, "1.5"), (2 * rank, "1")):
-        words = f"expected vmap over as many on every rank, got {size} on this one and {average} on the average"
+        words = f"expected vmap of one size on every rank, got {size} on this rank and {average} on average"
         with refusal(ValueError, words, collectives=1):
             torch.func.vmap(layer)(xs[:size])
     numbers = (3 * CHANNELS * 2, 0)[rank]  # the empty rank's Jacobian maps over none
-    words = f"expected vmap over as many on every rank, got {numbers} on this one and {3 * CHANNELS:g} on the average"
+    words = f"expected vmap of one size on every rank, got {numbers} on this rank and {3 * CHANNELS:g} on average"
     for jacobian in (torch.func.jacrev, torch.func.jacfwd):
-        with refusal(ValueError, words, collectives=2):  # that of the statistics, and that of the numbers
+        with refusal(ValueError, words, collectives=2):  # of the statistics, and of the sizes
             jacobian(layer)(xs[0])
 
 
 def check_partial_gradients(impl: str, device: str) -> None:
-    """Whatever needs a gradient gets the right one, and what does not gets none."""
+    """Each tensor that needs a gradient gets the right one; the others get none."""
     rank = dist.get_rank()
     xs, dys = random_inputs([2, 3], [(4,), (4,)], torch.float32)
     for needs_x, needs_parameters in ((True, False), (False, True)):

@@ -1,4 +1,4 @@
-"""Numbers that break batch norms: nothing is off by more than rounding, and NaN and Inf go where they must."""
+"""Numbers that break batch norms: no result is off by more than rounding, and NaN and Inf spread as they should."""
 
 from __future__ import annotations
 

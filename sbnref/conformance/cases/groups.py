@@ -1,4 +1,4 @@
-"""Groups: ranks synchronize with those of their group and no others."""
+"""Groups: ranks synchronize with the ranks of their group and no others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cases() -> Iterator[Case]:
 
 
 def check_subgroup(impl: str, device: str) -> None:
-    """Ranks of a subgroup synchronize among themselves; the others may do something else meanwhile."""
+    """Ranks of a subgroup synchronize among themselves, while the others do something else."""
     evens, odd = dist.new_group([0, 2]), dist.new_group([3])
     rank = dist.get_rank()
     xs, dys = random_inputs([2, 4, 3, 2], [(4,)] * 4, torch.float32)
@@ -36,12 +36,12 @@ def check_subgroup(impl: str, device: str) -> None:
     else:
         for group in (evens, odd):
             layer = random_layer(group=group, impl=impl, device=device)
-            with refusal(ValueError, "rank 1 is not a member"):
+            with refusal(ValueError, "a group without rank 1"):
                 layer(xs[rank].to(device))
 
 
 def check_groups_of(impl: str, device: str) -> None:
-    """Neighbours synchronize in groups of so many; a number that does not divide the world is refused on every rank."""
+    """Neighbours synchronize in groups of one size; a size that does not divide the world raises on every rank."""
     rank = dist.get_rank()
     xs, dys = random_inputs([2, 4, 0, 3], [(4,)] * 4, torch.float32)
     pair = slice(0, 2) if rank < 2 else slice(2, 4)
@@ -59,7 +59,7 @@ def check_groups_of(impl: str, device: str) -> None:
 
 
 class _Standing(dist.ProcessGroup):
-    """A group without a name that passes its collectives on, as fault-tolerant groups do."""
+    """A nameless group that forwards its collectives, as fault-tolerant groups do."""
 
     def __init__(self, inner: dist.ProcessGroup) -> None:
         super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
@@ -81,7 +81,7 @@ def check_wrapped_group(impl: str, device: str) -> None:
 
 
 def check_device_mesh(impl: str, device: str) -> None:
-    """A mesh of one dimension is a group; of a mesh of two, one dimension has to be named."""
+    """A mesh of one dimension is a group; a mesh of two raises until one dimension is selected."""
     rank = dist.get_rank()
     xs, dys = random_inputs([2, 4, 0, 3], [(4,)] * 4, torch.float32)
     mesh_device = "cpu" if dist.get_backend() == "gloo" else torch.device(device).type
@@ -98,7 +98,7 @@ def check_device_mesh(impl: str, device: str) -> None:
 
     layer = random_layer(group=DeviceMesh(mesh_device, [0, 1, 2]), stats_mode="N", impl=impl, device=device)
     if rank == 3:
-        with refusal(ValueError, "rank 3 is not a member"):
+        with refusal(ValueError, "a group without rank 3"):
             layer(xs[rank].to(device))
     else:
         compare_step(layer, xs[:3], dys[:3], rank)

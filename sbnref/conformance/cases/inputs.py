@@ -1,4 +1,4 @@
-"""Whatever the inputs: batches that differ or are empty, dtypes, shapes, layouts; one step equals the definition."""
+"""Inputs: for batches that differ or are empty, dtypes, shapes and layouts, one step equals the definition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cases() -> Iterator[Case]:
 
 
 def batch_sizes(world_size: int) -> dict[str, list[int]]:
-    """Each rank's batch size, for every way in which batches differ."""
+    """Return each rank's batch size, for every way in which batches differ."""
     kinds = {
         "equal": [3] * world_size,
         "ragged": [4, 1, 2, 3][:world_size],
@@ -56,11 +56,11 @@ SPATIAL: dict[str, list[tuple[int, ...]]] = {  # of rank 0 and rank 1
 
 
 def _strided(x: Tensor) -> Tensor:
-    """The same values with a gap after every element."""
+    """Return the same values with a gap after every element."""
     return torch.stack([x, x], -1)[..., 0]
 
 
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # each makes (N, C, D, H, W)-shaped values lie differently
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # each changes the strides of an (N, C, D, H, W) tensor
     "channels last": lambda x: x[:, :, 0].contiguous(memory_format=torch.channels_last),
     "channels last 3d": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
     "permuted": lambda x: x.permute(4, 1, 0, 3, 2),
@@ -73,12 +73,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # each makes (N, C, D, H, W)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """'float32' for torch.float32."""
+    """Return 'float32' for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def check_layout(layout: str, impl: str, device: str) -> None:
-    """Strides change nothing, and the output has the input's memory format; the gradient comes in another one."""
+    """Strides change nothing, and the output has the input's memory format; the upstream gradient has another one."""
     contiguous, _ = random_inputs([2, 3], [(2, 3, 4), (2, 3, 4)], torch.float32)
     xs = [LAYOUTS[layout](x) for x in contiguous]
     dys = [torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) for x in xs]
@@ -95,14 +95,14 @@ def check_layout(layout: str, impl: str, device: str) -> None:
     (dx,) = torch.autograd.grad(y, leaf, dys[rank].to(device), retain_graph=True)
     close("dx", dx, want.dx[rank])
 
-    ones = [torch.ones(()).expand(x.shape) for x in xs]  # what y.sum().backward() sends
+    ones = [torch.ones(()).expand(x.shape) for x in xs]  # the upstream gradient of y.sum().backward()
     want = train_step(xs, ones, torch.ones(CHANNELS), torch.zeros(CHANNELS), "exact")
     (dx,) = torch.autograd.grad(y.sum(), leaf)
     close("dx of a sum", dx, want.dx[rank])
 
 
 class _Labelled(torch.Tensor):
-    """A batch with a label, which every operation on it passes on, and which cannot be sliced."""
+    """A batch with a label. Every operation passes the label on, and the batch cannot be sliced."""
 
     label: str
 
@@ -117,7 +117,7 @@ class _Labelled(torch.Tensor):
 
 
 def check_subclass(impl: str, device: str) -> None:
-    """The layer computes on plain tensors; the output is of the input's class, with what the class passes on."""
+    """The layer computes on plain tensors; the output has the input's class and its attributes."""
     xs, _ = random_inputs([3, 0], [(4,)] * 2, torch.float32)
     x = xs[dist.get_rank()].to(device)
     given = x.as_subclass(_Labelled)

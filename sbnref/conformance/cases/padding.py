@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
 
 
 def padded(rank: int, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """A rank's input and upstream gradient, (N, C, 5), and its mask, (N, 5). What is padding is NaN in the input."""
+    """Return a rank's input and upstream gradient, (N, C, 5), and its mask, (N, 5). Padding is NaN in the input."""
     xs, dys = random_inputs([len(lengths) for lengths in LENGTHS], [(5,)] * len(LENGTHS), dtype)
     lengths = torch.tensor(LENGTHS[rank], dtype=torch.int64)
     mask = torch.arange(5) < lengths[:, None]
@@ -40,7 +40,7 @@ def padded(rank: int, device: str, dtype: torch.dtype = torch.float64) -> tuple[
 
 
 def pack(x: Tensor, mask: Tensor) -> Tensor:  # (N, C, L), (N, L) -> (M, C)
-    """The valid positions."""
+    """Return the valid positions."""
     return x.movedim(1, -1)[mask]
 
 
@@ -68,7 +68,7 @@ def check_padding(stats_mode: str, impl: str, device: str) -> None:
 
 
 def check_second_derivatives(impl: str, device: str) -> None:
-    """A gradient penalty has the gradient that it has without padding."""
+    """A gradient penalty has the same gradient with padding as without."""
     x, dy, mask = padded(dist.get_rank(), device)
     layer = random_layer(stats_mode="exact", impl=impl, device=device, dtype=torch.float64)
 
@@ -84,7 +84,7 @@ def check_second_derivatives(impl: str, device: str) -> None:
 
 
 def check_bad_masks(impl: str, device: str) -> None:
-    """A mask of another shape, dtype or kind is refused before anything is communicated."""
+    """A mask of a wrong shape, dtype or kind raises before anything is communicated."""
     layer = random_layer(impl=impl, device=device)
     x = torch.randn(2, CHANNELS, 3, device=device)
     mask = torch.ones(2, 3, dtype=torch.bool, device=device)
@@ -106,7 +106,7 @@ def check_bad_masks(impl: str, device: str) -> None:
 
 
 def check_bad_layers(impl: str, device: str) -> None:
-    """What a layer returned is refused where it cannot be put in the place of what it was given."""
+    """A layer's output raises if it cannot take the place of its input."""
     x = torch.randn(2, CHANNELS, 3, device=device)
     mask = torch.ones(2, 3, dtype=torch.bool, device=device)
     bad_layers: list[tuple[type[Exception], str, Callable[[Tensor], Any]]] = [
@@ -138,5 +138,5 @@ def check_mapped(impl: str, device: str) -> None:
         torch.func.vmap(normalize)(weights, xs),
         torch.stack([normalize(*each) for each in zip(weights, xs, strict=True)]),
     )
-    with refusal(ValueError, "one mask for all that vmap goes over, got a batch of masks"):
+    with refusal(ValueError, "expected one mask under vmap, got a batch of masks"):
         torch.func.vmap(partial(masked, layer, x))(torch.stack([mask, mask]))

@@ -1,4 +1,4 @@
-"""What the families of cases share: what a case is, random inputs and layers, and holding a step to the definition."""
+"""Shared parts of the cases: the class of a case, random inputs and layers, and the comparison with the definition."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Case:
 
     Attributes:
         name: unique, with the family before the first colon.
-        world_size: how many ranks it takes.
-        check: runs on each rank with the name of an implementation and a device; raises AssertionError if broken.
+        world_size: the number of ranks it needs.
+        check: runs on each rank with the name of an implementation and a device; raises AssertionError on a failure.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
 
 
 def close(name: str, got: Tensor | None, want: Tensor, **tolerance: Any) -> None:
-    """Compare to the precision of what was computed; the message says what and on which rank."""
+    """Compare in the precision of ``got``; the message names the quantity and the rank."""
     message = f"{name} on rank {dist.get_rank()}"
     assert got is not None, f"{message} is None"
     want = want.to(got.device, got.dtype)
@@ -49,7 +49,7 @@ def close(name: str, got: Tensor | None, want: Tensor, **tolerance: Any) -> None
 
 
 def random_inputs(sizes: list[int], spatial: list[tuple[int, ...]], dtype: torch.dtype, seed: int = 0) -> Any:
-    """Each rank's input and upstream gradient; means and spreads differ by rank and channel."""
+    """Return each rank's input and upstream gradient; means and variances differ by rank and channel."""
     generator = torch.Generator().manual_seed(seed)
     xs, dys = [], []
     for rank, (n, s) in enumerate(zip(sizes, spatial, strict=True)):
@@ -62,7 +62,7 @@ def random_inputs(sizes: list[int], spatial: list[tuple[int, ...]], dtype: torch
 
 
 def random_layer(**options: Any) -> SyncBatchNorm:
-    """A layer whose parameters are not ones and zeros."""
+    """Return a layer with random parameters."""
     layer = SyncBatchNorm(CHANNELS, **options)
     if layer.affine:
         generator = torch.Generator().manual_seed(1)
@@ -73,7 +73,7 @@ def random_layer(**options: Any) -> SyncBatchNorm:
 
 
 def affine_of(layer: SyncBatchNorm) -> tuple[Tensor, Tensor]:
-    """gamma and beta, ones and zeros where the layer has none."""
+    """Return gamma and beta, or ones and zeros if the layer has none."""
     if layer.affine:
         return layer.weight, layer.bias
     return torch.ones(CHANNELS), torch.zeros(CHANNELS)
@@ -90,14 +90,14 @@ def check_step(
     param_dtype: torch.dtype = torch.float32,
     affine: bool = True,
 ) -> None:
-    """One training step of the layer equals the definition: outputs, gradients, running statistics."""
+    """Check that one training step equals the definition: outputs, gradients, running statistics."""
     xs, dys = random_inputs(sizes, spatial or [(4, 3)] * len(sizes), dtype)
     layer = random_layer(affine=affine, stats_mode=stats_mode, impl=impl, device=device, dtype=param_dtype)
     compare_step(layer, xs, dys, dist.get_rank())
 
 
 def compare_step(layer: SyncBatchNorm, xs: list[Tensor], dys: list[Tensor], rank: int) -> None:
-    """Run a training step on this rank's share and hold all it gives to the oracle. The layer's momentum is 0.1."""
+    """Run a training step on this rank's share and compare all results with the oracle. The layer's momentum is 0.1."""
     device = layer.running_mean.device  # type: ignore[union-attr]
     want = train_step(xs, dys, *affine_of(layer), layer.stats_mode, layer.eps)
     x = xs[rank].detach().to(device).requires_grad_()

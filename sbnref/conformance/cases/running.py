@@ -1,4 +1,4 @@
-"""Running statistics: the same on all ranks, averaged as asked, applied in eval mode, and doing without them."""
+"""Running statistics: equal on all ranks, averaged by the momentum, applied in eval mode, and layers without them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_running_stats(impl: str, device: str) -> None:
 
 
 def check_eval_then_train(impl: str, device: str) -> None:
-    """The backward pass of eval mode uses the statistics of its forward pass, which a step has moved since."""
+    """The backward pass of eval mode uses the statistics of its forward pass, even after a training step."""
     layer = random_layer(impl=impl, device=device).eval()
     x = torch.randn(4, CHANNELS, 3, device=device, requires_grad=True)
     (want,) = torch.autograd.grad(layer(x).pow(2).sum(), x)
@@ -61,7 +61,7 @@ def check_eval_then_train(impl: str, device: str) -> None:
 
 
 def check_version(impl: str, device: str) -> None:
-    """A step counts as a change of the buffers: autograd refuses what was saved of them before."""
+    """A step counts as a change of the buffers: autograd rejects tensors saved from them before."""
     for momentum in (0.1, None):
         layer = random_layer(momentum=momentum, impl=impl, device=device)
         before = {name: buffer._version for name, buffer in layer.named_buffers()}
@@ -70,7 +70,7 @@ def check_version(impl: str, device: str) -> None:
 
 
 def check_cumulative_average(impl: str, device: str) -> None:
-    """momentum=None gives the plain average of the steps that had data."""
+    """momentum=None gives the plain average over the steps with data."""
     rank = dist.get_rank()
     layer = random_layer(momentum=None, stats_mode="exact", impl=impl, device=device)
     means, variances = [], []
@@ -89,7 +89,7 @@ def check_cumulative_average(impl: str, device: str) -> None:
 
 
 def check_untracked(impl: str, device: str) -> None:
-    """Without running statistics training synchronizes, and eval uses the rank's own batch and says nothing."""
+    """Without running statistics, training synchronizes; eval uses the rank's own batch and communicates nothing."""
     rank = dist.get_rank()
     layer = random_layer(track_running_stats=False, stats_mode="exact", impl=impl, device=device)
     xs, dys = random_inputs([2, 3], [(4,), (4,)], torch.float32)
@@ -104,7 +104,7 @@ def check_untracked(impl: str, device: str) -> None:
 
 
 def check_eval(impl: str, device: str) -> None:
-    """Eval mode applies the running statistics, changes nothing and says nothing."""
+    """Eval mode applies the running statistics, changes nothing and communicates nothing."""
     rank = dist.get_rank()
     for dtype, param_dtype in [*DTYPES, (torch.float64, torch.float32), (torch.float32, torch.float64)]:
         layer = random_layer(impl=impl, device=device, dtype=param_dtype)

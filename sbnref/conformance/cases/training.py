@@ -1,4 +1,4 @@
-"""Training: what a step costs, and that many of them lead where one process on the whole batch gets."""
+"""Training: the cost of a step, and many steps against one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cases() -> Iterator[Case]:
 
 
 def check_costs(impl: str, device: str) -> None:
-    """A step is two collectives of 3C + 2 and 2C float64, and keeps its input and O(C) numbers for the backward."""
+    """A step makes two collectives, of 3C + 2 and 2C float64, and saves its input and O(C) numbers for the backward."""
     for sizes, stats_mode, momentum in itertools.product(([8, 4], [8, 0]), STATS_MODES, (0.1, None)):
         xs, dys = random_inputs(sizes, [(9, 9), (9, 9)], torch.float16)
         x = xs[dist.get_rank()].to(device).requires_grad_()
@@ -49,7 +49,7 @@ def check_costs(impl: str, device: str) -> None:
 
 
 def check_training(impl: str, device: str) -> None:
-    """Steps under DistributedDataParallel, mode 'exact', follow one process that trains on the whole batch."""
+    """Steps under DistributedDataParallel in mode 'exact' equal those of one process on the whole batch."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
     def network(norm: Callable[[int], nn.Module]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Refusals: bad input is refused by name, before anything is communicated or changed."""
+"""Validation: bad input raises an error that names it, before anything is communicated or changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cases() -> Iterator[Case]:
 
 
 class refusal:
-    """Passes if the block raises ``error`` with ``text`` in its message, having made so many collectives."""
+    """Pass if the block raises ``error`` with ``text`` in its message, after ``collectives`` collectives."""
 
     def __init__(self, error: type[Exception], text: str, collectives: int = 0) -> None:
         self.error, self.text, self.collectives, self.watch = error, text, collectives, Watch()
@@ -42,7 +42,7 @@ class refusal:
 
 
 def check_validation(impl: str, device: str) -> None:
-    """Bad input is refused by name before anything is communicated or changed."""
+    """Bad input raises an error that names it, before anything is communicated or changed."""
     layer = random_layer(impl=impl, device=device)
     before = copy.deepcopy(layer.state_dict())
     x = torch.randn(2, CHANNELS, 3, device=device)
@@ -74,7 +74,7 @@ def check_validation(impl: str, device: str) -> None:
         (dict(running_var=None), "running_mean and running_var both or neither"),
         (dict(running_mean=mean[:3]), "running_mean of shape (C,) = (5,)"),
         (dict(momentum=None), "num_batches_tracked"),
-        (dict(eps=0), "a positive eps to take statistics with, got 0"),
+        (dict(eps=0), "a positive eps, got 0"),
         (dict(momentum=float("nan")), "momentum to be a number or None, got nan"),
         (dict(bias=mean.to("meta")), f"on the input's device {x.device}, got it on meta"),
     ]
@@ -103,7 +103,7 @@ def check_validation(impl: str, device: str) -> None:
 
 
 def check_single_value(impl: str, device: str) -> None:
-    """One value has no spread to normalize by, unless other ranks bring more."""
+    """One value per channel has no variance, unless other ranks have more values."""
     layer = random_layer(impl=impl, device=device)
     with refusal(ValueError, "more than 1 value per channel"):
         layer(torch.randn(1, CHANNELS, device=device))

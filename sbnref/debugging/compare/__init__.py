@@ -1,11 +1,11 @@
-"""Two implementations on the same input and the same upstream gradient: where do they part?
+"""Compare two implementations on the same input and the same upstream gradient, stage by stage.
 
-The model runs once. What reaches each layer, forward and backward, is kept, and then each stage of each implementation
-is given the same: the layer's input, the exact totals, the upstream gradient. So a stage that is wrong is found where
-it stands, and not where its error first grew large.
+The model runs once, and the input and the upstream gradient of each layer are kept. Then each stage of each
+implementation gets the same arguments: the layer's input, the exact totals, the upstream gradient. So an error is found
+in the stage that makes it, not in a later one where it has grown.
 
-What is run stands in ``run.py``, what is measured in ``measure.py``, the report in ``report.py``; ``ranks.py`` is for
-the command, which starts ranks of its own.
+``run.py`` runs the model, ``measure.py`` measures the stages, ``report.py`` has the report, and ``ranks.py`` starts
+ranks for the command line.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def compare(
 ) -> Comparison:
     """Run the same input and the same upstream gradient through two implementations, stage by stage.
 
-    The model itself is left as it is: a copy runs one training step. With a process group every rank of it has to
-    call, each with its own share of the batch, and every rank gets the whole report.
+    A copy of the model runs one training step; the model itself does not change. With a process group, every rank of it
+    has to call, each with its own share of the batch, and every rank gets the whole report.
 
     Args:
         model: a :class:`sbnref.SyncBatchNorm`, or a model that contains some, in training mode.
-        inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        inputs: the arguments of the model: a tensor, a tuple, or a dict of keyword arguments.
         impls: the names of two implementations; None for the reference and the kernels for the model's device (with
             ``SBNREF_CUDASIM=1`` the simulated ones). In the report the second is measured against the first.
-        upstream: the gradient by the model's output, in the structure of the output; None for random numbers (and for
-            one where the output is a single number, a loss).
-        seed: of those random numbers.
+        upstream: the gradient by the model's output, in the structure of the output; None for random numbers, or for 1
+            if the output is a single number, a loss.
+        seed: the seed of the random numbers.
 
     Raises:
-        ValueError: the model has no :class:`sbnref.SyncBatchNorm` in training mode, there is no such implementation, or
-            it does not take the dtype of a layer's input.
-        RuntimeError: an implementation cannot run on the model's device; the message says what is missing.
+        ValueError: the model has no :class:`sbnref.SyncBatchNorm` in training mode, an implementation is unknown or
+            does not support the dtype of a layer's input.
+        RuntimeError: an implementation cannot run on the model's device; the message names what is missing.
 
     Example:
         >>> layer = sbnref.SyncBatchNorm(8, stats_mode="N")
@@ -75,7 +75,7 @@ def compare(
 
 
 def kernels_for(device: torch.device) -> str:
-    """The name of the implementation whose kernels a layer's input on ``device`` is for."""
+    """Return the name of the implementation with kernels for ``device``."""
     from ...impls.build import simulated
 
     return "cuda" if device.type == "cuda" or simulated() else "cpu"
@@ -88,7 +88,7 @@ def check_two(impls: Sequence[str]) -> None:
 
 
 def check_dtype(name: str, impl: Implementation, dtype: torch.dtype) -> None:
-    """Raise :class:`ValueError` where an implementation says which dtypes it takes, and this is none of them."""
+    """Raise :class:`ValueError` if the implementation does not support the dtype."""
     taken = getattr(impl, "dtypes", (dtype,))
     if dtype not in taken:
-        raise ValueError(f"expected input in {' or '.join(map(str, taken))}, which {name} takes, got {dtype}")
+        raise ValueError(f"expected input in {' or '.join(map(str, taken))} for {name}, got {dtype}")

@@ -1,4 +1,4 @@
-"""What is measured: each stage of both implementations, given the same, against each other and against float64."""
+"""Measure each stage of both implementations, on the same arguments, against each other and against float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .run import Call
 
 
 def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:
-    """The four stages of both implementations. Every rank goes through the same collectives, whatever a stage does."""
+    """Measure the four stages of both implementations. Every rank makes the same collectives, even if a stage fails."""
     layer, group = call.layer, call.group
     assert call.dy is not None
     share = Share(
@@ -40,7 +40,7 @@ def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:
             rows.append(_row(call, stage, quantity, bounded, runs))
 
     def reduce(payload: str, bounded: Bounded, to: str) -> Bounded:
-        """The payloads' total: each implementation's own to look at, and the exact one for the next stage to use."""
+        """Sum the payloads: each implementation's own for the report, and the exact ones for the next stage."""
         for run in runs:
             run.gave[to] = all_reduce(run.gave.get(payload, on_device(bounded.value)), group)
         value, allowed = (all_reduce(on_device(t), group).cpu().double() for t in (bounded.value, bounded.allowed))
@@ -82,12 +82,12 @@ def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:
 
 
 def _average(total: Tensor, half: int, ranks: int) -> Tensor:
-    """The gradient of beta (half 0) or gamma (half 1), averaged over the ranks."""
+    """Return the gradient of beta (half 0) or gamma (half 1), averaged over the ranks."""
     return total.chunk(2)[half] / ranks
 
 
 class _Run:
-    """An implementation on its way through the stages: what it gave, and what went wrong."""
+    """An implementation's run through the stages: its results and its problems."""
 
     def __init__(self, name: str, impl: Implementation, share: Share) -> None:
         self.name, self.impl, self.share = name, impl, share
@@ -97,7 +97,7 @@ class _Run:
     def stage(self, stage: str, total: Tensor | None = None, saved: Tensor | None = None) -> None:
         """Run a stage twice: a race shows as two results."""
         if stage.startswith("backward") and saved is None:
-            self.problems[stage] = "was not run, for want of what forward_apply saves"
+            self.problems[stage] = "was not run, because forward_apply saved nothing"
             return
         try:
             once, again = (run_stage(stage, self.impl, self.share, total, saved) for _ in range(2))
@@ -113,7 +113,7 @@ class _Run:
 
 def _row(call: Call, stage: str, quantity: str, bounded: Bounded, runs: list[_Run]) -> Row:
     a, b = (run.gave.get(quantity, bounded.value) for run in runs)
-    allowed = 2 * bounded.allowed  # each may be off by it
+    allowed = 2 * bounded.allowed  # each of the two may be off by bounded.allowed
     apart = difference(b, a, allowed, bounded.unit)
     problems = {r.name: p for r in runs if (p := r.problems.get(quantity) or r.problems.get(stage))}
     wrong = [

@@ -1,4 +1,4 @@
-"""A comparison on new ranks of this machine: of a model from somebody's file, or of a layer on random input."""
+"""Compare on new ranks of this machine: a model from a user's file, or a layer on random input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from . import Comparison, check_dtype, check_two, compare, kernels_for
 
 @dataclass(frozen=True)
 class RandomLayer:
-    """A layer and random input for it: what ``sbnref compare`` runs without a target.
+    """A layer and random input for it, for ``sbnref compare`` without a target.
 
     Attributes:
-        shape: of each rank's input, (N, C, \\*).
-        empty_rank: a rank whose input has no samples.
-        dtype: of the input, by its name; parameters are float32, or float64 for float64.
-        stats_mode: of the layer.
-        device: where all lies.
+        shape: the shape of each rank's input, (N, C, \\*).
+        empty_rank: a rank with an empty input.
+        dtype: the name of the input's dtype; parameters are float32, or float64 for float64.
+        stats_mode: the layer's mode.
+        device: the device of the layer and its input.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class RandomLayer:
         check_stats_mode(self.stats_mode)
 
     def __call__(self) -> tuple[nn.Module, Tensor]:
-        """This rank's part: the same layer on every rank, its own input."""
+        """Return the layer, the same on every rank, and this rank's own input."""
         rank = dist.get_rank()
         dtype = getattr(torch, self.dtype)
         generator = torch.Generator().manual_seed(rank)
@@ -57,18 +57,18 @@ class RandomLayer:
 
 
 def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str] | None, ranks: int) -> Comparison:
-    """:func:`compare` on new ranks of this machine.
+    """Run :func:`compare` on new ranks of this machine.
 
     Args:
-        target: ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'``, called on each rank, gives (model, inputs); or a
+        target: ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'``, which each rank calls to get (model, inputs); or a
             :class:`RandomLayer`.
         impls: two names, or files with the four stage functions; None as for :func:`compare`.
-        ranks: how many.
+        ranks: the number of ranks.
 
     Raises:
-        ValueError: there is no such target, implementation or rank.
+        ValueError: the target, an implementation or the empty rank does not exist.
         RuntimeError: an implementation cannot run here.
-        RankError: what the target does failed.
+        RankError: the target raised on a rank.
     """
     make = _find(target) if isinstance(target, str) else target
     if impls is None and isinstance(make, RandomLayer):
@@ -80,7 +80,7 @@ def compare_on_ranks(target: str | RandomLayer, impls: Sequence[str] | None, ran
     for name in impls or ():
         _register_file(name)
         if isinstance(make, RandomLayer):
-            impl = choose_impl(name, torch.device(make.device))  # refused here, in a sentence, not on the ranks
+            impl = choose_impl(name, torch.device(make.device))  # raises here, before ranks start
             check_dtype(name, impl, getattr(torch, make.dtype))
     return launch(_compare_here, ranks, target, impls)[0]
 
@@ -93,19 +93,19 @@ def _compare_here(target: str | RandomLayer, impls: Sequence[str] | None) -> Com
 
 
 def _register_file(name: str) -> None:
-    """A file with stage functions goes by its path."""
+    """Register a file with stage functions under its path."""
     if name in impl_names():
         return
     if name.endswith(".py"):
         register_impl(name, load_functions(name))
     if name.endswith(".cu"):
-        from ...lab.implementation import StageKernels  # loaded for such a file only
+        from ...lab.implementation import StageKernels  # loaded only for CUDA files
 
         register_impl(name, StageKernels(Path(name).resolve()))
 
 
 def _find(target: str) -> Callable[[], tuple[nn.Module, Any]]:
-    """The function that ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'`` names."""
+    """Return the function that ``'FILE.py:FUNCTION'`` or ``'MODULE:FUNCTION'`` names."""
     place, _, name = target.rpartition(":")
     if not place:
         raise ValueError(f"expected FILE.py:FUNCTION or MODULE:FUNCTION, got {target!r}")
@@ -114,5 +114,5 @@ def _find(target: str) -> Callable[[], tuple[nn.Module, Any]]:
     except (ImportError, OSError) as error:
         raise ValueError(f"{place} cannot be imported: {error}") from error
     if not callable(function):
-        raise ValueError(f"expected {place} to have a function {name} that returns (model, inputs), but it has none")
+        raise ValueError(f"expected {place} to define a function {name} that returns (model, inputs), found none")
     return function

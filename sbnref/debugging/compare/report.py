@@ -17,21 +17,21 @@ class Row:
 
     Attributes:
         layer: its name in the model.
-        stage: the stage function, ``'all-reduce'``, or ``'parameters'`` for what follows from the backward total.
-        quantity: what the stage gives: payload, total, y, running_mean, dx and so on.
+        stage: the stage function, ``'all-reduce'``, or ``'parameters'`` for the parameters' gradients.
+        quantity: a result of the stage: payload, total, y, running_mean, dx and so on.
         rank: the rank in the default process group.
-        unit: the dtype whose units in the last place ``ulp`` counts.
+        unit: the dtype for ``ulp``.
         absolute: the largest difference.
         relative: the largest difference over the largest magnitude in its channel.
-        ulp: the same in units in the last place.
+        ulp: ``relative`` in units in the last place of ``unit``.
         allowed: the difference that rounding explains, at the worst place.
-        share: the difference over what is allowed, at the worst place; above 1 the two have parted.
-        channel: of the worst place, None where the quantity has no channels.
-        index: of the worst place.
-        values: what each implementation gave there.
-        exact: what float64 gives there.
+        share: the difference over ``allowed``, at the worst place; above 1 the two diverge.
+        channel: the channel of the worst place, None if the quantity has no channels.
+        index: the index of the worst place.
+        values: the value there from each implementation.
+        exact: the value there in float64.
         wrong: the implementations that are further from float64 than rounding explains, or broke the contract.
-        problems: what an implementation did besides: raised, returned something else, gave two results in two runs.
+        problems: by implementation, an error, a result of the wrong kind, or two results in two runs.
     """
 
     layer: str
@@ -53,12 +53,12 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether rounding explains the difference, and nothing else went wrong."""
+        """Whether rounding explains the difference, and there was no problem."""
         return self.share <= 1 and not self.problems
 
 
 class Comparison(Report):
-    """What :func:`compare` found. Printing it, or leaving it last in a notebook cell, shows a table.
+    """The result of :func:`compare`. Printing it, or leaving it last in a notebook cell, shows a table.
 
     Attributes:
         impls: the names of the two implementations.
@@ -76,17 +76,17 @@ class Comparison(Report):
 
     @property
     def empty(self) -> bool:
-        """Whether no layer's input had an element on any rank, so that there was next to nothing to compare."""
+        """Whether every layer's input was empty on every rank, so that there was next to nothing to compare."""
         return not any(row.index for row in self.rows if row.quantity == "dx")
 
     @property
     def first_divergence(self) -> Row | None:
-        """The worst rank's row of the first stage that diverges, None where all agree."""
+        """The worst rank's row of the first stage that diverges, or None."""
         diverging = [row for row in self._worst_ranks() if not row.agrees]
         return diverging[0] if diverging else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has; what is not finite becomes None."""
+        """Return everything in JSON's types; numbers that are not finite become None."""
         first = self.first_divergence
         return jsonable(
             {
@@ -99,13 +99,13 @@ class Comparison(Report):
         )
 
     def verdict(self) -> str:
-        """The result in a few sentences."""
+        """Return the result in a few sentences."""
         layers = len({row.layer for row in self.rows})
         ranks = len({row.rank for row in self.rows})
         first = self.first_divergence
         a, b = self.impls
         if first is None and self.empty:
-            return f"Nothing was compared: the input was empty on every rank, which {a} and {b} both take."
+            return f"Nothing was compared: the input was empty on every rank. {a} and {b} both accept that."
         if first is None:
             return (
                 f"{a} and {b} agree in every stage of {_count(layers, 'layer')} on {_count(ranks, 'rank')}: "
@@ -143,7 +143,7 @@ class Comparison(Report):
         return Group(*parts, "", Text(self.verdict(), color))
 
     def _worst_ranks(self) -> list[Row]:
-        """The row of the worst rank for each layer and quantity, layers and stages in order."""
+        """Return the row of the worst rank for each layer and quantity, layers and stages in order."""
         worst: dict[tuple[str, str, str], Row] = {}
         for row in self.rows:
             key = row.layer, row.stage, row.quantity
@@ -153,7 +153,7 @@ class Comparison(Report):
 
 
 def _table(rows: list[Row]) -> RenderableType:
-    """One layer's quantities, in the order of the stages; fits a terminal of 80 columns."""
+    """Return one layer's quantities, in the order of the stages; fits a terminal of 80 columns."""
     from rich.table import Table
     from rich.text import Text
 

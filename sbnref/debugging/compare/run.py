@@ -1,4 +1,4 @@
-"""What is run: one training step of a copy of the model, keeping what reaches each of its layers."""
+"""Run one training step of a copy of the model, and keep each layer's input and upstream gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Call:
-    """What reached a layer in one call."""
+    """The input and the upstream gradient of one call of a layer."""
 
     name: str
     layer: SyncBatchNorm
@@ -40,14 +40,14 @@ class Call:
 
 
 def run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int) -> list[Call]:
-    """One training step of a copy of the model; what reached each of its layers."""
+    """Run one training step of a copy of the model, and return the calls of its layers."""
     if isinstance(model, DistributedDataParallel):
-        model = model.module  # its averaging of gradients is not what is compared
+        model = model.module  # averaging gradients is not part of the comparison
     layers = synchronized_layers(model)
     if not any(layer.training for layer in layers.values()):
         raise ValueError(
-            f"expected a synchronized batch norm in training mode, but all {len(layers)} of the model are in eval "
-            "mode, where nothing is synchronized; call model.train() first"
+            f"expected a synchronized batch norm in training mode, got {len(layers)} in eval mode, which does not "
+            "synchronize; call model.train() first"
         )
     model = copy.deepcopy(model)
     calls: list[Call] = []
@@ -67,11 +67,11 @@ def run_once(model: nn.Module, inputs: Any, impl: str, upstream: Any, seed: int)
             outputs = [t for t in tree_leaves(output) if _is_float(t) and t.requires_grad]
             if not calls:
                 raise ValueError(
-                    "expected the model to call its synchronized batch norms, but this input reached none of them"
+                    "expected the model to call a synchronized batch norm in training mode, but it called none"
                 )
             torch.autograd.backward(outputs, _upstream(outputs, upstream, seed))
     for call in calls:
-        if call.dy is None:  # nothing came back to it
+        if call.dy is None:  # no gradient reached the layer
             call.dy = _random_like([call.x], seed)[0]
     return calls
 

@@ -1,4 +1,4 @@
-"""Say what is wrong with the batch norms of a model, and which one it is."""
+"""Find what is wrong with the batch norms of a model, and in which layer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def diagnose(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Itera
     has the same diagnosis. A failure in here becomes a line of the diagnosis, never an exception.
 
     Args:
-        model: a model, possibly in ``DistributedDataParallel``. Layers inside compiled code are not seen: give the
+        model: a model, possibly in ``DistributedDataParallel``. Layers inside compiled code are not seen: pass the
             model before it is compiled, and do not call the compiled one.
-        every: record the first step and every so many after it. A recorded step reads each layer's input once more
-            and keeps 4C numbers of float64 per layer, for 128 steps at most: then the older ones are thinned out.
-        timeout: seconds to wait for the other ranks when the block ends. After that, the ranks that came are diagnosed.
+        every: record the first step and every ``every``-th after it. A recorded step reads each layer's input once more
+            and keeps 4C numbers of float64 per layer. Above 128 recorded steps, older ones are dropped.
+        timeout: seconds to wait for the other ranks when the block ends. After that, missing ranks are left out.
 
     Raises:
-        TypeError: it is not a module.
+        TypeError: ``model`` is not a module.
         ValueError: the model has no batch norm, or ``every`` is below 1.
 
     Example:

@@ -1,4 +1,4 @@
-"""The report: ranked suspects, each with evidence and remedy, and what was examined."""
+"""The report: ranked suspects, each with evidence and remedy, and the numbers examined."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FEW_STEPS = 10  # of training: below, most rules cannot tell a fault from noise
-WIDTH = 100  # columns of the printed list, if the code of a remedy is no longer
+WIDTH = 100  # columns of the printed list, unless a remedy's code is longer
 
 
 class Diagnosis(Report):
-    """What :func:`sbnref.diagnose` found, complete when its block ends. Printing it shows the list.
+    """The result of :func:`sbnref.diagnose`, complete when its block ends. Printing it shows the list.
 
     Attributes:
-        suspects: a :class:`Suspect` for each thing that is wrong, the most harmful first.
+        suspects: a :class:`Suspect` for each problem, the most harmful first.
         examined: numbers of ``batch_norms``, ``training_steps``, ``evaluation_steps`` and ``ranks``.
-        complete: whether everything that was seen could be examined.
-        notes: sentences about what could not be examined, and why.
+        complete: whether all records could be examined.
+        notes: sentences about missing or broken records, with the reason.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Diagnosis(Report):
         self.notes += [f"Please report this: {failure}." for failure in failures]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
         return jsonable({**vars(self), "suspects": [vars(suspect) for suspect in self.suspects]})
 
     def __rich__(self) -> RenderableType:
         from rich.text import Text
 
-        return Text(str(self), overflow="ignore", no_wrap=True)  # a line of code stays one
+        return Text(str(self), overflow="ignore", no_wrap=True)  # never wrap a line of code
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -92,7 +92,7 @@ def _notes(recordings: dict[int, Recording]) -> list[str]:
     steps = {rank: recording.training_steps for rank, recording in recordings.items()}
     if 0 < max(steps.values()) < FEW_STEPS:
         few = max(steps.values())
-        notes.append(f"{_count(few, 'training steps')} tell{'s' * (few == 1)} little: record 30 or more.")
+        notes.append(f"{_count(few, 'training steps')} {'is' if few == 1 else 'are'} too few: record 30 or more.")
     if len(set(steps.values())) > 1:
         notes.append("The ranks trained different numbers of steps: " + in_words(list(steps.values())) + ".")
     return notes

@@ -1,4 +1,4 @@
-"""The rules: what is suspicious in the records of a layer, in which order, and what explains it away."""
+"""The rules: signs of a fault in the records of a layer, their order, and the rules that explain others away."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CONVERT = 'model = sbnref.convert_sync_batchnorm(model, stats_mode="exact")'
 
 @dataclass(frozen=True)
 class Suspect:
-    """Something that is wrong, with evidence and remedy.
+    """A problem, with evidence and remedy.
 
     Attributes:
         rule: the name of the rule that found it.
-        layers: their names, in the order of their calls.
-        ranks: those that stand out, or all.
+        layers: the names of the layers concerned, in the order of their calls.
+        ranks: the ranks that stand out, or all.
         steps: the first and the last training step concerned.
-        evidence: what was seen, of the first of the layers.
-        advice: what to do, in words.
-        code: what to do, as a line of code.
+        evidence: the evidence, for the first layer.
+        advice: the remedy in words.
+        code: the remedy as a line of code.
     """
 
     rule: str
@@ -62,14 +62,14 @@ class Suspect:
     code: str
 
     def where(self) -> str:
-        """The first layer, and how many others."""
+        """Return the name of the first layer and the number of others."""
         more = len(self.layers) - 1
         first = f"layer {self.layers[0]}" if self.layers[0].isdigit() else self.layers[0]
         return first + (f" and {more} more" if more else "")
 
 
 class Finding(NamedTuple):
-    """What a rule found in a layer. In ``code``, ``{layer}`` stands for the layer."""
+    """A finding of a rule in a layer. In ``code``, ``{layer}`` stands for the layer."""
 
     ranks: tuple[int, ...]
     steps: tuple[int, int]
@@ -81,13 +81,13 @@ class Finding(NamedTuple):
 
 @dataclass
 class Case:
-    """All layers, and what the rules found so far.
+    """All layers, and the findings so far.
 
     Attributes:
         layers: in the order of their calls.
         recordings: by rank.
-        ill: the first step and layer with NaN or Inf in the input, and whether in evaluation. Later steps follow from
-            it, so that rules leave them out.
+        ill: the first step and layer with NaN or Inf in the input, and whether in evaluation. Rules skip later steps,
+            which follow from it.
         found: by layer, the names of the rules that found something.
     """
 
@@ -107,19 +107,19 @@ class Case:
         self.ill = min(where, default=None)
 
     def sound(self, steps: list[Step], evaluation: bool = False) -> list[Step]:
-        """The steps with data, with all copies in one mode, before the first NaN or Inf."""
+        """Return the steps with data, with all copies in one mode, before the first NaN or Inf."""
         end = self.ill[1] if self.ill and self.ill[0] <= evaluation else float("inf")
         if self.ill and self.ill[0] < evaluation:
             end = 0
         return [s for s in steps if any(s.elements) and s.number < end and (evaluation or not s.in_eval)]
 
     def parameters_differ(self, end: int) -> bool:
-        """Whether the parameters outside the layers differed between ranks: at the start, 0, or at the end, 1."""
+        """Return whether the parameters outside the layers differed between ranks, at the start (0) or the end (1)."""
         sums = [recording.parameters[end] for recording in self.recordings.values()]
         return max(sums) - min(sums) > WEIGHTS * max(abs(max(sums)), abs(min(sums)))
 
     def earlier(self, layer: Layer) -> set[str]:
-        """The names of the rules that found something in layers before this one."""
+        """Return the names of the rules with findings in earlier layers."""
         names = [other.name for other in self.layers]
         return set().union(*(self.found.get(name, set()) for name in names[: names.index(layer.name)]))
 
@@ -128,7 +128,7 @@ class Case:
 
 
 class Gap(NamedTuple):
-    """How far one pair of mean and variance is from another."""
+    """The distance between two pairs of mean and variance."""
 
     mean: float  # std
     factor: float  # of the variances, at least 1
@@ -137,7 +137,7 @@ class Gap(NamedTuple):
         return self.mean > mean or self.factor > factor
 
     def size(self) -> float:
-        """Relative to the thresholds."""
+        """Return the gap relative to the thresholds."""
         return max(self.mean / GAP, math.log(self.factor) / math.log(FACTOR))
 
     def words(self) -> str:
@@ -148,7 +148,7 @@ class Gap(NamedTuple):
 
 
 def gap(got: Tensor, true: Tensor, eps: float, var: Tensor | None = None) -> Gap:  # (2, C) each
-    """The distance of statistics, as root mean squares over channels; ``var`` if not the true one defines a std."""
+    """Return the gap of statistics, the upper quartile over channels. ``var`` defines a std (default: the true one)."""
     variances = torch.stack([got[1], true[1], true[1] if var is None else var]).clamp(min=0) + eps
     factor = _quartile((variances[0] / variances[1]).log())
     return Gap(_quartile((got[0] - true[0]) / variances[2].sqrt()), math.exp(min(factor, 700)))
@@ -159,7 +159,7 @@ def _quartile(x: Tensor) -> float:
 
 
 def pooled(stats: list[Tensor]) -> Tensor:  # (2, C) each -> (2, C)
-    """Mean and variance over several batches together."""
+    """Return mean and variance over several batches together."""
     means, variances = torch.stack(stats).unbind(1)
     return torch.stack([means.mean(0), variances.mean(0) + means.var(0, correction=0)])
 
@@ -171,12 +171,12 @@ class Noise(NamedTuple):
     factor: float  # of the logarithm of the variance
 
     def margin(self, errors: float) -> tuple[float, float]:
-        """The largest gap that is no evidence: the thresholds, and so many times the noise."""
+        """Return the largest gap that is no evidence: the thresholds plus ``errors`` times the noise."""
         return GAP + errors * self.mean, FACTOR * math.exp(errors * self.factor)
 
 
 def noise(stats: list[Tensor], eps: float) -> Noise:
-    """The batch noise, from differences of successive steps: a slow drift is no noise."""
+    """Return the batch noise, from differences of successive steps: a slow drift is no noise."""
     if len(stats) < 3:
         return Noise(0.0, 0.0)
     means, variances = torch.stack(stats).unbind(1)
@@ -186,12 +186,12 @@ def noise(stats: list[Tensor], eps: float) -> Noise:
 
 
 def whole(step: Step) -> Tensor:  # (2, C)
-    """Mean and variance over the ranks' batches together."""
+    """Return mean and variance over the ranks' batches together."""
     return torch.stack([step.mean["exact"], step.var["exact"]])
 
 
 def used(layer: Layer, steps: list[Step], rank: int) -> list[Tensor]:
-    """The statistics that a rank normalized with, in the steps in which it did."""
+    """Return the statistics that a rank normalized with, for the steps that it took part in."""
     if mode := layer.stats_mode:
         return [torch.stack([step.mean[mode], step.var[mode]]) for step in steps if rank in step.ranks]
     places = [(step, step.ranks.index(rank)) for step in steps if rank in step.ranks]
@@ -203,7 +203,7 @@ def _span(steps: list[Step]) -> tuple[int, int]:
 
 
 def _recorded(layer: Layer) -> int:
-    """Its training steps. A step may call it several times."""
+    """Return the number of its recorded training steps. A step may call it several times."""
     return len({step.number for step in layer.steps})
 
 
@@ -213,7 +213,7 @@ def _sides(same: list[int], others: list[int]) -> str:
 
 
 def _fewer(same: list[int], others: list[int]) -> tuple[int, ...]:
-    """The side that stands out."""
+    """Return the smaller side."""
     return tuple(others if len(others) <= len(same) else same)
 
 
@@ -221,7 +221,7 @@ def _fewer(same: list[int], others: list[int]) -> tuple[int, ...]:
 
 
 def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
-    """NaN or Inf in the first input that has some; or in running statistics, if the inputs in training are finite."""
+    """The first input with NaN or Inf; or running statistics with some, if the inputs in training are finite."""
     in_evaluation, _, place = case.ill or (True, 0, None)
     broken = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
     if broken and in_evaluation:
@@ -247,7 +247,7 @@ def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def settings(layer: Layer, case: Case) -> Iterator[Finding]:
-    """A setting that is not the same on all ranks."""
+    """A setting that differs between ranks."""
     names = differing(list(layer.settings.values()))
     for name in names if "kind" not in names else ["kind"]:
         values: dict[Any, list[int]] = {}
@@ -266,7 +266,7 @@ def settings(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def weights(layer: Layer, case: Case) -> Iterator[Finding]:
-    """Weights that are not the same on all ranks."""
+    """Weights that differ between ranks."""
     for step in case.sound(layer.steps):
         differ = (step.weights - step.weights[0]).abs().amax(1) > WEIGHTS * (1 + step.weights.abs().max())
         others = [rank for rank, differs in zip(step.ranks, differ, strict=True) if differs]
@@ -307,7 +307,7 @@ def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
-    """A rank that took a step, and did not call the layer in it, while others waited for it there."""
+    """A rank that took a step without calling the layer, while others waited for it there."""
     group = [rank for rank in layer.first.group if rank in case.recordings] if layer.synchronized else []
     steps = {
         rank: [s for s in layer.steps if rank not in s.ranks and s.number <= case.recordings[rank].whole_steps]
@@ -322,7 +322,7 @@ def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def running(layer: Layer, case: Case) -> Iterator[Finding]:
-    """Running statistics that are not the same on all ranks; without synchronization, beyond what batches explain."""
+    """Running statistics that differ between ranks; without synchronization, more than different batches explain."""
     eps, steps = layer.first.eps, case.sound(layer.steps)
     batches = {rank: used(layer, steps, rank) for rank in layer.ranks}
     recent = {rank: pooled(of_rank[-RECENT:]) for rank, of_rank in batches.items() if of_rank}
@@ -360,7 +360,7 @@ def running(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def skew(layer: Layer, case: Case) -> Iterator[Finding]:
-    """What the mode did to the statistics, in the steps with an empty rank if there are any."""
+    """A mode that moved the statistics, measured in the steps with an empty rank if there are any."""
     if not (mode := layer.stats_mode):
         return
     sound = case.sound(layer.steps)
@@ -391,7 +391,7 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
-    """The rank whose running statistics are the furthest from its recent batches', and how far."""
+    """Return the rank with the largest gap between its running statistics and its recent batches, and the gap."""
     steps, eps = case.sound(layer.steps), layer.first.eps
     gaps: list[tuple[int, Gap]] = []
     if len(steps) < RECENT:
@@ -399,7 +399,7 @@ def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
     for rank, final in layer.final.items():
         batches = used(layer, steps, rank)
         if final is not None and batches and case.ill is None:
-            recent = torch.stack(batches[-RECENT:]).mean(0)  # what running statistics estimate, whatever means do
+            recent = torch.stack(batches[-RECENT:]).mean(0)  # running statistics estimate this average
             how_far, chance = gap(final, recent, eps), noise(batches, eps)
             if how_far.beyond(*Noise(min(chance.mean, GAP), min(chance.factor, math.log(FACTOR))).margin(2)):
                 gaps.append((rank, how_far))
@@ -425,7 +425,7 @@ def stale(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
-    """Evaluation inputs unlike those in training, in the first layer where they are: later layers follow from it."""
+    """Evaluation inputs that differ from those in training, in the first such layer: later layers follow from it."""
     steps = case.sound(layer.evaluations, evaluation=True)
     if not steps or case.earlier(layer) & {*EXPLAIN_INPUTS, "evaluation inputs"}:
         return
@@ -438,7 +438,7 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     how_far = gap(pooled([whole(step) for step in steps]), pooled(trained) if trained else finals[0], eps)
     values = sum(sum(step.elements) for step in steps)
     per_step = sum(sum(step.elements) for step in training) / max(len(training), 1)
-    errors = NOISE * (max(per_step, 1) / values) ** 0.5  # of as many values as evaluation had
+    errors = NOISE * (max(per_step, 1) / values) ** 0.5  # for the number of values in evaluation
     if how_far.beyond(*noise([whole(step) for step in training], eps).margin(errors)):
         what = "those in training" if trained else "the running statistics"
         evidence = f"evaluation inputs differ from {what}: {how_far.words()}"
@@ -454,14 +454,14 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
-    """Ranks whose own batches differ in every step: their data are not shuffled alike."""
+    """Ranks with batches that differ in every step: their data are not shuffled alike."""
     steps, eps = case.sound(layer.steps), layer.first.eps
     own = {
         rank: [s.local[p] for s in steps if rank in s.ranks and s.elements[p := s.ranks.index(rank)]]
         for rank in layer.ranks
     }
     own = {rank: batches for rank, batches in own.items() if len(batches) > 2}
-    if len(own) < 2 or case.earlier(layer) & {"settings", "weights", "eval mode"}:  # which make outputs differ
+    if len(own) < 2 or case.earlier(layer) & {"settings", "weights", "eval mode"}:  # these make outputs differ
         return
     centre = torch.stack([torch.stack(batches).mean(0) for batches in own.values()]).quantile(0.5, 0)
     gaps = {rank: gap(torch.stack(batches).mean(0), centre, eps) for rank, batches in own.items()}
@@ -501,7 +501,7 @@ def payload(layer: Layer, case: Case) -> Iterator[Finding]:
 
 
 def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
-    """So few values per channel that the statistics are mostly noise."""
+    """Too few values per channel, so that the statistics are mostly noise."""
     counts = [
         sum(step.elements) if layer.synchronized else m for step in case.sound(layer.steps) for m in step.elements if m
     ]
@@ -537,7 +537,7 @@ EXPLAIN_INPUTS = {
     *("stale statistics", "fast momentum", "NaN or Inf", "few values", "ranks apart"),
 }
 EXPLAIN_A_GAP = ("settings", "weights", "eval mode", "running statistics")
-RULES = (  # the most harmful first, and causes before what follows from them
+RULES = (  # the most harmful first, and causes before their effects
     Rule("NaN or Inf", non_finite),
     Rule("settings", settings),
     Rule("weights", weights),
@@ -574,7 +574,7 @@ def suspects(recordings: dict[int, Recording]) -> tuple[list[Suspect], list[str]
                     for finding in rule.find(layer, case):
                         kinds.setdefault(finding.kind, []).append((layer, finding))
                         case.found.setdefault(layer.name, set()).add(rule.name)
-                except Exception as error:  # it must not hide what other rules find
+                except Exception as error:  # must not hide the findings of other rules
                     words = f"the rule {rule.name!r} failed on layer {layer.name}"
                     failures[f"{words} with {type(error).__name__}: {error}"] = None
         for found in kinds.values():

@@ -1,4 +1,4 @@
-"""Record what each rank brings to the synchronized batch norms of a model, and what each mode makes of it."""
+"""Record each rank's batches at the synchronized batch norms of a model, and the statistics of each mode."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
 
     It communicates nothing until the block ends; then the ranks exchange their records, :math:`4C` numbers per layer
     and recorded step. Every rank has to be inside the block, or none. Nothing remains after it.
-    :func:`sbnref.diagnose` says what is wrong.
+    :func:`sbnref.diagnose` finds what is wrong.
 
     Args:
         model: in training mode by the time it is called; steps in eval mode are not recorded.
-        every: record the first step and every so many after it. Of more than 128, the older ones are thinned out.
-        timeout: seconds to wait for the other ranks when the block ends. After that, what came is shown.
+        every: record the first step and every ``every``-th after it. Above 128 recorded steps, older ones are dropped.
+        timeout: seconds to wait for the other ranks when the block ends. After that, missing ranks are left out.
 
     Raises:
-        TypeError: it is not a module.
-        ValueError: the model has no such layer, or ``every`` is below 1.
+        TypeError: ``model`` is not a module.
+        ValueError: the model has no synchronized batch norm, or ``every`` is below 1.
 
     Example:
         >>> layer = sbnref.SyncBatchNorm(8)
@@ -54,7 +54,7 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
 
 
 def _summarize(recordings: dict[int, Recording]) -> dict[str, Layer]:
-    """The layers by name, with the steps in which no rank's copy was in eval mode."""
+    """Return the layers by name, with the steps in which every rank's copy was in training mode."""
     layers: dict[str, Layer] = {}
     for layer in layers_of(recordings):
         layer.steps = [step for step in layer.steps if not step.in_eval]

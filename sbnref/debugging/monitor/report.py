@@ -17,7 +17,7 @@ MODE_COLORS = {"default": "#b3410e", "N": "#7a3fa8", "exact": "#0b6e5b"}
 
 
 class Monitor(Report):
-    """What :func:`monitor` recorded, the same on every rank. Printing it shows :meth:`summary`.
+    """The records of :func:`monitor`, the same on every rank. Printing it shows :meth:`summary`.
 
     Attributes:
         layers: a :class:`Layer` for each layer that was called, by name; filled when the block ends.
@@ -27,11 +27,11 @@ class Monitor(Report):
         self.layers = layers
 
     def summary(self) -> Monitor:
-        """The table, to print or to leave last in a notebook cell."""
+        """Return the table, to print or to leave last in a notebook cell."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
         return {
             name: {
                 "stats_mode": layer.stats_mode,
@@ -45,22 +45,20 @@ class Monitor(Report):
         }
 
     def plot(self, layers: list[str] | None = None) -> Figure:
-        """Per layer: the elements that each rank brought, and how far each mode's mean was off, step by step.
+        """Draw, for each layer and step, the elements on each rank and the error of each mode's mean.
 
         Args:
-            layers: the names of the layers to draw; None for the four whose mode was off the most.
+            layers: the names of the layers to draw; None for the four with the largest errors.
 
         Raises:
             RuntimeError: matplotlib is not installed.
-            KeyError: there is no layer of such a name.
+            KeyError: a name is unknown.
         """
         try:
             from matplotlib import colormaps
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise RuntimeError(
-                "plot() draws with matplotlib, which is not installed: pip install matplotlib"
-            ) from error
+            raise RuntimeError("plot() needs matplotlib, which is not installed: pip install matplotlib") from error
         if layers is None:
             by_skew = sorted(self.layers.values(), key=lambda layer: -layer.mean_off(layer.stats_mode))
             chosen = by_skew[:4]

@@ -1,4 +1,4 @@
-"""What was seen of each layer, step by step, on all ranks together."""
+"""The records of all ranks, combined by layer and step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Step:
     """One step of one layer, the same on every rank. Tensors are float64.
 
     Attributes:
-        number: of the step, from 1; steps that were not recorded count.
-        ranks: those that called the layer, by their number in the world. The fields below are in their order.
+        number: the step's number, from 1; unrecorded steps count.
+        ranks: the ranks that called the layer, by their number in the world. The fields below are in their order.
         batch_sizes: samples on each rank.
         elements: elements per channel on each rank.
         mean: by mode, (C,): the mean that the mode would have used.
@@ -52,17 +52,17 @@ class Step:
         return empty if any(self.elements) else ()
 
     def mean_off(self, mode: str) -> float:
-        """How far the mode's mean is from the whole batch's, in standard deviations, all channels."""
+        """Return the distance of the mode's mean from the whole batch's, in standard deviations, over all channels."""
         std = self.var["exact"].sum().sqrt()
         return float((self.mean[mode] - self.mean["exact"]).norm() / std.clamp(min=1e-30))
 
     def var_off(self, mode: str) -> float:
-        """How far the mode's variance is from the whole batch's, relative to it."""
+        """Return the relative error of the mode's variance against the whole batch's."""
         true = self.var["exact"]
         return float((self.var[mode] - true).norm() / true.norm().clamp(min=1e-30))
 
     def scaled_by(self, mode: str) -> tuple[float, float] | None:
-        """The factors by which the mode scaled mean and variance, None where scaling is not most of what it did."""
+        """Return the factors by which the mode scaled mean and variance, or None if scaling is not its main error."""
         mean, rest = _projection(self.mean[mode], self.mean["exact"])
         var, _ = _projection(self.var[mode], self.var["exact"])
         return (mean, var) if rest < abs(1 - mean) / 2 else None
@@ -98,7 +98,7 @@ class Layer:
 
     @property
     def synchronized(self) -> bool:
-        """Whether its statistics are those of several ranks."""
+        """Whether it synchronizes its statistics."""
         return bool(self.stats_mode)
 
     @property
@@ -112,16 +112,16 @@ class Layer:
         return sum(bool(step.empty_ranks) for step in self.steps) / max(len(self.steps), 1)
 
     def mean_off(self, mode: str) -> float:
-        """The average of :meth:`Step.mean_off`."""
+        """Return the average of :meth:`Step.mean_off`."""
         return average(step.mean_off(mode) for step in self.steps)
 
     def var_off(self, mode: str) -> float:
-        """The average of :meth:`Step.var_off`."""
+        """Return the average of :meth:`Step.var_off`."""
         return average(step.var_off(mode) for step in self.steps)
 
 
 def layers_of(recordings: dict[int, Recording]) -> list[Layer]:
-    """The layers in the order of their calls, each once for every group of ranks that it synchronizes in."""
+    """Return the layers in the order of their calls, each once for every group of ranks that it synchronizes in."""
     names = dict.fromkeys(name for recording in recordings.values() for name in recording.settings)
     kept = _kept_by_all(list(recordings.values()))
     layers = []
@@ -137,7 +137,7 @@ def layers_of(recordings: dict[int, Recording]) -> list[Layer]:
 
 
 def _kept_by_all(recordings: list[Recording]) -> set[tuple[bool, int]]:
-    """The steps of which every rank that made them kept its record: ranks with more steps thinned theirs out more."""
+    """Return the steps that every rank still has, among those it made: a rank with more steps dropped more of them."""
 
     def made(recording: Recording, evaluation: bool) -> int:
         return recording.evaluation_steps if evaluation else recording.training_steps
@@ -147,7 +147,7 @@ def _kept_by_all(recordings: list[Recording]) -> set[tuple[bool, int]]:
 
 
 def _steps(rows: dict[int, list[Row]], kept: set[tuple[bool, int]], evaluation: bool) -> list[Step]:
-    """What the ranks recorded, by step. A layer that a step calls several times has as many steps of one number."""
+    """Combine the ranks' records by step. A layer that is called n times in a step has n steps of one number."""
     found: dict[tuple[int, int], dict[int, Row]] = {}
     for rank, its_rows in rows.items():
         calls: Counter[int] = Counter()
@@ -188,12 +188,12 @@ def _payload(mode: str, row: Row) -> Tensor:  # (3C + 2,)
 
 
 def _projection(got: Tensor, true: Tensor) -> tuple[float, float]:
-    """The factor f that brings f * true nearest to got, and the distance that is left, relative to true."""
+    """Return the factor f for which f * true is nearest to got, and the remaining distance relative to true."""
     factor = float((got * true).sum() / (true * true).sum().clamp(min=1e-60))
     return factor, float((got - factor * true).norm() / true.norm().clamp(min=1e-30))
 
 
 def average(values: Iterable[float]) -> float:
-    """Of those that are finite."""
+    """Return the average of the finite values."""
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else 0.0

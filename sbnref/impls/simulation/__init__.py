@@ -15,8 +15,8 @@ from .rewrite import included, rewrite
 SIMULATION = CSRC / "simulation"
 PARTS = ("launch", "arrays", "watch", "counting", "recording", "report", "hooks", "host")
 
-# Each operation is rounded by itself, as the kernels ask of the GPU where it matters. addr2line 2.40 takes wrong files
-# from DWARF 5.
+# Each operation is rounded by itself, as the kernels require on the GPU where it matters. addr2line 2.40 reads wrong
+# file names from DWARF 5.
 _FLAGS = (
     "-O1",
     "-gdwarf-4",
@@ -25,7 +25,7 @@ _FLAGS = (
     "-fsanitize=thread,alignment",
     "-fstack-clash-protection",  # no frame reaches beyond the page below its stack
     "-Wfatal-errors",
-    "-fno-show-column",  # of what was rewritten
+    "-fno-show-column",  # columns of the rewritten text
 )
 _GCC = (
     "--param=tsan-distinguish-volatile=1",
@@ -36,13 +36,13 @@ _CLANG = (
     *("-mllvm", "-tsan-distinguish-volatile"),
     *("-mllvm", "-tsan-instrument-read-before-write"),  # of x += 1 too
     *("-mllvm", "-disable-loop-idiom-all"),  # a loop is not a memset
-    "-fno-delete-null-pointer-checks",  # a kernel's read at a null pointer is there to be reported
+    "-fno-delete-null-pointer-checks",  # keep a kernel's read at a null pointer, to report it
     "-fno-caret-diagnostics",
 )
 
 
 def instrument() -> tuple[str, ...]:
-    """Return the flags with which the compiler reports every access."""
+    """Return the compiler flags that instrument every memory access."""
     return _FLAGS + (_CLANG if is_clang(compiler()) else _GCC)
 
 
@@ -50,16 +50,16 @@ def compile_program(file: Path, search: Iterable[Path] = (), flags: Iterable[str
     """Compile a CUDA program.
 
     Args:
-        file: with ``main()``.
-        search: folders in which the headers that it includes may lie besides.
-        flags: more of the compiler's.
+        file: a file with ``main()``.
+        search: more folders with headers.
+        flags: more compiler flags.
 
     Returns:
         The program, compiled unless it was before.
 
     Raises:
-        DoesNotCompile: the compiler refuses it.
-        NotSupported: it uses something that the simulation does not have.
+        DoesNotCompile: it does not compile.
+        NotSupported: it uses a feature that the simulation does not have.
         RuntimeError: there is no compiler.
     """
     return _compile(file, ("-fPIE",), ("-pie",), search, flags, "")
@@ -70,14 +70,14 @@ def compile_kernels(sources: Iterable[Path], folder: Path, flags: Iterable[str] 
 
     Args:
         sources: CUDA files.
-        folder: where the objects go.
-        flags: more of the compiler's.
+        folder: the folder for the object files.
+        flags: more compiler flags.
 
     Returns:
-        The objects of the simulation, which have to be linked first, and those of the files.
+        The objects of the simulation, which have to be linked first, then those of the files.
 
     Raises:
-        DoesNotCompile: the compiler refuses a file.
+        DoesNotCompile: a file does not compile.
         RuntimeError: there is no compiler.
     """
     arguments = [*instrument(), *flags, "-fPIC", f"-I{SIMULATION / 'include'}", f"-I{CSRC}", *TORCH_HEADERS]
@@ -123,7 +123,8 @@ def _compile(
                 made, *instrument(), *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search))
             )
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
-            # The linker keeps the first of equal templates: the simulation must not run those that are watched.
+            # The linker keeps the first of equal templates: the simulation's come first, because it must not run the
+            # instrumented ones.
             call_compiler(built, *link, *map(str, objects), str(made), *libraries)
 
     about = [*instrument(), *link, *more, *map(str, search), *map(str, objects), unit or ""]

@@ -1,7 +1,7 @@
-"""Turn ordinary CUDA into C++ that the host's compiler takes: launches, shared memory and device variables.
+"""Turn ordinary CUDA into C++ for the host's compiler: launches, shared memory and device variables.
 
-Everything else is left to the header that stands in for ``cuda_runtime.h``. Lines stay where they are, so the compiler
-reports the lines of the original files.
+The simulation's own ``cuda_runtime.h`` does the rest. Lines stay where they are, so the compiler reports the lines of
+the original files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHARED = re.compile(
     r"\b(?:extern\s+)?(?:static\s+|volatile\s+)*((?:[A-Za-z_][\w:]*(?:<[^<>;(){}]*>)?[ \t]+)*)__shared__\b"
 )
 
-# What has no counterpart in the simulation, by what it is called in the message.
+# Features without a counterpart in the simulation, with their names for the message.
 UNSUPPORTED = (
     (
         r"\b(?:tex1D|tex2D|tex3D|tex1Dfetch|surf2Dread|surf2Dwrite|cudaTextureObject_t|cudaSurfaceObject_t)\b",
@@ -42,7 +42,7 @@ UNSUPPORTED = (
 
 
 class NotSupported(ValueError):
-    """The source uses something that the simulation does not have."""
+    """The source uses a feature that the simulation does not have."""
 
 
 def rewrite(file: Path, folder: Path, search: Iterable[Path] = ()) -> Path:
@@ -50,8 +50,8 @@ def rewrite(file: Path, folder: Path, search: Iterable[Path] = ()) -> Path:
 
     Args:
         file: CUDA source.
-        folder: where the copies go.
-        search: folders in which included files may lie besides.
+        folder: the folder for the copies.
+        search: more folders with included files.
 
     Returns:
         The copy of ``file``.
@@ -65,7 +65,7 @@ def rewrite(file: Path, folder: Path, search: Iterable[Path] = ()) -> Path:
 
 
 def included(file: Path, search: Iterable[Path] = ()) -> list[Path]:
-    """Return a file and all files that it includes, as far as they are found beside it or in ``search``."""
+    """Return a file and all files that it includes and that lie beside it or in ``search``."""
     found: dict[Path, None] = {}
     todo = [file.resolve()]
     while todo:
@@ -92,7 +92,7 @@ def _copy(file: Path, folder: Path, search: list[Path], done: dict[Path, Path]) 
         return match[0] if path is None else f'{match[1]}"{done[path]}"'
 
     source = source_of(text, str(file))
-    # Comments may hold what looks like an include; a match must be one in the blanked text too.
+    # A comment may hold the text of an include; a real one is still there when comments are blanked.
     starts = {match.start() for match in _INCLUDE.finditer(blank(source, quotes=False))}
     source = _INCLUDE.sub(lambda m: copied(m) if m.start() in starts else m[0], source)
     escaped = str(file).replace("\\", "\\\\").replace('"', '\\"')
@@ -109,7 +109,7 @@ def _find(name: str, includer: Path, search: Iterable[Path]) -> Path | None:
 
 
 def blank(text: str, *, quotes: bool = True) -> str:
-    """Return the text with blanks for comments and, if wanted, for quoted text; every character is where it was."""
+    """Replace comments and, if ``quotes``, quoted text by blanks; all other characters keep their places."""
 
     def silence(match: re.Match[str]) -> str:
         silent = match.group()
@@ -148,7 +148,7 @@ def source_of(text: str, file: str = "the file") -> str:
 
 
 def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
-    """Shared arrays: references to memory of the running block."""
+    """Rewrite shared arrays as references to memory of the running block."""
     changes = []
     for match in _SHARED.finditer(code):
         end = _end_of_statement(code, match.end())
@@ -177,7 +177,7 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
             get = f'static_cast<{of}*>(cudasim::dynamic_shared("{name}", sizeof({of})))'
             if _in_function(code, match.start()):
                 new = f"{of}* const {name} = {get}"
-            else:  # of the whole file
+            else:  # at file scope
                 line = code.count("\n", 0, end) + 1
                 new = f"\n#define {name} ({get})\n#line {line}\n"
         else:
@@ -192,7 +192,7 @@ def _shared(text: str, code: str) -> list[tuple[int, int, str]]:
 
 
 def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
-    """Launches: calls of a launcher that is given the kernel as a lambda."""
+    """Rewrite launches as calls of a launcher that gets the kernel as a lambda."""
     changes = []
     for match in re.finditer("<<<", code):
         begin = _begin_of_name(code, match.start())
@@ -205,7 +205,7 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
         closing = _matching(code, opening)
         line = code.count("\n", 0, begin) + 1
         name = re.sub(r"\s+", " ", kernel).replace('"', "'")
-        # A name may be of a template or of overloaded functions; other expressions the host evaluates, once.
+        # A name may denote a template or overloaded functions; the host evaluates any other expression once.
         is_name = re.fullmatch(r"[\w:\s]+(?:<.*>)?", kernel, re.DOTALL) is not None
         capture, call = ("[=]", kernel) if is_name else (f"[cudasim_kernel = {kernel}]", "cudasim_kernel")
         head = (
@@ -222,7 +222,7 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
 
 
 def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
-    """Variables of the GPU: registered behind their declarations."""
+    """Register device variables after their declarations."""
     changes = []
     qualifier = r"\b(?:__device__|__constant__|__managed__)\b"
     for match in re.finditer(rf"{qualifier}(?:\s+(?:static\s+)?{qualifier})*", code):
@@ -250,11 +250,11 @@ def _variables(text: str, code: str) -> list[tuple[int, int, str]]:
     return list(dict.fromkeys(changes))
 
 
-# ---- as much of the grammar as that takes ----
+# ---- the parts of the grammar that this needs ----
 
 
 def _macro(code: str, at: int) -> re.Match[str] | None:
-    """The definition of a macro that holds a position."""
+    """Return the macro definition that contains a position, if any."""
     macros = re.finditer(
         r"^[ \t]*#[ \t]*define[ \t]+\w+(?:\((?P<parameters>[^)]*)\))?(?:\\\n|[^\n])*", code, re.MULTILINE
     )
@@ -262,7 +262,7 @@ def _macro(code: str, at: int) -> re.Match[str] | None:
 
 
 def _end_of_statement(code: str, at: int, stop: str = ";") -> int | None:
-    """Where the statement ends, or the first character of ``stop`` outside of brackets and attributes."""
+    """Return the position of the first character of ``stop`` outside of brackets and attributes."""
     depth = 0
     while at < len(code):
         if depth == 0:
@@ -286,7 +286,7 @@ def _end_of_statement(code: str, at: int, stop: str = ";") -> int | None:
 
 
 def _matching(code: str, opening: int) -> int:
-    """Where the bracket that opens there closes."""
+    """Return the position where the bracket at ``opening`` closes."""
     depth = 0
     for at in range(opening, len(code)):
         if code[at] in _OPEN:
@@ -312,7 +312,10 @@ def _matching_chevrons(code: str, at: int) -> int | None:
 
 
 def _begin_of_name(code: str, at: int) -> int | None:
-    """Where a kernel begins that ends there: ``a::kernel<T, 256>``, ``table[i].kernel``, or something in brackets."""
+    """Return the beginning of the kernel expression that ends at ``at``.
+
+    It may be ``a::kernel<T, 256>``, ``table[i].kernel``, or an expression in brackets.
+    """
     begin = None
     while True:
         at = len(code[:at].rstrip())
@@ -334,7 +337,7 @@ def _begin_of_name(code: str, at: int) -> int | None:
 
 
 def _opening(code: str, at: int, angles: bool = False) -> int:
-    """Where the bracket opens that closes before ``at``."""
+    """Return the position where the bracket that closes before ``at`` opens."""
     depth = angle = 0
     while at > 0:
         at -= 1
@@ -352,7 +355,7 @@ def _without_attributes(declaration: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets and of template arguments."""
+    """Split at the commas outside of brackets and of template arguments."""
     parts, depth, angles, begin = [], 0, 0, 0
     for at, character in enumerate(text):
         if character in _OPEN:
@@ -371,7 +374,7 @@ def _split(text: str) -> list[str]:
 
 
 def _declarator(text: str) -> tuple[str, str, str, str] | None:
-    """The type, the stars, the name and the dimensions of a declaration of one variable."""
+    """Return the type, the stars, the name and the dimensions of a declaration of one variable."""
     match = re.fullmatch(
         r"\s*(.+?)(\s*\**\s*)\b([\w#]+)\s*((?:\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]\s*)*)(?:\{.*\})?\s*",
         text,
@@ -381,7 +384,7 @@ def _declarator(text: str) -> tuple[str, str, str, str] | None:
 
 
 def _opened(code: str, at: int) -> list[str]:
-    """What stands before each brace that is open there."""
+    """Return the text before each brace that is open at ``at``."""
     heads: list[str] = []
     for match in re.finditer(r"[{}]", code[:at]):
         if match[0] == "}":

@@ -1,1 +1,1 @@
-"""Handing out and handing in: a folder for students, and what graders take of it."""
+"""Courses: the handout for students, and the grading of their submissions."""

@@ -1,8 +1,8 @@
-"""What `run_autograder` runs on Gradescope: it grades what was handed in, and writes ``results.json``.
+"""Grade a submission on Gradescope, and write ``results.json``. Gradescope's ``run_autograder`` runs it.
 
-The format is https://gradescope-autograders.readthedocs.io/en/latest/specs/. A stage or part is a test that students
-see, with the report that ``sbnref lab check`` prints, and another one on cases that they do not; its report names no
-seed, for code that is handed in later may read it. What is printed here is for teachers: only they are shown it.
+The format is https://gradescope-autograders.readthedocs.io/en/latest/specs/. Each stage or part has a visible test,
+with the report of ``sbnref lab check``, and a test on hidden cases. The hidden report names no seed, because code
+submitted later may read it. Gradescope shows the printed output to teachers only.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from ..tasks import find_task
 from .settings import FILES, FUNCTIONS, Settings
 
 STUDENT_USER = "nobody"
-_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # as reports tell them
+_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # in reports
 
 
 class Outcome(NamedTuple):
-    """How a stage or part did on some cases."""
+    """The result of a stage or part on some cases."""
 
     share: float  # of the points, 0 to 1
     report: str  # for the student
 
     @property
     def passed(self) -> bool:
-        """Whether all points are deserved."""
+        """Whether it gets all points."""
         return self.share == 1
 
 
 def main() -> None:
-    """Grade what lies in ``submission`` below the folder named on the command line, by ``source/settings.json``."""
+    """Grade the folder ``submission`` below the folder on the command line, by ``source/settings.json``."""
     place = Path(sys.argv[1]).resolve()
-    os.chdir(place / "source")  # where a task's file is
+    os.chdir(place / "source")  # the folder with a task's file
     settings = Settings.load(Path("settings.json"))
-    hide = [place / "source", place / "submission_metadata.json"]  # which has the results of earlier submissions
+    hide = [place / "source", place / "submission_metadata.json"]  # the latter has the results of earlier submissions
     results = grade(place / "submission", settings, hide=hide, user=other_user())
     unfinished = place / "results" / "results.json.part"
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def other_user() -> str | None:
-    """Return the user that runs submissions if root grades: one who cannot write results or read the hidden seed."""
+    """Return the user that runs submissions if root grades. It can neither write results nor read the hidden seed."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
     student = process.user_of(STUDENT_USER)
-    with suppress(OSError, subprocess.SubprocessError):  # if that user cannot even run Python, root has to
+    with suppress(OSError, subprocess.SubprocessError):  # if that user cannot run Python, root has to
         subprocess.run([sys.executable, "-c", ""], check=True, **student)
         return STUDENT_USER
     return None
@@ -72,10 +72,10 @@ def grade(
     """Return the results of a submission for Gradescope.
 
     Args:
-        submission: the folder with what was handed in.
-        settings: what is worth how much, and on which cases.
-        hide: folders and files that the code is not to see, where it can be confined.
-        user: the user that the code runs as, if root grades; None for the user who grades.
+        submission: the folder with the submitted files.
+        settings: points, cases and limits.
+        hide: folders and files to hide from the code, if it can be confined.
+        user: the user to run the code as, if root grades; None for the current user.
     """
     start = time.monotonic()
     tests: list[dict[str, Any]] = []
@@ -83,9 +83,9 @@ def grade(
         if names := settings.graded(file):
             tests += _tests_of(submission / file, names, settings, {"hide": hide, "user": user})
     visible, hidden = ([test for test in tests if (test["visibility"] == "visible") is seen] for seen in (True, False))
-    output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the cases that you see."
+    output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the visible cases."
     if hidden:
-        output += f" {_sum(hidden, 'max_score'):g} more are for other cases, which you are shown later."
+        output += f" {_sum(hidden, 'max_score'):g} more are for other cases, with results later."
     return {
         "score": _sum(tests, "score"),
         "execution_time": round(time.monotonic() - start),
@@ -97,7 +97,7 @@ def grade(
 
 
 def _tests_of(file: Path, names: list[str], settings: Settings, fence: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tests of one file: those that are seen first."""
+    """Return the tests of one file, for each name the visible one first."""
     needed = list(PARTS) if "efficient" in names else names
     seen = _outcomes(file, needed, settings.seed, settings, fence)
     if "efficient" in seen and not all(seen[name].passed for name in needed if name != "efficient"):
@@ -112,7 +112,7 @@ def _tests_of(file: Path, names: list[str], settings: Settings, fence: dict[str,
         outcome = Outcome(seen[name].share, again + seen[name].report)
         tests.append(_test(name, round(points - hidden_points, 2), "visible", outcome))
         if hidden_points:
-            outcome = unseen.get(name) or Outcome(0, f"Not tried: {name} fails on the cases that you see.")
+            outcome = unseen.get(name) or Outcome(0, f"Not tried: {name} fails on the visible cases.")
             tests.append(_test(f"{name}, other cases", hidden_points, settings.hidden_shown, outcome))
     return tests
 
@@ -130,18 +130,18 @@ def _test(name: str, points: float, visibility: str, outcome: Outcome) -> dict[s
 
 
 def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
-    """Of each stage or part, on the cases of a seed. Whatever happens, there is one for each."""
+    """Return an outcome for each stage or part, on the cases of a seed, even if grading fails."""
     if not names:
         return {}
     why = _not_there(file)
     if why is None:
         try:
             return _graded(file, names, seed, settings, fence)
-        except ValueError as refused:  # there is nothing to grade
+        except ValueError as refused:  # the file cannot be graded
             why = str(refused)
         except Exception:
             print(f"The grader failed on {file.name}:\n{traceback.format_exc()}")
-            why = "The grader itself failed, which need not be your fault. Tell your teacher."
+            why = "The grader itself failed, perhaps not because of your code. Please tell your teacher."
     return dict.fromkeys(names, Outcome(0, process.plain(why).replace(str(file), file.name)))
 
 
@@ -150,7 +150,7 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
     report: Grade | KernelGrade
     outcomes = {}
     if file.name == FUNCTIONS:
-        # What is not installed here cannot be used, and need not be forbidden.
+        # A package that is not installed here cannot be used, and the grader rejects unknown names.
         forbid = [name for name in settings.forbid if find_spec(name.partition(".")[0]) is not None]
         report = check(file, names, forbid=forbid, **options)
         for stage in report.stages:
@@ -161,22 +161,22 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
         for part in report.parts:
             outcomes[part.name] = Outcome(part.score, str(KernelGrade(file.name, [part], seed, None)))
     if report.unconfined is not None:
-        print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the user who grades'}")
+        print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the current user'}")
     if seed == settings.hidden_seed:
         return {name: Outcome(share, _SEEDS.sub("", told)) for name, (share, told) in outcomes.items()}
     return outcomes
 
 
 def _not_there(file: Path) -> str | None:
-    """Why there is nothing to grade."""
+    """Return why the file cannot be graded, or None."""
     if file.is_symlink():
-        return f"expected the file {file.name} itself, but a link was handed in"
+        return f"expected a file {file.name} in the submission, got a link"
     if file.is_file():
         return None
     if file.exists():
-        return f"expected a file {file.name}, but a folder or something else of that name was handed in"
+        return f"expected a file {file.name} in the submission, got a folder or something else of that name"
     others = sorted(path.name for path in file.parent.iterdir()) if file.parent.is_dir() else []
-    return f"expected a file {file.name}, but handed in was: {', '.join(others[:10]) or 'nothing'}"
+    return f"expected a file {file.name} in the submission, got {', '.join(others[:10]) or 'nothing'}"
 
 
 def _sum(tests: list[dict[str, Any]], what: str) -> float:

@@ -1,4 +1,4 @@
-"""The folder of a course: what is handed out, what graders take, and the teacher's settings that both follow from."""
+"""The folder of a course: the handout, the autograder, and the teacher's settings for both."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def make(folder: Path, settings: Settings | None = None, site: Path | None = Non
     """Write the folder of a course.
 
     Args:
-        folder: a new or an empty one. It is given ``handout``, for students; ``gradescope``, for the grader;
-            and ``README.md`` and ``settings.json``, for the teacher.
-        settings: points, cases and limits; as usual, with a hidden seed of its own, if None.
-        site: the built documentation, which is handed out too.
+        folder: a new or an empty one. It gets ``handout``, for students; ``gradescope``, for the grader; and
+            ``README.md`` and ``settings.json``, for the teacher.
+        settings: points, cases and limits; the defaults, with a new hidden seed, if None.
+        site: the built documentation, to hand out too.
 
     Raises:
         ValueError: the folder is not empty or not a folder, or a name to forbid or a task does not exist.
-        RuntimeError: this is an installation and not a checkout, or no wheel of it can be handed out.
+        RuntimeError: this is an installation, not a checkout, or its wheel cannot be built.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"expected a new or an empty folder, but there is something in {folder}")
+        raise ValueError(f"expected a new or empty folder, got {folder}")
     if site is not None and not (site / "index.html").is_file():
-        raise ValueError(f"expected a built site, as `make docs` writes it, but there is no {site / 'index.html'}")
+        raise ValueError(f"expected a built site, see `make docs`, found no {site / 'index.html'}")
     files = _files(settings or Settings(), site)
     try:
         for name, content in files.items():
@@ -58,9 +58,9 @@ def make(folder: Path, settings: Settings | None = None, site: Path | None = Non
 
 
 def _files(settings: Settings, site: Path | None) -> dict[str, bytes]:
-    """All that the folder has: made before anything is written, so that what is refused leaves nothing behind."""
+    """Return all files, made before the first is written, so that an error leaves nothing behind."""
     if unknown := [name for name in settings.forbid if not _can_be_forbidden(name)]:
-        raise ValueError(f"settings: expected to forbid modules and functions, but there is no {in_words(unknown)}")
+        raise ValueError(f"settings: expected existing modules and functions to forbid, got {in_words(unknown)}")
     task = find_task(settings.task)
     own = {} if settings.task in TASKS else {"task.py": Path(settings.task).read_bytes()}
     settings = replace(settings, task="task.py") if own else settings
@@ -91,7 +91,7 @@ def _files(settings: Settings, site: Path | None) -> dict[str, bytes]:
 
 
 def _can_be_forbidden(name: str) -> bool:
-    """Whether it is a module or a function."""
+    """Return whether it is a module or a function."""
     found = None
     with suppress(ImportError, AttributeError, ValueError):
         found = pkgutil.resolve_name(name)
@@ -99,13 +99,13 @@ def _can_be_forbidden(name: str) -> bool:
 
 
 def _requirements(wheel: str, extras: str) -> str:
-    """What pip is to install: this very version, and the PyTorch that is here, without CUDA's gigabytes."""
+    """Return requirements for pip: the wheel, and this version of PyTorch, built without CUDA."""
     version = torch.__version__.partition("+")[0]
     return f"--extra-index-url https://download.pytorch.org/whl/cpu\ntorch=={version}\n./{wheel}[{extras}]\n"
 
 
 def _readme(settings: Settings, site: bool) -> str:
-    """The students' page: of the parts that are graded, and with the tutorials that are there."""
+    """Return the students' page, with the points of graded parts and the list of tutorials."""
     text = (FILES / "student.md").read_text(encoding="utf-8")
     for file in (FUNCTIONS, KERNELS):
         worth = [f"{name} {settings.points[name]}" for name in settings.graded(file)]
@@ -115,7 +115,7 @@ def _readme(settings: Settings, site: bool) -> str:
 
 
 def _tutorial(file: Path) -> str:
-    """A row of the table: the file, its title, how many exercises it has."""
+    """Return a row of the table: the file, its title, the number of its exercises."""
     text = file.read_text(encoding="utf-8")
     title = (ast.get_docstring(ast.parse(text)) or file.stem).splitlines()[0]
     _, _, exercises = text.partition("# Exercises\n")

@@ -1,4 +1,4 @@
-"""What a teacher decides: how many points each stage and part is worth, and on which cases. It stands in one file."""
+"""A teacher's settings, in one file: the points of each stage and part, and the cases to grade them on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ...impls import STAGES
 from ..grading.kernels.report import PARTS
 
-FUNCTIONS, KERNELS = "mine.py", "mine.cu"  # what students hand in
+FUNCTIONS, KERNELS = "mine.py", "mine.cu"  # the files that students submit
 FILES = {FUNCTIONS: STAGES, KERNELS: PARTS}
 SHOWN = ("after_published", "after_due_date")
 LAST_SEED = 2**31 - 1
@@ -22,17 +22,17 @@ DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Settings:
-    """What graders of a course grade."""
+    """The settings for grading a course."""
 
-    #: whole numbers, for each of the four stages and of the kernels' three parts; what is worth 0 is not graded
+    #: whole numbers, for each of the four stages and of the kernels' three parts; a part with 0 points is not graded
     points: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*STAGES, *PARTS), 10))
-    task: str = "batch_norm"  #: of the kernels, by its name or a Python file that defines it
-    #: of the points, 0 to 1, for cases that students do not see; ``efficient``, counted on one tensor, has none
+    task: str = "batch_norm"  #: the kernels' task, by its name or a Python file that defines it
+    #: the share of the points, 0 to 1, for hidden cases; ``efficient``, counted on one tensor, has none
     hidden_share: float = 0.5
-    hidden_shown: str = SHOWN[0]  #: when these are shown, ``'after_published'`` or ``'after_due_date'``
-    seed: int = 1  #: of the cases that students see
-    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))  #: of those that they do not
-    examples: int = 100  #: cases to try on each stage or part
+    hidden_shown: str = SHOWN[0]  #: when to show results on hidden cases, ``'after_published'`` or ``'after_due_date'``
+    seed: int = 1  #: of the visible cases
+    hidden_seed: int = field(default_factory=lambda: secrets.randbelow(LAST_SEED + 1))  #: of the hidden cases
+    examples: int = 100  #: number of cases for each stage or part
     timeout: float = 30  #: seconds for a stage or part, a day at most
     forbid: Sequence[str] = ()  #: modules and functions that the four functions may not use
 
@@ -57,10 +57,10 @@ class Settings:
 
     @classmethod
     def load(cls, file: Path) -> Settings:
-        """The settings that a file has; what it leaves out is as usual.
+        """Read settings from a file; missing ones have their defaults.
 
         Raises:
-            ValueError: it has something else.
+            ValueError: the file is not readable or has unknown or invalid settings.
         """
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
@@ -72,19 +72,19 @@ class Settings:
         return cls(**told)
 
     def save(self, file: Path) -> None:
-        """Write them where :meth:`load` finds them."""
+        """Write the settings to a file for :meth:`load`."""
         file.write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        """What stands in the file."""
+        """Return the text of the file."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def graded(self, file: str) -> list[str]:
-        """The stages of ``mine.py`` or the parts of ``mine.cu`` that are worth something."""
+        """Return the stages of ``mine.py`` or the parts of ``mine.cu`` with points."""
         return [name for name in FILES[file] if self.points.get(name)]
 
     def command(self, *names: str) -> str:
-        """What grades stages, or parts, on the cases that students see, as it is typed."""
+        """Return the command that grades stages, or parts, on the visible cases."""
         file = next(file for file, graded in FILES.items() if names[0] in graded)
         kernels, timeout = file == KERNELS, str(self.timeout).removesuffix(".0")
         words = ["sbnref lab check", file, *([f"--task {self.task}"] if kernels else [])]

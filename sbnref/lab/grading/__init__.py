@@ -6,16 +6,14 @@ from collections.abc import Sequence
 
 
 def plan(kind: str, chosen: Sequence[str], known: Sequence[str], seed: int | None) -> tuple[list[str], int]:
-    """Return what to grade, in the order of ``known``, and the seed of the inputs, drawn if none is given.
+    """Return the chosen names, in the order of ``known``, and the seed of the inputs, random if None.
 
     Raises:
-        ValueError: nothing is chosen, or something unknown.
+        ValueError: ``chosen`` is empty or has an unknown name.
         RuntimeError: hypothesis, which shrinks failures, is not installed.
     """
     if importlib.util.find_spec("hypothesis") is None:
-        raise RuntimeError(
-            "sbnref lab check needs hypothesis, which searches for the smallest failure: pip install hypothesis"
-        )
+        raise RuntimeError("sbnref lab check needs hypothesis, which is not installed: pip install hypothesis")
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise ValueError(f"expected {kind} among {known}, got {unknown or 'none'}")

@@ -1,8 +1,8 @@
-"""Grade four functions in Python: which are right, and the smallest training step on which one is wrong.
+"""Grade four functions in Python, and find the smallest training step on which one is wrong.
 
-The code runs in a process of its own (:mod:`sbnref.lab.sandbox`), under a time limit and, on Linux, a memory limit,
-and confined: no network, no file but to read, no other process, not this package. It gets tensors and returns tensors.
-The expected ones are computed here. An endless loop, a crash or an exit of that process is a result here.
+The code runs in a separate process (:mod:`sbnref.lab.sandbox`) with a time limit. On Linux it also has a memory limit
+and is confined: no network, no write access, no other process, not this package. It gets tensors and returns tensors;
+the expected ones are computed here. An endless loop, a crash or an exit of the process counts as a failure.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ def check(
 
     Args:
         target: ``'path/to/file.py'`` or the name of an importable module.
-        stages: which of :data:`sbnref.impls.STAGES` to grade. Each is given exact inputs, whatever the others do.
+        stages: the stages to grade, of :data:`sbnref.impls.STAGES`. Each gets exact inputs, even if others are wrong.
         suite: whether to run the conformance suite over the whole layer as well, on real process groups.
-        examples: how many training steps to try on each stage.
-        timeout: seconds for a stage, after which it is ended.
-        memory: gigabytes that the code may take, on Linux.
-        seed: of the training steps and their numbers; None for another one each time.
+        examples: the number of training steps to try on each stage.
+        timeout: the time limit for a stage, in seconds.
+        memory: the memory limit for the code, in gigabytes, on Linux.
+        seed: the seed of the training steps and their numbers; None for a random one.
         forbid: modules and functions that the code may not use, such as ``'torch.nn.functional.batch_norm'``.
-        allow: those that it may use although they are forbidden, which ``'sbnref'`` is.
-        hide: folders and files that the code is not to see, where it can be confined.
-        user: the user that the code runs as if root grades; None for the user who grades.
+        allow: exceptions from ``forbid`` and from ``'sbnref'``, which is forbidden by default.
+        hide: folders and files to hide from the code, if it can be confined.
+        user: the user to run the code as, if root grades; None for the current user.
 
     Returns:
-        The report. However the code fails, it is in there.
+        The report, which also contains every failure of the code.
 
     Raises:
-        ValueError: no such file, no such stage, or nothing to grade in the file.
-        RuntimeError: hypothesis, which does the search, is not installed.
+        ValueError: the file or a stage does not exist, or the file has nothing to grade.
+        RuntimeError: hypothesis is not installed.
     """
     todo, seed = plan("stages", stages, STAGES, seed)
     todo += ["layer"] * suite
     target = str(target)
     if target.endswith(".py") or os.sep in target:
         if not Path(target).is_file():
-            raise ValueError(f"expected a Python file, but there is no file {target}")
+            raise ValueError(f"expected a Python file, got {target}, which does not exist")
         if not target.endswith(".py"):
-            raise ValueError(f"expected a file whose name ends in .py, got {target}")
+            raise ValueError(f"expected a file with the ending .py, got {target}")
         target = str(Path(target).resolve())
 
     from ..sandbox.process import Job
-    from .judge import Judge  # takes hypothesis
+    from .judge import Judge  # needs hypothesis
 
     forbidden = [name for name in ("sbnref", *forbid) if name not in allow]
     seconds = (len(todo) + 2) * timeout
@@ -76,5 +76,5 @@ def check(
 
 
 def template() -> str:
-    """The text of a file to start from, in Python."""
+    """Return the text of a Python file to start from."""
     return Path(__file__).with_name("template.py").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from .steps import Failure, TrainingStep, search_steps
 
 
 class Judge:
-    """Grades one stage after the other; ``results`` are by stage."""
+    """Grade one stage after the other; ``results`` are by stage."""
 
     def __init__(self, job: Job, examples: int, timeout: float, seed: int) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True)
@@ -30,10 +30,10 @@ class Judge:
         self.impl: Implementation = self.student.implementation()
 
     def grade_all(self, stages: list[str]) -> list[StageGrade]:
-        """Grade stages, or ``'layer'``, which is the suite over the whole layer.
+        """Grade stages, or ``'layer'``, the suite over the whole layer.
 
         Raises:
-            Refused: there is nothing to grade.
+            Refused: the target cannot be graded.
         """
         try:
             self.student.start(self.timeout)
@@ -45,7 +45,7 @@ class Judge:
         return [self.results[stage] for stage in stages]
 
     def grade(self, stage: str) -> None:
-        """Find the stage's result, and ``forward_apply``'s anew if it is what that saves that is wrong."""
+        """Grade a stage. If its failure comes from a wrong ``saved``, change the result of ``forward_apply`` too."""
         self.student.allow(self.timeout)
         try:
             found = self._search(stage, reference)
@@ -55,31 +55,31 @@ class Judge:
         tried = found.tried
         saves = stage.startswith("backward") and self._status("forward_apply") not in ("crashed", "timed out")
         if saves and found.status in ("passed", "failed"):
-            # saved is laid out as the file's own forward_apply likes, or as the reference does
+            # The layout of saved is that of the file's own forward_apply, or the reference's.
             with suppress(NotImplementedError):
                 own = self._search(stage, self.impl)
                 tried += own.tried
                 if own.fault is None or own.status != "failed" or found.status == "failed":
                     found = own
                 elif self._status("forward_apply") == "passed":
-                    what = f"what it saves leads {stage} astray, right with what the reference saves: {own.fault.what}"
+                    what = f"{stage} is right with the reference's saved, but wrong with this one: {own.fault.what}"
                     blamed = replace(own.fault, what=what)
                     self.results["forward_apply"] = _graded("forward_apply", "failed", own.tried, blamed)
-        slow = f"is so slow that of {self.examples} training steps only {found.tried} could be tried in its time"
+        slow = f"too slow: tried only {found.tried} of {self.examples} training steps within the time limit"
         failure = found.fault or (Failure("", slow) if found.status == "timed out" else None)
         self.results[stage] = _graded(stage, found.status, tried, failure)
 
     def _status(self, stage: str) -> str:
-        """A stage's status; one that was not graded may have passed."""
+        """Return a stage's status, 'passed' if it was not graded."""
         return self.results[stage].status if stage in self.results else "passed"
 
     def _search(self, stage: str, saved_by: Implementation) -> Found[TrainingStep, Failure]:
-        """For so much of the time that two searches end in it."""
+        """Search for 0.3 of the time, so that two searches fit into the limit."""
         limits: dict[str, Any] = {"examples": self.examples, "seed": self.seed, "seconds": 0.3 * self.timeout}
         return search_steps(stage, self.impl, saved_by=saved_by, student=self.student, **limits)
 
     def run_suite(self) -> None:
-        """The whole layer, on real process groups. Every rank has a process of its own for the code."""
+        """Run the suite over the whole layer on real process groups. Every rank has its own process for the code."""
         self.student.close()
         job = self.student.job
         name = f"graded: {job.target}"
@@ -96,20 +96,20 @@ class Judge:
         self.results["layer"] = _graded("layer", "failed" if broken else "passed", len(todo), failure)
 
     def close(self) -> None:
-        """End the code's process, and leave nothing."""
+        """End the code's process, and delete its folder."""
         self.student.close()
         self._place.cleanup()
 
 
 def _graded(stage: str, status: str, tried: int, failure: Failure | None) -> StageGrade:
-    """How a stage did, with a hint."""
+    """Return the grade of a stage, with a hint."""
     if failure is None:
         return StageGrade(stage, status, tried)
     told = asdict(failure)
     return StageGrade(stage, status, tried, told, *where_to_look(stage, status, told))
 
 
-_students: list[Student] = []  # of this rank: one, from the first case on
+_students: list[Student] = []  # of this rank, at most one, kept between cases
 
 
 def _run_case(name: str, job: Job, timeout: float, check: Callable[[str, str], Any]) -> None:

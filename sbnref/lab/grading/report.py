@@ -1,4 +1,4 @@
-"""The report: which stages passed, the smallest step on which one failed, and where to look."""
+"""The report: the stages that passed, the smallest step on which one failed, and a hint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class StageGrade:
-    """How one stage did."""
+    """The grade of one stage."""
 
     stage: str  #: its name; ``'layer'`` for the suite over the whole layer
     status: str  #: ``'passed'``, ``'failed'``, ``'not written'``, ``'crashed'`` or ``'timed out'``
-    tried: int  #: training steps, or cases of the suite
-    #: what is wrong on the smallest step found, by ``step`` and ``what``; where numbers differ ``quantity``, ``rank``,
-    #: ``index``, ``expected``, ``given``; where the process ended ``printed``
+    tried: int  #: number of training steps, or cases of the suite
+    #: the failure on the smallest step found, by ``step`` and ``what``; if numbers differ ``quantity``, ``rank``,
+    #: ``index``, ``expected``, ``given``; if the process ended ``printed``
     failure: dict[str, Any] | None = None
     hint: str | None = None  #: where to look
     section: str | None = None  #: the section of the derivations to read
 
 
 class GradeReport(Report):
-    """What the reports on functions in Python and on CUDA kernels have in common. Each of them is a dataclass."""
+    """Base of the reports on functions in Python and on CUDA kernels, which are dataclasses."""
 
     seed: int
     unconfined: str | None
@@ -38,17 +38,17 @@ class GradeReport(Report):
     @property
     @abstractmethod
     def score(self) -> float:
-        """0 to 1."""
+        """The score, 0 to 1."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has."""
+        """Return everything in JSON's types."""
         return jsonable({**asdict(self), "score": self.score})  # type: ignore[call-overload]
 
     def _draw(
         self,
-        results: Sequence[tuple[bool, str, str, Rows]],  # of each: whether it is good, its name, how it did, a table
-        total: str,  # how all of them did
-        cases: str,  # what the seed is of
+        results: Sequence[tuple[bool, str, str, Rows]],  # of each: whether it is good, its name, its outcome, a table
+        total: str,  # the outcome of all
+        cases: str,  # the seed's name for the cases: steps or inputs
     ) -> RenderableType:
         from rich.console import Group
         from rich.padding import Padding
@@ -75,12 +75,12 @@ class GradeReport(Report):
 
 @dataclass
 class Grade(GradeReport):
-    """What :func:`check` found. Printing it shows the report."""
+    """The result of :func:`check`. Printing it shows the report."""
 
     target: str  #: the file or module
     stages: list[StageGrade]
     seed: int = 0  #: of the training steps
-    unconfined: str | None = None  #: why the code was not confined, and might have done more than return wrong results
+    unconfined: str | None = None  #: why the code was not confined, or None
 
     @property
     def score(self) -> float:
@@ -89,7 +89,7 @@ class Grade(GradeReport):
 
     @property
     def passed(self) -> bool:
-        """Whether all stages did."""
+        """Whether all stages passed."""
         return self.score == 1
 
     def __rich__(self) -> RenderableType:
@@ -103,7 +103,7 @@ class Grade(GradeReport):
 
 
 def _rows(grade: StageGrade) -> Rows:
-    """The failure of a stage, its numbers, and the hint."""
+    """Return the failure of a stage, its numbers, and the hint."""
     if (failure := grade.failure) is None:
         return []
     place = ""
@@ -118,7 +118,7 @@ def _rows(grade: StageGrade) -> Rows:
 
 
 def in_digits(value: Any) -> str:
-    """A number, or nested lists of numbers, with seven digits each."""
+    """Return a number, or nested lists of numbers, with seven digits each."""
     if isinstance(value, list):
         return f"[{', '.join(map(in_digits, value))}]"
     return f"{value:.7g}"

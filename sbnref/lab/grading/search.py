@@ -1,4 +1,4 @@
-"""The search for the smallest case on which submitted code fails, however it fails."""
+"""Search for the smallest case on which submitted code fails, even by a crash or a timeout."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Fault = TypeVar("Fault")
 
 
 class _Fails(Exception):
-    """Ends a trial on a case that fails."""
+    """End a trial on a case that fails."""
 
 
 @dataclass
 class Found(Generic[Case, Fault]):
-    """What a search found."""
+    """The result of a search."""
 
     status: str = "passed"  # or failed, crashed, timed out
     tried: int = 0  # cases
@@ -38,14 +38,14 @@ class Found(Generic[Case, Fault]):
 
 def search(
     cases: SearchStrategy[Case],  # the simplest first
-    trial: Callable[[Case], Fault | None],  # what is wrong on a case
-    on_death: Callable[[Case, Died], Fault],  # what is wrong on a case on which the code's process died
-    examples: int,  # how many cases to try
+    trial: Callable[[Case], Fault | None],  # returns the fault on a case
+    on_death: Callable[[Case, Died], Fault],  # returns the fault on a case on which the code's process died
+    examples: int,  # number of cases to try
     seed: int,  # of the cases
-    seconds: float = float("inf"),  # after which no case is tried, unless the process died
+    seconds: float = float("inf"),  # time limit, extended if the process died
     student: Student | None = None,  # runs the code; after a death, in forks of another process
 ) -> Found[Case, Fault]:
-    """Try cases, and where one fails smaller ones, down to the smallest that fails."""
+    """Try cases. If one fails, shrink it to the smallest case that fails."""
     found: Found[Case, Fault] = Found()
     until = time.monotonic() + seconds
 
@@ -74,7 +74,7 @@ def search(
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )(seeded(seed)(given(cases)(fails)))
-    with suppress(_Fails, Flaky):  # flaky: a race, or out of time; the last failure is what there is
+    with suppress(_Fails, Flaky):  # flaky: a race, or out of time; then the last failure counts
         run()
     if not found.died and found.fault is not None:
         found.status = "failed"

@@ -1,6 +1,6 @@
-"""Training steps on which a stage is tried, and what is wrong with the stage on one of them.
+"""Try a stage on training steps, and describe its failures.
 
-The ranks of a step take their turns in one process, and the all-reduce between the stages is a plain sum.
+The ranks of a step run one after the other in one process, and the all-reduce between the stages is a plain sum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_NUMBERS = 24  # a quantity with more is shown at its worst place only
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A training step of a few ranks. The simplest choice of every field comes first: there shrinking ends."""
+    """A training step of a few ranks. The simplest choice of every field comes first: shrinking ends there."""
 
     batch_sizes: tuple[int, ...]  # of each rank
     spatial: tuple[tuple[int, ...], ...]  # of each rank
@@ -44,7 +44,7 @@ class TrainingStep:
     seed: int
 
     def shares(self) -> list[Share]:
-        """What each rank brings."""
+        """Return each rank's share of the step."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def random(*shape: int) -> Tensor:
@@ -89,12 +89,12 @@ class TrainingStep:
 
 @strategies.composite
 def steps(draw: Callable[..., Any], seed: int) -> TrainingStep:
-    """Training steps, the simplest first. Their numbers follow from ``seed``."""
+    """Draw training steps, the simplest first. Their numbers follow from ``seed``."""
     world_size = draw(strategies.integers(1, 4))
     dimensions = draw(strategies.integers(0, 3))
     sizes = tuple(draw(strategies.integers(0, 4)) for _ in range(world_size))
     spatial = tuple(tuple(draw(strategies.integers(1, 5)) for _ in range(dimensions)) for _ in range(world_size))
-    assume(world_size > 1 or sizes[0] != 1 or any(s > 1 for s in spatial[0]))  # refused: one value per channel
+    assume(world_size > 1 or sizes[0] != 1 or any(s > 1 for s in spatial[0]))  # one value per channel is invalid
     return TrainingStep(
         sizes,
         spatial,
@@ -111,18 +111,18 @@ def steps(draw: Callable[..., Any], seed: int) -> TrainingStep:
 
 @dataclass
 class Failure:
-    """What is wrong with a stage."""
+    """A failure of a stage."""
 
     step: str  # the training step in words
-    what: str  # went wrong, in a sentence
-    quantity: str | None = None  # whose numbers differ
+    what: str  # the failure in a sentence
+    quantity: str | None = None  # the wrong result
     rank: int | None = None
     index: tuple[int, ...] | None = None  # the worst place
-    expected: list[float] | float | None = None  # the number there, or all numbers where they are few
-    given: list[float] | float | None = None  # what the stage gave in the same place
+    expected: list[float] | float | None = None  # the number there, or all numbers if they are few
+    given: list[float] | float | None = None  # the stage's number there, or all
     relative: float | None = None  # the largest difference, over the largest magnitude in its channel
-    features: tuple[str, ...] = ()  # of the smallest step, which must matter: for the hint
-    printed: str = ""  # last, by a process that ended
+    features: tuple[str, ...] = ()  # of the smallest step, for the hint: all of them matter
+    printed: str = ""  # the last output of a process that ended
 
 
 def examine(stage: str, impl: Implementation, step: TrainingStep, saved_by: Implementation) -> Failure | None:
@@ -165,7 +165,7 @@ def examine(stage: str, impl: Implementation, step: TrainingStep, saved_by: Impl
 def _call(
     stage: str, impl: Implementation, share: Share, total: Tensor | None, saved: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Call code that may do anything; raise ContractError if it raises an error or changes its inputs."""
+    """Call untrusted code; raise ContractError if it raises an error or changes its inputs."""
     inputs = {"x": share.x, "dy": share.dy, "gamma": share.gamma, "total": total, "saved": saved}
     before = [(name, t, t.clone()) for name, t in inputs.items() if t is not None]
     try:
@@ -181,7 +181,7 @@ def _call(
 
 
 def _off(quantity: str, got: Tensor, bounded: Bounded) -> dict[str, Any] | None:
-    """What a failure tells of a quantity that differs by more than rounding."""
+    """Describe a quantity that differs by more than rounding; None if it does not."""
     apart = difference(got, bounded.value, bounded.allowed, bounded.unit)
     if apart.share <= 1:
         return None
@@ -196,7 +196,7 @@ def _off(quantity: str, got: Tensor, bounded: Bounded) -> dict[str, Any] | None:
 
 
 def features_of(step: TrainingStep) -> tuple[str, ...]:
-    """What the step has that the simplest one has not: after shrinking, each of these matters."""
+    """Return the features of a step that the simplest step does not have. After shrinking, all of them matter."""
     sizes = step.batch_sizes
     found = {
         "half": step.dtype.itemsize == 2,
@@ -222,10 +222,10 @@ def search_steps(
     seconds: float = float("inf"),
     student: Student | None = None,
 ) -> Found[TrainingStep, Failure]:
-    """Look for the smallest training step on which a stage is wrong: see :func:`examine` and :func:`search`.
+    """Search for the smallest training step on which a stage is wrong: see :func:`examine` and :func:`search`.
 
     Raises:
-        NotImplementedError: the stage raised it, which says that it is still to be written.
+        NotImplementedError: the stage is not written yet.
     """
 
     def trial(step: TrainingStep) -> Failure | None:

@@ -1,8 +1,8 @@
 /**
- * A recording played back: what every warp has done, what was moved and counted, after any number of steps. No drawing.
+ * Plays back a recording: the state of every warp, of memory and of the counters after any number of steps. No drawing.
  *
  * @typedef {{ act: number, site: number, block: number, warp: number, lanes: number[], array: number, bytes: number,
- *   conflicts: number, offsets: number[] }} Step  What a warp does in one instruction, as sbnref.lab has it.
+ *   conflicts: number, offsets: number[] }} Step  One instruction of a warp, as in sbnref.lab.
  */
 
 export const WARP = 32;
@@ -16,7 +16,7 @@ export const COLORS = ["read", "write", "ticket", "shared", "shared", "shuffle",
 function decode([act, site, block, warp, bits, array = -1, bytes = 0, conflicts = 0, first = 0, stride = 0]) {
   const lanes = [...Array(WARP).keys()].filter((lane) => (bits >>> lane) & 1);
   const at = (lane) => first + (lane - lanes[0]) * stride;
-  const from = (lane) => (lane + first < WARP ? lane + first : lane); // what a shuffle reads
+  const from = (lane) => (lane + first < WARP ? lane + first : lane); // a shuffle's source lane
   const offsets = Array.isArray(first) ? first : lanes.map(act === SHUFFLE ? from : at);
   return { act, site, block, warp, lanes, array, bytes, conflicts, offsets };
 }
@@ -33,12 +33,12 @@ export class Machine {
     this.time = 0; // steps done
     this.launch = -1;
     this.counts = { read: 0, written: 0, sectors: 0, again: 0, accesses: 0, barriers: 0, conflicts: 0, steps: 0 };
-    this.moved = new Map(); // how often, by sector
-    this.before = 0; // of the sectors of the last step, those that had been moved
+    this.moved = new Map(); // number of moves by sector
+    this.before = 0; // sectors of the last step that were moved before
     this.begin(0);
   }
 
-  /** The next kernel starts: no thread has done anything, and shared memory is empty. */
+  /** Starts the next kernel: no steps done, and shared memory empty. */
   begin(launch) {
     this.launch = launch;
     const { blocks = 0, threads = 0 } = this.recording.launches[launch] ?? {};
@@ -109,7 +109,7 @@ export class Machine {
     return `Step ${this.time}: ${who}: ${lanesInWords(step.lanes)} ${this.actInWords(step)}.`;
   }
 
-  /** All of a step that two recordings have to agree on: not its line, nor the name of a shared array. */
+  /** The parts of a step to compare between two recordings: not its line, nor the name of a shared array. */
   essence(index) {
     const step = this.steps[index];
     const { name, shared } = this.recording.arrays[step?.array] ?? {};
@@ -121,21 +121,21 @@ export class Machine {
     const s = step.lanes.length === 1 ? "s" : "";
     if (step.act === BARRIER) return `wait${s} at a barrier for the other warps of the block`;
     if (step.act === SHUFFLE)
-      return `take${s} what another lane holds: lane ${step.lanes[0]} takes lane ${step.offsets[0]}'s`;
+      return `take${s} another lane's value: lane ${step.lanes[0]} takes lane ${step.offsets[0]}'s`;
     if (step.act >= READ_SHARED) {
       const of = `${plural(step.bytes, "byte")}${s ? "" : " each"} of ${name} in shared memory`;
       const conflicts = step.conflicts ? `, with ${plural(step.conflicts, "bank conflict")}` : "";
       return `${step.act === READ_SHARED ? "read" : "write"}${s} ${of}${conflicts}`;
     }
     const size = this.sectors(step).size;
-    const before = this.before ? `, of which ${this.before} had been moved before` : "";
+    const before = this.before ? `, ${this.before} of them moved before` : "";
     const of = `${plural(step.bytes * step.lanes.length, "byte")} of ${name}, ${plural(size, "sector")}${before}`;
     return step.act === TICKET ? `take${s} a ticket, ${of}` : `${step.act === READ ? "read" : "write"}${s} ${of}`;
   }
 }
 
 /**
- * The first step that two recordings do not agree on, counted from 1, and a sentence about it; step 0 if there is none.
+ * The first step in which two recordings differ, counted from 1, and a sentence about it; step 0 if there is none.
  *
  * @param {object} left @param {object} right Recordings. @returns {{ step: number, words: string }}
  */

@@ -1,9 +1,9 @@
 /**
- * Plays recordings of kernels: one or two of them, on the same clock.
+ * Plays one or two recordings of kernels on the same clock.
  *
- * An element of class `player` becomes one; within <details>, when these are opened. With `data-recordings`, the address
- * of a folder, it plays what `data-show` names, `3-split+4-wide`, or lets readers choose from the folder's index.json.
- * Otherwise it plays what the page holds in <script type="application/json" class="recording">.
+ * Every element of class `player` becomes a player; inside <details>, when these are opened. With `data-recordings`,
+ * the address of a folder, it plays the recordings in `data-show`, such as `3-split+4-wide`, or lets readers choose from
+ * the folder's index.json. Otherwise it plays the page's <script type="application/json" class="recording">.
  */
 
 import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, difference, plural } from "./machine.js";
@@ -11,11 +11,11 @@ import { COLORS, Machine, SECTOR, SHUFFLE, TICKET, WARP, difference, plural } fr
 const TREE = 24; // pixels, for the arcs of a shuffle
 const SPEEDS = [1, 4, 16, 64, 256]; // steps a second
 const COUNTERS = {
-  asked: "bytes asked for",
+  asked: "bytes requested",
   sectors: "sectors moved",
-  again: "of them moved before",
+  again: "sectors moved before",
   accesses: "accesses to memory",
-  barriers: "barriers waited at",
+  barriers: "waits at barriers",
   conflicts: "bank conflicts",
   steps: "instructions",
 };
@@ -120,7 +120,7 @@ class View {
     this.find(".within").hidden = !this.recording.sites.some((site) => site.length > 1);
   }
 
-  /** What is said of each step. @returns {string[]} */
+  /** A sentence for each step. @returns {string[]} */
   sentences() {
     const machine = new Machine(this.recording);
     return machine.steps.map((_, i) => {
@@ -164,7 +164,7 @@ class View {
     for (const words of this.sentences()) this.find("ol").append(element("li", words.replace(/^Step \d+: /, "")));
   }
 
-  /** Shows the state after so many steps. */
+  /** Shows the state after a number of steps. */
   show(time, playing) {
     this.machine.goTo(time);
     const { counts } = this.machine;
@@ -177,7 +177,7 @@ class View {
     this.showSource();
   }
 
-  /** @returns {(name: string, pale?: boolean) => string} The colors as the theme has them now. */
+  /** @returns {(name: string, pale?: boolean) => string} The colors of the current theme. */
   get ink() {
     const now = {};
     for (const name of [...new Set(COLORS), "once", "twice", "cell"])
@@ -227,7 +227,7 @@ class View {
       box.scrollTop = above - box.clientHeight / 3;
   }
 
-  /** Above the lanes: an arc from each lane to the one that takes what it holds. */
+  /** Above the lanes: an arc from each lane to the lane that takes its value. */
   drawShuffle(step, ink) {
     const pen = blank(this.find(".tree"), this.left + WARP * this.cell, TREE);
     const middle = (lane) => this.left + (lane + 0.45) * this.cell;
@@ -274,7 +274,7 @@ class View {
     }
   }
 
-  /** The line of the kernel, and the line of the helper that it calls, if it does. */
+  /** The line of the kernel, and the line of the helper that it calls, if any. */
   showSource() {
     const { last, steps } = this.machine;
     const site = this.recording.sites[(last ?? steps[0])?.site] ?? [];
@@ -329,7 +329,7 @@ class Player {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
   }
 
-  /** Arrows step, Home and End jump, p plays: wherever in the player the focus is, but in a list to choose from. */
+  /** Arrows step, Home and End jump, p plays, wherever the focus is in the player, except in a list. */
   key(event, moves) {
     if (event.target.matches("select") || event.altKey || event.ctrlKey || event.metaKey) return;
     const to = { ArrowLeft: "back", ArrowRight: "forth", Home: "first", End: "end" }[event.key];
@@ -354,7 +354,7 @@ class Player {
     this.setTime(this.time ?? Math.max(0, ...this.views.map((view) => view.machine.firstAccess)));
   }
 
-  /** Says where two recordings differ. */
+  /** Shows where two recordings differ. */
   compare([left, right]) {
     const line = this.root.querySelector(".difference");
     line.hidden = !right;
@@ -371,7 +371,7 @@ class Player {
     this.root.querySelector(".problem").textContent = `The recordings could not be loaded: ${error.message}`;
   }
 
-  /** A reader goes to a step: whatever plays stops. */
+  /** Stops playing, and goes to a step. */
   goTo(time) {
     this.pause();
     this.setTime(time);
@@ -392,7 +392,7 @@ class Player {
     clearInterval(this.timer);
     if (this.time >= this.length) this.setTime(0);
     const speed = Number(this.find("speed").value);
-    const pace = Math.ceil(speed / 32); // steps a tick: a screen shows no more
+    const pace = Math.ceil(speed / 32); // steps a tick: a screen cannot show more ticks
     this.timer = setInterval(() => {
       this.setTime(this.time + pace);
       if (this.time >= this.length) this.pause();
@@ -408,7 +408,7 @@ class Player {
   }
 }
 
-/** Readers choose what to watch; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide@12`, at step 12. */
+/** Readers choose recordings; the choice is the page's fragment, `#1-naive` or `#3-split+4-wide@12`, at step 12. */
 class Choice {
   constructor(player, folder, index) {
     Object.assign(this, { player, folder, names: Object.keys(index) });

@@ -1,4 +1,4 @@
-"""The code that is graded, in a process of its own: what it is asked, what it answers, what it cannot reach.
+"""Run submitted code in a separate, confined process.
 
-``process.py`` is the grader's side. The other files are copied to where the code runs and stand by themselves.
+``process.py`` is the grader's side. The other files are copied into the process's folder and import nothing of sbnref.
 """

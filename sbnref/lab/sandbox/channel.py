@@ -1,7 +1,7 @@
-"""What the grader and the code that it grades tell each other: numbers and tensors, nothing that is executed.
+"""Messages between the grader and the submitted code: numbers and tensors, nothing executable.
 
-A message is the lengths of its two parts, a text of JSON, and the bytes of the tensors that the text describes. What
-comes in is checked before it is believed, since the other end may send anything.
+A message is the lengths of its two parts, a text of JSON, and the bytes of the tensors that the text describes. Every
+message is validated, because the other end may send anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 MOST_TEXT = 1 << 20  # bytes
-MOST_DATA = 1 << 26  # bytes of tensors in a message; a larger one is described, and its bytes stay where they are
+MOST_DATA = 1 << 26  # bytes of tensors in a message; a larger tensor is described without its bytes
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -30,15 +30,15 @@ _LENGTHS = struct.Struct("<II")
 
 
 class Closed(Exception):
-    """Nobody is at the other end any more."""
+    """The other end of the connection is closed."""
 
 
 class Garbage(Exception):
-    """What came is no message."""
+    """The bytes received are not a message."""
 
 
 def send(to: socket.socket, message: dict[str, Any], seconds: float | None = None) -> None:
-    """Send a message of dictionaries, lists, tuples, numbers, strings and tensors. Of anything else goes its kind.
+    """Send a message of dictionaries, lists, tuples, numbers, strings and tensors. Of any other value, send its type.
 
     Raises:
         OSError: the other end did not read it in time.
@@ -50,12 +50,12 @@ def send(to: socket.socket, message: dict[str, Any], seconds: float | None = Non
 
 
 def receive(of: socket.socket, seconds: float | None = None) -> dict[str, Any]:
-    """The next message.
+    """Return the next message.
 
     Raises:
-        TimeoutError: it was not there within so many seconds.
+        TimeoutError: none came within ``seconds``.
         Closed: the other end was closed first.
-        Garbage: something else came.
+        Garbage: the bytes received are not a message.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     text_length, data_length = _LENGTHS.unpack(_read(of, _LENGTHS.size, deadline))
@@ -64,7 +64,7 @@ def receive(of: socket.socket, seconds: float | None = None) -> dict[str, Any]:
     text, data = _read(of, text_length, deadline), _read(of, data_length, deadline)
     try:
         return dict(_restore(json.loads(text), memoryview(data)))
-    except Exception as error:  # whatever it is that they have thought of
+    except Exception as error:  # the other end may have sent anything
         raise Garbage(f"a message that cannot be read: {type(error).__name__}") from error
 
 
@@ -104,13 +104,13 @@ def _describe(value: Any, data: list[bytes]) -> Any:
 
 
 def _restore(described: Any, data: memoryview) -> Any:
-    """The value; tensors are taken off the front of ``data``, in their order."""
+    """Return the described value; ``data`` holds its tensors, in order."""
     place = room = 0
 
     def whole(numbers: Any) -> list[int]:
         known = isinstance(numbers, list) and len(numbers) <= 64
         if not known or not all(type(number) is int and 0 <= number <= MOST_DATA for number in numbers):
-            raise ValueError("sizes that are none")
+            raise ValueError("invalid sizes")
         return list(numbers)
 
     def restore(described: Any) -> Any:
@@ -125,11 +125,11 @@ def _restore(described: Any, data: memoryview) -> Any:
         if how == "absent":
             return torch.empty(whole(value[1]), dtype=_DTYPES[value[0]], device="meta")
         if how == "kind":
-            return type(str(value)[:50], (), {})()  # something of that name, which is all that is known of it
+            return type(str(value)[:50], (), {})()  # an object of a type with that name; nothing else is known
         dtype, shape, strides = _DTYPES[value[0]], whole(value[1]), whole(value[2])
         size = math.prod(shape) * dtype.itemsize
         if size > len(data) - place:
-            raise ValueError("a tensor that is not there")
+            raise ValueError("a tensor without its bytes")
         flat = torch.frombuffer(bytearray(data[place : place + size]) or bytearray(16), dtype=dtype)
         place += size
         dense = flat[: math.prod(shape)].view(shape)

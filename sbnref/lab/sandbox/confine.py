@@ -1,7 +1,7 @@
-"""What the code that is graded cannot reach, on Linux: other processes, sockets, files but to read, the package.
+"""Confine submitted code on Linux: no other processes, no sockets, no writable files outside its folder, no sbnref.
 
-A process starts a user namespace, in which it may arrange its own view of the system, and gives up the rights that it
-has there before any of that code runs: user_namespaces(7), mount_namespaces(7), pid_namespaces(7).
+The process starts a user namespace, in which it can change its own view of the system, and gives up its rights there
+before any submitted code runs: user_namespaces(7), mount_namespaces(7), pid_namespaces(7).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _BIND, _REC, _PRIVATE, _NOSUID, _NODEV, _NOEXEC = 0x1000, 0x4000, 0x40000, 2, 4,
 _MOUNT_SETATTR, _CAPSET = 442, {"x86_64": 126, "aarch64": 91}  # numbers of system calls
 _AT_FDCWD, _AT_RECURSIVE, _RDONLY = -100, 0x8000, 1
 _SET_PDEATHSIG, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 22, 24, 38
-# Of the audit interface: the architecture's number, and the calls that make a socket or connect one: also by io_uring.
+# From the audit interface: the architecture's number, and the system calls that make or connect sockets, with io_uring.
 _CALLS = {"x86_64": (0xC000003E, (41, 42, 425)), "aarch64": (0xC00000B7, (198, 203, 425))}
 
 
 def confine(folder: str, hidden: Sequence[str]) -> None:
-    """Go on in a descendant that can write to ``folder`` only, sees nothing in ``hidden``, and has no network.
+    """Continue in a descendant that can write only to ``folder``, cannot see ``hidden``, and has no network.
 
-    The process that called waits for it, ends as it does, and never returns.
+    The calling process waits for the descendant, ends as it does, and never returns.
 
     Raises:
-        OSError: this system does not allow it. The process is as it was.
+        OSError: this system does not allow it. The process is unchanged.
     """
     if sys.platform != "linux" or os.uname().machine not in _CAPSET:
-        raise OSError("there are no namespaces on this platform")
+        raise OSError("this platform has no namespaces")
     told, tell = os.pipe()
-    if (child := os.fork()) != 0:  # a process that only waits: were it refused, it has given up nothing
+    if (child := os.fork()) != 0:  # this process only waits, so it is unchanged if the child fails
         os.close(tell)
         if reason := os.read(told, 1000):
             os.waitpid(child, 0)
@@ -51,8 +51,8 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
         if (child := os.fork()) != 0:
             os.close(tell)
             _end_with(child)
-        # This is the first process of the new namespace. All others end with it; no signal of theirs can end it, so it
-        # is none for code that may want to.
+        # This is the first process of the new namespace. All others end with it, and their signals cannot end it. The
+        # submitted code runs in a child, which signals can end.
         end_with_parent()
         _arrange(folder, hidden)
         if (child := os.fork()) != 0:
@@ -66,7 +66,7 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Have this process ended when the one that started it ends."""
+    """Make this process end with its parent."""
     if sys.platform == "linux":
         _do("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -96,7 +96,7 @@ def _arrange(folder: str, hidden: Sequence[str]) -> None:
 
 def _give_up_rights() -> None:
     for capability in range(64):
-        ctypes.CDLL(None).prctl(_CAPBSET_DROP, capability, 0, 0, 0)  # those that do not exist are refused
+        ctypes.CDLL(None).prctl(_CAPBSET_DROP, capability, 0, 0, 0)  # fails for capabilities that do not exist
     _do("prctl", _SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     _do("syscall", _CAPSET[os.uname().machine], header, none)
@@ -104,12 +104,12 @@ def _give_up_rights() -> None:
 
 
 def _refuse_sockets() -> None:
-    """Not even those in the file system: seccomp(2). A pair of sockets that know only each other can still be made."""
+    """Forbid all sockets, even in the file system: seccomp(2). Connected pairs (socketpair) are still allowed."""
     architecture, calls = _CALLS[os.uname().machine]
     load, equal, above, end = 0x20, 0x15, 0x25, 0x06  # BPF: load a word, compare and skip, end with a verdict
     killed, refused, allowed = 0x80000000, 0x00050000 | 1, 0x7FFF0000
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, killed), (load, 0, 0, 0)]
-    program += [(above, 0, 1, 0x3FFFFFFF), (end, 0, 0, refused)]  # another way to number the calls
+    program += [(above, 0, 1, 0x3FFFFFFF), (end, 0, 0, refused)]  # the x32 numbers of system calls
     for call in calls:
         program += [(equal, 0, 1, call), (end, 0, 0, refused)]
     program.append((end, 0, 0, allowed))
@@ -120,13 +120,13 @@ def _refuse_sockets() -> None:
 
 
 def _end_with(child: int) -> NoReturn:
-    """Wait for a child, and for those that others left, and tell by the exit code how it ended, as shells do."""
+    """Wait for a child and for orphans, and exit with the child's exit code, or 128 + its signal, as shells do."""
     code = 1
     try:
         while (ended := os.wait())[0] != child:
             pass
         code = os.waitstatus_to_exitcode(ended[1])
-    finally:  # whatever happens: to return would be to go on with what only the child may do
+    finally:  # never return: the code after the call is for the child only
         os._exit(code if code >= 0 else 128 - code)
 
 
@@ -143,7 +143,7 @@ def _set_attributes(path: str, flags: int, to: int = 0, clear: int = 0) -> None:
 
 
 def _do(function: str, *arguments: object, what: str | None = None) -> None:
-    """Call a function of the C library that says by its result whether it could."""
+    """Call a function of the C library, and raise OSError if it returns -1."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, function)(*arguments) == -1:
         error = ctypes.get_errno()

@@ -1,4 +1,4 @@
-"""The grader's side: start the process with submitted code, ask it, watch it and, if need be, end it."""
+"""The grader's side: start the process with submitted code, send it requests, and end it if necessary."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from ...impls import STAGES, Implementation, reference, user_module
 from ...impls.build import CSRC
 from . import channel, confine, worker
 
-START = 60  # seconds that a process may take until it can begin
-GRACE = 5  # seconds beyond the limit that the process keeps itself, before it is ended from here
-KEPT = 8000  # characters of what the code printed
+START = 60  # seconds for a process to start
+GRACE = 5  # seconds beyond the process's own limit, before the grader ends it
+KEPT = 8000  # characters of the code's output
 
 
 def copies() -> set[Path]:
-    """Return the folders of every sbnref that this Python can import: an editable one may be of another checkout."""
+    """Return the folders of every sbnref that this Python can import, including editable installations."""
     finders = [sys.modules.get(getattr(finder, "__module__", "")) for finder in sys.meta_path]
-    editable = [getattr(module, "MAPPING", {}).get("sbnref") for module in finders]  # as setuptools installs them
+    editable = [getattr(module, "MAPPING", {}).get("sbnref") for module in finders]  # setuptools' finders
     places = [user_module.OURS, *(Path(place, "sbnref") for place in sys.path), *map(Path, filter(None, editable))]
     return {place.resolve() for place in places if place.is_dir()}
 
 
-PASSED_ON = (  # of the environment: what Python and PyTorch need to be found and to run
+PASSED_ON = (  # environment variables that Python and PyTorch need
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONUSERBASE"),
 )
-NAMES = {stage: [*inspect.signature(getattr(reference, stage)).parameters] for stage in STAGES}  # of arguments
+NAMES = {stage: [*inspect.signature(getattr(reference, stage)).parameters] for stage in STAGES}  # argument names
 
 
 class Refused(ValueError):
-    """There is nothing to grade, for the reason given."""
+    """The target cannot be graded; the message gives the reason."""
 
 
 class Died(Exception):
-    """The process ended, or had to be ended. Its ``printed`` is what the code printed last."""
+    """The process ended, or had to be ended. ``printed`` is the last output of the code."""
 
     def __init__(self, what: str, printed: str, hung: bool = False) -> None:
         super().__init__(what)
@@ -65,22 +65,22 @@ class Died(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What to grade, and what it may take."""
+    """The code to grade, and its limits."""
 
     target: str  # a file, or a module's name
-    directory: str = field(default_factory=os.getcwd)  # where modules are looked for, and relative paths start
+    directory: str = field(default_factory=os.getcwd)  # for relative paths and imports
     memory: float = 4  # gigabytes, on Linux
-    seconds: float = 600  # of computing on each core, on Linux
+    seconds: float = 600  # CPU time for each core, on Linux
     forbidden: Sequence[str] = ("sbnref",)  # modules and functions
-    confined: bool = False  # whether it must not run where it cannot be confined
-    place: str | None = None  # where its folders are made; None for the system's place
-    functions: Sequence[str] = STAGES  # that it may define
-    hide: Sequence[str | Path] = ()  # folders and files that it must not see, where it can be confined
-    user: str | None = None  # that it runs as, if root grades; None for the user who grades
+    confined: bool = False  # whether to refuse to run it unconfined
+    place: str | None = None  # the parent of its folders; None for the system's temporary folder
+    functions: Sequence[str] = STAGES  # the functions that it may define
+    hide: Sequence[str | Path] = ()  # folders and files to hide from it, if it can be confined
+    user: str | None = None  # the user to run it as, if root grades; None for the current user
 
 
 class Student:
-    """The functions of a submission, which run in a process of their own."""
+    """The functions of a submission, in a separate process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -90,26 +90,26 @@ class Student:
         self._process: subprocess.Popen[bytes] | None = None
 
     def allow(self, seconds: float) -> None:
-        """Give the calls from now on so many seconds, all together, and make them without forks."""
-        self._apart: float | None = None  # seconds for a call in a fork, which is lost if the code dies
+        """Limit all calls from now on to ``seconds`` together, and make them without forks."""
+        self._apart: float | None = None  # seconds for a call in a fork; if the code dies, only the fork is lost
         self._seconds, self._deadline = seconds, time.monotonic() + seconds
 
     def shrink_apart(self) -> float:
-        """Make the calls from now on in forks, for more time; return until when there should be another call."""
+        """Make the calls from now on in forks, with more time; return the time after which no call should start."""
         self._apart = max(1.0, self._seconds / 20)
         until = time.monotonic() + 0.8 * self._seconds
         self._deadline = until + GRACE
         return until
 
     def start(self, seconds: float | None = None) -> None:
-        """Start the process, or another one, and let it import the code within so many seconds, or by the deadline.
+        """Start a new process, and let it import the code within ``seconds``, or by the deadline.
 
         Raises:
-            Refused: it cannot be imported, or has none of the functions; or this is Windows.
-            Died: the process did not come that far.
+            Refused: the code cannot be imported, or has none of the functions; or this is Windows.
+            Died: the process died before.
         """
         if os.name == "nt":
-            raise Refused("on Windows code is graded in WSL, the Windows Subsystem for Linux; install sbnref there")
+            raise Refused("grading does not run on Windows; install sbnref in WSL, the Windows Subsystem for Linux")
         self.close()
         place = self.job.place
         self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", dir=place, ignore_cleanup_errors=True)
@@ -123,7 +123,7 @@ class Student:
         if "sbnref" in self.job.forbidden:
             hidden += [CSRC, *copies()]
         hidden = [place for place in hidden if place.exists() and not Path(self.job.target).is_relative_to(place)]
-        # Within what is hidden there is nothing any more to hide: a wheel has the kernels' sources in the package.
+        # Leave out folders inside hidden folders, such as a wheel's kernel sources inside the package.
         hidden = [place for place in hidden if not {*place.parents} & {*hidden}]
         job = vars(self.job) | {
             "seconds": self.job.seconds * (os.cpu_count() or 1),
@@ -150,7 +150,7 @@ class Student:
         self._printed = _Tail(self._process.stdout)
         unconfined = self._receive(START).get("unconfined")
         self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
-        # What can be confined must be confined whenever it is started again, on every rank.
+        # If the first process could be confined, so must be every later one, on every rank.
         self.job = replace(self.job, confined=self.unconfined is None)
         told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
@@ -158,21 +158,21 @@ class Student:
         names = told.get("functions")
         self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
-            expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, but it has none of them"
+            expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, found none of them"
             raise Refused(f"{expected}; `sbnref lab template functions` prints a file to start from")
 
     def _user(self, folder: str) -> dict[str, Any]:
-        """As whom the process is started; the folder becomes theirs."""
+        """Return the options of :class:`subprocess.Popen` for the job's user, who becomes the folder's owner."""
         if self.job.user is None:
             return {}
         them = user_of(self.job.user)
         os.chown(folder, them["user"], them["group"])
         if self.job.place is not None:
-            os.chmod(self.job.place, 0o711)  # to come to the folder through it
+            os.chmod(self.job.place, 0o711)  # so that the user can reach the folder
         return them
 
     def close(self) -> None:
-        """End the process and those it has started."""
+        """End the process and its children."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
@@ -183,18 +183,18 @@ class Student:
         self._process = None
 
     def implementation(self) -> Implementation:
-        """The functions, as an object that has them."""
+        """Return an object with the functions as attributes."""
         return SimpleNamespace(**{name: functools.partial(self.call, name) for name in self.job.functions})
 
     def _left(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return max(0.0, self._deadline - time.monotonic())
 
     def call(self, stage: str, *arguments: Any) -> Any:
-        """What a function gives.
+        """Call a function, and return its result.
 
         Raises:
-            NotImplementedError: it is still to be written.
+            NotImplementedError: it is missing or not written yet.
             ContractError: it raised an error, or changed its inputs.
             Died: the process ended, was too slow, or sent an unsolicited message.
         """
@@ -206,7 +206,7 @@ class Student:
         apart = None if self._apart is None else min(self._apart, self._left())
         seconds = self._left() if apart is None else apart + GRACE
         request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": apart}
-        with suppress(OSError):  # the process is gone; the answer will be missing
+        with suppress(OSError):  # the process has ended; then no answer comes
             channel.send(self._channel, request | {"names": NAMES.get(stage, ())}, max(seconds, 0.1))
         told = self._receive(seconds)
         if type(told.get("id")) is not int or told["id"] != self._asked:
@@ -229,7 +229,7 @@ class Student:
         return result
 
     def _receive(self, seconds: float) -> dict[str, Any]:
-        """What the process tells next; :class:`Died` if that is nothing or no answer."""
+        """Return the next message of the process; raise :class:`Died` if it sends none."""
         try:
             told = channel.receive(self._channel, seconds)
         except TimeoutError:
@@ -241,7 +241,7 @@ class Student:
         return told
 
     def _end(self, what: str | None = None, hung: bool = False) -> None:
-        """Raise what became of the process; it is over."""
+        """End the process, and raise :class:`Died` with the reason."""
         assert self._process is not None
         if what is None:
             try:
@@ -253,7 +253,7 @@ class Student:
 
 
 def _move(running: Sequence[Tensor | None], moved: Sequence[Any]) -> None:
-    """Take over the running statistics as the code has left them."""
+    """Copy the running statistics from the process."""
     for mine, theirs in zip(running, moved, strict=False):
         if mine is not None:
             if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
@@ -262,7 +262,7 @@ def _move(running: Sequence[Tensor | None], moved: Sequence[Any]) -> None:
 
 
 def user_of(name: str) -> dict[str, Any]:
-    """What has :class:`subprocess.Popen` start a process as somebody else, which takes root."""
+    """Return the options with which :class:`subprocess.Popen` starts a process as another user, if run by root."""
     import pwd
 
     them = pwd.getpwnam(name)
@@ -270,7 +270,7 @@ def user_of(name: str) -> dict[str, Any]:
 
 
 class _Tail:
-    """Reads all that a process prints, so that it never has to wait, and keeps the end."""
+    """Read all output of a process, so that it never blocks, and keep the end."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = b""
@@ -283,8 +283,8 @@ class _Tail:
                 self._kept = (self._kept + chunk)[-KEPT:]
 
     def text(self, wait: float = 1) -> str:
-        """What was printed last, or where the interpreter was when it crashed."""
-        self._thread.join(wait)  # no longer: a process that was left behind may hold the pipe
+        """Return the last output, or the place where the interpreter crashed."""
+        self._thread.join(wait)  # limited, because a leftover process may hold the pipe
         text = self._kept.decode(errors="replace").strip()
         crash = text.find("Fatal Python error")
         lines = text[crash:].splitlines()[:6] if crash >= 0 else text.splitlines()[-6:]
@@ -292,5 +292,5 @@ class _Tail:
 
 
 def plain(told: object) -> str:
-    """What somebody else's process told, as a text that only says what it says: no control characters, not too long."""
+    """Return untrusted text without control characters, and not too long."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(told)[:20_000])

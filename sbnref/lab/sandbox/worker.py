@@ -1,8 +1,8 @@
-"""The process in which the code that is graded runs. It answers what it is asked, and knows nothing of the answers.
+"""The process that runs submitted code. It answers the grader's requests, and does not know the expected results.
 
     worker.py SOCKET JOB
 
-It stands by itself: what is graded finds neither the package nor the grader here.
+It imports nothing of sbnref, so submitted code finds neither the package nor the grader here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     end_with_parent()
     unconfined = None
     try:
-        confine(job["folder"], job["hide"])  # before PyTorch, whose threads could not be taken along
+        confine(job["folder"], job["hide"])  # before PyTorch, because confine forks, and threads do not survive a fork
     except OSError as error:
         unconfined = str(error)
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     NOT_THEIRS.append(Path(job["package"]))  # lines of this package do not help the author of the code
 
-    sys.path.pop(0)  # where these files lie
+    sys.path.pop(0)  # the folder of these files
     for name in ("channel", "confine", "user_module"):  # the graded code may bring modules of these names
         del sys.modules[name]
     torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def main() -> None:
 
     for name in job["forbidden"]:
         if not _forbid(name):
-            return send(grader, {"refused": f"expected a module or a function to forbid, but there is no {name}"})
+            return send(grader, {"refused": f"expected an existing module or function to forbid, got {name}"})
     try:
         module = import_target(job["target"])
     except BaseException as error:  # SystemExit too
@@ -75,7 +75,7 @@ def main() -> None:
             send(grader, {"id": request["id"], "died": died[0], "hung": died[1]})
 
 
-RunningStats = namedtuple("RunningStats", ("mean", "var", "num_batches_tracked"))  # as the package has it
+RunningStats = namedtuple("RunningStats", ("mean", "var", "num_batches_tracked"))  # like the package's
 
 
 def _answer(
@@ -104,7 +104,7 @@ def _answer(
 
 
 def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] | None:
-    """Answer in a fork: what became of it if it died, and whether it was ended because it took too long."""
+    """Answer in a fork. If it died, return how, and whether it was ended because it took too long."""
     if (pid := os.fork()) == 0:
         answer()
         os._exit(ANSWERED)
@@ -120,7 +120,7 @@ def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] |
 
 
 def death_in_words(code: int) -> str:
-    """How a process ended, from its exit code: negative for a signal, or more than 128 if a process waited for it."""
+    """Describe the end of a process by its exit code: negative for a signal, above 128 if reported by a parent."""
     number = -code if code < 0 else code - 128
     if number in [*signal.Signals]:
         return f"crashed the process, with signal {signal.Signals(number).name}"
@@ -128,7 +128,7 @@ def death_in_words(code: int) -> str:
 
 
 class _Refuse:
-    """Finds no module of a name, and says why."""
+    """An import hook that forbids a module."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -139,11 +139,11 @@ class _Refuse:
 
 
 def _forbid(name: str) -> bool:
-    """Refuse a module, or a function such as torch.nn.functional.batch_norm; whether there is one of that name."""
+    """Forbid a module, or a function such as torch.nn.functional.batch_norm; return whether it exists."""
     with suppress(ImportError, ValueError):
         if name == "sbnref" or importlib.util.find_spec(name) is not None:
             for loaded in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
-                del sys.modules[loaded]  # who has it already keeps it
+                del sys.modules[loaded]  # modules that imported it already keep it
             sys.meta_path.insert(0, _Refuse(name))
             return True
     owner, (path, _, attribute) = None, name.rpartition(".")
@@ -160,7 +160,7 @@ def _forbid(name: str) -> bool:
 
 
 def _limit_resources(gigabytes: float, seconds: float) -> None:
-    """Refuse memory beyond what is in use now and ``gigabytes``, where the system can (Linux)."""
+    """Limit memory to the current use plus ``gigabytes``, where the system can (Linux)."""
     try:
         import resource
 
@@ -177,4 +177,4 @@ def _limit_resources(gigabytes: float, seconds: float) -> None:
 if __name__ == "__main__":
     with suppress(Exception):  # the grader is gone
         main()
-    os._exit(0)  # whatever threads and exit handlers the code has left
+    os._exit(0)  # without waiting for threads and exit handlers of the code

@@ -14,8 +14,8 @@ python3 -m venv "$autograder/venv"
 cd "$autograder/source"
 "$autograder/venv/bin/python" -m pip install --no-cache-dir -r requirements.txt
 
-# Compile the simulation of CUDA now, not for every submission. The template is there to be graded, and fails (1): it
-# compiles, and does not write its result yet. Without a compiler it would fail as well.
+# Compile the simulation of CUDA now, not for every submission. Grade the template, which must compile, run and fail
+# (exit code 1) because it writes no result yet. Without a compiler it would fail with another message.
 export TORCH_EXTENSIONS_DIR="$autograder/libraries"
 "$autograder/venv/bin/sbnref" lab template softmax > "$autograder/template.cu"
 report=$("$autograder/venv/bin/sbnref" lab check --json "$autograder/template.cu" --task softmax --examples 1) || [ $? = 1 ]

@@ -1,4 +1,4 @@
-"""The inputs on which a task's function is tried, drawn so that hypothesis can shrink them."""
+"""Inputs for a task's function, drawn so that hypothesis can shrink them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from ...tasks import Task
 from ..report import in_digits
 
-FEW = 16  # elements: as many as a report shows
+FEW = 16  # elements that fit in a report
 SIZES = (1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 100, 257)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input: the arrays and the numbers, the kind of numbers that were drawn, and the order of turns."""
+    """One input: the arguments, the kind of their values, and the order of threads and blocks."""
 
     given: dict[str, Any]
     values: str
@@ -44,7 +44,7 @@ class Case:
 
 
 class _Drawn:
-    """Draws inputs by hypothesis, the simplest first."""
+    """Draw inputs with hypothesis, the simplest first."""
 
     def __init__(self, draw: Callable[..., Any], seed: int) -> None:
         self._draw = draw
@@ -63,7 +63,7 @@ class _Drawn:
 
 @strategies.composite
 def cases(draw: Callable[..., Any], task: Task, seed: int) -> Case:
-    """Cases, the simplest first. Their numbers follow from ``seed``."""
+    """Draw cases, the simplest first. Their numbers follow from ``seed``."""
     drawn = _Drawn(draw, 4 * seed)
     given = task.given(drawn)
     return Case(given, drawn.values, draw(strategies.sampled_from(["descending", "random:1", "random:2"])))

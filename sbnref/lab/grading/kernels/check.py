@@ -1,8 +1,8 @@
-"""Grade a file of CUDA for a task: whether it is legal, right and efficient, and the smallest input on which it is not.
+"""Grade a CUDA file for a task: whether it is legal, right and efficient, and the smallest input on which it is not.
 
-The file is compiled for the simulation and runs in a process of its own (:mod:`sbnref.lab.sandbox`), which gets inputs
-and returns results. Expected results are computed here. A file that could get around the watch is refused before it is
-compiled.
+The file is compiled for the simulation and runs in a separate process (:mod:`sbnref.lab.sandbox`), which gets inputs
+and returns results. Expected results are computed here. A file that could hide accesses from the simulation is rejected
+before it is compiled.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .cases import Case
 
 STOPPED = Fault("the kernels do something illegal; see the part above")
-MULTIPROCESSORS = 132  # of an H100, each of which should have a block
+MULTIPROCESSORS = 132  # of an H100; each should have a block
 FAR_FROM_ZERO = "Only numbers far from zero fail: look for a sum or a difference that loses digits."
-NEAR = 0.9  # such a share of the least traffic counts as all of it
+NEAR = 0.9  # this share of the least traffic gets the full score
 
 
 def check_kernels(
@@ -49,31 +49,31 @@ def check_kernels(
     hide: Sequence[str | Path] = (),
     user: str | None = None,
 ) -> KernelGrade:
-    """Grade a file of CUDA that defines a task's function.
+    """Grade a CUDA file that defines a task's function.
 
     Args:
         target: the file.
-        task: what it has to compute, see :func:`sbnref.lab.tasks.find_task`.
-        parts: which of ``legal``, ``right`` and ``efficient`` to grade.
-        examples: how many inputs to try.
-        timeout: seconds for each part, after which the process is ended.
-        memory: gigabytes that it may take, on Linux.
-        seed: of the inputs; None for another one each time.
-        repro: where to write a program that fails likewise under ``sbnref lab run``, if a small input fails.
-        hide: folders and files that the code must not see, where it can be confined.
-        user: the user that the code runs as if root grades; None for the user who grades.
+        task: the task, see :func:`sbnref.lab.tasks.find_task`.
+        parts: the parts to grade: ``legal``, ``right`` and ``efficient``.
+        examples: the number of inputs to try.
+        timeout: the time limit for each part, in seconds.
+        memory: the memory limit, in gigabytes, on Linux.
+        seed: the seed of the inputs; None for a random one.
+        repro: the path for a program with the same failure for ``sbnref lab run``, written if a small input fails.
+        hide: folders and files to hide from the code, if it can be confined.
+        user: the user to run the code as, if root grades; None for the current user.
 
     Returns:
-        The report. However the kernels fail, it is in there.
+        The report, which also contains every failure of the kernels.
 
     Raises:
-        ValueError: there is no such file or part.
-        RuntimeError: hypothesis, which searches for the smallest failure, or a C++ compiler is missing.
+        ValueError: the file or a part does not exist.
+        RuntimeError: hypothesis or a C++ compiler is missing.
     """
     parts, seed = plan("parts", parts, PARTS, seed)
     file = Path(target).resolve()
     if not file.is_file():
-        raise ValueError(f"expected a file of kernels, but there is no file {target}")
+        raise ValueError(f"expected a file of kernels, got {target}, which does not exist")
     limits = {"memory": memory, "seconds": 5 * timeout, "hide": hide, "user": user}
     try:
         with job_of(file, str(target), task, **limits) as (job, source, built), closing(Student(job)) as student:
@@ -87,7 +87,7 @@ def check_kernels(
 
 
 class Judge:
-    """Answers the three questions, one after the other."""
+    """Grade the parts, one after the other."""
 
     def __init__(
         self, task: Task, source: Path, built: Path, student: Student, examples: int, timeout: float, seed: int
@@ -109,7 +109,7 @@ class Judge:
     # ---- on one input ----
 
     def _call(self, case: Case, order: str) -> dict[str, Any]:
-        """What the function made of a case, with the float64 results in ``expected``."""
+        """Call the function on a case; return its results, with the float64 results in ``expected``."""
         expected = self.task.expected(case.given)
         out = self.student.call("run", case.given, _shapes(expected), order)
         outputs = out.get("outputs") if isinstance(out, dict) else None
@@ -137,13 +137,13 @@ class Judge:
 
     def _right(self, case: Case) -> Fault | None:
         out = self._call(case, "ascending")
-        if out["refused"] is not None:  # which is for the other question
+        if out["refused"] is not None:  # graded in the part legal
             self._stopped += 1
             return None
         return self._off(out, case)
 
     def _off(self, out: dict[str, Any], case: Case) -> Fault | None:
-        """What is wrong with the results by more than the task's tolerance."""
+        """Return a fault if a result is wrong by more than the task's tolerance."""
         for name, want in out["expected"].items():
             got = out["outputs"][name]
             apart = difference(got, want, self.task.allowed(case.given, want), torch.float32)
@@ -154,7 +154,7 @@ class Judge:
         return None
 
     def _located(self, fault: Fault, case: Case) -> Fault:
-        """The fault of a wrong number, with the line that wrote the number last."""
+        """Add the line of the last write to the fault of a wrong number."""
         if fault.index is None:
             return fault
         expected = self.task.expected(case.given)
@@ -164,7 +164,7 @@ class Judge:
         return replace(fault, line=line, hint=FAR_FROM_ZERO if case.values == "large mean" else None)
 
     def _lines(self, sites: object) -> tuple[int | None, int | None]:
-        """The lines of the file in which something happened, and in which what it collides with did."""
+        """Return the lines in the file of an access, and of the access that it collides with."""
         found = [site[:1000] for site in sites if isinstance(site, list)] if isinstance(sites, list) else []
         if not all(type(address) is int for site in found for address in site):
             return None, None
@@ -173,8 +173,8 @@ class Judge:
     # ---- the questions ----
 
     def _search(self, name: str, question: Callable[[Case], Fault | None]) -> Part:
-        """The answer on the smallest input where it is no, if there is one."""
-        from ..search import CUT_SHORT, search  # these take hypothesis
+        """Grade a part by a search for the smallest input that fails."""
+        from ..search import CUT_SHORT, search  # needs hypothesis
         from .cases import cases
 
         def trial(case: Case) -> Fault | None:
@@ -195,19 +195,19 @@ class Judge:
             if case.is_small:
                 self.smallest = self.smallest or case
             if not found.died:
-                with suppress(ContractError, Died):  # of code that does something else this time
+                with suppress(ContractError, Died):  # the code may behave differently this time
                     fault = self._located(fault, case)
             if found.cut_short:
                 fault = replace(fault, on=f"{fault.on}{CUT_SHORT}")
-        elif self._stopped:  # right on some inputs only is not right
+        elif self._stopped:  # being right on some inputs only does not count
             status, fault = "not graded", STOPPED
         elif status == "timed out":
-            tried = f"only {found.tried} could be tried in {self.timeout:g} s"
-            fault = Fault(f"so slow that of {self.examples} inputs {tried}")
+            tried = f"tried only {found.tried} of {self.examples} inputs"
+            fault = Fault(f"too slow: {tried} in {self.timeout:g} s")
         return Part(name, status, float(status == "passed"), found.tried, fault)
 
     def _count(self) -> Part:
-        """Count on typical sizes: how near the traffic is to the least, and whether each multiprocessor has a block."""
+        """Grade ``efficient`` on typical sizes: compare the traffic with the least, and blocks with multiprocessors."""
         from .cases import Case
 
         self.student.allow(self.timeout)
@@ -225,12 +225,12 @@ class Judge:
         if out["refused"] is not None:
             return part("not graded", STOPPED)
         if (fault := self._off(out, case)) is not None:
-            return part("failed", replace(fault, what=f"{fault.what} where it is counted"))
+            return part("failed", replace(fault, what=f"{fault.what} on the sizes for counting"))
         arrays = [v for v in case.given.values() if isinstance(v, Tensor)] + list(out["outputs"].values())
         size = sum(array.numel() * array.itemsize for array in arrays)
         least, moved = self.task.passes * size, SECTOR * out["sectors"]
         if moved < NEAR * size:
-            return part("failed", Fault(f"moves {moved:,} bytes, and the arrays have {size:,}"))
+            return part("failed", Fault(f"moves only {moved:,} bytes; the arrays have {size:,}"))
         shares = min(1.0, least / moved / NEAR), min(1.0, out["blocks"] / MULTIPROCESSORS)
         counted = {name: out[name] for name in COUNTED} | {"moved": moved, "least": int(least)}
         return Part("efficient", "measured", sum(shares) / len(shares), counted=counted)
@@ -241,7 +241,7 @@ def _shapes(results: dict[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
-    """The grade of a file that cannot run, for one reason."""
+    """Return the grade of a file that cannot run."""
     first, *others = parts
     rest = [Part(name, "not graded", fault=fault) for name in others]
     return KernelGrade(target, [Part(first, status, fault=fault), *rest], seed, None)

@@ -1,4 +1,4 @@
-"""A file of CUDA, compiled for the simulation, as a job for a process of its own."""
+"""Compile a CUDA file for the simulation, as a job for a separate process."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ run, writer = call.run, call.writer
 
 
 class RefusedFile(Exception):
-    """The file is not run, for a fault in its text, which is the argument."""
+    """The file cannot run; the argument is the fault in its text."""
 
 
 @contextmanager
 def job_of(
     file: Path,  # with the task's function
-    target: str,  # the file, as its author knows it
+    target: str,  # the file's name for its author
     task: Task,
     **limits: Any,  # of the job: memory, seconds, hide and user
 ) -> Iterator[tuple[Job, Path, Path]]:
-    """The job, the source as it is compiled, and its library; all are gone in the end.
+    """Yield the job, the compiled copy of the source, and its library, and delete them at the end.
 
     Raises:
-        RefusedFile: the file contains something that is not allowed, or does not compile.
+        RefusedFile: the file contains forbidden code, or does not compile.
         RuntimeError: there is no compiler.
     """
     text = file.read_text(errors="replace")
     if (refused := refusal(text)) is not None:
         raise RefusedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
-        place = os.path.realpath(place)  # as the compiler writes it into what it makes
-        # What was looked at is what is compiled, and nothing beside it can be included instead of what is meant.
+        place = os.path.realpath(place)  # the path in the compiler's debug information
+        # Compile the text that was checked, in an empty folder, so that no file beside it can replace a header.
         alone = Path(place, "alone", "mine.cu")
         alone.parent.mkdir()
         alone.write_text(text)
@@ -65,9 +65,9 @@ def job_of(
 
 
 def _complaint(file: Path, said: str, target: str, task: Task) -> Fault:
-    """The compiler's message about the file, which its author knows as ``target``."""
+    """Turn the compiler's message into a fault of the file, with the name ``target``."""
     if re.search(rf"error: (?:.{task.name}. was not declared|use of undeclared identifier '{task.name}')", said):
-        return Fault(f"expected {target} to define {task.signature}, and it does not")
+        return Fault(f"expected {target} to define {task.signature}, found no such function")
     errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", said, re.MULTILINE)
     if not errors:
         return Fault(said.replace(str(file), target)[:2000])

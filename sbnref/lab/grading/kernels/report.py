@@ -15,54 +15,54 @@ PARTS = ("legal", "right", "efficient")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with kernels."""
+    """A fault of kernels."""
 
-    what: str  #: in a sentence, with kernel, block and thread where the simulation refused something
-    on: str | None = None  #: the smallest input found on which it happens, in words
-    line: int | None = None  #: of the file, where it happens
+    what: str  #: a sentence, with kernel, block and thread if the simulation found it
+    on: str | None = None  #: the smallest input with the fault, in words
+    line: int | None = None  #: the line in the file
     other: int | None = None  #: the line of the access that it collides with
-    index: tuple[int, ...] | None = None  #: where numbers differ
-    expected: float | None = None  #: the number there
-    given: float | None = None  #: what the kernels wrote
+    index: tuple[int, ...] | None = None  #: the place of a wrong number
+    expected: float | None = None  #: the right number there
+    given: float | None = None  #: the kernels' number there
     hint: str | None = None  #: where to look
-    printed: str = ""  #: last, by a process that ended
-    output: str = "y"  #: the array in which numbers differ
+    printed: str = ""  #: the last output of a process that ended
+    output: str = "y"  #: the array with the wrong number
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three questions: whether the kernels are legal, right and efficient."""
+    """The grade of one part: legal, right or efficient."""
 
     name: str
     #: ``'passed'``, ``'failed'``, ``'crashed'``, ``'timed out'`` or ``'not graded'``; ``'measured'`` for ``efficient``,
-    #: which is a matter of degree
+    #: which has a score instead
     status: str
     score: float = 0.0  #: 0 to 1
-    tried: int = 0  #: inputs
+    tried: int = 0  #: number of inputs
     fault: Fault | None = None  #: on the smallest input found
-    #: of ``efficient``, on the task's typical sizes, the bytes that the kernels ``moved``, in whole sectors, and the
-    #: ``least`` that the task takes; ``accesses``, the instructions of warps that access global memory; bank
-    #: ``conflicts``; ``launches``, and the ``blocks`` of the launch that moves most
+    #: for ``efficient``, on the task's typical sizes: the bytes that the kernels ``moved``, in whole sectors, and the
+    #: ``least`` for the task; ``accesses``, the instructions of warps that access global memory; bank ``conflicts``;
+    #: ``launches``, and the ``blocks`` of the launch that moves most
     counted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class KernelGrade(GradeReport):
-    """What :func:`sbnref.lab.grading.kernels.check.check_kernels` found. Printing it shows the report."""
+    """The result of :func:`sbnref.lab.grading.kernels.check.check_kernels`. Printing it shows the report."""
 
     target: str  #: the file
-    parts: list[Part]  #: of ``legal``, ``right`` and ``efficient`` those that were graded
+    parts: list[Part]  #: the parts graded: ``legal``, ``right``, ``efficient``
     seed: int  #: of the inputs
-    unconfined: str | None  #: why the process of the kernels was not confined
+    unconfined: str | None  #: why the process of the kernels was not confined, or None
 
     @property
     def score(self) -> float:
-        """The mean of the parts', each of which a teacher may weigh otherwise."""
+        """The mean of the parts' scores, with equal weights."""
         return sum(part.score for part in self.parts) / len(self.parts)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong; being efficient is a matter of degree."""
+        """Whether no part has a fault; ``efficient`` passes with any score."""
         return all(part.status in ("passed", "measured") for part in self.parts)
 
     def __rich__(self) -> RenderableType:

@@ -1,4 +1,4 @@
-"""A program that shows a failure of a task's function by itself."""
+"""Write a self-contained program that reproduces a failure of a task's function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPARE = """    std::vector<{type}> {name}_given({n});
 
 
 def program(file: Path, task: Task, case: Case, fault: Fault) -> str:
-    """A CUDA program that calls a task's function on a case, and compares the results with the expected ones."""
+    """Return a CUDA program that calls a task's function on a case, and compares the results with the expected ones."""
     given, expected = case.given, task.expected(case.given)
     before: list[str] = []
     after: list[str] = []

@@ -1,4 +1,4 @@
-"""What a graded file of kernels may contain: nothing by which an access could escape the simulation."""
+"""Check the text of a graded file of kernels for code that could hide accesses from the simulation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _WORDS = {
 
 
 def refusal(text: str) -> tuple[int, str] | None:
-    """Why a file with that text is not graded: the line, from 1 on, and the reason. None if there is none."""
+    """Return the line, from 1 on, and the reason why a file with that text is not graded, or None."""
     if len(text) > MOST_CHARACTERS:
         return 1, f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}"
-    text = text.removeprefix("\ufeff")  # which some editors put first
+    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
     found: list[tuple[int, str]] = []
     if spliced := re.search(r"\\[^\S\n]*\n", text):
         found.append((spliced.start(), f"a line that continues after a backslash {_NOT}: it hides what a line does"))
@@ -42,7 +42,7 @@ def refusal(text: str) -> tuple[int, str] | None:
         if name == "include":
             if (name_of := rest.strip().strip('<>"')) not in HEADERS:
                 allowed = f"{', '.join(HEADERS[:-1])} or {HEADERS[-1]}"
-                found.append((directive.start(), f"includes {name_of!r}; a file that is graded includes {allowed}"))
+                found.append((directive.start(), f"includes {name_of!r}; a graded file may include {allowed}"))
         elif name not in _DIRECTIVES and f"{name} {rest.split(' ')[0].strip()}" not in _DIRECTIVES:
             found.append((directive.start(), f"#{name} {_NOT}"))
     plain = blank(text)
