@@ -263,9 +263,9 @@ def test_the_report_as_text():
     ("arguments", "text"),
     [
         ("", "Missing argument 'FILE_OR_MODULE'"),
-        ("nowhere.py", "there is no file nowhere.py"),
-        ("./setup.cfg", "there is no file ./setup.cfg"),
-        ("tests/. --stage forward_stats", "there is no file"),
+        ("nowhere.py", "got nowhere.py, which does not exist"),
+        ("./setup.cfg", "got ./setup.cfg, which does not exist"),
+        ("tests/. --stage forward_stats", "got no.cu, which does not exist"),
         (f"{__file__} --stage forwards", "expected stages among"),
         ("json", "expected json to define forward_stats, forward_apply, backward_stats and backward_apply"),
     ],

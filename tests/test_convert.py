@@ -203,11 +203,20 @@ OVERRIDES = ("train", "_load_from_state_dict", "get_extra_state")
         (lambda: WithActivation(4), "a WithActivation with a forward pass of its own"),
         (lambda: with_attribute("forward", lambda x: x), "a forward pass of its own"),
         (lambda: with_attribute("channel_last", True, standin(APEX)(4)), "channel_last=True"),
-        (lambda: standin(SPARSE, nn.BatchNorm1d)(4), "of its own: sbnref.interop.register_conversion can"),
-        (lambda: parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Softplus()), "from others"),
-        (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed from others"),
-        (lambda: torch.jit.script(nn.BatchNorm2d(4)), "that torch.jit made of a BatchNorm2d: convert the model before"),
-        (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit made of"),
+        (
+            lambda: standin(SPARSE, nn.BatchNorm1d)(4),
+            "of its own; register its class with sbnref.interop",
+        ),
+        (
+            lambda: parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Softplus()),
+            "computed parameters",
+        ),
+        (lambda: prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 1), "computed parameters"),
+        (
+            lambda: torch.jit.script(nn.BatchNorm2d(4)),
+            "that torch.jit compiled from a BatchNorm2d; convert",
+        ),
+        (lambda: torch.jit.trace(nn.BatchNorm2d(4).eval(), torch.ones(2, 4, 3, 3)), "that torch.jit compiled from"),
         *((lambda n=n: overriding(n), f"that overrides {n}, which converting would lose") for n in OVERRIDES),
         (lambda: Fading(4), "that overrides momentum, which converting would lose"),
         (lambda: with_attribute("train", lambda mode=True: None), "that overrides train, which converting would lose"),
@@ -299,7 +308,7 @@ SHARED = SyncBatchNorm(4)
         (lambda layer, **_: None, f"{NO_LAYER}NoneType"),
         (lambda layer, **_: type(layer), f"{NO_LAYER}type"),
         (lambda *_, **__: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), rf"{NO_LAYER}Sequential that has \['0', '1'\]"),
-        (lambda layer, **_: SHARED, "a new module for each layer, got one for several"),
+        (lambda layer, **_: SHARED, "a new module for each layer, got one module for several"),
     ],
 )
 def test_what_a_conversion_returns_is_checked_before_anything_is_changed(returned, message):

@@ -129,13 +129,13 @@ def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
     command, folder, settings = ("lab", "course", "make"), tmp_path / "new", tmp_path / "settings.json"
     Settings(points={"right": 1}).save(settings)
     said = cli(*command, folder, "--settings", settings).output
-    assert " ".join(said.split()) == f"Saved {folder}/README.md, which says what goes where"
+    assert " ".join(said.split()) == f"Saved {folder}; its README.md explains the parts"
     readme = (folder / "handout" / "README.md").read_text()
     assert "Points: right 1." in readme
     assert "It is not graded." in readme
     before = sorted(folder.rglob("*"))
     said = refused(*command, folder)
-    assert said == f"sbnref: expected a new or an empty folder, but there is something in {folder}"
+    assert said == f"sbnref: expected a new or empty folder, got {folder}"
     assert sorted(folder.rglob("*")) == before
     refused(*command, settings)
     settings.write_text("{")
@@ -143,7 +143,7 @@ def test_the_command_makes_a_folder_or_says_why_not(tmp_path):
     forbidden = ["torch.nn.functional.batch_norm", "torch.Tensor.mean", "numpy", "torch.nn.batch_nrom"]
     Settings(forbid=forbidden).save(settings)
     said = refused(*command, tmp_path / "other", "--settings", settings)
-    assert said == "sbnref: settings: expected to forbid modules and functions, but there is no torch.nn.batch_nrom"
+    assert said == "sbnref: settings: expected existing modules and functions to forbid, got torch.nn.batch_nrom"
     assert not (tmp_path / "other").exists()
 
 

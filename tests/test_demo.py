@@ -36,7 +36,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setattr(demo, "run", None)
     said = refused("demo", "--output", tmp_path / "file" / "folder")
-    assert said.startswith(f"sbnref: expected a folder to write the results to, got {tmp_path}/file/folder: ")
+    assert said.startswith(f"sbnref: expected a writable folder for the results, got {tmp_path}/file/folder: ")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -594,4 +594,4 @@ def test_the_report_before_the_end_and_after_few_steps():
         assert str(d).endswith("The block has not ended yet.")
         model(torch.randn(8, 3, 8, 8))
     assert d.suspects == []
-    assert "1 training step tells little: record 30 or more." in str(d)
+    assert "1 training step is too few: record 30 or more." in str(d)

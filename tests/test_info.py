@@ -22,12 +22,12 @@ def test_as_a_table(monkeypatch):
     monkeypatch.setenv("SBNREF_IMPL", "reference")
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     run = cli("info")
-    for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "taken on"):
+    for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "default on"):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
     assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
     monkeypatch.setenv("SBNREF_IMPL", "gpu")
-    assert "there is no implementation 'gpu'" in " ".join(cli("info").stdout.split())
+    assert "got 'gpu'" in " ".join(cli("info").stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_the_command_plays_a_task(tmp_path):
     for sizes in ([], ["--shape", "8,5"]):
         cli(*command, *sizes)
     assert '"shape":[8,5]' in output.read_text()
-    assert "expected more sizes" in cli(*command, "--shape", "8", code=2).output
+    assert "expected one size for each" in cli(*command, "--shape", "8", code=2).output
 
 
 def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
@@ -305,9 +305,9 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("nowhere.cu", "there is no file nowhere.cu"),
+        ("nowhere.cu", "got nowhere.cu, which does not exist"),
         ("MINE --shape 8,8,64,64", f"at most {MOST_ELEMENTS} elements for a recording, got shape"),
-        ("MINE --shape 8", "expected a shape of at least 2 dimensions"),
+        ("MINE --shape 8", "expected a shape N,C,*"),
         ("MINE --threads 48", "expected blocks of 32, 64, 128, 256, 512 or 1024 threads, got 48"),
         ("MINE --function backward", "to define void backward(const Problem&)"),
         ("forward_stats --shape 8,8,64,64", f"at most {MOST_ELEMENTS} elements"),

@@ -82,13 +82,13 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     file.touch()
     build = (*SBNREF, "build", "cpu")
     ran = run(*build, code=2, TORCH_EXTENSIONS_DIR=str(file / "folder"))
-    assert ran.stderr.startswith(f"sbnref: {file / 'folder'}")
-    assert "cannot be written to: Not a directory; name another folder in TORCH_EXTENSIONS_DIR" in ran.stderr
+    assert ran.stderr.startswith(f"sbnref: cannot write to {file / 'folder'}")
+    assert ": Not a directory; set TORCH_EXTENSIONS_DIR to another folder" in ran.stderr
 
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
     assert "there is no 'c++' on the PATH; install g++" in run(*build, code=2, **here, PATH="/nonexistent").stderr
     ran = run(*build, code=2, **here, SBNREF_CPU_FLAGS="-fno-such-flag")
-    assert "its kernels for CPU tensors: compiling failed. The compiler said" in ran.stderr
+    assert "its kernels for CPU tensors: compiling failed:\n" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
     assert "there is no 'c++' on the PATH" in told["impls"]["cpu"]["cpu"]

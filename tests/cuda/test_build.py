@@ -89,7 +89,7 @@ MISSING = {  # the library, what takes the thing away, and what is said
     "pybind11": (
         SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
     "sources": (
-        SIMULATION, ("setattr", build, "CSRC", Path("no")), "the kernels' sources are missing, expected them in"),
+        SIMULATION, ("setattr", build, "CSRC", Path("no")), "expected the kernels' sources in"),
     "CUDA": (KERNELS, ("setattr", torch.version, "cuda", None), "was built without CUDA; install one built with it"),
 }  # fmt: skip
 
@@ -279,5 +279,5 @@ def test_packages_of_different_releases(places, monkeypatch):
 def test_an_nvcc_that_does_not_tell_its_version(places, script):
     made_up(places["system"], "13.0")
     (places["system"] / "bin" / "nvcc").write_text(script)
-    with pytest.raises(NoToolkit, match="of the system, does not tell its version"):
+    with pytest.raises(NoToolkit, match="of the system, does not print its version"):
         find_toolkit("13.0")

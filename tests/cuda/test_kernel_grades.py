@@ -293,12 +293,12 @@ def test_the_commands_take_a_task(tmp_path, monkeypatch):
     assert [part["name"] for part in json.loads(cli(*check, "--json").stdout)["parts"]] == list(EVERYTHING)
     cli(*check, "--part", "efficient", "--at-least", "0.9")
     Path("mine.cu").write_text(SAXPY.replace("+ y[i]", ""))
-    assert "Saved repro.cu, a program that fails likewise" in cli(*check, code=1).output
+    assert "Saved repro.cu, a program with the same failure" in cli(*check, code=1).output
     assert cli("lab", "template", "softmax").stdout == TASKS["softmax"].template()
     for arguments, what in {
         "template rust": "expected a Python file that defines a task, or one of sum, transpose",
-        "check mine.cu": "expected --task for a CUDA file: one of sum, transpose",
-        "check none.cu --task sum": "there is no file none.cu",
+        "check mine.cu": "expected --task for a CUDA file: sum, transpose",
+        "check none.cu --task sum": "got none.cu, which does not exist",
         "check mine.cu --task nothing": "expected a Python file that defines a task, or one of sum, trans",
         "check mine.cu --suite": "are for functions in Python",
         "check mine.py --task sum": "are for CUDA files",
