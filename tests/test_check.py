@@ -265,7 +265,7 @@ def test_the_report_as_text():
         ("", "Missing argument 'FILE_OR_MODULE'"),
         ("nowhere.py", "got nowhere.py, which does not exist"),
         ("./setup.cfg", "got ./setup.cfg, which does not exist"),
-        ("tests/. --stage forward_stats", "got no.cu, which does not exist"),
+        ("tests/. --stage forward_stats", "which does not exist"),
         (f"{__file__} --stage forwards", "expected stages among"),
         ("json", "expected json to define forward_stats, forward_apply, backward_stats and backward_apply"),
     ],

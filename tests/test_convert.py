@@ -307,7 +307,10 @@ SHARED = SyncBatchNorm(4)
     [
         (lambda layer, **_: None, f"{NO_LAYER}NoneType"),
         (lambda layer, **_: type(layer), f"{NO_LAYER}type"),
-        (lambda *_, **__: nn.Sequential(SyncBatchNorm(4), nn.ReLU()), rf"{NO_LAYER}Sequential that has \['0', '1'\]"),
+        (
+            lambda *_, **__: nn.Sequential(SyncBatchNorm(4), nn.ReLU()),
+            rf"{NO_LAYER}Sequential that also has \['0', '1'\]",
+        ),
         (lambda layer, **_: SHARED, "a new module for each layer, got one module for several"),
     ],
 )

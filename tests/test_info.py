@@ -25,7 +25,7 @@ def test_as_a_table(monkeypatch):
     for part in ("PyTorch", "device cpu", "gloo", "impl='reference'", "runs on cpu", "build cache", "default on"):
         assert part in run.stdout
     assert "not on cpu:" in run.stdout, "the kernels without simulation"
-    assert "the implementation where `impl` is not given" in " ".join(run.stdout.split())
+    assert "the default implementation, used when `impl` is not given" in " ".join(run.stdout.split())
     monkeypatch.setenv("SBNREF_IMPL", "gpu")
     assert "got 'gpu'" in " ".join(cli("info").stdout.split())
 
@@ -42,7 +42,7 @@ def test_flags_have_words_for_no(value, on, monkeypatch):
 @pytest.mark.parametrize("command", [["info", "--shape"], ["lab", "traffic", "--"]])
 def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
     monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets it
-    said = "expected a shape of at least 2 dimensions N,C,*, of which only N may be 0, such as 4,8,16,16, got"
+    said = "expected a shape N,C,* such as 4,8,16,16, where only N may be 0, got"
     assert refused(*command, shape) == f"sbnref: {said} {shape!r}"
 
 
