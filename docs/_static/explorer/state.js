@@ -13,7 +13,7 @@
  *
  * @typedef {object} Preset
  * @property {string} name
- * @property {string} note What to notice.
+ * @property {string} note The point of the case.
  * @property {Rank[]} ranks
  */
 
@@ -34,13 +34,13 @@ export const PRESETS = [
     name: "One empty rank",
     note:
       "Rank 3 has no samples. Mode 'default' still divides by the number of all ranks, which pulls the mean towards " +
-      "zero, away from the data, and changes the variance too. The other two modes divide by what is there.",
+      "zero, away from the data, and changes the variance too. The other two modes count only ranks with data.",
     ranks: [rank(4, 8, 8, 4, 1), rank(4, 8, 8, 5, 1), rank(4, 8, 8, 6, 1), rank(0, 8, 8, 5, 1)],
   },
   {
     name: "Equal batches",
     note:
-      "Every rank has the same number of elements, so every mode weighs them as they should be: all agree. " +
+      "Every rank has the same number of elements, so every mode gives them the right weights: all agree. " +
       "Now set one batch size to 0.",
     ranks: [rank(4, 8, 8, 0, 1), rank(4, 8, 8, 1, 1), rank(4, 8, 8, 2, 1), rank(4, 8, 8, 5, 1)],
   },
@@ -54,14 +54,14 @@ export const PRESETS = [
   {
     name: "Ragged batches",
     note:
-      "The last batch of an epoch is split unevenly. Mode 'default' gives the smallest rank as much to say as the " +
-      "largest; with one spatial size for all, mode 'N' weighs them correctly.",
+      "The last batch of an epoch is split unevenly. Mode 'default' gives the smallest rank the same weight as the " +
+      "largest. All samples have one spatial size, so mode 'N' is right.",
     ranks: [rank(12, 8, 8, 1, 1), rank(6, 8, 8, 2, 1), rank(3, 8, 8, 4, 1), rank(1, 8, 8, 8, 1)],
   },
   {
     name: "Unequal spatial sizes",
     note:
-      "Images of several sizes: a sample of a large image brings more elements. Mode 'N' counts samples, so it is " +
+      "Images have several sizes, and a large image has more elements. Mode 'N' counts samples, so it is " +
       "wrong as well; only mode 'exact' counts elements.",
     ranks: [rank(2, 32, 32, 1, 1), rank(3, 16, 16, 3, 1), rank(4, 8, 8, 6, 1)],
   },
@@ -75,8 +75,7 @@ export const PRESETS = [
   {
     name: "All empty",
     note:
-      "Nobody has data. There is nothing to be right about: the outputs are empty, and the running statistics stay " +
-      "as they are.",
+      "No rank has data. The outputs are empty, and the running statistics stay as they are.",
     ranks: [rank(0, 8, 8, 0, 1), rank(0, 8, 8, 0, 1), rank(0, 8, 8, 0, 1)],
   },
 ];
