@@ -85,7 +85,7 @@ def test_where_it_runs(monkeypatch):
 
 
 MISSING = {  # the library, what takes the thing away, and what is said
-    "compiler": (SIMULATION, ("setenv", "CXX", "no-such"), r"there is no 'no-such' on the PATH; install g\+\+"),
+    "compiler": (SIMULATION, ("setenv", "CXX", "no-such"), r"'no-such' is not on the PATH; install g\+\+"),
     "pybind11": (
         SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
     "sources": (

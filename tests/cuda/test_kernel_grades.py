@@ -281,7 +281,7 @@ def test_kernels_that_are_stopped_on_some_inputs_are_not_right(tmp_path):
 
 def test_a_missing_compiler_is_not_the_students_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match="takes a C\\+\\+ compiler, and 'no-such-compiler' cannot be run"):
+    with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler, but 'no-such-compiler' cannot be run"):
         graded(tmp_path, FORMULA)
 
 
