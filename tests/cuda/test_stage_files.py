@@ -131,7 +131,7 @@ def test_what_a_file_does_not_take_is_refused_in_a_sentence(tmp_path):
     for arguments, what in {
         (str(RIGHT), "--dtype", "bfloat16"): "expected input in torch.float32 for",
         (str(none),): "to define forward_stats, forward_apply, backward_stats or backward_apply, found none",
-        ("no.cu",): "got no.cu, which does not exist",
+        ("no.cu",): "no.cu, which does not exist",
         (str(broken),): "compiling failed",
     }.items():
         assert what in refused("compare", "--ranks", 1, "--impl", "reference", "--impl", *arguments)
