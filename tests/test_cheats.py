@@ -368,7 +368,7 @@ def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, what, tmp_path):
     (stage,) = graded(tmp_path, text, forbid=[name]).stages
     assert stage.status == "failed"
     assert f"{name} may not be {what} by code that is graded" in stage.failure["what"]
-    with pytest.raises(ValueError, match=r"there is no torch\.no_such_thing"):
+    with pytest.raises(ValueError, match=r"to forbid, got torch\.no_such_thing"):
         graded(tmp_path, text, forbid=["torch.no_such_thing"])
 
 

@@ -86,7 +86,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     assert ": Not a directory; set TORCH_EXTENSIONS_DIR to another folder" in ran.stderr
 
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
-    assert "there is no 'c++' on the PATH; install g++" in run(*build, code=2, **here, PATH="/nonexistent").stderr
+    assert "'c++' is not on the PATH; install g++" in run(*build, code=2, **here, PATH="/nonexistent").stderr
     ran = run(*build, code=2, **here, SBNREF_CPU_FLAGS="-fno-such-flag")
     assert "its kernels for CPU tensors: compiling failed:\n" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
@@ -96,7 +96,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
 
 
 def test_libraries_and_devices_are_named():
-    assert refused("build", "gpu") == "sbnref: expected libraries of ('cpu', 'cuda', 'simulation'), got ['gpu']"
+    assert refused("build", "gpu") == "sbnref: expected libraries among ('cpu', 'cuda', 'simulation'), got ['gpu']"
     assert cpu.why_not(torch.device("meta")) == cpu.why_not_yet(torch.device("meta")) == "the kernels need CPU tensors"
 
 
