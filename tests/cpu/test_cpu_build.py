@@ -91,7 +91,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     assert "its kernels for CPU tensors: compiling failed:\n" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
-    assert "there is no 'c++' on the PATH" in told["impls"]["cpu"]["cpu"]
+    assert "'c++' is not on the PATH" in told["impls"]["cpu"]["cpu"]
     assert told["chosen"]["cpu"] == "reference"
 
 
