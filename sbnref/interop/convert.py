@@ -98,7 +98,7 @@ def conversions(
     """List what :func:`sbnref.convert_sync_batchnorm` would do to each batch norm in ``module``, and change nothing.
 
     Returns:
-        By the path of each layer: the new layer, or the reason why the layer would stay or raise an error.
+        The new layer by the path of each layer, or the reason why the layer would stay or raise an error.
     """
     conversion, found = _to_synchronized(group, stats_mode, impl, frozen), {}
     for path, layer in module.named_modules():

@@ -150,7 +150,7 @@ def _wide(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_task(name: str) -> Task:
-    """Return one of :data:`TASKS`, or the task that a Python file defines.
+    """Return one of ``TASKS``, or the task that a Python file defines.
 
     Raises:
         ValueError: the name is unknown, or the file defines no task.

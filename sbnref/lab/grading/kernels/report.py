@@ -51,7 +51,7 @@ class KernelGrade(GradeReport):
     """The result of :func:`sbnref.lab.grading.kernels.check.check_kernels`. Printing it shows the report."""
 
     target: str  #: the file
-    parts: list[Part]  #: the parts graded: ``legal``, ``right``, ``efficient``
+    parts: list[Part]  #: the graded parts, of ``legal``, ``right`` and ``efficient``
     seed: int  #: of the inputs
     unconfined: str | None  #: why the process of the kernels was not confined, or None
 
