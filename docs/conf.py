@@ -43,6 +43,7 @@ html_theme = "furo"
 html_title = "sbnref"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("figures.js", {"defer": "defer"})]
 templates_path = ["_templates"]
 exclude_patterns = [
     "_build",

@@ -59,17 +59,23 @@ def test_the_toggle_changes_the_theme_and_it_lasts(browser):
     browser.run("localStorage.clear()")
 
 
-def test_dark_is_followed_when_the_system_asks_and_reports_and_figures_keep_a_white_card(browser):
+def test_dark_is_followed_when_the_system_asks(browser):
     browser.open("index.html")
     page = "return getComputedStyle(document.body).backgroundColor"
     light = browser.run(page)
     browser.prefer("dark")
     assert browser.run(page) != light
     browser.open("learn/06_find_the_bug.html")
-    background = "return getComputedStyle(document.querySelector('.output_html pre')).backgroundColor"
-    assert browser.run(background) == "rgb(255, 255, 255)"
-    browser.open("learn/01_why_synchronize.html")
-    assert browser.run(background.replace(".output_html pre", "article img")) == "rgb(255, 255, 255)"
+    style = "return getComputedStyle(document.querySelector('{}')).{}"
+    assert browser.run(style.format(".output_html pre", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert "invert" in browser.run(style.format("article img", "filter"))
+
+
+def test_a_figure_comes_before_its_code_which_is_folded(browser):
+    browser.open("learn/03_when_a_rank_is_empty.html")
+    folded = "document.querySelectorAll('img + details:not([open]) > .highlight-Python')"
+    browser.wait(f"{folded}.length === 2")
+    assert browser.run(f"return {folded}[0].textContent.includes('plt.subplots')")
 
 
 def test_a_phone_gets_the_menu(browser):
