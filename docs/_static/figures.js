@@ -7,3 +7,10 @@ for (const code of document.querySelectorAll("div.highlight-Python:has(+ img)"))
   code.nextElementSibling.after(folded);
   folded.append(summary, code);
 }
+// On a phone a figure keeps the size of its text, and scrolls.
+for (const image of document.querySelectorAll("article img:not(.sphx-glr-thumbcontainer *)")) {
+  const box = document.createElement("div");
+  box.className = "figure";
+  image.before(box);
+  box.append(image);
+}

@@ -73,7 +73,7 @@ def test_dark_is_followed_when_the_system_asks(browser):
 
 def test_a_figure_comes_before_its_code_which_is_folded(browser):
     browser.open("learn/03_when_a_rank_is_empty.html")
-    folded = "document.querySelectorAll('img + details:not([open]) > .highlight-Python')"
+    folded = "document.querySelectorAll('.figure + details:not([open]) > .highlight-Python')"
     browser.wait(f"{folded}.length === 2")
     assert browser.run(f"return {folded}[0].textContent.includes('plt.subplots')")
 
