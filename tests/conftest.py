@@ -1,4 +1,4 @@
-"""What tests share: ranks, a world of each size started once, on first use; and lines for the summary at the end."""
+"""Shared fixtures: pools of ranks, each started on first use, and lines for the summary after the tests."""
 
 import re
 import subprocess
@@ -16,8 +16,8 @@ from benchmarks.results import Results
 from sbnref import impls
 from sbnref.interop import convert
 
-sys.path.append(str(Path(__file__).parents[1] / "tutorials"))  # for its kernels
-TIMEOUT = 300  # seconds for what ranks do in one call, compiling included
+sys.path.append(str(Path(__file__).parents[1] / "tutorials"))  # for the tutorials' kernels
+TIMEOUT = 300  # seconds for one call on ranks, compiling included
 
 _summary: list[str] = []
 _recorded: list[dict[str, Any]] = []
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out of the quick run the files that are slow as a whole: it lacks packages that they import."""
+    """Skip wholly slow files in the quick run, which lacks packages that they import."""
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     return bool(re.search(r"^pytestmark = .*pytest\.mark\.slow", collection_path.read_text(), re.MULTILINE)) or None
@@ -58,7 +58,7 @@ def _forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pools(start: Callable[[sbnref.Ranks], None]) -> Iterator[Callable[[int], sbnref.Ranks]]:
-    """Yield a function that returns the pool of so many ranks; ``start`` runs once on each pool."""
+    """Yield a function from a number of ranks to their pool; ``start`` runs once on each pool."""
     started: dict[int, sbnref.Ranks] = {}
     with ExitStack() as stack:
 
@@ -73,7 +73,7 @@ def pools(start: Callable[[sbnref.Ranks], None]) -> Iterator[Callable[[int], sbn
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[Callable[[int], sbnref.Ranks]]:
-    """``world(4)`` is a pool of four ranks."""
+    """Return pools of ranks: ``world(4)`` has four."""
     yield from pools(lambda ranks: None)
 
 
@@ -81,7 +81,7 @@ def start_simulation(ranks: sbnref.Ranks) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SBNREF_CUDASIM", "1")
         environment.setenv("SBNREF_IMPL", "cuda")
-        load = "from sbnref.impls import cuda; cuda.simulation()"  # before the ranks' time runs
+        load = "from sbnref.impls import cuda; cuda.simulation()"  # before the ranks' timeout starts
         subprocess.run((sys.executable, "-c", load), check=True)
         chosen = ranks.run(sbnref.impls.choose_impl, None, torch.device("cpu"))
     assert {impl.__name__ for impl in chosen} == {"sbnref.impls.cuda"}
@@ -89,13 +89,13 @@ def start_simulation(ranks: sbnref.Ranks) -> None:
 
 @pytest.fixture(scope="session")
 def simulated() -> Iterator[Callable[[int], sbnref.Ranks]]:
-    """``simulated(2)`` is a pool of two ranks whose layers run the simulated kernels where none other are asked for."""
+    """Return pools of ranks, such as ``simulated(2)``, whose default kernels are the simulated ones."""
     yield from pools(start_simulation)
 
 
 @pytest.fixture
 def record() -> Callable[..., None]:
-    """``record(fault="a rank hangs", seconds=8.1)`` keeps a row for ``--record``."""
+    """Return a function that keeps a row for ``--record``: ``record(fault="a rank hangs", seconds=8.1)``."""
     return lambda **row: _recorded.append(row)
 
 
@@ -107,7 +107,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def summary() -> list[str]:
-    """Lines appended here are printed after the tests."""
+    """Return a list whose lines are printed after the tests."""
     return _summary
 
 

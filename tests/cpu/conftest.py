@@ -1,4 +1,4 @@
-"""The native kernels, loaded."""
+"""Load the native kernels before the tests."""
 
 import pytest
 import torch
@@ -8,4 +8,4 @@ from sbnref.impls import cpu
 
 @pytest.fixture(scope="session", autouse=True)
 def library() -> None:
-    assert cpu.why_not(torch.device("cpu")) is None  # builds it, before the ranks' time runs
+    assert cpu.why_not(torch.device("cpu")) is None  # builds the kernels before the ranks' timeout starts

@@ -1,5 +1,5 @@
-// The kernels on threads that ThreadSanitizer knows: PyTorch's are OpenMP's, whose barriers it does not see. Prints
-// nothing and returns 0 where any number of threads gives the same bits.
+// Run the kernels on threads that ThreadSanitizer tracks: it does not see the barriers of OpenMP, which PyTorch uses.
+// Print nothing and return 0 if the results are bitwise equal for every number of threads.
 #include <cstdio>
 #include <random>
 #include <thread>
@@ -24,7 +24,7 @@ void in_parallel(int64_t count, int64_t, const std::function<void(int64_t, int64
 }
 }  // namespace sbnref::cpu
 
-// Memory from the start of a cache line, as a tensor's is.
+// Memory aligned to a cache line, like the memory of a tensor.
 struct Memory {
     explicit Memory(int64_t size) : size(size), bytes(size + 64) {
         std::mt19937 random(0);

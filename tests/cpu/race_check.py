@@ -1,4 +1,4 @@
-"""The kernels on threads that ThreadSanitizer knows: what ``make test-sanitized`` runs besides the tests."""
+"""Run the kernels on threads that ThreadSanitizer tracks; ``make test-sanitized`` calls this script."""
 
 import os
 import shlex
@@ -19,6 +19,6 @@ def test_no_two_threads_touch_the_same_place(tmp_path):
     flags = ["-std=c++20", *CPU.flags, "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{CSRC}"]
     source = str(Path(__file__).with_name("race.cpp"))
     subprocess.run([*compiler, *flags, *includes, source, *stages, "-o", str(program)], check=True)
-    fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # older ones fail where addresses are random
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # older sanitizers fail with randomized addresses
     ran = subprocess.run([*fixed, str(program)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""When the kernels for CPU tensors are built, by whom they are taken, and what is said where they cannot be."""
+"""The native CPU kernels: when they are built, when layers choose them, and the error if a build fails."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SBNREF = (sys.executable, "-c", "from sbnref.cli import app; app()")
 
 
 def run(*command: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
-    """A command that builds without optimizing, which takes a third of the time."""
+    """Run a command whose builds do not optimize, in a third of the time."""
     here = {name: value for name, value in os.environ.items() if name not in ("SBNREF_IMPL", "SBNREF_CUDASIM", "CXX")}
     environment = {**here, "SBNREF_CPU_FLAGS": "-O0", "COLUMNS": "200", **environment}
     return process(*command, code=code, env=environment)
@@ -46,7 +46,7 @@ def killed_build(folder: Path) -> None:
         assert building.poll() is None
         time.sleep(0.1)
     for pid in [building.pid, *(int(path.name) for path in Path("/proc").glob("[0-9]*"))]:
-        with suppress(OSError):  # compilers that go on would write into the next build
+        with suppress(OSError):  # surviving compilers would write into the next build
             if os.getsid(pid) == building.pid:
                 os.kill(pid, signal.SIGKILL)
     building.communicate()
@@ -71,7 +71,7 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
     assert told["libraries"] == {"cpu": str(library), "cuda": None, "simulation": None}
     assert "building" not in run(*SBNREF, "build", "cpu", **here).stderr
 
-    # What is built needs no compiler, and no folder that can be written to.
+    # A built library needs neither a compiler nor a writable folder.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert chosen(**here, PATH="/nonexistent") == "sbnref.impls.cpu"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -119,7 +119,7 @@ print(torch.ops.sbnref_cpu.build_info()[1], digest.hexdigest())
 
 
 def test_the_same_bits_with_other_instructions_and_compilers():
-    """PyTorch can be told to do without what this machine has, and the library is then compiled without it, too."""
+    """The library is compiled for PyTorch's CPU capability, which ATEN_CPU_CAPABILITY can lower."""
     mine = torch.backends.cpu.get_cpu_capability().lower()
     others = [{"ATEN_CPU_CAPABILITY": name} for name in (*(["avx2"] if mine == "avx512" else []), "default")]
     others += [{"CXX": name} for name in ("g++", "clang++") if shutil.which(name)]

@@ -1,4 +1,4 @@
-"""Every rung of the tutorials' ladder for CPUs: it is right, whatever the threads and wherever the tensors lie."""
+"""The tutorials' CPU ladder: every rung is right for any number of threads and any alignment of the tensors."""
 
 import platform
 import re
@@ -55,13 +55,13 @@ def error(rung: str, x: torch.Tensor) -> float:
 
 
 def bits(rung: str, x: torch.Tensor, **how) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the statistics: float64 shows another order of additions where float32 seldom does."""
+    """Return y and the float64 statistics, which expose a changed order of additions better than float32."""
     statistics = torch.empty(2, x.shape[1], dtype=torch.float64)
     return cpu_ladder.run(rung, x, statistics=statistics, **how), statistics
 
 
 def room(shape: tuple[int, ...], offset: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tensor that begins so many elements after the start of a cache line, and the memory around it."""
+    """Return a tensor that starts ``offset`` elements into a cache line, and the memory around it."""
     size = torch.Size(shape).numel()
     memory = torch.full((size + 64,), 7.0)
     start = -memory.data_ptr() // 4 % 16 + offset
@@ -123,7 +123,7 @@ def test_an_empty_tensor_and_a_nan_that_stays_in_its_channel(rung):
 def test_blocks_keep_digits_at_a_large_mean_whatever_the_first_element_is(rung):
     x = tensor((16, 3, 28, 28), mean=1e3)
     assert error(rung, x) < 5e-6
-    assert error(rung, x) < error("2 one pass", x) / 4  # a mean in float32 is off by up to 3e-5
+    assert error(rung, x) < error("2 one pass", x) / 4  # a float32 mean is off by up to 3e-5
     x[0, :, 0, 0] = 0
     assert error(rung, x) < 1e-3
     assert error("2 one pass", x) > 0.1
@@ -175,12 +175,12 @@ def test_freed_memory_is_kept_while_times_are_taken():
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(3):
-            torch.empty(16 << 20).fill_(1)  # 64 MiB: more than glibc would keep
+            torch.empty(16 << 20).fill_(1)  # 64 MiB: glibc frees a block of this size
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert faults() > 3 * (64 << 20) / 4096 / 600  # pages may be of 2 MiB
     with cpu_ladder.kept_memory():
-        assert min(faults() for _ in range(10)) < 100  # the first ones find the heap too small
+        assert min(faults() for _ in range(10)) < 100  # the heap still grows in the first calls
     assert faults() > 3 * (64 << 20) / 4096 / 600
 
 

@@ -1,4 +1,4 @@
-"""The native kernels beside their twins in plain PyTorch."""
+"""The native kernels compared with the plain PyTorch stages."""
 
 import itertools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def test_stages(check, arguments):
 
 
 def test_an_input_that_is_not_dense_is_copied_once():
-    """The copy serves the backward pass too."""
+    """The backward pass uses the forward pass's copy."""
     x = torch.randn(4, 6, 8, 8)[..., ::2].requires_grad_()
     y = SyncBatchNorm(6, impl="cpu")(x)
     kept = y.grad_fn.saved_tensors[0]
@@ -40,7 +40,7 @@ def compare(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: t
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_length_of_a_row_and_every_number_of_channels(dtype):
-    """Whatever remains after the last whole lanes, at every offset from their boundaries."""
+    """Test every remainder after the last full vector, at every offset from a vector boundary."""
     for length, layout in itertools.product(range(1, 41), LAYOUTS[:3]):
         for shape in ((3, 5, length), (4, length, 3), (7, length)):
             compare(shape, layout, dtype)
@@ -56,7 +56,7 @@ def test_many_blocks(dtype):
 
 
 def step(x: Tensor, dy: Tensor) -> list[Tensor]:
-    """What the four stages give, each fed with what the one before gave."""
+    """Return the results of the four stages, each run on the results of the stage before."""
     total = cpu.forward_stats(x, 1)
     y, saved = cpu.forward_apply(x, total, 1, None, None, 1e-5, None, None)
     sums = cpu.backward_stats(dy, x, saved)
@@ -76,7 +76,7 @@ def test_the_same_bits_for_any_number_of_threads(request):
 
 
 def test_a_block_looks_again_where_its_first_elements_mislead():
-    """However far the first elements are from the others, the variance is right."""
+    """The variance is right even if the first elements are far from the others."""
     for shape, layout in itertools.product([(2, 3, 9000), (40, 3, 64), (9000, 3), (2000, 600)], LAYOUTS[:2]):
         x = checks.tensor(shape, torch.float32)
         place = (slice(None), slice(None), slice(0, 64)) if len(shape) == 3 else slice(0, 16)
@@ -87,9 +87,9 @@ def test_a_block_looks_again_where_its_first_elements_mislead():
 
 
 def test_streamed_outputs():
-    """An output larger than the last-level cache, whose rows are no whole cache lines, equals that of its quarters.
+    """An output larger than the last-level cache, with rows of partial cache lines, equals its quarters' outputs.
 
-    With the input these are half as large as the cache, and not streamed.
+    A quarter's input and output fill half the cache, so the quarters are not streamed.
     """
     size = torch.ops.sbnref_cpu.build_info()[2]
     for inner, layout in ((293, torch.Tensor.contiguous), (37, checks.channels_last)):
@@ -108,7 +108,7 @@ def test_streamed_outputs():
 
 
 def test_non_finite_parameters_stay_so():
-    """A NaN of all ones, which rounding to bfloat16 must not carry over into a number."""
+    """Rounding a NaN whose bits are all ones to bfloat16 must not overflow into a number."""
     x = checks.tensor((4, 3, 40), torch.bfloat16)
     gamma = torch.tensor([-1, 0, 0], dtype=torch.int32).view(torch.float32)
     y, _ = cpu.forward_apply(x, reference.forward_stats(x, 1), 1, gamma, None, 1e-5, None, None)
@@ -117,7 +117,7 @@ def test_non_finite_parameters_stay_so():
 
 
 def test_rounding_to_halves_is_pytorchs():
-    """Every bit pattern below 100 keeps its value, and what lies between two is rounded as PyTorch does."""
+    """Every value below 100 in magnitude is kept, and values in between are rounded as PyTorch rounds them."""
     for dtype in (torch.float16, torch.bfloat16):
         bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
         x = bits.view(dtype).view(1, 1, -1).expand(1, 2, -1).contiguous()

@@ -1,4 +1,4 @@
-"""The kernels, simulated or interpreted in a process of their own; and the headers that compiling them takes."""
+"""Fixtures: the kernels, simulated or interpreted in a separate process, and the headers to compile them."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ from sbnref.impls.build import CSRC
 
 @pytest.fixture(scope="session")
 def simulation(simulated) -> Callable:
-    """``simulation(function, *args)`` runs a function where ``impl='cuda'`` takes CPU tensors."""
+    """Return ``simulation(function, *args)``: run a function in a process where ``impl='cuda'`` accepts CPU tensors."""
     return lambda function, *args: simulated(1).run(function, *args)[0]
 
 
 @pytest.fixture(scope="session")
 def includes(tmp_path_factory) -> list[str]:
-    """Where the headers are. PyTorch without CUDA lacks one that is generated when it is built; a stand-in serves."""
+    """Return include folders. PyTorch without CUDA lacks a header that its build generates: make a stand-in."""
     stand_in = tmp_path_factory.mktemp("include")
     header = Path("c10/cuda/impl/cuda_cmake_macros.h")
     folders = [*include_paths(), sysconfig.get_paths()["include"]]
@@ -35,7 +35,7 @@ def includes(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def interpreted(tmp_path_factory, includes) -> Iterator[Callable]:
-    """``interpreted(function, *args)`` runs a function where ``impl='cuda'`` interprets the kernels' PTX."""
+    """Return ``interpreted(function, *args)``: run a function where ``impl='cuda'`` interprets the kernels' PTX."""
     folder = tmp_path_factory.mktemp("ptx")
     compile_all(folder, includes)
     with pytest.MonkeyPatch.context() as environment, sbnref.Ranks(1, timeout=300) as ranks:

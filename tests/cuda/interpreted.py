@@ -1,7 +1,7 @@
-"""The kernels as nvcc compiles them, interpreted: in a process of their own, as the simulation.
+"""Interpret the kernels as nvcc compiles them, in a separate process, like the simulation.
 
-What the operators call is the host's half of nvcc's output, with ``runtime.cpp`` in place of the CUDA runtime; what it
-launches is looked up in the PTX of the same compilation and run by :mod:`ptx`.
+The operators call the host half of nvcc's output, with ``runtime.cpp`` in place of the CUDA runtime. :mod:`ptx` runs
+each launched kernel from the PTX of that compilation.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ LAUNCHER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, *SIZES, ctypes.POI
 
 
 def compile_all(folder: Path, includes: list[str]) -> None:
-    """Leave the PTX of every source, and the library of the hosts' halves, in a folder."""
+    """Write the PTX of every source, and the library of their host halves, to a folder."""
     target = f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"
 
     def kernel(source: str) -> None:
         stem = Path(source).stem
-        (folder / stem).mkdir()  # files in between have the same names for all sources
+        (folder / stem).mkdir()  # intermediate files have the same names for all sources
         keep = ["--keep", "--keep-dir", str(folder / stem), "-Xcompiler=-fPIC"]
         compiled(["nvcc", *FLAGS, target, *keep, *includes, "-c", str(CSRC / source), "-o", str(folder / f"{stem}.o")])
         (folder / stem / f"{stem}.ptx").rename(folder / f"{stem}.ptx")
@@ -51,7 +51,7 @@ def compile_all(folder: Path, includes: list[str]) -> None:
 
 @dataclass
 class Gpu:
-    """What launches come to, in the process that has loaded the library."""
+    """Run the launches of the process that loaded the library."""
 
     folder: Path
     library: ctypes.CDLL
@@ -60,13 +60,13 @@ class Gpu:
     launches: list[tuple[str, int, int]] = field(default_factory=list)  # kernel, blocks and threads
 
     def read(self, edit: Callable[[str], str] = lambda text: text) -> None:
-        """Take the PTX as it was compiled, or with a change."""
+        """Load the compiled PTX, edited by ``edit``."""
         self.kernels = {}
         for source in CUDA_SOURCES:
             self.kernels |= ptx.parse(edit((self.folder / source).with_suffix(".ptx").read_text()))
 
     def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> int:
-        """Returns where it says what went wrong, or nothing."""
+        """Return the address of an error message, or 0."""
         self.said = ctypes.create_string_buffer(self._launch(name, blocks, threads, shared_bytes, arguments))
         return ctypes.addressof(self.said)
 
@@ -101,12 +101,12 @@ def gpu() -> Gpu:
 
 
 def load(folder: Path) -> None:
-    """Have this process interpret the kernels' PTX from now on."""
+    """Make this process interpret the kernels' PTX from now on."""
     global _gpu
-    library = ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # before the simulation, which it stands in for
+    library = ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # before the simulation, whose symbols it replaces
     library.known_memory.restype = ctypes.c_size_t
     _gpu = Gpu(folder, library)
-    _gpu.launcher = LAUNCHER(_gpu.launch)  # type: ignore[attr-defined] # kept from being collected
+    _gpu.launcher = LAUNCHER(_gpu.launch)  # type: ignore[attr-defined] # protect it from garbage collection
     library.launch_with(_gpu.launcher)  # type: ignore[attr-defined]
     assert cuda.why_not(torch.device("cpu")) is None
     _gpu.read()

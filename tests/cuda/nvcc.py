@@ -1,4 +1,4 @@
-"""What compiling with nvcc takes, without a GPU and with a PyTorch that was built without CUDA."""
+"""Compile with nvcc, without a GPU and with a PyTorch built without CUDA."""
 
 import re
 import shutil
@@ -15,13 +15,13 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="skipped: t
 
 
 def cuda_includes() -> list[str]:
-    """Where the headers of nvcc's CUDA are, for the host's compiler."""
+    """Return the include options that give the host compiler the headers of nvcc's CUDA."""
     said = process(Path(shutil.which("nvcc") or "").resolve(), "--dryrun", "-x", "cu", "/dev/null").stderr
     folders = set(re.findall(r'"-I(\S+?)"', said))
     return [argument for folder in sorted(folders) for argument in ("-isystem", folder)]
 
 
 def compiled(command: list[str]) -> str:
-    """Return what the compiler says, and expect it to succeed."""
+    """Run the compiler, expect success, and return its output."""
     run = process(*command)
     return run.stdout + run.stderr

@@ -1,12 +1,12 @@
-"""An interpreter of PTX, the code that nvcc hands to the GPU's assembler: of the instructions that the kernels use.
+"""Interpret PTX, nvcc's input to the GPU assembler; only the instructions that the kernels use are supported.
 
 A launch runs its blocks one after another. The threads of a block are lanes of numpy arrays, one array per register.
-Lanes at the same instruction run together; where they branch apart, those furthest behind in the text run first. At a
+Lanes at the same instruction run together; after a branch, the lanes furthest behind in the text run first. At a
 barrier or a shuffle, lanes wait for the others.
 
-Arithmetic is that of the type, rounded once per instruction. An approximate division is rounded correctly, which is one
-of the answers that a GPU may give. An unknown instruction, and every access outside the known memory, is an error that
-names the kernel, the line and the instruction.
+Arithmetic is done in the instruction's type and rounded once per instruction. An approximate division is rounded
+correctly, which is one of the results that a GPU may return. An unknown instruction or an access outside the known
+memory is an error that names the kernel, the line and the instruction.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from functools import cached_property
 import numpy as np
 
 WARP = 32
-SHARED, PARAMETERS = 1 << 60, 1 << 61  # where these spaces lie among all addresses
+SHARED, PARAMETERS = 1 << 60, 1 << 61  # base addresses of these spaces
 SPACES = {"global": 0, "shared": SHARED, "param": PARAMETERS}
 TYPES = {f"{kind}{8 * n}": np.dtype(f"{code}{n}") for kind, code in ("uu", "si", "bu") for n in (1, 2, 4, 8)}
 TYPES |= {"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"), "pred": np.dtype(bool)}
-TYPES |= {"bf16": np.dtype("u2")}  # numpy has none: its bits
+TYPES |= {"bf16": np.dtype("u2")}  # numpy has no bfloat16: the bits
 
 _COMMENT = re.compile(r"//[^\n]*")
 _VARIABLE = r"\.%s\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?"
@@ -33,7 +33,7 @@ _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 
 
 class PtxError(RuntimeError):
-    """The program does what a GPU would not survive, or something that is not understood."""
+    """Raised for a fault that would stop a GPU, or for an unsupported instruction."""
 
 
 def parse(text: str) -> dict[str, Kernel]:
@@ -81,13 +81,13 @@ class Kernel:
     """One entry of a program.
 
     Attributes:
-        parameters: offset and size of each.
-        registers: the type of each kind, such as ``%rd``.
+        parameters: offset and size of each parameter.
+        registers: the type of each kind of register, such as ``%rd``.
         shared: offset of each shared array.
-        shared_size: without what is dynamic.
-        runs: instructions that follow each other. One at which lanes wait stands alone; a branch ends a run.
-        labels: the run that each stands before.
-        fences: that threads have executed so far.
+        shared_size: bytes, without dynamic shared memory.
+        runs: sequences of instructions. An instruction at which lanes wait is a run; a branch ends a run.
+        labels: the run after each label.
+        fences: number executed so far by all threads.
     """
 
     def __init__(self, name: str, header: str, body: str, line: int, dynamic_shared: str | None) -> None:
@@ -102,7 +102,7 @@ class Kernel:
 
     @cached_property
     def _code(self) -> tuple[list[list[Instruction]], dict[str, int]]:
-        def renamed(scope: re.Match[str]) -> str:  # registers of its own, whose names may stand outside of it too
+        def renamed(scope: re.Match[str]) -> str:  # a scope's registers may share names with outer ones
             own = set(re.findall(r"\.reg\s+\.\w+\s+(%\w+)", scope[1]))
             return re.sub(r"%\w+", lambda name: f"{name[0]}@{scope.start()}" if name[0] in own else name[0], scope[1])
 
@@ -133,13 +133,13 @@ class Kernel:
     def launch(
         self, blocks: int, threads: int, shared_bytes: int, arguments: bytes, memory: dict[int, np.ndarray], fused: bool
     ) -> None:
-        """Run the kernel. A :class:`PtxError` names the kernel, the line and the instruction that fails.
+        """Run the kernel; on failure, raise a :class:`PtxError` that names the kernel, the line and the instruction.
 
         Args:
             shared_bytes: of dynamic shared memory.
-            arguments: the parameters, laid out as :attr:`parameters` says.
-            memory: what the kernel may touch, arrays of uint8 by their address.
-            fused: whether a fused multiply-add is rounded once, as it should be, or after the product as well.
+            arguments: the parameters, laid out as in :attr:`parameters`.
+            memory: the accessible memory, arrays of uint8 by address.
+            fused: round a fused multiply-add once, as a GPU does; otherwise also round its product.
         """
         if threads % WARP:
             raise PtxError(f"{self.name}: expected whole warps of {WARP} threads, got {threads} threads")
@@ -160,7 +160,7 @@ class Memory:
         self._ends = self._starts + np.array([len(piece) for piece in self._pieces], np.uint64)
 
     def _access(self, addresses: np.ndarray, dtype: np.dtype, count: int) -> Iterator[tuple]:
-        """Yield which addresses lie in a piece, its words, and the first word at each of them."""
+        """Yield, for each piece, a mask of the addresses in it, its words, and the first word of each address."""
         size = np.uint64(dtype.itemsize * count)
         found = np.searchsorted(self._starts, addresses, "right") - 1
         outside = (found < 0) | (addresses + size > self._ends[found])
@@ -185,9 +185,9 @@ class Memory:
                 words[at + k] = value[which]
 
 
-Step = Callable[[np.ndarray], object]  # what an instruction does to the lanes that are active
+Step = Callable[[np.ndarray], object]  # runs an instruction on the active lanes
 
-COMPUTED: dict[str, Callable[..., np.ndarray]] = {  # by opcode, without its type and ".rn"
+COMPUTED: dict[str, Callable[..., np.ndarray]] = {  # by opcode without type and ".rn"
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "mul.lo": np.multiply, "neg": np.negative},
     **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert},
     **{"min": np.fmin, "max": np.fmax, "abs": np.abs, "rem": np.fmod, "sqrt": np.sqrt, "mov": np.asarray},
@@ -205,9 +205,9 @@ COMPARISONS: dict[str, Callable[..., np.ndarray]] = {  # with a "u": true of NaN
 
 
 class Block:
-    """The threads of a block, for one block after another of a launch.
+    """The threads of a block; a launch reuses them for one block after another.
 
-    The method of an opcode returns the step of an instruction, or None if it does not know the instruction.
+    The method of an opcode returns the step of an instruction, or None for an unknown instruction.
     """
 
     def __init__(self, kernel: Kernel, threads: int, fused: bool) -> None:
@@ -218,7 +218,7 @@ class Block:
         self._arrays |= {"%tid.x": self.lane, "%ntid.x": np.full(threads, threads, np.uint32)}
         self._waits = np.array([any(i.waits for i in run) for run in kernel.runs] + [True])
 
-    # ---- the order of things ----
+    # ---- scheduling ----
 
     def run(self, index: int, blocks: int, memory: Memory) -> None:
         self.memory = memory
@@ -235,7 +235,7 @@ class Block:
                     raise self._error(instruction, str(error)) from error
 
     def _next(self) -> int:
-        """Return the first run with lanes that need not wait or, without one, the first whose lanes are complete."""
+        """Return the first run with lanes that need not wait; without one, the first run with complete lanes."""
         free = self._at[~self._waits[self._at]]
         if free.size:
             return int(free.min())
@@ -251,7 +251,7 @@ class Block:
         raise self._error(first, f"{count} of {self.threads} threads wait, the others {where}")
 
     def _complete(self, place: int) -> np.ndarray:
-        """Return the lanes at a barrier or a shuffle that need not wait for more lanes."""
+        """Return the lanes at a barrier or a shuffle whose partners have all arrived."""
         here = self._at == place
         instruction = self.kernel.runs[place][0]
         if instruction.parts[0] == "bar":
@@ -290,13 +290,13 @@ class Block:
     # ---- operands ----
 
     def array(self, name: str) -> np.ndarray:
-        """Return a register: what all lanes have in it."""
+        """Return the values of a register in all lanes."""
         if name not in self._arrays:
             self._arrays[name] = np.zeros(self.threads, self.kernel.registers[re.split(r"\d", name)[0]])
         return self._arrays[name]
 
     def read(self, operand: str, dtype: np.dtype) -> np.ndarray:
-        """Return an operand as numbers of a type; of a wider register, its low part."""
+        """Return an operand as numbers of a type; for a wider register, the low part."""
         if operand.startswith("%"):
             array = self.array(operand)
             return array.view(dtype)[:: max(1, array.itemsize // dtype.itemsize)]
@@ -312,7 +312,7 @@ class Block:
         return np.full(self.threads, value % (1 << 64), np.uint64).astype(dtype)
 
     def write(self, operand: str, dtype: np.dtype) -> np.ndarray:
-        """Return a register to write numbers of a type to; a wider one extends them by their sign."""
+        """Return a register to write numbers of a type to; a wider register is sign-extended."""
         array = self.array(operand)
         if array.itemsize == dtype.itemsize:
             return array.view(dtype)
@@ -334,7 +334,7 @@ class Block:
     def _access(self, parts: list[str], operand: str) -> tuple[list[str], np.dtype]:
         """Return the registers of a load or a store, and their type."""
         registers = operand.strip("{}").replace(",", " ").split()
-        cached = [part for part in parts[2:-1] if part != "cs"]  # which data to keep in caches means nothing here
+        cached = [part for part in parts[2:-1] if part != "cs"]  # ignore the cache hint
         if cached != ([f"v{len(registers)}"] if len(registers) > 1 else []):
             raise KeyError(parts)
         return registers, TYPES[parts[-1]]
@@ -369,7 +369,7 @@ class Block:
         return step
 
     def _mov(self, parts: list[str], to: str, given: str) -> Step | None:
-        """Of a register, of the halves that are packed into one, or of a register that is unpacked."""
+        """Move a register, pack halves into a register, or unpack a register."""
         if "{" not in to + given:
             return self._computed(parts, to, given)
         dtype, names = TYPES[parts[-1]], re.findall(r"[^\s,{}]+", given if given.startswith("{") else to)
@@ -379,7 +379,7 @@ class Block:
         targets, sources = (packed, registers) if given.startswith("{") else (registers, packed)
 
         def step(active: np.ndarray) -> None:
-            for target, source in zip(targets, np.array(sources), strict=True):  # a copy: they may overlap
+            for target, source in zip(targets, np.array(sources), strict=True):  # copied: sources and targets may overlap
                 np.copyto(target, source, where=active)
 
         return step
@@ -398,7 +398,7 @@ class Block:
 
         return step
 
-    # ---- branches, and what lanes do together ----
+    # ---- branches and warp operations ----
 
     def _bra(self, parts: list[str], label: str) -> Step:
         place = self.kernel.labels[label]
@@ -454,7 +454,7 @@ class Block:
         return self._apply(fma if self.fused else COMPUTED["mad.lo"], to, parts[-1], *given)
 
     def _shift(self, parts: list[str], to: str, a: str, b: str) -> Step:
-        """What is shifted by more than the width leaves the sign, or zero."""
+        """Shift; an amount beyond the width leaves the sign bits, or zero."""
         dtype, by = TYPES[parts[1]], self.read(b, TYPES["u32"])
         value, most = self.read(a, dtype), 8 * dtype.itemsize - 1
         shift, signed = (np.left_shift, False) if parts[0] == "shl" else (np.right_shift, dtype.kind == "i")
@@ -468,7 +468,7 @@ class Block:
     _shl = _shr = _shift
 
     def _bfi(self, parts: list[str], to: str, a: str, b: str, c: str, d: str) -> Step | None:
-        """``d`` bits of ``a``, inserted at bit ``c`` of ``b``."""
+        """Insert ``d`` bits of ``a`` at bit ``c`` of ``b``."""
         if parts[1:] != ["b32"]:
             return None
         bits, base, at, length = (self.read(operand, TYPES["b32"]) for operand in (a, b, c, d))
@@ -511,8 +511,8 @@ def _to_bfloat(values: np.ndarray) -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Return a b + c, rounded once, or almost always so: first to twice the precision."""
-    if a.dtype == np.float32:  # a product of two is exact in float64
+    """Return a b + c, computed in twice the precision first: nearly always the correctly rounded result."""
+    if a.dtype == np.float32:  # the product is exact in float64
         return (a.astype(np.float64) * b + c).astype(np.float32)
 
     def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -521,7 +521,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return high, x - high
 
     product, (ah, al), (bh, bl) = a * b, halves(a), halves(b)
-    left = ((ah * bh - product) + ah * bl + al * bh) + al * bl  # what rounding the product left: Dekker's
+    left = ((ah * bh - product) + ah * bl + al * bh) + al * bl  # the product's rounding error, by Dekker
     total = product + c
     part = total - product
     exact = total + ((product - (total - part)) + (c - part) + left)

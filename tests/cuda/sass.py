@@ -1,7 +1,7 @@
-"""What the GPU is asked to do: the machine code of the kernels, as far as it says how fast they can be.
+"""Speed limits that follow from the kernels' machine code.
 
-A kernel streams in one loop. Its instructions per access, against what the chip can issue, bound how many bytes a
-second it can move, whatever the memory could give.
+A kernel streams in one loop. The loop's instructions per access and the chip's issue rate bound the bytes that the
+kernel can move per second, for any memory bandwidth.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sbnref.lab.own_stages import WARP, issue_ceiling
 
 
 def disassembler() -> str | None:
-    """cuobjdump: of the wheel, beside which ``nvidia-cuda-nvdisasm`` has to be, or the toolkit's; None without."""
+    """Return cuobjdump from the wheel, which needs ``nvidia-cuda-nvdisasm``, or from the toolkit; None without both."""
     try:
         import nvidia
 
@@ -32,28 +32,28 @@ def disassembler() -> str | None:
 
 @dataclass(frozen=True)
 class Loop:
-    """The loop of a kernel that moves the data, on its way through a whole round."""
+    """One full iteration of the loop in which a kernel moves the data."""
 
-    instructions: int  # that a warp issues for a round
-    loads: int  # of global memory among them, those that are wide enough to be counted
+    instructions: int  # issued by a warp per iteration
+    loads: int  # from global memory, wide enough to count
     stores: int
-    loaded: int  # bytes, by a thread's loads
+    loaded: int  # bytes per thread
     begin: int  # address of the first instruction
     end: int  # of the last one
 
     @property
     def per_access(self) -> float:
-        """Instructions for each access of 16 bytes."""
+        """Return the instructions per access of 16 bytes."""
         return self.instructions / (self.loads + self.stores)
 
     @property
     def ceiling(self) -> float:
-        """Terabytes a second that the chip can issue the instructions for."""
+        """Return the terabytes per second for which the chip can issue the instructions."""
         return issue_ceiling(self.per_access)
 
 
 def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
-    """The instructions of every kernel for an architecture, with their addresses, by its mangled name."""
+    """Return every kernel's (address, instruction) pairs for an architecture, by mangled name."""
     tool = disassembler()
     assert tool is not None, "expected cuobjdump; install it with: pip install nvidia-cuda-cuobjdump"
     parts = re.split(r"Function : (\S+)", process(tool, "-sass", "-arch", architecture, file).stdout)[1:]
@@ -63,10 +63,10 @@ def kernels(file: Path, architecture: str) -> dict[str, list[tuple[int, str]]]:
 
 
 def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:
-    """The first loop with accesses of at least so many bytes, on the way through it with most of them and fewest
-    instructions.
+    """Return the first loop with accesses of at least ``narrowest`` bytes.
 
-    After the last load that way leads through the largest block: a round at the end of the data takes another one.
+    The path through the loop has most of these accesses and, among such paths, fewest instructions. After the last
+    load it leads through the largest block; the iteration at the end of the data takes another path.
     """
     blocks = _blocks(code, narrowest)
     loops = sorted((to, at) for at, block in blocks.items() for to in block.successors if to <= at)  # head, last
@@ -77,8 +77,8 @@ def streaming_loop(code: list[tuple[int, str]], narrowest: int = 16) -> Loop:
 
 
 def in_flight(code: list[tuple[int, str]], loop: Loop) -> int:
-    """Bytes that a thread's loads in a loop ask for before the first of their results is used, at most."""
-    pending: dict[int, int] = {}  # registers, and the bytes in each
+    """Return the most bytes that a thread's loads in a loop request before the first result is used."""
+    pending: dict[int, int] = {}  # bytes by register
     most = 0
     for at, text in code:
         if not loop.begin <= at <= loop.end:
@@ -94,7 +94,7 @@ def in_flight(code: list[tuple[int, str]], loop: Loop) -> int:
 
 
 def resident_threads(registers: int, threads: int) -> int:
-    """Threads that a multiprocessor holds, in blocks of so many: registers are given to warps 256 at a time."""
+    """Return the threads that fit on a multiprocessor in blocks of ``threads``; a warp gets registers by the 256."""
     warps = min(65536 // (-(-registers // 8) * 256), 64)
     return warps // (threads // WARP) * threads
 
@@ -107,7 +107,7 @@ class _Block:
 
 
 def access(text: str) -> tuple[str, int] | None:
-    """Whether an instruction is a load (``LDG``) or a store (``STG``) of global memory, and its bytes."""
+    """Return a global load's or store's kind (``LDG`` or ``STG``) and bytes; None for other instructions."""
     found = re.search(r"\b(LDG|STG)((?:\.[A-Z0-9]+)*)", text)
     if found is None:
         return None
@@ -116,7 +116,7 @@ def access(text: str) -> tuple[str, int] | None:
 
 
 def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
-    """The basic blocks, by the address where they begin."""
+    """Return the basic blocks by start address."""
     jump = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
     targets = {int(m[1], 16) for _, text in code if (m := jump.search(text))}
     blocks: dict[int, _Block] = {}
@@ -142,7 +142,7 @@ def _blocks(code: list[tuple[int, str]], narrowest: int) -> dict[int, _Block]:
 
 
 def _fastest(blocks: dict[int, _Block], head: int, last: int) -> Loop | None:
-    """Of the ways from a loop's head through its largest block after the loads to its last, all of them forwards."""
+    """Return the best forward path from a loop's head to its last block through its largest block after the loads."""
     inside = {at: block for at, block in blocks.items() if head <= at <= last}
     loaded = max((at for at, block in inside.items() if block.counts[2]), default=head)
     largest = max((at for at in inside if at > loaded), key=lambda at: -inside[at].counts[1], default=loaded)
