@@ -1,4 +1,4 @@
-"""Handing in on Gradescope, without it: its folders, and what it takes as results."""
+"""A stand-in for Gradescope: its folders, and a check of its results format."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from sbnref.impls.build import cache
 
 ENVIRONMENT = Path(sys.executable).parents[1]
 
-# gradescope-autograders.readthedocs.io/en/latest/specs: every field that is used, and what may stand in it.
+# gradescope-autograders.readthedocs.io/en/latest/specs: the fields in use and their allowed values.
 SHOWN = ("hidden", "after_due_date", "after_published", "visible")
 FORMATS = ("text", "html", "simple_format", "md", "ansi")
 OF_A_TEST: dict[str, Any] = {
@@ -54,12 +54,12 @@ def hand_in(folder: Path, files: dict[str, str]) -> Path:
 
 
 class Autograder:
-    """What Gradescope makes of an autograder.zip, in a folder instead of /autograder."""
+    """Unpack and run an autograder.zip like Gradescope, in a folder instead of /autograder."""
 
     def __init__(self, archive: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.place = Path(self._folder.name)
-        self.place.chmod(0o777)  # no less than there
+        self.place.chmod(0o777)  # as permissive as /autograder
         for name in ("source", "submission", "results"):
             (self.place / name).mkdir()
         with zipfile.ZipFile(archive) as files:
@@ -67,7 +67,7 @@ class Autograder:
                 files.extract(file, self.place / "source")
                 os.chmod(self.place / "source" / file.filename, file.external_attr >> 16)
         shutil.copy(self.place / "source" / "run_autograder", self.place)
-        (self.place / "venv").symlink_to(ENVIRONMENT)  # which setup.sh makes
+        (self.place / "venv").symlink_to(ENVIRONMENT)  # setup.sh would create it
         (self.place / "libraries").symlink_to(cache())
         self.printed = ""
 

@@ -1,4 +1,4 @@
-"""The stages as PyTorch operators, ``torch.ops.<namespace>``: schemas, shapes without data, what they refuse."""
+"""Check the stages as PyTorch operators ``torch.ops.<namespace>``: schemas, fake tensors and errors."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def off_by_one(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, a byte away from where floats start."""
+    """Copy a tensor to memory one byte past an aligned address."""
     return torch.frombuffer(bytearray(b"-" + x.numpy().tobytes()), dtype=x.dtype, offset=1).view(x.shape)
 
 
@@ -26,7 +26,7 @@ INPUTS = {
 
 
 def calls(x: torch.Tensor) -> dict[str, tuple]:
-    """Arguments for every operator."""
+    """Return arguments for every operator."""
     channels = x.shape[1]
     gamma, beta, mean, var = torch.rand(4, channels)
     total, saved = torch.rand(3 * channels + 2, dtype=torch.float64), torch.rand(4, channels, dtype=torch.float64)
@@ -47,7 +47,7 @@ def check_operators(operators: Any, kind: str) -> None:
 
 
 def check_strides(operators: Any, kind: str) -> None:
-    """A wrong stride in the shapes without data breaks compiled code only later, so it is compared here."""
+    """Compare the strides of fake and real results; a wrong stride would break compiled code only later."""
     for name, args in calls(INPUTS[kind]()).items():
         operator = getattr(operators, name)
         real = operator(*args)
@@ -85,7 +85,7 @@ def check_refusals(operators: Any) -> None:
 
 
 def check_alignment(operators: Any) -> None:
-    """What does not start where elements do gives the same bits as what does."""
+    """Check that misaligned tensors give the bits of aligned ones."""
     x, dy = torch.randn(2, 4, 3, 5, 5)
     for name, args in calls(x).items():
         args = tuple(dy if a is not x and isinstance(a, torch.Tensor) and a.shape == x.shape else a for a in args)

@@ -1,4 +1,4 @@
-"""Eight implementations, each with one bug of a kind that has been shipped, and the stage in which it sits."""
+"""Eight implementations, each with a kind of bug that libraries have shipped, and the faulty stage."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def replaced(**stages):
 
 
 def _wrong_divisor(x, total, divisor, *rest):
-    """Divides by the sum of the weights, in 'default' too, where an empty rank counts."""
+    """Divide by the sum of the weights in every mode, although in 'default' an empty rank counts."""
     return reference.forward_apply(x, total, None, *rest)
 
 
 def _dropped_last_term(dy, x, total, saved, gamma, k):
-    """Leaves out the term that is there only where W is not D."""
+    """Omit the term that is nonzero only if W differs from D."""
     mean, invstd, skew, inverse_divisor = saved
     return reference.backward_apply(dy, x, total, torch.stack([mean, invstd, 0 * skew, inverse_divisor]), gamma, k)
 
 
 def _biased_running_variance(x, total, divisor, gamma, beta, eps, running, momentum):
-    """Forgets M / (M - 1)."""
+    """Omit the factor M / (M - 1)."""
     before = running and running.var.clone()
     out = reference.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
     if running is not None and momentum is not None:
@@ -38,7 +38,7 @@ def _biased_running_variance(x, total, divisor, gamma, beta, eps, running, momen
 
 
 def _unsynchronized_count(x, total, divisor, gamma, beta, eps, running, momentum):
-    """Corrects the running variance by its own count of elements, not the group's."""
+    """Correct the running variance by the rank's count of elements, not the group's."""
     y, saved = reference.forward_apply(x, total, divisor, gamma, beta, eps, None, momentum)
     if running is not None:
         own = torch.cat([total[:-1], total.new_full((1,), x.numel() // x.shape[1])])
@@ -47,20 +47,20 @@ def _unsynchronized_count(x, total, divisor, gamma, beta, eps, running, momentum
 
 
 def _race(dy, x, saved):
-    """Loses one block's contribution now and then, as two blocks that write to one place do."""
+    """Lose a random part of each sum, like blocks that race on one address."""
     payload = reference.backward_stats(dy, x, saved)
     return payload - torch.rand_like(payload) * payload.abs() * 0.01
 
 
 def _unaligned_tail(dy, x, total, saved, gamma, k):
-    """Handles four elements at a time, and leaves what remains at the end as it finds it."""
+    """Handle four elements at a time, and skip the remainder."""
     dx = reference.backward_apply(dy, x, total, saved, gamma, k)
     tail = dx.numel() % 4
     return dx if not tail else torch.cat([dx.flatten()[:-tail], dx.new_zeros(tail)]).view(dx.shape)
 
 
 def _half_accumulation(x, weight):
-    """Sums in the input's own dtype, float16 too."""
+    """Sum in the input's dtype, even in float16."""
     m = x.numel() // x.shape[1]
     mean = sum_of(x) / max(m, 1)
     deviation = x - over(x, mean)
@@ -70,12 +70,12 @@ def _half_accumulation(x, weight):
 
 
 def _swapped_sums(dy, x, saved):
-    """Sends [sum g xhat, sum g] for [sum g, sum g xhat]."""
+    """Send [sum g xhat, sum g] instead of [sum g, sum g xhat]."""
     return torch.cat(reference.backward_stats(dy, x, saved).chunk(2)[::-1])
 
 
 def one_pass_variance(x, weight):
-    """E[x^2] - E[x]^2 in the input's precision."""
+    """Compute E[x^2] - E[x]^2 in the input's precision."""
     payload = reference.forward_stats(x, weight)
     c, m = x.shape[1], max(x.numel() // x.shape[1], 1)
     mean, square = reference.sum_of(x) / m, reference.sum_of(x * x) / m

@@ -1,4 +1,4 @@
-"""What only a GPU has: streams, another thread's capture, memory that runs out. benchmarks/gpu_check.py runs these."""
+"""GPU-only checks, run by benchmarks/gpu_check.py: streams, another thread's capture, exhausted memory."""
 
 import ctypes
 import threading
@@ -9,18 +9,18 @@ from torch import Tensor
 from sbnref import SyncBatchNorm
 from sbnref.impls import cuda, reference
 
-SHAPE = (64, 8, 32, 32)  # split over blocks, which meet through counters that every stream has of its own
+SHAPE = (64, 8, 32, 32)  # split over blocks, which synchronize through counters per stream
 
 
 def step(layer: SyncBatchNorm, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-    """The output and the gradients."""
+    """Return the output and the gradients."""
     x = x.detach().requires_grad_()
     y = layer(x)
     return y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), dy)
 
 
 def two_streams() -> None:
-    """Two streams use one layer at the same time, and each gets the bits that it gets alone."""
+    """Check that two concurrent streams get the bits that each gets alone from one layer."""
     layer = SyncBatchNorm(SHAPE[1], track_running_stats=False, impl="cuda", device="cuda")
     inputs = [torch.randn(2, *SHAPE, device="cuda") for _ in range(2)]  # x and dy
     alone = [step(layer, *pair) for pair in inputs]
@@ -30,7 +30,7 @@ def two_streams() -> None:
     for _ in range(20):
         for stream, pair, want in zip(streams, inputs, alone, strict=True):
             with torch.cuda.stream(stream):
-                torch.cuda._sleep(1_000_000)  # half a millisecond, in which the host reaches the other stream
+                torch.cuda._sleep(1_000_000)  # half a millisecond, for the host to reach the other stream
                 results.append((step(layer, *pair), want))
     torch.cuda.synchronize()
     for got, want in results:
@@ -38,14 +38,14 @@ def two_streams() -> None:
 
 
 def other_capture() -> None:
-    """The first call of the kernels, while another thread captures a graph in the mode that allows the least."""
+    """Call the kernels for the first time while another thread captures a graph in the strictest mode."""
     torch.cuda.set_stream(torch.cuda.Stream())
     layer, x, dy = SyncBatchNorm(SHAPE[1], impl="cuda", device="cuda"), *torch.randn(2, *SHAPE, device="cuda")
     want = step(SyncBatchNorm(SHAPE[1], impl="reference", device="cuda"), x, dy)  # starts autograd's thread, too
     assert cuda.why_not(x.device) is None
     counter = torch.zeros((), device="cuda").add_(1)
-    # PyTorch's allocator keeps this memory, and so need not ask CUDA for any, which the mode forbids. torch.cuda.graph
-    # would give it back.
+    # PyTorch's allocator keeps this memory, and so does not ask CUDA for more, which the mode forbids.
+    # torch.cuda.graph would give the memory back.
     spare = [torch.empty(2**power, dtype=torch.uint8, device="cuda") for power in (19, 23, 25) for _ in range(8)]
     del spare
     torch.cuda.synchronize()
@@ -70,12 +70,12 @@ def other_capture() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert counter.item() == 2, "the other thread's graph is not what it captured"
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2)  # sums of 65536 numbers among them
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2)  # includes sums of 65536 numbers
 
 
 def no_memory() -> None:
-    """A call for whose counters CUDA has no memory fails and says so, and the next one succeeds."""
-    driver = ctypes.CDLL("libcuda.so.1")  # past PyTorch's allocator, which would give back what it keeps
+    """Check that a call without memory for its counters reports the lack, and that the next call succeeds."""
+    driver = ctypes.CDLL("libcuda.so.1")  # bypasses PyTorch's allocator, which would release its cache
     x = torch.randn(SHAPE, device="cuda")
     want = reference.forward_stats(x, 1)
     assert cuda.why_not(x.device) is None

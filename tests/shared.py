@@ -1,4 +1,4 @@
-"""The command ``sbnref`` in this process, commands in processes of their own, and the code on pages."""
+"""Run the command ``sbnref`` in this process, run other commands in new processes, and read pages' code blocks."""
 
 import re
 import subprocess
@@ -13,24 +13,24 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(page: str | Path, language: str) -> list[str]:
-    """Return the blocks of code in a language on a page."""
+    """Return a page's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def cli(*arguments: object, code: int = 0, app=command.app):
-    """Return what ``sbnref``, or another app, says to the arguments, and expect the exit code."""
+    """Run ``sbnref``, or another app, expect the exit code, and return the result."""
     result = CliRunner().invoke(app, [*map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
 
 
 def refused(*arguments: object, **options) -> str:
-    """Return the error that the app ends with, on one line and without its frame."""
+    """Run the app, expect an error, and return the message on one line and without its frame."""
     return " ".join(cli(*arguments, code=2, **options).stderr.replace("│", " ").split())
 
 
 def process(*command: object, code: int = 0, **options) -> subprocess.CompletedProcess:
-    """Run a command in a process of its own, and expect the exit code."""
+    """Run a command in a new process, and expect the exit code."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
     assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -1,4 +1,4 @@
-"""The stages of an implementation beside their twins in plain PyTorch, in every layout; on the default device."""
+"""Compare an implementation's stages with plain PyTorch, in every layout and on the default device."""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def misaligned(x: Tensor) -> Tensor:
-    """The same numbers, one element past a boundary."""
+    """Copy a tensor to memory one element past an aligned address."""
     return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
 
 
@@ -46,7 +46,7 @@ SHAPES += [(3, 3, 1050), (70, 4, 7, 7), (5, 36), (70, 16, 2, 2)]
 
 
 def run(impl, x: Tensor, dy: Tensor, params: torch.dtype, momentum: float | None = 0.1) -> dict[str, Tensor]:
-    """All four stages with a made-up total; each stage's inputs come from the reference's float64 statistics."""
+    """Run the four stages on a made-up total, with inputs from the reference's float64 statistics."""
     channels = x.shape[1]
     gamma, beta = tensor((channels,), params, 2), tensor((channels,), params, 3)
     running = RunningStats(tensor((channels,), params, 4), tensor((channels,), params, 5), torch.tensor(3))
@@ -67,11 +67,11 @@ def run(impl, x: Tensor, dy: Tensor, params: torch.dtype, momentum: float | None
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], x: Tensor, what: str, units: int = 16) -> None:
-    """Compare results of :func:`run`, to so many units in the last place of the largest one."""
+    """Compare results of :func:`run`, within ``units`` units in the last place of the largest value."""
     for name, value in want.items():
         of_sums = name.endswith("payload")
         scale = value.abs().max().item() if value.numel() else 0
-        # A result in the narrow type may be rounded the other way; a sum is off by the accumulator's rounding.
+        # A result in a narrow type may be rounded the other way; a sum has the accumulator's rounding error.
         kind = reference.accumulator(x) if of_sums else value.dtype
         atol = torch.finfo(kind).eps * (16 if of_sums else units) * scale if kind.is_floating_point else 0
         torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}, {what}: {m}")
@@ -90,7 +90,7 @@ def check_stages(impl: ModuleType, dtype: torch.dtype) -> None:
 
 
 def check_different_layouts(impl: ModuleType) -> None:
-    """dy is laid out differently than x, or only expanded."""
+    """Check a dy whose layout differs from x's, or that is expanded."""
     x, dy = tensor((4, 6, 5, 5), torch.float32), tensor((4, 6, 5, 5), torch.float32, 1)
     want = run(reference, x, dy, torch.float32)
     for x_layout, dy_layout in itertools.product(LAYOUTS, LAYOUTS):
@@ -112,7 +112,7 @@ def check_parameter_dtypes(impl: ModuleType) -> None:
             for name in ("y", "dx"):
                 torch.testing.assert_close(got[name], want[name])
 
-    table = tensor((4, 20), torch.float32).t().contiguous().t()  # rows with a stride
+    table = tensor((4, 20), torch.float32).t().contiguous().t()  # strided rows
     gamma, beta, *buffers = table.unbind()
     x, total = tensor((6, 20, 9), torch.float32), reference.forward_stats(tensor((6, 20, 9), torch.float32), 1)
     y, _ = impl.forward_apply(x, total, 1, gamma, beta, 1e-5, RunningStats(*buffers, None), 0.1)
@@ -147,7 +147,7 @@ def check_many_channels(impl: ModuleType) -> None:
 
 
 def check_precision(impl: ModuleType) -> None:
-    """A large mean with an outlier, the worst place for it: the first element."""
+    """Check a large mean with an outlier in the worst place, the first element."""
     for offset, layout in itertools.product((0, 1e3, 1e4), (torch.Tensor.contiguous, channels_last)):
         x = torch.randn(64, 4, 100, dtype=torch.float64).mul(1e-2).add(offset).float()
         x[0, 0, 0] = offset + 100
@@ -175,7 +175,7 @@ def check_gradients(name: str) -> None:
 
 
 def checks_of(impl: ModuleType, name: str) -> list[tuple[Callable[..., None], tuple[object, ...]]]:
-    """All checks of the stages of an implementation, with their arguments."""
+    """Return all checks of an implementation's stages, with their arguments."""
     return [
         *((check_stages, (impl, dtype)) for dtype in DTYPES),
         *((check, (impl,)) for check in (check_different_layouts, check_parameter_dtypes)),

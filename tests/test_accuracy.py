@@ -1,7 +1,7 @@
-"""How far from float64: the layer, and ``F.batch_norm`` over the concatenated batch, on inputs that break batch norms.
+"""Errors of the layer, and of ``F.batch_norm`` on the concatenated batch, for inputs that break batch norms.
 
-That the layer stays within what rounding allows is asserted by the conformance suite; here both are shown, in the
-summary after the tests, and the difference is asserted where it is the point.
+The conformance suite asserts that the layer's errors are within rounding. These tests print both errors in the summary
+after the tests, and assert a difference on the inputs in OFF.
 """
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from sbnref.conformance.accuracy import INPUTS, measure_accuracy
 from sbnref.modes import combine
 
-OFF = {"mean 1e3, std 1e-2": 1e-3, "mean 1e4, std 1e-2": 1e-2}  # F.batch_norm's outputs, at least
+OFF = {"mean 1e3, std 1e-2": 1e-3, "mean 1e4, std 1e-2": 1e-2}  # least error of F.batch_norm's outputs
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -26,7 +26,7 @@ def test_accuracy(world, name, summary):
 
 
 def test_a_variance_that_counts_as_zero_keeps_its_derivatives():
-    """Two ranks of equal weight with equal means: the variance between them is (difference / 2)^2."""
+    """For two ranks of equal weight, the variance between them is (difference / 2)^2; here the means are equal."""
 
     def var(means):
         sums = means.sum(), means.new_tensor(0), means.square().sum(), means.new_tensor(2), means.new_tensor(2)

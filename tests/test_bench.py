@@ -1,4 +1,4 @@
-"""The benchmarks: that they measure what they say, keep it, compare it, and draw it. No test asserts a time."""
+"""The benchmarks: measuring, keeping, comparing and drawing results. No test asserts a time."""
 
 import json
 from functools import partial
@@ -40,7 +40,7 @@ def test_the_reference_holds_no_more_than_batch_norm():
     x, dy = (timing.fill((8, 16, 32, 32), torch.float32, "contiguous") for _ in range(2))
     layers = suites.ours(16), torch.nn.BatchNorm2d(16)
     peaks = [timing.peak_bytes(partial(suites._step, layer, x, dy)) for layer in layers]
-    assert peaks[0] <= 1.02 * peaks[1]  # what is per channel is float64
+    assert peaks[0] <= 1.02 * peaks[1]  # numbers per channel are float64
 
 
 def test_rounds_are_interleaved():

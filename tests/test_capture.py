@@ -1,4 +1,4 @@
-"""A training step asks the host for nothing, so that a CUDA graph can hold it."""
+"""A training step has no host sync, so a CUDA graph can capture it."""
 
 import copy
 from functools import partial
@@ -64,11 +64,11 @@ def test_a_captured_step_is_replayed(impl, batch_size):
 
 
 def check_reduce_overhead(device: str) -> None:
-    """The kernels in the CUDA graphs that ``mode="reduce-overhead"`` makes: warmed up, recorded and replayed."""
+    """Check the kernels in CUDA graphs of ``mode="reduce-overhead"``: warmed up, recorded and replayed."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
-    eager = nn.Sequential(*(SyncBatchNorm(4, impl="cuda", device=device) for _ in range(3)))  # splits, so tickets
+    eager = nn.Sequential(*(SyncBatchNorm(4, impl="cuda", device=device) for _ in range(3)))  # split channels, which need tickets
     graphed = copy.deepcopy(eager)
     compiled = torch.compile(graphed, mode="reduce-overhead", fullgraph=True)
     for batch_size in (64, 64, 64, 0, 0, 0, 64, 0, 3, 3, 3):

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the CUDA kernels with an nvcc that pip alone brought, on first use and ahead of time, and loads both.
-# It needs no GPU, and leaves nothing; VENV names an environment to keep and use again.
+# Build the CUDA kernels with nvcc from pip alone, on first use and ahead of time, and load both builds.
+# No GPU is needed and no file remains; set VENV to keep an environment and reuse it.
 set -eu
 cd "$(dirname "$0")/.."
 if [ -e /usr/local/cuda/bin/nvcc ]; then # it would go before pip's packages: hide it from this script alone
@@ -14,13 +14,13 @@ torch=$(sed -n 's/^torch==//p' constraints.txt)
 venv=${VENV:-$work/venv}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 
-# Nothing of another toolkit: pip's packages, and the system's C++ compiler.
+# Hide other toolkits: use only pip's packages and the system's C++ compiler.
 export PATH="$venv/bin:/usr/bin:/bin"
 unset CUDA_HOME CUDA_PATH PYTHONPATH SBNREF_CUDASIM
 export TORCH_CUDA_ARCH_LIST=9.0 TORCH_EXTENSIONS_DIR="$work/extensions"
 if command -v nvcc; then echo "expected no nvcc in /usr/bin"; exit 1; fi
 
-# === takes the release as it stands, and so no build for CPUs that lies nearer, such as 2.13.0+cpu
+# === matches the release exactly, and so excludes a CPU build such as 2.13.0+cpu
 pip install --quiet "torch===$torch" 'setuptools>=77'
 cd "$work"
 pip install --quiet './source[cuda-toolkit]'

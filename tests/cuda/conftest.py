@@ -22,7 +22,7 @@ def simulation(simulated) -> Callable:
 
 @pytest.fixture(scope="session")
 def includes(tmp_path_factory) -> list[str]:
-    """Return include folders. PyTorch without CUDA lacks a header that its build generates: make a stand-in."""
+    """Return include options, with a stand-in for a generated header that PyTorch without CUDA lacks."""
     stand_in = tmp_path_factory.mktemp("include")
     header = Path("c10/cuda/impl/cuda_cmake_macros.h")
     folders = [*include_paths(), sysconfig.get_paths()["include"]]

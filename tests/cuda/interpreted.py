@@ -66,7 +66,7 @@ class Gpu:
             self.kernels |= ptx.parse(edit((self.folder / source).with_suffix(".ptx").read_text()))
 
     def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> int:
-        """Return the address of an error message, or 0."""
+        """Return the address of an error message, empty on success."""
         self.said = ctypes.create_string_buffer(self._launch(name, blocks, threads, shared_bytes, arguments))
         return ctypes.addressof(self.said)
 

@@ -379,7 +379,7 @@ class Block:
         targets, sources = (packed, registers) if given.startswith("{") else (registers, packed)
 
         def step(active: np.ndarray) -> None:
-            for target, source in zip(targets, np.array(sources), strict=True):  # copied: sources and targets may overlap
+            for target, source in zip(targets, np.array(sources), strict=True):  # copied: the two may overlap
                 np.copyto(target, source, where=active)
 
         return step

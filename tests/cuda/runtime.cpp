@@ -1,7 +1,7 @@
-// What stands in for the CUDA runtime: a launch calls a function of the test's, and all memory of tensors is known.
+// A stand-in for the CUDA runtime: a launch calls a function of the test, and all memory of tensors is known.
 //
-// Linked with the host's half of the kernels, as nvcc compiles it, this gives a library with the four stages. Loaded in
-// front of the simulation's, it takes their place: operators, plans and arguments are then those of the package.
+// Linked with the host half of the kernels, as nvcc compiles it, this file makes a library of the four stages. Loaded
+// before the simulation's library, it replaces that library's stages; operators, plans and arguments are the package's.
 #include <c10/core/CPUAllocator.h>
 #include <cuda_runtime_api.h>
 
@@ -18,7 +18,7 @@ namespace {
 std::mutex mutex;
 std::map<uintptr_t, size_t> allocated;  // bytes, by address
 
-// Gives garbage, NaN in every floating type, and remembers what it gave.
+// Allocate garbage, NaN in every floating type, and record the allocation.
 struct KnownMemory final : c10::Allocator {
     static void free(void* data) {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -43,12 +43,12 @@ struct KnownMemory final : c10::Allocator {
 using Launcher = const char* (*)(const char* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, void** arguments);
 
 Launcher launcher = nullptr;
-// Mangled names, by what the host calls; kernels are registered before this file's variables are made.
+// Mangled names by host function; kernels are registered before this file's variables are initialized.
 std::map<const void*, std::string>& kernels() {
     static std::map<const void*, std::string> kernels;
     return kernels;
 }
-std::string said;                            // of the last launch, where it failed
+std::string said;                            // error of the last launch, if it failed
 
 struct Configuration {
     dim3 grid, block;
@@ -66,7 +66,7 @@ void launch_with(Launcher function) {
     c10::SetCPUAllocator(&memory, 255);
 }
 
-// Writes address and size of what is allocated, as many pairs as there is room for; returns how many there are.
+// Write the address and size of each allocation while pairs have room; return the number of allocations.
 size_t known_memory(uintptr_t (*pairs)[2], size_t room) {
     const std::lock_guard<std::mutex> lock(mutex);
     for (const auto& [address, bytes] : allocated)
@@ -99,7 +99,7 @@ cudaError_t cudaLaunchKernel(
                          : "expected a launch in one dimension";
     return said.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
-// As CUDA 13 launches: a handle for each kernel, here what the host calls it by.
+// CUDA 13 launches a kernel by a handle; here the handle is the host function.
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* called) {
     *kernel = static_cast<cudaKernel_t>(const_cast<void*>(called));
     return cudaSuccess;

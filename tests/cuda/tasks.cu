@@ -1,9 +1,9 @@
-// Right answers to the tasks that are shipped, with a block for each row or channel.
+// Solutions of the shipped tasks, with a block per row or channel.
 #include <cuda_runtime.h>
 
 constexpr int kThreads = 128;
 
-// The sum over the threads of a block, for all of them.
+// Return the sum over a block's threads to all of them.
 template <typename T>
 __device__ T block_sum(T value) {
     __shared__ T part[kThreads];
@@ -69,7 +69,7 @@ void scan(const float* x, float* y, int n) {
     if (n > 0) scan_kernel<<<1, kThreads>>>(x, y, n);
 }
 
-// Calls f(i) for the elements of the block's channel that are this thread's.
+// Call f(i) for this thread's elements of the block's channel.
 template <typename F>
 __device__ void each(int N, int C, int S, const F& f) {
     for (int k = threadIdx.x; k < N * S; k += kThreads) f((k / S * C + blockIdx.x) * S + k % S);

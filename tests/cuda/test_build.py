@@ -1,4 +1,4 @@
-"""Building the kernels' library: cached, locked, with which CUDA toolkit; and every failure says what to do."""
+"""Building the kernels' library: the cache, the lock, the CUDA toolkit, and a remedy in every error."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def made_up(home: Path, release: str) -> Path:
 
 
 def compiler_that_made(library: Path, folder: Path) -> str:
-    """A compiler that leaves objects empty and, instead of linking them, copies a library that was built before."""
+    """Return a compiler that writes empty objects and copies a built library instead of linking."""
     script = folder / "c++"
     script.write_text(
         f"""#!/bin/sh
@@ -53,7 +53,7 @@ def compiler_that_made(library: Path, folder: Path) -> str:
 
 @pytest.fixture
 def real(monkeypatch):
-    """As on a machine with a GPU, up to what a test takes away."""
+    """Imitate a machine with a GPU; each test removes a part."""
     monkeypatch.delenv("SBNREF_CUDASIM", raising=False)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -62,7 +62,7 @@ def real(monkeypatch):
 
 @pytest.fixture
 def cuda_home(monkeypatch, tmp_path):
-    """Makes a toolkit of a release, and has CUDA_HOME name it."""
+    """Return a function that makes a toolkit of a release and points CUDA_HOME to it."""
 
     def make(release: str) -> Path:
         home = made_up(tmp_path / "named", release)
@@ -84,7 +84,7 @@ def test_where_it_runs(monkeypatch):
     assert "unset it to run them on the GPU" in cuda.why_not(torch.device("cuda"))
 
 
-MISSING = {  # the library, what takes the thing away, and what is said
+MISSING = {  # the library, the patch that removes a requirement, and the message
     "compiler": (SIMULATION, ("setenv", "CXX", "no-such"), r"'no-such' is not on the PATH; install g\+\+"),
     "pybind11": (
         SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(what, real, monkeypatch):
 
 def test_no_gpu(real, monkeypatch, cuda_home):
     cuda_home("13.0")
-    build._check_tools(KERNELS)  # for another machine, which the list names
+    build._check_tools(KERNELS)  # builds for the GPU in TORCH_CUDA_ARCH_LIST
     for value in ("", "native"):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
         assert build.toolkit_in_words().startswith("CUDA 13.0 in"), "the toolkit is there all the same"
@@ -204,7 +204,7 @@ def test_the_reason_is_kept(monkeypatch, real):
 
 @pytest.fixture
 def places(monkeypatch, tmp_path):
-    """Where toolkits may lie, all of them empty; the packages' are of one release."""
+    """Return the places where toolkits are searched, all empty; the packages share one release."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(variable, raising=False)
     names = {name: tmp_path / name for name in ("named", "path", "system", "packages")}
@@ -261,7 +261,7 @@ def test_none(places, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", "/nonexistent")
     with pytest.raises(NoToolkit, match="CUDA_HOME names /nonexistent, which has no bin/nvcc"):
         find_toolkit("13.0")
-    monkeypatch.delenv("CUDA_HOME")  # pip has no nvcc of CUDA 12
+    monkeypatch.delenv("CUDA_HOME")  # pip has no nvcc for CUDA 12
     with pytest.raises(NoToolkit, match=r"none was found; install the CUDA toolkit 12\.8 and set CUDA_HOME"):
         find_toolkit("12.8")
 

@@ -1,4 +1,4 @@
-"""Everything compiles for the GPUs, without a warning, and the compiler's report shows kernels that fill them."""
+"""Everything compiles for the GPUs without a warning, and the kernels reach half occupancy in the compiler's report."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from nvcc import FLAGS, compiled, cuda_includes, needs_nvcc
 from sbnref.impls.build import CSRC, CUDA_SOURCES, HOST_SOURCES, STABLE
 
 ARCHITECTURES = ("80", "90")
-INSTANCES = 6 + 6 + 5 + 4  # for each element type: two layouts, and a third with accesses of every width
-REGISTERS = 65536  # of a multiprocessor
-HALF_OCCUPANCY = 1024  # of the 2048 threads that it can hold
+INSTANCES = 6 + 6 + 5 + 4  # per element type: two layouts, and a third with every access width
+REGISTERS = 65536  # per multiprocessor
+HALF_OCCUPANCY = 1024  # of a multiprocessor's 2048 threads
 
 pytestmark = [needs_nvcc, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def test_kernels(source, includes, tmp_path):
 
 
 def check_machine_code(stage: str, file: Path) -> None:
-    """Whole accesses are made in one go, and few enough instructions that memory is what bounds the kernel."""
+    """Check that the loop's loads are issued together, and that memory, not instruction issue, bounds the kernel."""
     budget = json.loads((CSRC / "budgets.json").read_text())[stage]
     wide = {"d": 2, "f": 4, "N3c108BFloat16E": 8, "N3c104HalfE": 8}
     checked = 0

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py and gpu_check.py do without a GPU: the peer's kernels, the parts, simulated; time, reports."""
+"""benchmarks/gpu.py and gpu_check.py without a GPU: the peer's kernels, simulated parts, time limits and reports."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def benchmark(name: str):
-    """One of the scripts, as a module."""
+    """Import a benchmark script as a module."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
@@ -54,7 +54,7 @@ def check():
 
 @pytest.fixture
 def simulated_peer(monkeypatch):
-    """``MMCV`` on CPU tensors, alone."""
+    """Run ``MMCV`` on CPU tensors in one process."""
     layers = benchmark("gpu_layers")
     flags = ["-DSBNREF_CUDASIM", *(f"-isystem{folder}" for folder in include_paths())]
     library = ctypes.CDLL(str(compile_library(BENCHMARKS / "mmcv_passes.cu", [CSRC], flags)))
@@ -93,9 +93,9 @@ def test_the_peer_computes_a_batch_norm(simulated_peer, dtype):
 
 @needs_nvcc
 def test_the_peers_loops_are_as_short_as_mmcvs(tmp_path, includes):
-    """The instructions for an element of mmcv's kernels in float32, as nvcc 13.0 compiles them for an H100.
+    """Compare with the instructions per float32 element of mmcv's kernels, compiled by nvcc 13.0 for an H100.
 
-    The code behind the loop, which is not mmcv's, may cost nvcc one instruction more.
+    The code after the loop differs from mmcv's and may cost one more instruction.
     """
     limits = {"mean": 24, "var": 25, "output": 49, "param": 27, "data": 86}
     command = ["nvcc", *FLAGS, "-gencode=arch=compute_90,code=sm_90", *includes]
@@ -108,7 +108,7 @@ def test_the_peers_loops_are_as_short_as_mmcvs(tmp_path, includes):
 
 
 def test_the_peer_gets_contiguous_inputs(simulated_peer, monkeypatch):
-    """mmcv knows no other layout; the copies are made before anything is timed."""
+    """mmcv supports no other layout, so inputs are copied before timing."""
     layers = benchmark("gpu_layers")
     x, dy = torch.randn(2, 2, 3, 4, 4).unbind()
     works = layers.mmcv_works([x.to(memory_format=torch.channels_last)], [dy.to(memory_format=torch.channels_last)])
@@ -120,13 +120,13 @@ def test_the_peer_gets_contiguous_inputs(simulated_peer, monkeypatch):
 
 # ---- the parts ----
 
-# What a machine with a GPU need not have: PyTorch, pytest, ninja and pybind11 have to be enough.
+# Packages that a machine with a GPU may lack: it needs only PyTorch, pytest, ninja and pybind11.
 ABSENT = ("typer", "rich", "covertable", "cloudpickle", "hypothesis", "sklearn", "matplotlib", "fairscale", "mmcv")
 
 
 @pytest.fixture
 def bare(tmp_path):
-    """An environment in which they cannot be imported, and the kernels are simulated."""
+    """Return an environment with simulated kernels and without the packages in ABSENT."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))")
     path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "SBNREF_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(path)}
@@ -161,7 +161,7 @@ def test_the_parts_that_are_not_simulated_are_skipped_for_want_of_a_gpu(check, p
 
 
 def checked_without_a_gpu() -> None:
-    """The parts about what only a GPU has, on CPU tensors and the simulation, with stand-ins for that."""
+    """Run the GPU-only checks on CPU tensors and simulated kernels, with stand-ins for CUDA's features."""
     import runtime_checks as checks
 
     class Graph:
@@ -213,7 +213,7 @@ def test_what_only_a_gpu_has_is_checked_by_code_that_runs(check, simulation):
 
 
 def report(check, skip=""):
-    """What ncu writes: eight kernels for each case, and a line for each counter."""
+    """Return a report like ncu's: eight kernels per case, and a line per counter."""
     names = ("forward_stats", "forward_apply", "forward_stats", "backward_stats")
     names += ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
     lines = ["==PROF== Connected to process 1", '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"']
@@ -262,7 +262,7 @@ def test_the_profiler_leaves_the_cache_as_it_finds_it(check, tmp_path, monkeypat
 
 def test_the_suite_and_the_benchmark_do_without_what_is_absent(bare):
     for case in cases():
-        pickle.dumps(case.check)  # what takes it to the ranks where there is no cloudpickle
+        pickle.dumps(case.check)  # carries the check to the ranks without cloudpickle
     script = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu, sbnref.conformance"
     subprocess.run((sys.executable, "-c", script), check=True, env=bare)
 
@@ -280,7 +280,7 @@ def test_what_does_not_fit_is_skipped(check, monkeypatch, capsys):
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has asked after yet has, too."""
+    """Return whether a process ends within a few seconds; a zombie counts as ended."""
     for _ in range(200):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -307,7 +307,7 @@ def test_how_a_part_went(check, capsys):
 
 @pytest.mark.parametrize("end", ["", "; wait"])
 def test_what_a_part_leaves_running_is_ended(check, tmp_path, end):
-    """It ends by itself, or is ended, while a process that it started holds its output open."""
+    """The part exits or times out while its child process holds the output open."""
     command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/pid{end}"]
     outcome = check.run("part", command, 2)
     assert outcome.status == ("timed out" if end else "passed")
@@ -317,7 +317,7 @@ def test_what_a_part_leaves_running_is_ended(check, tmp_path, end):
 
 @pytest.fixture
 def parts(check, monkeypatch):
-    """``parts(takes, call)`` runs a call by a made-up clock: each part takes so long, or until its limit."""
+    """Return ``parts(takes, call)``: run a call on a fake clock; each part takes ``takes`` seconds, up to its limit."""
 
     def all_of(takes, call="correctness", tools=True, **statuses):
         now, runs, outcomes = 0.0, [], {}
@@ -454,7 +454,7 @@ def test_without_a_gpu_it_says_so(script, message):
 
 
 def made_up_floor(gpu, **launch: float):
-    """A floor of 1 TB/s and of so many seconds per launch, where no GPU is there to measure it."""
+    """Return a floor of 1 TB/s and the given seconds per launch, without measuring a GPU."""
     floor = gpu.Floor.__new__(gpu.Floor)
     floor.bandwidth, floor.launch, floor.collectives = 1e12, launch, {}
     return floor
@@ -502,7 +502,7 @@ def test_a_replay_is_divided_among_the_calls_that_it_holds(gpu, monkeypatch):
 
 
 def measured_here(folder: Path) -> tuple[int, str]:
-    """``gpu.py`` on CPU tensors, where the kernels are simulated: nothing is timed but the host, nothing captured."""
+    """Run ``gpu.py`` on CPU tensors with simulated kernels; only the host is timed, and no graph is captured."""
     gpu = benchmark("gpu")
     why_not, tensor, host_seconds, compile = gpu.cuda.why_not, gpu.tensor, gpu.host_seconds, torch.compile
 
@@ -551,7 +551,7 @@ def measured_here(folder: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def measured(simulation, tmp_path_factory):
-    """What it printed, its rows and its notes."""
+    """Return the output, the rows and the notes of ``gpu.py``."""
     folder = tmp_path_factory.mktemp("gpu")
     status, said = simulation(measured_here, folder)
     assert status == 1, "a layer was not captured"
@@ -601,7 +601,7 @@ def test_the_hosts_time_is_measured_apart(measured):
 
 
 def rows_of(*measured: tuple[str, str, float, float, tuple[int, ...]]) -> list[dict]:
-    """(layer, what, median, over the floor, shape)"""
+    """Return rows made from tuples (layer, what, median, over the floor, shape)."""
     return [
         {
             "suite": "gpu",

@@ -1,4 +1,4 @@
-"""Kernels that students hand in: the report names what is wrong with its line, and right kernels pass."""
+"""Grading students' kernels: right kernels pass, and the report names each fault and its line."""
 
 import json
 import os
@@ -43,7 +43,7 @@ void saxpy(const float* x, const float* y, float* z, float a, int n) { kernel<<<
 
 
 class InThisProcess:
-    """Instead of a process of its own, which takes longer to start than these kernels to grade."""
+    """Stand in for the student's process, which would start more slowly than these kernels are graded."""
 
     unconfined = None
 
@@ -102,7 +102,7 @@ def test_the_steps_of_the_tutorial_pass_and_improve(tmp_path):
     assert found[-1].score == 1
 
 
-# The file, what is said, and the line that is named: the first with these words.
+# The file, the message, and text of the reported line, the first line that contains it.
 FAULTS = {
     "a missing barrier": (BROKEN["a"], "read, without a barrier in between", "sums[t] += sums[t"),
     "a tail": (BROKEN["b"], "right behind the end of x", "sum += x[at(c, i"),
@@ -164,7 +164,7 @@ def test_a_wrong_answer_is_shown_on_a_small_input(tmp_path, was, now, what, line
 
 @pytest.mark.usefixtures("_in_this_process")
 def test_grades_do_not_depend_on_line_numbers(tmp_path, monkeypatch):
-    """Without a command that finds lines a fault has no line, and the scores stay."""
+    """Without a command that finds lines, a fault has no line and the scores stay."""
     with_lines = [part.score for part in graded(tmp_path, FORMULA, EVERYTHING).parts]
     monkeypatch.setattr("sbnref.lab.lines.finder", lambda: None)
     without = graded(tmp_path, FORMULA, EVERYTHING)
@@ -259,7 +259,7 @@ def test_loops_crashes_and_exits_cost_their_part_only(body, status, said, tmp_pa
 
 @pytest.mark.usefixtures("_in_this_process")
 def test_what_is_counted_has_to_be_right(tmp_path):
-    """Kernels that do less on the tensor on which they are counted, and are right on others."""
+    """A kernel that does less work on the counted tensor alone gets no points for efficiency."""
     kernel = "__global__ void copy(const float* x, float* y, int n) { for (int i = 0; i < n; ++i) y[i] = x[i]; }\n"
     less = f"{kernel}\n{HEAD}\n    if (S == 784) return copy<<<132, 1>>>(x, y, N * C * S);"
     right, efficient = graded(tmp_path, changed(FORMULA, HEAD, less), ("right", "efficient")).parts

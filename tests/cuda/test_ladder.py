@@ -1,4 +1,4 @@
-"""Every rung of the tutorials' ladder of kernels, simulated and compiled: it is right, and moves what it says."""
+"""The tutorials' ladder of kernels, simulated and compiled: every rung is right and moves the documented bytes."""
 
 import shutil
 from functools import partial
@@ -31,7 +31,7 @@ PAYLOAD = [name for name, rung in ladder.RUNGS.items() if len(rung.functions) ==
 
 
 def tensor(rung: str, shape: tuple[int, ...], mean: float = 1, seed: int = 0) -> torch.Tensor:
-    """Random numbers with standard deviation 1, of the dtype and in the layout that the rung is for."""
+    """Return random numbers with standard deviation 1, in the rung's dtype and layout."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
     x = x.to(ladder.RUNGS[rung].dtype)
     return x.contiguous(memory_format=torch.channels_last) if rung.startswith("7") and x.dim() == 4 else x
@@ -110,7 +110,7 @@ def test_payloads_of_ranks_add_up(rung):
 def test_a_mean_far_above_the_deviations(rung):
     x = tensor(rung, (4, 3, 16, 16), mean=1e4)
     error = (ladder.Call(rung, x).run() - reference(x)).abs().max()
-    # A float32 mean is off by up to 5e-4 there; the payload's is not, and what is left are the threads' own means.
+    # A float32 mean is off by up to 5e-4 here, unlike the payload's mean. The remaining error is in the threads' means.
     assert error < (2e-4 if rung in PAYLOAD else 2e-3)
     textbook = x.square().mean([0, 2, 3]) - x.mean([0, 2, 3]).square()
     assert ((textbook - x.double().var([0, 2, 3], correction=0)).abs() > 0.5).any()
@@ -134,8 +134,8 @@ def test_what_a_rung_moves(rung, floor):
     x = tensor(rung, (33, 8, 16, 16))
     counts, size = ladder.count(ladder.Call(rung, x)), x.nbytes
     launches, blocks, reads, writes = floor
-    # Besides, every block leaves a partial result for every channel, at most twice the bytes of three float64;
-    # the blocks of the second launch read as much of the payload.
+    # Every block also writes a partial result per channel, at most twice the bytes of three float64.
+    # The blocks of the second launch read as many bytes of the payload.
     partials = 75 * counts.blocks * ladder.RUNGS[rung].tile
     assert (counts.launches, counts.blocks) == (launches, blocks)
     assert reads * size <= counts.read <= reads * size + partials
@@ -187,7 +187,7 @@ def test_the_second_pass_starts_where_the_first_one_ended():
 )
 def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
     shutil.copytree(ladder.KERNELS, tmp_path, dirs_exist_ok=True)
-    shutil.copy(LABORATORY / "laboratory.cuh", tmp_path)  # what is beside a file is included before what is installed
+    shutil.copy(LABORATORY / "laboratory.cuh", tmp_path)  # files beside the source are included before installed ones
     parts = (tmp_path / source).read_text().split("__syncthreads();")
     parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
     (tmp_path / source).write_text("__syncthreads();".join(parts))

@@ -1,4 +1,4 @@
-"""The ladder as nvcc compiles it: its loops make the accesses that the simulation counts, enough of them in flight."""
+"""The ladder compiled by nvcc: its loops make the simulated accesses, with enough bytes in flight."""
 
 import re
 
@@ -30,7 +30,7 @@ STREAMING = {  # the kernels that stream x, by the numbers of their launches
 
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory):
-    """The instructions of every kernel and its registers, by name. The ladder compiles without a warning."""
+    """Compile the ladder without a warning; return every kernel's instructions and register count by name."""
     folder = tmp_path_factory.mktemp("ladder")
     unit, made = folder / "ladder.cu", folder / "ladder.o"
     unit.write_text(translation_unit(ladder.all_rungs()))

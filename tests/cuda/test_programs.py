@@ -40,7 +40,7 @@ def test_a_right_program_passes_in_every_order(program):
 
 @needs_nvcc
 def test_nvcc_compiles_the_programs(tmp_path):
-    """All at once, each in a namespace of its own, which takes a tenth of the time."""
+    """Compile all programs at once, each in its own namespace, in a tenth of the time."""
     texts = [program.read_text() for program in PROGRAMS]
     headers = sorted({header for text in texts for header in re.findall(r"#include <.*>", text)})
     spaces = [f'namespace {p.stem} {{\n#include "{p}"\n}}' for p in PROGRAMS]
@@ -87,7 +87,7 @@ def test_clang_reports_accesses_too(monkeypatch):
 
 @pytest.fixture
 def lab_run(capfd):
-    """``lab_run(argument, ...)`` gives the exit status, the output and the errors of ``sbnref lab run``."""
+    """Return ``lab_run(argument, ...)``: run ``sbnref lab run``, return its exit status, output and errors."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         result = CliRunner().invoke(app, ["lab", "run", *map(str, arguments)], env={"COLUMNS": "200"})

@@ -1,7 +1,7 @@
-"""What nvcc makes of the kernels gives the results of the simulation, bit for bit, and those of plain PyTorch.
+"""nvcc's output for the kernels agrees with the simulation bit for bit, and with plain PyTorch.
 
-The simulation compiles other branches of the source: how halves are unpacked, how 16 bytes are stored, what is written
-in assembly. Here it is nvcc's own output that runs, on a CPU.
+The simulation compiles other branches of the source, for unpacking halves, storing 16 bytes and inline assembly. These
+tests interpret nvcc's output on a CPU.
 """
 
 import re
@@ -21,7 +21,7 @@ SHAPES = [
     (3, 3, 7, 7),  # with edges
     (1, 2, 1500),  # over several blocks
     (9, 8, 7, 7),  # short runs
-    (40, 16),  # channels last: 16 bytes at a time, and all narrower accesses
+    (40, 16),  # channels last: accesses of 16 bytes and of all smaller sizes
     (40, 12),
     (40, 6),
     (40, 33),
@@ -39,7 +39,7 @@ def results(dtype: torch.dtype, impl=cuda) -> list[dict[str, torch.Tensor]]:
 
 
 def run_interpreted(dtype: torch.dtype, fused: bool) -> tuple[list[dict[str, torch.Tensor]], set[str], set[str]]:
-    """What comes out, the kernels for this dtype, and those of them that ran."""
+    """Return the results, the names of the kernels for this dtype, and the names of those that ran."""
     gpu().fused, gpu().launches = fused, []
     mangled = {torch.float16: "N3c104HalfE", torch.bfloat16: "N3c108BFloat16E", torch.float32: "f", torch.float64: "d"}
     there = {name for name in gpu().kernels if re.search(rf"kernelI{mangled[dtype]}LN", name)}
@@ -49,7 +49,7 @@ def run_interpreted(dtype: torch.dtype, fused: bool) -> tuple[list[dict[str, tor
 
 @pytest.mark.parametrize("dtype", checks.DTYPES)
 def test_every_instance_gives_the_bits_of_the_simulation(interpreted, simulation, dtype):
-    """Where a fused multiply-add is rounded twice, as the simulation's host does; that is all that they differ in."""
+    """Round each fused multiply-add twice, like the simulation's host: it is the only difference."""
     got, there, ran = interpreted(run_interpreted, dtype, False)
     assert there
     assert ran == there, "instances that no shape reaches"
@@ -66,7 +66,7 @@ def test_every_instance_is_right(interpreted, dtype):
 
 
 def fences() -> dict[str, tuple[int, int]]:
-    """How many each kernel executes on a tensor whose tiles are split, and its blocks."""
+    """Return each kernel's executed fences and its blocks, on a tensor with split tiles."""
     gpu().launches, shape = [], (1, 2, 1500)
     before = {name: kernel.fences for name, kernel in gpu().kernels.items()}
     checks.run(cuda, checks.tensor(shape, torch.float32), checks.tensor(shape, torch.float32, 1), torch.float32, None)
@@ -76,13 +76,13 @@ def fences() -> dict[str, tuple[int, int]]:
 def test_one_thread_fences_for_its_block(interpreted):
     for name, (executed, blocks) in interpreted(fences).items():
         stage = next(stage for stage in STAGES if f"{stage}_kernel" in name)
-        # For momentum=None, both tiles before their ticket and one after it.
+        # For momentum=None, each of two tiles fences before its ticket, and one tile fences after it.
         assert executed == {"forward_apply": 3, "backward_apply": 0}.get(stage, 2 * blocks), name
         assert blocks > 2, name
 
 
 def run_changed(pattern: str, by: str) -> str:
-    """What becomes of one step in float16 where the code is changed; "same" if nothing does."""
+    """Edit the code and run a float16 step; return "same", "other" or the error."""
     x, dy = checks.tensor((9, 8, 7, 7), torch.float16), checks.tensor((9, 8, 7, 7), torch.float16, 1)
     before = checks.run(cuda, x, dy, torch.float32, None)
     changed = []

@@ -1,4 +1,4 @@
-"""The four stages in a file of kernels: compared with the reference on ragged ranks, graded, refused in sentences."""
+"""The four stages in a file of kernels: agreement with the reference on ragged ranks, grades and errors."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,13 @@ from sbnref.modes import STATS_MODES
 pytestmark = pytest.mark.slow
 
 RIGHT = Path(__file__).with_name("tasks.cu")
-PLANTED = {  # in each stage: the right text, and a bug of a kind that has been shipped
+PLANTED = {  # in each stage: the right text, and a kind of bug that libraries have shipped
     "forward_stats": ("w * m.var", "w * (m.var + m.mean * m.mean)"),
     "forward_apply": ("D > 0 ? D : weights > 1", "weights > 1"),
     "backward_stats": ("payload[c] = g, payload[C + c] = gx;", "payload[c] = gx, payload[C + c] = g;"),
     "backward_apply": (" - saved[2 * C + c] * b", ""),
 }
-SIZES = ((3, 2), (0, 4), (2, 3))  # of each rank: samples, and a spatial size of two dimensions
+SIZES = ((3, 2), (0, 4), (2, 3))  # per rank: samples, and the size of both spatial dimensions
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def wrong(tmp_path_factory) -> Path:
         assert text.count(was) == 1, was
         text = text.replace(was, now)
     file.write_text(text)
-    for compiled in (RIGHT, file):  # before the ranks do it all at the same time
+    for compiled in (RIGHT, file):  # compile before the ranks do so concurrently
         StageKernels(compiled)
     return file
 
 
 def tensor(channels_last: bool = False) -> torch.Tensor:
-    """This rank's input; the last rank's has a mean far above its deviations."""
+    """Return this rank's input; on the last rank the mean is far above the standard deviation."""
     rank = dist.get_rank()
     n, s = SIZES[rank]
     x = torch.randn(n, 5, s, s, generator=torch.Generator().manual_seed(rank)) + (1000 if rank == 2 else rank)
@@ -90,7 +90,7 @@ def test_a_file_runs_as_a_layer_does():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-FAULTS = {  # of forward_stats: the text, what it becomes, and what is said with the line of other words
+FAULTS = {  # in forward_stats: the text, its replacement, the message, and text of the reported line
     "a tail": ("k < N * S; k += kThreads) f(", "k <= N * S; k += kThreads) f(",
                "reads x[3], right behind the end of x (3 elements) (line {line})", "sum += x[i]; });"),
     "part of the payload": ("if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;", "",
@@ -105,7 +105,7 @@ def test_what_is_not_legal_is_said_with_the_line(name, tmp_path):
     assert text.count(was) == 1
     text = text.replace(was, now)
     file = tmp_path / "mine.cu"
-    file.write_text(text[: text.index("__global__ void forward_apply_kernel")])  # the one stage compiles faster
+    file.write_text(text[: text.index("__global__ void forward_apply_kernel")])  # a single stage compiles faster
     kernels = StageKernels(file)
     with pytest.raises(RuntimeError) as refused:
         kernels.forward_stats(torch.randn(3, 1), 1)

@@ -1,6 +1,6 @@
-"""The kernels, simulated: stage by stage beside plain PyTorch, in every order of turns, as operators, in the suite.
+"""The simulated kernels: compared with plain PyTorch, in every order of threads, as operators, and by conformance.
 
-benchmarks/gpu_check.py runs the same checks with a GPU as the default device.
+benchmarks/gpu_check.py runs these checks with a GPU as the default device.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What the kernels do to memory is held to the floor, and recordings of them agree with the counters."""
+"""The kernels' memory traffic meets its lower bound, and recordings agree with the counters."""
 
 import itertools
 from math import prod
@@ -13,13 +13,13 @@ from sbnref.lab.recording import Act, example
 
 pytestmark = pytest.mark.slow
 
-# Per channel and block: statistics, coefficients and partial results are at most twelve float64 numbers.
+# Bytes per channel and block: statistics, coefficients and partial results are at most twelve float64 numbers.
 PER_CHANNEL = 12 * 8
 SHAPES = [(8, 64, 56, 56), (4, 256, 28, 28), (1, 32, 24, 24, 24), (2, 8, 100, 152), (512, 1024), (64, 512, 8, 8)]
 
 
 def assert_at_the_floor(s: StageTraffic) -> None:
-    """All elements are read once and written once, and besides them what blocks leave for each channel."""
+    """Check that each element is read once and written once, besides the blocks' numbers per channel."""
     small = PER_CHANNEL * s.plan["tiles"] * s.plan["tile_channels"] * s.plan["splits"]
     assert s.launches == 1, s.stage
     assert s.floor_read <= s.bytes_read <= s.floor_read + small, s.stage
@@ -40,7 +40,7 @@ def test_everything_is_read_once_and_written_once(shape, dtype, channels_last):
 
 @pytest.mark.ranks(1, "simulated")
 def test_short_runs():
-    """Runs of 49 and 196 elements: neighbouring channels are read together, in whole accesses and nothing twice."""
+    """In runs of 49 and 196 elements, neighbouring channels are read together, in wide accesses and once each."""
     for shape, dtype in itertools.product(((16, 256, 7, 7), (8, 64, 14, 14)), (torch.float16, torch.float32)):
         traffic = Traffic(shape, dtype)
         aligned = prod(shape[2:]) * dtype.itemsize % 16 == 0
@@ -53,7 +53,7 @@ def test_short_runs():
 
 @pytest.mark.ranks(1, "simulated")
 def test_edges():
-    """Long runs of an odd length, and channels that do not go together: whole accesses to all but their ends."""
+    """Long odd runs, and channels that cannot be grouped: accesses are wide except at the ends."""
     for shape in ((2, 3, 45, 45), (16, 3, 7, 7), (2, 16, 33, 65)):
         for s in Traffic(shape, torch.float16).stages:
             assert s.plan["layout"] == "channels-first"
@@ -69,7 +69,7 @@ def plan_of(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, *, 
     return launch_plan(x, backward=backward, multiprocessors=132)
 
 
-# Of which a thread has three accesses in flight: a plan that counted on four would take two rounds.
+# On these shapes a thread has three accesses in flight; a plan for four would take two rounds.
 ONE_ROUND = [
     ((32, 128, 28, 28), True),
     ((32, 256, 14, 14), True),
@@ -90,7 +90,7 @@ def test_half_precision_takes_one_round():
 
 @pytest.mark.ranks(1, "simulated")
 def test_many_channels_run_in_one_wave():
-    """Of blocks that are smaller: a multiprocessor holds 1024 threads in any."""
+    """With many channels the blocks are smaller: a multiprocessor holds 1024 threads of any block size."""
     for shape in ((32, 1024, 14, 14), (32, 512, 28, 28)):
         for backward in (False, True):
             plan = plan_of(shape, torch.float32, False, backward=backward)
@@ -103,7 +103,7 @@ def test_many_channels_run_in_one_wave():
 @pytest.mark.parametrize("channels", [24, 40, 72, 144])
 @pytest.mark.ranks(1, "simulated")
 def test_most_lanes_have_channels(channels):
-    """Where the channels do not fill lines of the cache."""
+    """Test numbers of channels that do not fill cache lines."""
     for dtype in (torch.float16, torch.float32):
         plan = plan_of((32, channels, 28, 28), dtype, True)
         assert channels / (plan["tiles"] * plan["tile_channels"]) > 0.8, plan

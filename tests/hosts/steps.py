@@ -1,7 +1,7 @@
-"""Training steps in which the last rank fails. :func:`sbnref.launch` calls `train`, and torchrun runs this file.
+"""Training steps with a failing last rank. :func:`sbnref.launch` calls `train`; torchrun runs this file.
 
-A job has a ``folder``, ``impl``, ``steps``, ``faults`` ({"step": [pass, fault]}), and the ``timeout`` that process
-groups have from the first fault on.
+A job has a ``folder``, ``impl``, ``steps``, ``faults`` ({"step": [pass, fault]}), and the ``timeout`` of process
+groups from the first fault on.
 """
 
 import json
@@ -32,7 +32,7 @@ def train(job: dict) -> torch.Tensor:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["done"]
-    faults = {} if done else job["faults"]  # after a restart the hosts' counts of restarts differ
+    faults = {} if done else job["faults"]  # after a restart, the hosts' restart counts differ
     for step in range(done, job["steps"]):
         torch.manual_seed(100 * step + rank)
         x = torch.randn((step + rank) % 3, 4, 3, 3, dtype=torch.float64)  # rank 1 has no data in step 2
@@ -50,7 +50,7 @@ def train(job: dict) -> torch.Tensor:
             dist.all_reduce(p.grad)
         optimizer.step()
         optimizer.zero_grad()
-        if rank == 0:  # under another name first: a file with the right name is whole
+        if rank == 0:  # renamed once complete
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}
             torch.save(state, folder / "part.pt")
             (folder / "part.pt").rename(checkpoint)
@@ -59,7 +59,7 @@ def train(job: dict) -> torch.Tensor:
 
 
 def fail(what: str, folder: Path, model: nn.Module) -> None:
-    """Let every rank wait for the file ``go``, or let the last rank fail."""
+    """Wait on every rank for the file ``go``, or fail on the last rank."""
     (folder / f"reached-{dist.get_rank()}").write_text(str(time.time()))
     while what == "waits" and not (folder / "go").exists():
         time.sleep(0.01)

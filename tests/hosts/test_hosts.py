@@ -26,7 +26,7 @@ import sbnref
 pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29500"]
 ENV = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "TP_SOCKET_IFNAME": "eth0"}
-ENV["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or a restart finds the addresses of the first start
+ENV["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise a restart finds the first start's addresses
 
 
 def ip(*arguments):
@@ -34,7 +34,7 @@ def ip(*arguments):
 
 
 class Host:
-    """A namespace and a TAP device: this process reads from ``tap`` the frames that ``eth0`` sends."""
+    """A namespace and a TAP device: this process reads the frames of ``eth0`` from ``tap``."""
 
     def __init__(self, i, stack):
         self.name, self.address, self.delay, self.loss = f"sbn{os.getpid()}-{i}", f"10.77.0.{i + 1}", 0.0, 0.0
@@ -53,7 +53,7 @@ class Host:
             ip("-n", self.name, "link", "set", link, "up")
 
     def signal(self, number):
-        """Send a signal to all processes of the host, and return how many there are."""
+        """Send a signal to all processes of the host, and return their number."""
         pids = ip("netns", "pids", self.name).split()
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -61,14 +61,14 @@ class Host:
         return len(pids)
 
     def torchrun(self, count, job, *options):
-        """Start the host's rank. The hosts share a name, so each needs to know whether it is the head."""
+        """Start the host's rank. The hosts share a name, so an option tells each whether it is the head."""
         here = [f"--nnodes={count}", f"--local-addr={self.address}", f"--rdzv-conf=is_host={int(self.name[-1] == '0')}"]
         command = ["ip", "netns", "exec", self.name, *TORCHRUN, *here, *options, steps.__file__, json.dumps(job)]
         return subprocess.Popen(command, env=os.environ | ENV)
 
 
 def forward(hosts, closed):
-    """Be the switch between the hosts."""
+    """Forward frames between the hosts, like a switch."""
     drawn, waiting, senders = random.Random(0), deque(), {host.tap: host for host in hosts}
     while not closed.is_set():
         for tap in select.select(list(senders), [], [], 0.005)[0]:
@@ -96,7 +96,7 @@ def hosts():
 
 
 def wait_for(folder, name, ranks):
-    """Return what each rank writes into a file."""
+    """Wait for each rank's file, and return the contents."""
     files, end = [folder / f"{name}-{rank}" for rank in range(ranks)], time.monotonic() + 300
     while not all(file.exists() and file.stat().st_size for file in files):
         assert time.monotonic() < end, f"some of {files} are missing"

@@ -1,4 +1,4 @@
-"""A server of the built site on localhost, and a browser that visits it."""
+"""Serve the built site on localhost, and visit it with a browser."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
-HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  # another site can be named
+HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  # SBNREF_HTML may name another site
 PHONE = 390  # CSS pixels, the width of a common phone
 
-# The middle of an element, once it is in the window.
+# Scroll an element into the window and return its middle.
 INTO_VIEW = """(element) => {
   element.scrollIntoView({ block: 'center', behavior: 'instant' });
   const box = element.getBoundingClientRect();
@@ -39,14 +39,14 @@ SMALL_TEXT = """
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        if self.path == "/favicon.ico":  # browsers ask for it; that there is none is no error
+        if self.path == "/favicon.ico":  # browsers request it; its absence is no error
             self.send_response(204)
             self.end_headers()
         else:
             super().do_GET()
 
     def translate_path(self, path: str) -> str:
-        # These two are tested as they stand in the source, whether or not the site has been built since.
+        # Serve these two from the source, in case the built site is older.
         if path.startswith("/_static/explorer/"):
             return str(ROOT / "docs") + urlsplit(path).path
         player = ROOT / "sbnref" / "lab" / "player" / Path(urlsplit(path).path).name
@@ -64,28 +64,28 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @dataclass
 class Browser:
-    """Chromium, and the address of the server that it visits."""
+    """Chromium, and the address of the server."""
 
-    driver: object  # selenium's WebDriver, which is not there to be imported where these tests are skipped
+    driver: object  # selenium's WebDriver; without selenium these tests are skipped
     server: str
 
     def open(self, path: str, width: int = 1280, height: int = 900) -> None:
         """Load a page from scratch."""
         self.resize(width, height)
-        if "#" in path:  # a browser does not load a page again when only the fragment is another
+        if "#" in path:  # a change of only the fragment does not reload a page
             self.driver.get("about:blank")
         self.driver.get(f"{self.server}/{path}")
         file = re.split("[?#]", path)[0]
         self.wait(f"location.pathname === {json.dumps('/' + file)} && document.readyState === 'complete'", 30)
-        if path.startswith(("index.html", "explorer.html")):  # its modules may come after the page
+        if path.startswith(("index.html", "explorer.html")):  # its modules may load after the page
             self.wait("document.querySelector('.explorer .results tbody tr') !== null", 30)
 
     def find(self, selector: str) -> object:
-        """The first element that a CSS selector matches."""
+        """Return the first element that a CSS selector matches."""
         return self.driver.find_element("css selector", selector)
 
     def click(self, selector: str) -> None:
-        """Click an element that may be below the window or under the page's header."""
+        """Click an element, even below the window or under the page's header."""
         self.run(f"({INTO_VIEW})(...arguments)", self.find(selector))
         self.find(selector).click()
 
@@ -96,15 +96,15 @@ class Browser:
             self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touching})
 
     def cut_off(self, selector: str) -> list[str]:
-        """Elements that reach beyond the window's right edge, unless they are in something that scrolls."""
+        """Return elements that reach beyond the window's right edge outside of any scrolling container."""
         return self.run(CUT_OFF, selector)
 
     def small_text(self, pixels: float) -> list[str]:
-        """Text in drawings that is smaller."""
+        """Return text in drawings that is smaller than ``pixels``."""
         return self.run(SMALL_TEXT, pixels)
 
     def show(self, case: str) -> None:
-        """Another case on the page that is open, by its fragment."""
+        """Show another case on the open page by its fragment."""
         self.driver.execute_async_script(
             "const [hash, done] = arguments; if (hash === location.hash) return done();"
             "addEventListener('hashchange', () => done(), { once: true }); location.hash = hash",
@@ -112,12 +112,12 @@ class Browser:
         )
 
     def resize(self, width: int, height: int = 900) -> None:
-        """The window's inner size: a window itself cannot be as narrow as a phone."""
+        """Set the window's inner size; the window itself cannot be as narrow as a phone."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def prefer(self, scheme: str, motion: str = "no-preference") -> None:
-        """What the system asks for: 'light' or 'dark', and perhaps to 'reduce' motion."""
+        """Set the system's preference: 'light' or 'dark', and optionally 'reduce' for motion."""
         features = [
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": motion},
@@ -125,20 +125,20 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def run(self, script: str, *arguments: object) -> object:
-        """The value that a script returns."""
+        """Run a script and return its value."""
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, condition: str, seconds: float = 5) -> None:
-        """Until a JavaScript expression holds."""
+        """Wait until a JavaScript expression is true."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         WebDriverWait(self.driver, seconds, 0.05).until(lambda _: self.run(f"return {condition}"), condition)
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the last call."""
+        """Return the addresses requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What pages wrote to the console as errors since the last call."""
+        """Return the console errors since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

@@ -1,4 +1,4 @@
-"""What browser tests share: a headless Chromium and a server on localhost."""
+"""Fixtures of the browser tests: a headless Chromium and a server on localhost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from browsing import HTML, Browser, Handler
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The address of a server of the built site."""
+    """Serve the built site and yield its address."""
     if not (HTML / "index.html").exists():
         pytest.skip("the site was not tested: docs/_build/html is not built (make docs)")
     handler = functools.partial(Handler, directory=str(HTML))
@@ -26,7 +26,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def chromium(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests."""
+    """Yield one browser for all tests."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="no browser tests: selenium is not installed")
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     chromedriver = shutil.which("chromedriver")
@@ -53,12 +53,12 @@ def chromium(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser with nothing left over from the last test, and no error on the console after this one."""
+    """Yield the browser in a clean state, and expect no console errors or outside requests after the test."""
     chromium.prefer("light")
     chromium.requests()
     chromium.complaints()
     yield chromium
     assert chromium.complaints() == []
-    own = ("chrome:", "chrome-untrusted:")  # the browser's page for new tabs
+    own = ("chrome:", "chrome-untrusted:")  # the new-tab page
     here = (chromium.server, "data:", "about:", "blob:", *own)
     assert [url for url in chromium.requests() if not url.startswith(here)] == []

@@ -1,4 +1,4 @@
-"""The explorer in a browser: it computes what the package computes, and visitors can edit, share and read a case."""
+"""The explorer in a browser: its numbers agree with the package, and visitors can edit, share and read a case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rank = list[float]  # n, h, w, mean, standard deviation
 
 
 def random_case(rng: random.Random) -> list[Rank]:
-    """Up to eight small ranks; empty ranks and single elements are frequent."""
+    """Return up to eight small ranks; empty ranks and single elements are frequent."""
     size = lambda *sizes: rng.choice([0, 1, 1, *sizes])  # noqa: E731
     value = lambda low, high: rng.choice([0.0, 1.0, round(rng.uniform(low, high), 2)])  # noqa: E731
     return [
@@ -34,7 +34,7 @@ def fragment(ranks: list[Rank]) -> str:
 
 
 def tensor(rank: Rank) -> torch.Tensor:
-    """(n, 1, h, w) elements with the rank's mean and standard deviation; a single element has no deviation."""
+    """Return (n, 1, h, w) elements with the rank's mean and standard deviation; a single element has no deviation."""
     n, h, w, mean, std = rank
     x = torch.randn(n, 1, h, w, dtype=torch.float64)
     if x.numel() < 2:
@@ -43,20 +43,20 @@ def tensor(rank: Rank) -> torch.Tensor:
 
 
 def numbers(text: str) -> list[float]:
-    """The numbers in a text, which the page writes as in −1.5·10⁻³."""
+    """Return the numbers in a text of the page, such as −1.5·10⁻³."""
     text = re.sub("·10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"e\1", text.replace("−", "-"))
     text = text.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
     return [float(match) for match in re.findall(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?", text)]
 
 
 def results(browser: Browser) -> dict[str, list[str]]:
-    """The cells of the table of results, by mode."""
+    """Return the cells of the table of results by mode."""
     script = "return [...document.querySelectorAll('.results tr')].map((row) => [...row.cells].map((c) => c.innerText))"
     return {head.strip().strip("'"): rest for head, *rest in browser.run(script)}
 
 
 def inputs(browser: Browser) -> list[list[float]]:
-    """The numbers in the inputs, rank by rank."""
+    """Return the numbers in the inputs, rank by rank."""
     rows = browser.driver.find_elements("css selector", ".inputs tbody tr")
     return [
         browser.run("return [...arguments[0].querySelectorAll('input')].map((i) => i.valueAsNumber)", r) for r in rows
@@ -64,7 +64,7 @@ def inputs(browser: Browser) -> list[list[float]]:
 
 
 def replace(browser: Browser, rank: int, key: str, value: str) -> None:
-    """Type over a number."""
+    """Overwrite a rank's number by typing."""
     from selenium.webdriver.common.keys import Keys
 
     browser.find(f"[data-rank='{rank}'][data-key={key}]").send_keys(Keys.CONTROL + "a" + Keys.NULL + value)

@@ -1,4 +1,4 @@
-"""The player of kernels in a browser: it counts what the simulation counts, and visitors can step, read and link."""
+"""The player of kernels in a browser: its counters agree with the simulation, and visitors can step, read and link."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ void turned(const Problem& p) { copy<true><<<1, kThreads, 0, p.stream>>>(p); }
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    """A recording of each function above."""
+    """Record each function above."""
     file = tmp_path_factory.mktemp("kernels") / "mine.cu"
     file.write_text(KERNELS)
     kernels = Kernels(file, ("forward", "race", "still", "turned"), 64)
@@ -70,27 +70,27 @@ def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
 
 
 def choose(browser: Browser, name: str, value: object) -> None:
-    """Choose from a list, or move the slider."""
+    """Choose from a list or move the slider."""
     script = """const [name, value] = arguments, control = document.querySelector(`[name=${name}]`);
         control.value = value; for (const type of ['input', 'change']) control.dispatchEvent(new Event(type))"""
     browser.run(script, name, value)
 
 
 def shown(browser: Browser, view: str = ".view") -> dict[str, int]:
-    """The counters on the page."""
+    """Return the counters on the page."""
     script = """return [...document.querySelector(arguments[0]).querySelectorAll('[data-count]')].map(
         (cell) => [cell.dataset.count, Number(cell.innerText.replaceAll(',', ''))])"""
     return dict(browser.run(script, view))
 
 
 def as_shown(counts: dict[str, int]) -> dict[str, int]:
-    """A recording's counts under the names of the page, which adds bytes read and written."""
+    """Rename a recording's counts like the page, which adds bytes read and written."""
     counts = dict(counts)
     return {"asked": counts.pop("read") + counts.pop("written"), **counts}
 
 
 def at_the_end(name: str) -> dict[str, int]:
-    """The counts that the site's recording was written with."""
+    """Return the counts stored in the site's recording."""
     return as_shown(json.loads((HTML / "_static" / "kernels" / f"{name}.json").read_text())["counts"])
 
 
@@ -154,7 +154,7 @@ def test_a_phone_shows_controls_words_and_picture_together(browser):
         return [...document.querySelectorAll('.controls button, .words, .lanes, .memory')].filter((e) => !whole(e))
             .map((e) => e.outerHTML)"""
     assert browser.run(script) == []
-    browser.find("[name=forth]").click()  # where it is, with no scrolling before
+    browser.find("[name=forth]").click()  # clicks in place, without scrolling
     assert browser.find("output").text.startswith("step 41 of ")
 
 
@@ -182,7 +182,7 @@ def test_the_first_difference_of_two_recordings_is_named_and_a_button_goes_there
 
 def test_every_recording_of_the_site_plays_to_its_counts(browser):
     titles = json.loads((HTML / "_static" / "kernels" / "index.json").read_text())
-    assert len(titles) == 10 + 4 + 8  # of the ladder, of tutorial 12, of the package
+    assert len(titles) == 10 + 4 + 8  # ladder, tutorial 12, package
     browser.open("kernels.html")
     for name, title in titles.items():
         browser.run("location.hash = arguments[0]", name)

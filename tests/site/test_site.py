@@ -15,13 +15,13 @@ GENERATED = ("_modules", "_static", "_sources", "_downloads")  # by Sphinx, or n
 
 
 def pages() -> list[str]:
-    """Addresses of the pages that were written for the site."""
+    """Return the addresses of the pages, without generated ones."""
     found = (path.relative_to(HTML) for path in sorted(HTML.rglob("*.html")))
     return [str(path) for path in found if path.parts[0] not in GENERATED]
 
 
 def settled(browser: Browser) -> None:
-    """Until formulas are typeset, where there are any."""
+    """Wait until formulas, if any, are typeset."""
     browser.wait("document.readyState === 'complete'")
     typeset = "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(() => done())"
     browser.driver.execute_async_script(typeset)

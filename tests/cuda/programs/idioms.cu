@@ -1,4 +1,4 @@
-// Ways of writing that are right, and that a watch may trip over.
+// Correct idioms that a checker could report by mistake.
 #include <cooperative_groups.h>
 
 #include "program.h"
@@ -35,7 +35,7 @@ __global__ void sum_of_block(const float* x, float* y) {
     *y = total;
 }
 
-// The code of kernels may be for some GPUs only.
+// A kernel may have code for some GPUs only.
 __global__ void count_labels(const int* labels, int* counts) {
 #if __CUDA_ARCH__ >= 700
     namespace cg = cooperative_groups;

@@ -12,7 +12,7 @@ __device__ double add(double* address, double v) {
 
 __global__ void sum(double* total) { add(total, threadIdx.x + 0.5); }
 
-// A thread of each block enters; what it writes is seen by the next one.
+// A thread of each block enters, and the next one sees its writes.
 __global__ void enter(int* lock, int* visitors, int* order) {
     if (threadIdx.x != 0) return;
     while (atomicCAS(lock, 0, 1) != 0) {

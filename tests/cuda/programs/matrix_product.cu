@@ -2,7 +2,7 @@
 
 constexpr int kTile = 8;
 
-// C = AB, for matrices of n rows and columns, of which n need not be a multiple of the tile.
+// C = AB, for n x n matrices; n need not be a multiple of the tile.
 __global__ void product(const float* a, const float* b, float* c, int n) {
     __shared__ float as[kTile][kTile], bs[kTile][kTile];
     const int row = blockIdx.y * kTile + threadIdx.y, column = blockIdx.x * kTile + threadIdx.x;

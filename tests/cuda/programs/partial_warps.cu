@@ -1,6 +1,6 @@
 #include "program.h"
 
-// The block size is no multiple of 32, and threads behind the end return before the barrier.
+// The block size is not a multiple of 32, and threads beyond the end return before the barrier.
 __global__ void shifted(const int* x, int* y, int n) {
     __shared__ int s[72];
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

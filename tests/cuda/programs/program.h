@@ -1,4 +1,4 @@
-// What the programs share: arrays on the GPU, and checks that name their line.
+// Shared by the programs: arrays on the GPU, and checks that report their line.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,7 +35,7 @@ T* zeros_on_gpu(size_t n) {
     return on_gpu(std::vector<T>(n));
 }
 
-// Copies an array to the host and frees it.
+// Copy an array to the host and free it.
 template <typename T>
 std::vector<T> take(T* p, size_t n) {
     std::vector<T> values(n);

@@ -2,7 +2,7 @@
 
 constexpr int kThreads = 64;
 
-// One pass: blocks draw tickets, and each waits for the total of the one before it.
+// One pass: blocks draw tickets, and each waits for the previous block's total.
 __global__ void scan(const int* x, int* y, int n, unsigned* ticket, volatile unsigned* ready, volatile int* totals) {
     __shared__ unsigned block;
     __shared__ int before, s[kThreads];

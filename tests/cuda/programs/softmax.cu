@@ -2,7 +2,7 @@
 
 #include "program.h"
 
-// One warp computes a row; the sum is corrected whenever a greater maximum is found.
+// One warp computes a row; a new maximum rescales the sum.
 __global__ void softmax(const float* x, float* y, int rows, int columns) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
