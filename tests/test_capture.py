@@ -68,7 +68,7 @@ def check_reduce_overhead(device: str) -> None:
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
-    eager = nn.Sequential(*(SyncBatchNorm(4, impl="cuda", device=device) for _ in range(3)))  # split channels, which need tickets
+    eager = nn.Sequential(*(SyncBatchNorm(4, impl="cuda", device=device) for _ in range(3)))  # splits need tickets
     graphed = copy.deepcopy(eager)
     compiled = torch.compile(graphed, mode="reduce-overhead", fullgraph=True)
     for batch_size in (64, 64, 64, 0, 0, 0, 64, 0, 3, 3, 3):

@@ -1,4 +1,4 @@
-"""What somebody might hand in who wants the marks and not the work; and honest work that looks odd."""
+"""Submissions that try to get points without the work, and honest ones that look odd."""
 
 import glob
 import socket
@@ -35,7 +35,7 @@ def look_around():
     return text
 """
 
-# Code that goes before or around a wrong function. None may score.
+# Code placed before or around a wrong function. None may score.
 CHEATS = {
     "takes the reference": "from sbnref.impls.reference import *",
     "takes it when called": """
@@ -188,7 +188,7 @@ def forward_stats(x, weight):
 
 @pytest.fixture(scope="module")
 def neighbours(tmp_path_factory):
-    """Whom nobody is to reach: two servers, and a process with a secret, which this process can read."""
+    """Start targets that submissions must not reach: two servers, and a process with a secret."""
     place = str(tmp_path_factory.mktemp("sockets") / "called")
     command = [sys.executable, "-c", "import time; time.sleep(600)", "swordfish"]
     with (
@@ -211,7 +211,7 @@ def neighbours(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def _confined(tmp_path_factory):
-    """Skips where the code cannot be confined: there it has the rights of who runs the tests."""
+    """Skip where submissions cannot be confined, since they would have the rights of the tests."""
     unconfined = graded(tmp_path_factory.mktemp("right"), RIGHT).unconfined
     if unconfined is not None:
         pytest.skip(f"no cheat was tried: this machine does not confine what is graded: {unconfined}")
@@ -273,7 +273,7 @@ with tempfile.TemporaryFile() as f:
 
 AROUND = "right = forward_stats\ndef forward_stats(*a): return {}\n"
 
-# All score.
+# Honest submissions. All score.
 HONEST = {
     "with imports, prints, threads, processes and files": IMPORTS + RIGHT,
     "with a helper of a name that the grader has too": "from target import *\n",
@@ -296,7 +296,7 @@ def test_honest_work_scores(work, tmp_path):
 
 
 def confine_nothing(folder, monkeypatch):
-    """As on a system that does not allow it."""
+    """Imitate a system that does not allow confinement."""
     broken = folder / "confine.py"
     broken.write_text("def confine(folder, hidden):\n    raise OSError('not here')\ndef end_with_parent():\n    pass\n")
     monkeypatch.setattr("sbnref.lab.sandbox.confine.__file__", str(broken))
@@ -328,7 +328,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 
 def alive(group: int) -> list[str]:
-    """The processes of a session or group that still run."""
+    """Return the running processes of a session or group."""
     found = []
     for place in glob.glob("/proc/[0-9]*/stat"):
         with suppress(OSError):

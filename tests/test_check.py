@@ -1,4 +1,4 @@
-"""Grading somebody's four functions: what is found, what is said, and that nothing they do stops the grader."""
+"""Grading a student's four functions: the faults, the messages, and a grader that no submission stops."""
 
 import inspect
 import itertools
@@ -24,7 +24,7 @@ from sbnref.lab.sandbox.process import Job
 
 
 def found(stage, **options):
-    """The failure of a stage, with the hint and the section of the derivations for it."""
+    """Return the failure of a stage, with its hint and section of the derivations."""
     failure = search_steps(stage, replaced(**{stage: options.pop("function")}), **options).fault
     return failure, *where_to_look(stage, "failed", vars(failure))
 
@@ -222,7 +222,7 @@ def test_every_run_has_numbers_of_its_own():
         return seen
 
     assert given(1) == given(1)
-    assert len({*given(1)} & {*given(2)}) < len({*given(1)}) / 2  # empty ranks and few whole numbers are alike
+    assert len({*given(1)} & {*given(2)}) < len({*given(1)}) / 2  # empty ranks and cases of few integers coincide
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Where two implementations part, and what the report says of it."""
+"""The first stage at which two implementations differ, and the report."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def network():
 
 @pytest.mark.ranks(3)
 def test_names_the_stage_of_each_planted_bug():
-    """Rank 1 is empty, and 135 elements are not a multiple of 4."""
+    """Use an empty rank 1, and 135 elements, which is not a multiple of 4."""
     for bug, (impl, stage) in BUGS.items():
         sbnref.register_impl(bug, impl)
         x = torch.randn([3, 0, 2][dist.get_rank()], 5, 3, 3) + 1
@@ -118,7 +118,7 @@ def test_many_layers_take_a_line_each_unless_they_diverge():
 
 
 class Twice(nn.Module):
-    """Calls a layer twice, takes keywords, and returns a dict with a loss."""
+    """A model that calls a layer twice, accepts keywords, and returns a dict with a loss."""
 
     def __init__(self, **options):
         super().__init__()

@@ -1,4 +1,4 @@
-"""torch.compile: whole graphs, few recompilations, the same numbers; what it refuses, and what it must not repeat."""
+"""torch.compile: whole graphs, few recompilations, eager numbers, errors, and side effects that happen once."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from sbnref.impls import reference
 
 
 def step(model: nn.Module, x: Tensor, *more: Tensor, dynamic: bool = True) -> dict[str, Tensor]:
-    """A training step: everything that it computes or changes, by name."""
+    """Run a training step; return all computed and changed tensors by name."""
     model.zero_grad()
     leaf = x.clone().requires_grad_()
     if dynamic and len(x) > 1:
@@ -63,11 +63,11 @@ def test_channels_last_inputs(impl, cut):
 )
 @pytest.mark.ranks(2)
 def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(options, backend):
-    """Where no data is, one collective does not wait for another's result, and a compiler may think to move it."""
+    """On an empty rank no collective depends on another's result, so a compiler could reorder them."""
     torch._dynamo.reset()
     widths = (3, 5)
     norms = [SyncBatchNorm(width, **options) for width in widths]
-    twins = SyncBatchNorm(1, **options), SyncBatchNorm(1, **options)  # of which the payloads are the same
+    twins = SyncBatchNorm(1, **options), SyncBatchNorm(1, **options)  # with equal payloads
     shares = [nn.Conv1d(a, b, 1) for a, b in zip(widths, (*widths[1:], 1), strict=True)]
 
     def forward(x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(option
         return twins[0](x).tanh() * twins[1](x)
 
     def made(work: Callable[[], Tensor | None]) -> tuple[Tensor | None, list[int]]:
-        """Return how many numbers each collective adds up, in their order."""
+        """Run ``work``; return its result and the sizes of its collectives in order."""
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
             result = work()
         events = sorted(profiler.events(), key=lambda event: event.time_range.start)
@@ -99,12 +99,12 @@ def test_an_empty_rank_makes_the_collectives_of_a_full_one_in_their_order(option
         ("inductor", False, "around"),
         ("aot_eager", True, "around"),
         ("aot_eager", True, "within"),
-        ("eager", False, "within"),  # around it "eager" takes no BatchNorm either: a checkpoint's input changes
+        ("eager", False, "within"),  # "eager" around a checkpoint rejects BatchNorm too: its input changes
     ],
 )
 @pytest.mark.ranks(2)
 def test_checkpoints_on_ranks_of_which_some_are_empty(backend, use_reentrant, where):
-    """Two layers in a checkpoint, compiled within it or around it; an empty rank has nothing to compute again."""
+    """Two layers in a checkpoint, compiled within it or around it; an empty rank has nothing to recompute."""
     torch._dynamo.reset()
     rank = dist.get_rank()
     torch.manual_seed(0)
@@ -118,13 +118,13 @@ def test_checkpoints_on_ranks_of_which_some_are_empty(backend, use_reentrant, wh
         compiler = partial(torch.compile, fullgraph=True, backend=backend)
         run = compiler(within) if where == "within" else within
         compiled = forward if where == "within" else compiler(forward)
-        for sizes in ((4, 3), (0, 0), (4, 0)):  # each rank compiles for two sizes, both at the same time
+        for sizes in ((4, 3), (0, 0), (4, 0)):  # each rank compiles two sizes, at the same steps
             x = torch.randn(sizes[rank], 3, 5)
             xs = [x.clone().requires_grad_() for _ in range(2)]
             for f, leaf in zip((compiled, eager), xs, strict=True):
                 f(leaf).pow(2).sum().backward()
             torch.testing.assert_close(xs[0].grad, xs[1].grad)
-    if where == "around":  # what is compiled by itself cannot tell that it runs again
+    if where == "around":  # code compiled on its own cannot detect the recomputation
         torch.testing.assert_close(within.state_dict(), eager.state_dict())
     for p, q in zip(within.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
@@ -192,7 +192,7 @@ def test_the_fallback_of_auto_warns_and_breaks_no_graph(compiler):
 @pytest.mark.slow
 @pytest.mark.parametrize(("impl", "backend"), [("reference", "inductor"), ("cpu", "aot_eager")])
 def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, backend):
-    """Compiled, the gradient would lose what reaches the input by the statistics: silently, once."""
+    """A compiled gradient must keep the part that flows through the statistics."""
     torch._dynamo.reset()
     layer = SyncBatchNorm(3, impl=impl)
     x = torch.randn(4, 3, 5)
@@ -202,7 +202,7 @@ def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, ba
 
     want = gradient(partial(F.batch_norm, running_mean=None, running_var=None, training=True))(x)
     compiled = torch.compile(layer, backend=backend)
-    compiled(x)  # once without a transform: that code is not for use within one
+    compiled(x)  # compiles outside of a transform: a transform must not reuse this code
     torch.testing.assert_close(gradient(compiled)(x), want)
     for got, expected in zip(*(torch.func.jvp(f, (x,), (x.sin(),)) for f in (compiled, layer)), strict=True):
         torch.testing.assert_close(got, expected)
@@ -213,13 +213,13 @@ def test_torch_func_around_and_within_compiled_code_gives_eager_numbers(impl, ba
     torch._dynamo.reset()
 
 
-# Of two ranks' samples the numbers of valid positions: none on one rank, on the other, on both; one; all.
+# Valid positions of each sample on two ranks: none on one rank, on the other, on both; one; all.
 LENGTHS = [([5, 2, 0, 6], [1, 1, 3, 0]), ([0] * 4, [6, 6, 1, 2]), ([3, 0, 0, 1], [0] * 4), ([0] * 4, [0] * 4)]
 LENGTHS += [([1, 0, 0, 0], [0] * 4), ([1, 0, 0, 0], [0, 0, 1, 0]), ([6] * 4, [6] * 4)]
 
 
 class Padded(nn.Module):
-    """Two layers, so that collectives could be merged or change places."""
+    """Two layers, whose collectives a compiler could merge or reorder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Padded(nn.Module):
 @pytest.mark.parametrize(("whole", "backend"), [(False, "aot_eager"), (True, "inductor")])
 @pytest.mark.ranks(2)
 def test_masked_steps_compile(whole, backend):
-    """With a break in the graph where positions are gathered; whole where the compiler is told to go on there."""
+    """The graph breaks at the gather of positions, unless the compiler captures dynamic output shapes."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     eager = Padded().double()

@@ -1,7 +1,7 @@
-"""torch.compile on combinations of models, ranks and ways to compile: eager code's numbers, and no rank waits.
+"""torch.compile on combinations of models, ranks and ways to compile: eager code's numbers, and no deadlock.
 
-Here every pair of choices occurs in some combination. ``--ways 3`` runs those in which every three occur that do not
-occur here already, ``--ways 7`` what is left of the whole product.
+By default, the combinations cover every pair of choices. ``--ways 3`` runs combinations for the missing triples,
+``--ways 7`` the rest of the whole product.
 """
 
 import copy
@@ -29,7 +29,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Twins(nn.Module):
-    """Two layers that normalize the same tensor: on full ranks, too, their payloads are the same."""
+    """Two layers that normalize one tensor: their payloads are equal, even on full ranks."""
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ def called_twice(norm: nn.Module) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[Norm], nn.Module]] = {
-    "a chain": lambda norm: nn.Sequential(  # of equal and of different widths
+    "a chain": lambda norm: nn.Sequential(  # equal and different widths
         norm(3), nn.GELU(), norm(3), nn.Tanh(), nn.Conv1d(3, 2, 2), norm(2)
     ),
     "two on the same tensor": Twins,
     "one called twice": lambda norm: called_twice(norm(CHANNELS)),
 }
-BATCHES = {  # of each rank, step after step: ragged, all empty, one empty, another one empty, one sample, full
+BATCHES = {  # per step, each rank's: ragged, all empty, one empty, another one empty, one sample, full
     2: [(4, 2), (0, 0), (0, 2), (4, 0), (1, 2), (4, 4)],
     3: [(4, 2, 4), (0, 0, 0), (0, 2, 4), (4, 0, 4), (1, 2, 4), (4, 4, 4)],
 }
@@ -66,7 +66,7 @@ CHOICES = {
 
 
 def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: str, ddp: str, impl: str) -> None:
-    """On every rank: steps of compiled code, each held to eager code's outputs, gradients and buffers."""
+    """Train compiled code on every rank; compare each step's outputs, gradients and buffers with eager code."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
@@ -83,22 +83,22 @@ def trained(model: str, world_size: int, stats_mode: str, backend: str, sizes: s
     if ddp != "none":
         eager = DistributedDataParallel(eager)
     rank = dist.get_rank()
-    steps = BATCHES[world_size] if sizes == "dynamic" else BATCHES[world_size][:-1]  # the last compiles nothing else
+    steps = BATCHES[world_size] if sizes == "dynamic" else BATCHES[world_size][:-1]  # the last adds no new code
     with torch._dynamo.config.patch(recompile_limit=64), torch._inductor.config.patch(compile_threads=1):
         for batches in steps:
             x = torch.randn(batches[rank], CHANNELS, 6, dtype=torch.float64) + rank
             want = {name.replace("module.", ""): tensor for name, tensor in step(eager, x).items()}
             agree(step(compiled, x, dynamic=sizes == "dynamic"), want, f"batches {batches}")
-    if ddp != "around":  # DistributedDataParallel breaks the graph by itself, and its buckets are compiled one by one
+    if ddp != "around":  # DistributedDataParallel breaks the graph itself, and its buckets compile one by one
         assert not counters["graph_break"], counters["graph_break"]
-        # Code is compiled for every size or, where sizes are dynamic, for none, for one, and for many.
+        # Code is compiled for every size; with dynamic sizes, for zero, one, and many samples.
         kinds = {batches[rank] if sizes == "static" else min(batches[rank], 2) for batches in steps}
         assert counter.frame_count == len(kinds)
     torch._dynamo.reset()
 
 
 def combinations(ways: int) -> list[dict[str, Any]]:
-    """Some in which, with the pairs, every combination of so many choices occurs; of two, the pairs themselves."""
+    """Return combinations that, with those for pairs, cover every ``ways`` choices; for 2, those for pairs."""
     pairs = list(make(CHOICES, strength=2))
     if ways == 2:
         return pairs
@@ -111,7 +111,7 @@ def combinations(ways: int) -> list[dict[str, Any]]:
     there = set().union(*map(within, pairs))
     chosen = []
     while missing := {i: left for i, all_ in missing.items() if (left := all_ - there)}:
-        best = max(missing, key=lambda i: len(missing[i]))  # the first of those that add most
+        best = max(missing, key=lambda i: len(missing[i]))  # the first that adds most
         there |= missing[best]
         chosen.append(product[best])
     return chosen

@@ -1,4 +1,4 @@
-"""Conversion of models both ways: what is recognized, what is kept, what is refused; and state dicts of the peers."""
+"""Conversion of models both ways: recognized layers, kept attributes, errors, and state dicts of the peers."""
 
 import copy
 import sys
@@ -25,7 +25,7 @@ def model() -> nn.Sequential:
 
 
 def standin(path: str, base: type[nn.Module] = nn.BatchNorm2d) -> type[nn.Module]:
-    """A layer that goes by the full name of one in a package that is not installed."""
+    """Return a layer class with the full name of one in a package that is not installed."""
     module, _, name = path.rpartition(".")
     return type(name, (base,), {"__module__": module, "__qualname__": name, "forward": lambda self, x: x})
 
@@ -64,7 +64,7 @@ def test_every_batch_norm_is_converted_and_back():
 def test_attributes_and_a_second_name_for_a_layer_are_kept():
     parent = nn.Module()
     parent.a = parent.b = nn.BatchNorm2d(2)
-    parent.a.name_in_log, parent.a.qconfig = "stem", object()  # torch keeps the latter for quantization
+    parent.a.name_in_log, parent.a.qconfig = "stem", object()  # torch stores qconfig for quantization
     kept = {"name_in_log": "stem", "qconfig": parent.a.qconfig}
     for convert, kind in ((convert_sync_batchnorm, SyncBatchNorm), (revert_sync_batchnorm, nn.BatchNorm2d)):
         convert(parent)
@@ -119,7 +119,7 @@ def test_a_layer_built_synchronized_becomes_what_its_first_input_says():
 
 def test_what_is_not_chosen_stays():
     lazy = nn.Sequential(nn.LazyBatchNorm2d())
-    lazy(torch.randn(2, 3, 4, 4))  # it knows its size
+    lazy(torch.randn(2, 3, 4, 4))  # initializes its size
     assert convert_sync_batchnorm(lazy)[0].num_features == 3
     once = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm3d(2)), stats_mode="N", impl="reference")
     again = convert_sync_batchnorm(once)
@@ -237,7 +237,7 @@ def test_wrong_choices_change_nothing():
             convert_sync_batchnorm(network, **options)
         assert type(network[0]) is nn.BatchNorm2d
     with pytest.raises(TypeError, match=r"expected group to be None, .* got str"):
-        convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), "exact")  # the mode where the group belongs
+        convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), "exact")  # a mode in place of the group
     assert convert_sync_batchnorm(nn.Linear(2, 2)).in_features == 2
     for function in (convert_sync_batchnorm, revert_sync_batchnorm):
         with pytest.raises(TypeError, match="expected a module to convert, got list"):
@@ -373,7 +373,7 @@ def test_frozen_layers_go_by_name(path, others):
 
 
 class Sparse:
-    """Features of points, as sparse tensors of MinkowskiEngine and spconv have them."""
+    """Features of points, like in sparse tensors of MinkowskiEngine and spconv."""
 
     def __init__(self, features: torch.Tensor) -> None:
         self.features, self.indices = features, torch.zeros(len(features), 4)
@@ -406,7 +406,7 @@ class SparseModule(nn.Module):
 
 
 class SparseSequential(nn.Sequential, SparseModule):
-    """spconv's, as to what is called with what."""
+    """Call modules like spconv's SparseSequential."""
 
     def forward(self, input):
         for module in self._modules.values():
@@ -418,7 +418,7 @@ class SparseSequential(nn.Sequential, SparseModule):
 
 
 def never_skip(model: nn.Module) -> None:
-    """The block of the page, run with the stand-ins."""
+    """Run the page's code block with the stand-ins."""
     (block,) = blocks("docs/howto/convert.md", "py")
     spconv, package = ModuleType("spconv.pytorch"), ModuleType("spconv")
     spconv.SparseModule, spconv.SparseSequential, package.pytorch = SparseModule, SparseSequential, spconv
@@ -429,7 +429,7 @@ def never_skip(model: nn.Module) -> None:
 
 
 def sparse_step() -> tuple[torch.Tensor, int, list[str]]:
-    """Seven points on the first rank, none on the second."""
+    """Run a step with seven points on the first rank and none on the second."""
     model = convert_sync_batchnorm(SparseSequential(nn.BatchNorm1d(4), nn.ReLU()), stats_mode="exact")
     never_skip(model)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A course: what is handed out has no answers, and each grader gives right and wrong work what it deserves."""
+"""A course: the handout has no answers, and each grader scores right and wrong work correctly."""
 
 import json
 import os
@@ -35,7 +35,7 @@ SOLUTION = (TUTORIALS / "solutions" / "solution_10.py").read_text()
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_wheel() -> Iterator[None]:
-    """Have pip build the wheel once for all courses."""
+    """Build the wheel once for all courses."""
     wheel = packing.pack()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sbnref.lab.course.make.pack", lambda: wheel)
@@ -68,7 +68,7 @@ def test_what_is_handed_out_has_no_answers(course, tmp_path):
         if path.suffix == ".cu" and "void batch_norm(" in path.read_text():
             whole.add(f"{path.parent.name}/{path.name}")
     assert whole == {"handout/mine.cu"}, "more can be handed in as it is"
-    assert str(QUICK["hidden_seed"]) in (course / "settings.json").read_text()  # where it would be found
+    assert str(QUICK["hidden_seed"]) in (course / "settings.json").read_text()  # the search would find it here
 
 
 def test_a_course_is_made_in_a_checkout(monkeypatch, tmp_path):
@@ -79,7 +79,7 @@ def test_a_course_is_made_in_a_checkout(monkeypatch, tmp_path):
 
 def test_a_solution_among_the_tutorials_is_not_packed(monkeypatch):
     handed_out = packing.tutorials()
-    handed_out.pop("01_why_synchronize.py")  # as if it were a file of the teacher's own
+    handed_out.pop("01_why_synchronize.py")  # as if it were the teacher's file
     monkeypatch.setattr(packing, "tutorials", lambda: handed_out)
     with pytest.raises(RuntimeError, match=r"got \['sbnref/tutorials/01_why_synchronize.py'\] too; move them away"):
         packing.pack()
@@ -196,12 +196,12 @@ def autograder(tmp_path_factory) -> Autograder:
 
 
 def names_hidden_seed(results: dict[str, Any]) -> bool:
-    """Or one that follows from it, as reports say of the smallest case."""
+    """Return whether results contain the hidden seed, or a derived one, which reports of the smallest case print."""
     hidden = QUICK["hidden_seed"]
     return any(str(seed) in json.dumps(results) for seed in (hidden, *range(4 * hidden, 4 * hidden + 4)))
 
 
-# What would change a checker that looks at it, beside the file.
+# Files beside the submission that would change a checker that reads them.
 FAKES = """sbnref/__init__.py sbnref/lab/grading/check.py sbnref/lab/course/gradescope.py sitecustomize.py
     usercustomize.py conftest.py torch.py hypothesis.py json.py run_autograder setup.sh"""
 BESIDE = {"results.json": '{"score": 100}', "pyvenv.cfg": "home = /", "a folder/read me.txt": "hello"}
@@ -255,7 +255,7 @@ raise RuntimeError("found " + found)
 
 
 def test_a_submission_cannot_bring_its_own_checker(autograder):
-    """Neither beside the file nor by what it does; and what it may read has no hidden seed."""
+    """Neither files beside it nor its actions change the checker, and readable files have no hidden seed."""
     told = autograder.place / "submission_metadata.json"
     told.write_text('{"previous_submissions": [{"results": "told before"}]}')
     results = conforms(autograder({**BESIDE, "mine.py": HOSTILE}))
@@ -274,7 +274,7 @@ def test_a_submission_cannot_bring_its_own_checker(autograder):
 
 
 def test_without_a_grader_there_is_a_sentence(autograder):
-    """As where memory or time is over."""
+    """Imitate a grader that ran out of memory or time."""
     moved = autograder.place / "venv"
     moved.rename(autograder.place / "gone")
     try:
@@ -285,7 +285,7 @@ def test_without_a_grader_there_is_a_sentence(autograder):
     assert "Grading did not finish, perhaps not because of your code." in results["output"]
 
 
-# What is handed in, and what its tests say.
+# Submissions, and messages of their tests.
 LITTLE = {
     "nothing": ({}, "expected a file mine.py in the submission, got nothing"),
     "another name": ({"lab3.py": RIGHT}, "expected a file mine.py in the submission, got lab3.py"),
@@ -328,7 +328,7 @@ def test_points_go_where_the_teacher_says(tmp_path):
 
 
 def test_what_is_right_on_the_cases_that_are_seen_only(tmp_path, monkeypatch):
-    """Other cases have a seed of their own."""
+    """Other cases have their own seed."""
     seeds, check = [], gradescope.check
 
     def once(file, names, seed, **options):
@@ -371,7 +371,7 @@ def test_the_graders_own_faults_are_not_the_students(tmp_path, monkeypatch, caps
     assert results["score"] == 0
     assert "The grader itself failed, perhaps not because of your code." in results["tests"][0]["output"]
     assert "no compiler" not in json.dumps(results)
-    assert "RuntimeError: no compiler" in capsys.readouterr().out  # which teachers see
+    assert "RuntimeError: no compiler" in capsys.readouterr().out  # visible to teachers only
 
 
 def test_teachers_are_told_where_nothing_can_be_confined(tmp_path, monkeypatch, capsys):
@@ -383,7 +383,7 @@ def test_teachers_are_told_where_nothing_can_be_confined(tmp_path, monkeypatch, 
 
 
 def test_root_runs_submissions_as_another_user(autograder, monkeypatch):
-    """Where nothing can be confined: then it is the user who may not do these things."""
+    """Without confinement, the other user's missing permissions stop a hostile submission."""
     user = gradescope.other_user()
     if user is None:
         pytest.skip("it takes root, and a Python that others can run")
@@ -402,7 +402,7 @@ DRY_RUN = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1"}
 
 
 def commands(folder: Path, **lines: str) -> str:
-    """Shell scripts of a line each, in a folder at the head of a PATH, which is returned."""
+    """Write one-line shell scripts to a folder, and return a PATH that begins with it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, line in lines.items():
         (folder / name.replace("_", "-")).write_text(f"#!/bin/sh\n{line}\n")
@@ -411,7 +411,7 @@ def commands(folder: Path, **lines: str) -> str:
 
 
 def test_setting_up_installs_this_version(course, tmp_path):
-    """The script with apt-get and the environment replaced, and pip told to stop short of installing."""
+    """Run the script with a fake apt-get and environment, and a pip that does not install."""
     grader = Autograder(course / "gradescope" / "autograder.zip")
     environment, (wheel,) = tmp_path / "environment", (grader.place / "source").glob("*.whl")
     (grader.place / "venv").unlink()
@@ -422,7 +422,7 @@ def test_setting_up_installs_this_version(course, tmp_path):
     assert "Would install sbnref-" in run.stdout
     assert f"./{wheel.name}[check]" in (grader.place / "source" / "requirements.txt").read_text()
     assert "install -y --no-install-recommends python3-venv g++" in environment.read_text()
-    assert "some elements of y are never written" in run.stdout  # the template was compiled and graded
+    assert "some elements of y are never written" in run.stdout  # the setup compiled and graded the template
 
 
 def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
@@ -432,7 +432,7 @@ def test_setting_up_fails_where_nothing_can_be_compiled(course, tmp_path):
         failing = "echo legal: failed, no compiler; [ $2 = template ]"
         path = commands(folder, apt_get="", python3="", python="", sbnref=failing)
     run = process(grader.place / "source" / "setup.sh", code=1, env={"PATH": path, "AUTOGRADER": str(grader.place)})
-    assert "no compiler" in run.stdout  # of the report: the teacher reads it
+    assert "no compiler" in run.stdout  # from the report, for the teacher
     assert run.stderr == "expected the template of kernels to compile and to run\n"
 
 
@@ -446,7 +446,7 @@ def test_windows_is_told_where_to_grade(monkeypatch):
 
 
 def test_the_students_commands_run(course, tmp_path):
-    """Each as it stands on the page; an environment is there already, and pip stops short of installing."""
+    """Run the page's commands unchanged, with an existing environment and a pip that does not install."""
     shutil.copytree(course / "handout", tmp_path, dirs_exist_ok=True)
     path = commands(tmp_path / "commands", python3=f'exec ln -s {ENVIRONMENT} "$3"')
     set_up, check, trace = re.findall(r"^```bash\n(.*?)^```", (tmp_path / "README.md").read_text(), re.DOTALL | re.M)

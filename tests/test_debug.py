@@ -1,4 +1,4 @@
-"""With SBNREF_DEBUG=1 a mismatch between ranks is the same error on each of them; without it nothing is added."""
+"""With SBNREF_DEBUG=1 a mismatch between ranks raises one error on all ranks; without it, no check runs."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def debugged():
             yield ranks
 
 
-CHANGES = {  # the rank that differs, and how: a change of the model, or another input in its place
+CHANGES = {  # the deviating rank, and a change of its model or a replacement of its input
     "order": (1, lambda model, x: setattr(model, "0", nn.Identity())),
     "dtype": (2, lambda model, x: x.double()),
     "mode": (2, lambda model, x: setattr(model[0], "stats_mode", "exact")),
@@ -135,4 +135,4 @@ def test_one_rank_prints_the_traceback_and_all_the_message(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
     assert "[rank1]: Traceback" in run.stderr
     assert run.stderr.count("]: Traceback") == 1, run.stderr
-    assert run.stderr.count("the ranks differ in eps") >= 2  # torchrun may end the last rank before it prints
+    assert run.stderr.count("the ranks differ in eps") >= 2  # torchrun may end the last rank before its message

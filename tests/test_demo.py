@@ -1,4 +1,4 @@
-"""The demonstration, small: its command, its numbers, its files."""
+"""A small run of the demonstration: its command, numbers and files."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def test_demo(tmp_path, monkeypatch):
     halved = {round(e, 6) for e, count in zip(modes["default"]["mean_errors"], empty, strict=True) if count == 1}
     assert halved == {0.5}
 
-    # for machines: the same on standard output, here without training again
+    # JSON on standard output, without training again
     monkeypatch.setattr(demo, "train", lambda mode, steps, seed: modes[mode])
     assert json.loads(cli(*command, "--json").stdout) == results
 

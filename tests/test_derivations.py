@@ -1,4 +1,4 @@
-"""Formulas of the derivations that no line of the package computes as they stand, against brute force in float64."""
+"""The derivations' formulas that no code computes directly, against brute force in float64."""
 
 import torch
 
@@ -8,7 +8,7 @@ close = torch.testing.assert_close
 
 
 def ranks(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
-    """Each rank's elements of one channel, (n, 1, *), with means and spreads of their own; differentiable."""
+    """Return each rank's elements of one channel, (n, 1, *), differentiable, with different means and spreads."""
     torch.manual_seed(0)
     xs = [torch.randn(n, 1, *s, dtype=torch.float64) for n, *s in sizes]
     return [(x * (r + 1) + 3 * r + 2).requires_grad_() for r, x in enumerate(xs)]
@@ -46,7 +46,7 @@ def test_the_variance_of_all_is_within_plus_between():
 def test_the_skew_of_default():
     for empty in (1, 2, 3):
         full = ranks(*[(6, 2)] * (4 - empty))
-        mean, var = statistics(full, "default")  # of the ranks that have data
+        mean, var = statistics(full, "default")  # of the ranks with data
         skewed_mean, skewed_var = statistics([*full, *ranks(*[(0, 2)] * empty)], "default")
         q = empty / 4
         close(skewed_mean, (1 - q) * mean)
@@ -62,7 +62,7 @@ def test_n_is_off_where_spatial_sizes_differ():
 
 
 def test_the_pieces_of_the_backward_pass():
-    """How mean and variance depend on an element, in every mode, with an empty rank and without."""
+    """Test the derivatives of mean and variance by an element, in every mode, with and without an empty rank."""
     for sizes in ([(2, 3), (5, 1), (4, 2)], [(2, 3), (0, 1), (4, 2)]):
         for stats_mode in ("default", "N", "exact"):
             xs = ranks(*sizes)
@@ -88,7 +88,7 @@ def test_the_derivatives_by_mean_and_variance():
 
 
 def test_forward_mode():
-    """The movement of the output by two sums over the ranks, in every mode, with an empty rank and without."""
+    """Test the output's tangent from two sums over the ranks, in every mode, with and without an empty rank."""
     for sizes in ([(2, 3), (5, 1), (4, 2)], [(2, 3), (0, 1), (4, 2)]):
         for stats_mode in ("default", "N", "exact"):
             xs = [x.detach() for x in ranks(*sizes)]

@@ -1,4 +1,4 @@
-"""``sbnref.diagnose``: every planted fault is the first suspect, two are the first two, and healthy runs have none."""
+"""``sbnref.diagnose``: a planted fault is the first suspect, two are the first two, and healthy runs have none."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ STEPS = 30
 
 
 class SyncBatchNormLikeTorchs(nn.modules.batchnorm._BatchNorm):
-    """torch's synchronized layer refuses CPU tensors; this one computes what it does."""
+    """Imitate torch's synchronized layer, which refuses CPU tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = self.running_mean, self.running_var, self.weight, self.bias
@@ -42,7 +42,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "ours": lambda channels, **options: sbnref.SyncBatchNorm(channels, stats_mode="exact", **options),
     "default": sbnref.SyncBatchNorm,
     "N": lambda channels, **options: sbnref.SyncBatchNorm(channels, stats_mode="N", **options),
-    "quiet": type("QuietSyncBatchNorm", (nn.BatchNorm2d,), {}),  # so named, but no rank waits for another
+    "quiet": type("QuietSyncBatchNorm", (nn.BatchNorm2d,), {}),  # named like a synchronized layer, but local
 }
 
 
@@ -57,7 +57,7 @@ def network(norm: str, **options: object) -> nn.Sequential:
 
 @dataclass
 class Plan:
-    """A training: what is done to the model, to each step's model and batch, and to an evaluation batch."""
+    """A training: changes to the model, to each step's model and batch, and to an evaluation batch."""
 
     norm: str = "ours"
     options: dict = field(default_factory=dict)
@@ -123,7 +123,7 @@ def images(n: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def warm_up(model: nn.Module, plan: Plan) -> None:
-    """Running statistics as after a long training, the same on every rank."""
+    """Set running statistics as after a long training, equal on every rank."""
     probe, dtype = copy.deepcopy(model), model.conv1.weight.dtype
     probe.bn1, probe.bn2 = (nn.BatchNorm2d(8, momentum=1.0, dtype=dtype) for _ in range(2))
     torch.manual_seed(7)
@@ -156,7 +156,7 @@ def stuck(momentum: float) -> Callable[[nn.Module, int], None]:
 
 
 class InfLayer(nn.Module):
-    """Makes Inf of what it is given, on one rank in one step."""
+    """Return Inf on one rank in one step, otherwise the input."""
 
     calls = 0
 
@@ -177,7 +177,7 @@ def frozen(name: str, ranks: tuple[int, ...]) -> Callable[[nn.Module, int, int],
     return lambda model, rank, step: getattr(model, name).train(rank not in ranks)
 
 
-# name: (the plan, the rule, the first layer, the ranks that stand out or None for all)
+# name: (the plan, the rule, the first layer, the deviating ranks or None for all)
 FAULTS = {
     "checkpoint on rank 0, ours": (Plan(start=on(0, scale("bn2.running_mean", 1, 7))), "running statistics", "bn2", 0),
     "checkpoint on rank 0, torch": (
@@ -363,7 +363,7 @@ def test_it_changes_nothing_and_communicates_nothing_in_a_step():
 
 
 def stepped(step: Callable[[nn.Module, int, int], object], norm: str = "plain", raises: int | None = None) -> Diagnosis:
-    """Diagnose six steps, of which every rank makes its own; one of them may raise."""
+    """Diagnose six steps, chosen by every rank; one step may raise."""
     rank, model = dist.get_rank(), network(norm)
     expected = pytest.raises(ValueError, match="no such file") if rank == raises else nullcontext()
     with expected, sbnref.diagnose(model, timeout=30) as d:
@@ -407,7 +407,7 @@ def trains_for_long(every: int) -> tuple[list[int], list[str]]:
     rank, model = dist.get_rank(), nn.Sequential(nn.BatchNorm1d(2))
     recorder = recording.Recorder(model, dict(model.named_children()), every)
     with recorder:
-        for _ in range(400 + rank):  # so that rank 1 alone thins out once more
+        for _ in range(400 + rank):  # only rank 1 thins its record once more
             model(torch.randn(8, 2))
     recordings = recording.share(recorder.finish(None), lambda recordings: recordings, 30)
     return [row.step for row in recordings[rank].rows["0"]], [s.rule for s in rules.suspects(recordings)[0]]
@@ -460,7 +460,7 @@ def test_submodules_that_are_called_one_by_one_have_steps():
 
 
 class Duck(nn.Module):
-    """A batch norm by its attributes alone, as mmcv's is."""
+    """A batch norm by its attributes alone, like mmcv's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -478,11 +478,11 @@ def test_a_batch_norm_is_known_by_its_attributes():
 
 
 def dead(layer: nn.Linear) -> nn.Linear:
-    layer.bias.data[:2] = -100  # with a ReLU behind it
+    layer.bias.data[:2] = -100  # dead after a ReLU
     return layer
 
 
-UNUSUAL = {  # the model, its batches, and how many samples of each an evaluation sees, None for all
+UNUSUAL = {  # the model, its batches, and the samples per batch in an evaluation, None for all
     "dead channels": (lambda: nn.Sequential(dead(nn.Linear(10, 32)), nn.ReLU(), nn.BatchNorm1d(32)),
                       lambda: torch.randn(64, 10), None),
     "rare events": (lambda: nn.Sequential(nn.BatchNorm1d(200), nn.Linear(200, 4)),
@@ -528,7 +528,7 @@ def test_evaluation_of_the_inner_module_on_one_rank():
 
 
 def test_every_records_all_passes_of_a_step():
-    """A discriminator sees real and generated data in turn, and its statistics are those of both."""
+    """A discriminator sees real and generated data in turn; its statistics mix both."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
 

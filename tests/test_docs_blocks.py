@@ -1,4 +1,4 @@
-"""Every python block of the documentation runs, page by page; every test and every case that a page names exists."""
+"""Every python block of the documentation runs, page by page; every test and case named on a page exists."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_page(page, world, monkeypatch, tmp_path):
 
 
 def exists(name: str, families: dict[str, list[str]]) -> bool:
-    """Whether a test ``tests/FILE.py::FUNCTION`` or a case, where … stands for anything, is there. All else passes."""
+    """Return whether a test ``tests/FILE.py::FUNCTION`` or a case exists; … matches any text. Other names pass."""
     if name.startswith("tests/"):
         path, _, function = name.partition("::")
         return (ROOT / path).exists() and (not function or f"\ndef {function}(" in (ROOT / path).read_text())

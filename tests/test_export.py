@@ -1,4 +1,4 @@
-"""Models in eval mode leave PyTorch: torch.export, ONNX, a traced TorchScript module. In training mode: the first."""
+"""Export of models: torch.export, ONNX and traced TorchScript in eval mode, torch.export in training mode."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ def saved_and_loaded(module, what):
 
 @pytest.fixture
 def model():
-    """Trained for a few steps, so that its running statistics are not zeros and ones."""
+    """Return a model trained for a few steps, so its running statistics are not zeros and ones."""
     torch.manual_seed(0)
     norms = SyncBatchNorm(4), SyncBatchNorm(4, affine=False)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), norms[0], nn.ReLU(), nn.Flatten(2), norms[1])
@@ -44,7 +44,7 @@ def test_torch_export_with_any_batch_size(model):
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_a_forward_pass_in_training_mode(model, impl):
-    """It moves the running statistics of the program as it moves those of the model."""
+    """The exported program updates its running statistics like the model."""
     for layer in model:
         if isinstance(layer, SyncBatchNorm):
             layer.impl = impl

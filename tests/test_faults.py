@@ -1,4 +1,4 @@
-"""Ranks that fail: an error in time names the rank, and no process and no folder is left."""
+"""Failing ranks: a timely error names the rank, and no process or folder remains."""
 
 import json
 import os

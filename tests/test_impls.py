@@ -1,4 +1,4 @@
-"""The registry, the choice, and the conformance suite, which also catches implementations that are wrong."""
+"""The registry, the choice of an implementation, and the conformance suite, which rejects wrong implementations."""
 
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -110,14 +110,14 @@ def test_conformance(world, case, impl):
 
 
 def mmcv_divisor(dy, x, total, saved, gamma, k):
-    """Divides by the number of ranks and of this rank's elements in every mode."""
+    """Divide by the number of ranks times this rank's elements in every mode."""
     saved = saved.clone()
     saved[2:] = torch.tensor([[0.0], [1 / 3]])
     return reference.backward_apply(dy, x, total, saved, gamma, min(k, 1) and 1 / (x.numel() // x.shape[1]))
 
 
 def variance_about_zero(x, weight):
-    """Var + mean^2 in one number, in float64."""
+    """Round the variance like Var + mean^2 stored as one float64 number."""
     payload = reference.forward_stats(x, weight)
     c = x.shape[1]
     payload[c : 2 * c] = (payload[c : 2 * c] + payload[2 * c : -2]) - payload[2 * c : -2]
@@ -125,7 +125,7 @@ def variance_about_zero(x, weight):
 
 
 def variance_with_noise(x, total, *rest):
-    """What rounding leaves of the variance between the ranks counts as variance."""
+    """Count the rounding error of the variance between ranks as variance."""
     total, c = total.clone(), x.shape[1]
     s1, s3, weight = total[:c], total[2 * c : -2], total[-2]
     total[c : 2 * c] += (s3 - s1 / weight * s1).abs() + 1e-16 * s3
@@ -149,11 +149,11 @@ MUTANTS = {
 
 
 def by_name(tensor, group):
-    """Finds the group by a name, which it need not have."""
+    """Find the group by its name, which is not always registered."""
     return torch.ops.sbnref.all_reduce(tensor, group.group_name)
 
 
-SHARED_MUTANTS = {  # of the code that all implementations share: what is replaced, by what, and the case that fails
+SHARED_MUTANTS = {  # of the shared code: the replaced function, its replacement, and the failing case
     "never_summed": ("collectives._all_reduce_batch", lambda t, g: t * 1, "transforms: batches of gradients"),
     "group_by_name": ("collectives._all_reduce_now", by_name, "groups: one that stands before another"),
     "unseen_change": ("autograd.increment_version", lambda tensors: None, "running statistics: a change that autograd"),
@@ -162,7 +162,7 @@ SHARED_MUTANTS = {  # of the code that all implementations share: what is replac
 
 
 def caught(name, check):
-    """On a rank: whether the check holds for what is right, and fails for the mutant."""
+    """Run on a rank; return whether the check fails for the mutant, after it passes without it."""
     if name in MUTANTS:
         target, replacement = "impls._registry", {**impls._registry, "cpu": MUTANTS[name][0]}
     else:

@@ -1,4 +1,4 @@
-"""What sbnref info tells."""
+"""The report of ``sbnref info``."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_flags_have_words_for_no(value, on, monkeypatch):
 @pytest.mark.parametrize("shape", ["4", "x", "4,0", "-1,2", "4,"])
 @pytest.mark.parametrize("command", [["info", "--shape"], ["lab", "traffic", "--"]])
 def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
-    monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets it
+    monkeypatch.setenv("SBNREF_CUDASIM", "0")  # the command traffic sets this variable
     said = "expected a shape N,C,* such as 4,8,16,16, where only N may be 0, got"
     assert refused(*command, shape) == f"sbnref: {said} {shape!r}"
 
@@ -66,7 +66,7 @@ def test_as_json(monkeypatch, tmp_path):
 
 
 def simulated(*words):
-    """The command in a process of its own, because a process holds one library of kernels."""
+    """Run the command in a new process, because a process holds one library of kernels."""
     return python("-m", "sbnref", *words, env={**os.environ, "SBNREF_CUDASIM": "1", "COLUMNS": "100"}).stdout
 
 

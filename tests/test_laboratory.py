@@ -1,4 +1,4 @@
-"""The laboratory: recordings hold what kernels do, at the lines where they do it, and refuse in sentences."""
+"""The laboratory: recordings hold the kernels' steps with their lines, and errors are clear."""
 
 import re
 import shutil
@@ -81,7 +81,7 @@ def recorded(file: Path, function: str, shape: tuple[int, ...] = (2, 4, 6, 6)) -
 
 
 def line(comment: str) -> int:
-    """The number of the line of the student's that has a comment."""
+    """Return the number of the line with a comment in the student's file."""
     (number,) = (n for n, text in enumerate(STUDENT.splitlines(), 1) if text.endswith(f"// {comment}"))
     return number
 
@@ -94,7 +94,7 @@ def lines(recording: Recording, act: Act) -> set[int]:
     return {place(recording, step) for step in recording.steps if step.act is act}
 
 
-# ---- against the counter of traffic, which is compiled in another way and knows nothing of calls ----
+# ---- compared with the traffic counter, which is compiled separately and does not see calls ----
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -125,7 +125,7 @@ def test_recording_changes_no_result():
     assert torch.equal(calls[0].y, calls[1].y)
 
 
-# ---- what is in it ----
+# ---- contents ----
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_what_the_lanes_of_a_warp_do(student):
 def test_warps_take_turns_and_wait_for_each_other(student):
     recording = recorded(student, "forward")
     of_block = [step for step in recording.steps if step.block == 0]
-    turns = [(0, Act.READ), (1, Act.READ), (0, Act.READ), (1, Act.SHUFFLE)]  # the loop of warp 1 has one round only
+    turns = [(0, Act.READ), (1, Act.READ), (0, Act.READ), (1, Act.SHUFFLE)]  # warp 1's loop has one iteration
     assert [(step.warp, step.act) for step in of_block[:4]] == turns
     barriers = [i for i, step in enumerate(of_block) if step.act is Act.BARRIER]
     assert sorted(of_block[i].warp for i in barriers) == [0, 1]
@@ -197,7 +197,7 @@ def test_a_step_accesses_one_array(student):
     ("size", "offsets", "conflicts"),
     [
         (4, [4 * i for i in range(32)], 0),
-        (4, [0] * 32, 0),  # one word, for all
+        (4, [0] * 32, 0),  # one word for all
         (4, [8 * i for i in range(32)], 1),
         (4, [128 * i for i in range(32)], 31),
         (4, [132 * i for i in range(32)], 0),  # padded by a word
@@ -224,7 +224,7 @@ def test_a_column_conflicts_and_a_row_does_not(student):
 
 @pytest.mark.slow
 def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
-    recorded(student, "forward")  # what it compiles is kept where the copy looks, too
+    recorded(student, "forward")  # its build is cached where the copy looks too
     for folder in ("sbnref", "csrc"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     code = f"""
@@ -241,7 +241,7 @@ print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), ex
     assert set(done.stdout.splitlines()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def total(value: float) -> float:
 def fail() -> None:
     if dist.get_rank() == 1:
         raise ValueError("the reason")
-    dist.barrier()  # the others would wait for ever
+    dist.barrier()  # the others would wait forever
 
 
 def die_late() -> None:
@@ -45,7 +45,7 @@ def leave() -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within a few seconds."""
+    """Return whether the process ends within a few seconds."""
     with suppress(ProcessLookupError):
         for _ in range(100):
             os.kill(pid, 0)
@@ -117,7 +117,7 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path):
 
 
 def interrupt(by: int, wait: str) -> None:
-    """Rank 0 sends its parent a signal, when both ranks are at work; neither returns by itself."""
+    """Send the parent a signal from rank 0 while both ranks work; no rank returns by itself."""
     dist.barrier()
     if dist.get_rank() == 0:
         os.kill(parent_process().pid, by)
@@ -130,7 +130,7 @@ def interrupt(by: int, wait: str) -> None:
 
 @pytest.fixture
 def interruptible():
-    """Python's handler, also where the shell that started us has interrupts ignored."""
+    """Install Python's interrupt handler, even if the parent shell ignores interrupts."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -141,7 +141,7 @@ def interruptible():
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", ["loop", "sleep", "collective"])
 def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, folder):
-    """As a notebook interrupts: the parent alone is told."""
+    """Only the parent gets the signal, like in a notebook."""
     ranks = sbnref.Ranks(2)
     pids = ranks.run(os.getpid)
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def test_a_world_has_a_rank(world_size):
 
 
 def test_the_timeout_where_nobody_says_otherwise():
-    """The pages name it."""
+    """The pages document this default."""
     assert dist.distributed_c10d.default_pg_timeout.total_seconds() == 30 * 60
 
 

@@ -1,4 +1,4 @@
-"""The thirty lines compute what the layer's definition says, in float64: outputs and gradients, in every mode."""
+"""The thirty lines agree with the layer's definition in float64: outputs and gradients, in every mode."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def worst(stats_mode: str, sizes: list[tuple[int, ...]]) -> float:
     x, weight, bias = (t.clone().requires_grad_() for t in (xs[rank], gamma, beta))
     y = sync_batch_norm(x, weight, bias, stats_mode)
     y.backward(dys[rank])
-    for parameter in (weight, bias):  # as DistributedDataParallel does
+    for parameter in (weight, bias):  # like DistributedDataParallel
         dist.all_reduce(parameter.grad)
         parameter.grad /= len(sizes)
     got, expected = (y, x.grad, weight.grad, bias.grad), (want.y[rank], want.dx[rank], want.dgamma, want.dbeta)

@@ -1,4 +1,4 @@
-"""What the module owes to torch.nn: repr, copies, pickles, state dicts, life before a process group."""
+"""The module's duties in torch.nn: repr, copies, pickles, state dicts, use before a process group exists."""
 
 import copy
 import doctest

@@ -1,4 +1,4 @@
-"""What the monitor records, against what is known of the batches."""
+"""The monitor's records, compared with known batches."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_the_statistics_of_every_mode_are_those_that_it_would_have_used(world):
 
 
 def equal_batches(empty):
-    """Ranks with the same data, so that only empty ranks can skew."""
+    """Monitor equal batches on all ranks, so that only empty ranks can skew."""
     layer = sbnref.SyncBatchNorm(3)
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)) + 3
     with sbnref.monitor(layer) as watch:

@@ -1,4 +1,4 @@
-"""The package: who imports whom, and what a user has who installs the wheel, types included."""
+"""The package: imports between modules, and the contents of the wheel, including types."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ def test_lint_rejects_wrong_imports(tmp_path):
     for file, line in (
         ("autograd.py", "from .conformance import oracle"),
         ("impls/reference.py", "from ..collectives import resolve"),
-        ("new.py", "pass"),  # a file that the contract gives no place
+        ("new.py", "pass"),  # a file without a place in the contract
     ):
         with (tmp_path / "sbnref" / file).open("a") as changed:
             changed.write(f"\n\ndef f():\n    {line}\n")
@@ -86,7 +86,7 @@ sbnref.compare(sbnref.SyncBatchNorm(3), 0).agree
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The interpreter of an environment with the wheel, built from what a checkout has, and our packages beside it."""
+    """Return the interpreter of an environment with the wheel, built from a checkout's files, and our packages."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     for name in ("sbnref", "csrc", "tutorials"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -143,7 +143,7 @@ def test_an_installation_makes_no_course(installed, tmp_path):
 
 
 def test_installed_it_confines_what_is_graded(installed, tmp_path):
-    """There the package has the kernels' sources within it."""
+    """The installed package contains the kernels' sources."""
     shutil.copy(PACKAGE / "lab" / "grading" / "template.py", tmp_path / "mine.py")
     grade = "print(check('mine.py', ['forward_stats'], timeout=20).unconfined)"
     code = f"from sbnref.lab.grading.check import check; {grade}"

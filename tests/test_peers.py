@@ -1,4 +1,4 @@
-"""The rows of docs/peers.md: of layers for PyTorch by running both sides; of frameworks, by evaluating formulas."""
+"""The rows of docs/peers.md: PyTorch layers are run on both sides, other frameworks are evaluated as formulas."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32, offset: float = 0.0):
-    """A training step on this rank's share: the output, the gradient, and what the oracle says, mode 'exact'."""
+    """Train a step on this rank's share; return the output, the gradient, and the oracle's output and gradient."""
     xs, dys = random_inputs(sizes, [(4, 3)] * len(sizes), torch.float64)
     xs = [(x * (0.01 if offset else 1) + offset).to(dtype) for x in xs]
     dys = [dy.to(dtype) for dy in dys]
@@ -30,7 +30,7 @@ def step(layer: nn.Module, sizes: list[int], dtype: torch.dtype = torch.float32,
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The largest error over all ranks, relative to the largest value."""
+    """Return the largest error over all ranks, relative to the largest value."""
     worst = torch.zeros(2, dtype=torch.float64)
     if want.numel():
         worst = torch.stack([(got - want).abs().max(), want.abs().max()]).double()
@@ -69,7 +69,7 @@ def test_mmcv_running_variance_differs_between_ranks_with_unequal_batches():
 
 
 def collectives_and_memory(make, dtype) -> tuple[int, int, float]:
-    """The collectives of the two passes, and the bytes saved for the backward pass over those of the input."""
+    """Return each pass's collectives, and the bytes saved for the backward pass relative to the input's."""
     xs, dys = random_inputs([8, 8], [(16, 16)] * 2, dtype)
     x = xs[dist.get_rank()].requires_grad_()
     layer = make(CHANNELS)
@@ -116,7 +116,7 @@ def test_one_pass_variance_cancels_at_a_large_mean():
 
 @pytest.mark.ranks(2)
 def test_empty_ranks_and_cpu_tensors():
-    with pytest.raises(ValueError, match="expected input tensor to be on GPU"):  # while a process group is up
+    with pytest.raises(ValueError, match="expected input tensor to be on GPU"):  # with a process group
         nn.SyncBatchNorm(CHANNELS)(torch.randn(4, CHANNELS))
     sizes = [3, 0]
     y, *_ = step(fairscale(CHANNELS), sizes)
@@ -128,7 +128,7 @@ def test_empty_ranks_and_cpu_tensors():
             NaiveSyncBatchNorm(CHANNELS)(torch.zeros(0, CHANNELS, 4, 3))
 
 
-# What layers outside PyTorch compute by their sources, as formulas over the inputs of all ranks.
+# Layers outside PyTorch, as formulas from their sources over the inputs of all ranks.
 EQUAL, RAGGED, WITH_AN_EMPTY = [3, 3, 3, 3], [4, 1, 2, 3], [3, 0, 2, 4]
 
 
@@ -138,18 +138,18 @@ def inputs_and_oracle(sizes: list[int], stats_mode: str):
 
 
 def per_channel(x: torch.Tensor) -> torch.Tensor:
-    """(C, m) of (N, C, H, W)."""
+    """Reshape (N, C, H, W) to (C, m)."""
     return x.transpose(0, 1).flatten(1)
 
 
 def flax(xs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean over devices of each device's E[x] and E[x²]."""
+    """Return mean and variance from the averages over devices of E[x] and E[x²]."""
     mean, square = (torch.stack([per_channel(x**power).mean(1) for x in xs]).mean(0) for power in (1, 2))
     return mean, (square - mean**2).clamp(min=0)
 
 
 def keras_and_paddle(xs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of x and x² over devices, by the sum of their counts; before Keras clips the variance at 0."""
+    """Return mean and variance from sums of x, x² and counts over devices, before Keras clips the variance at 0."""
     count = sum(per_channel(x).shape[1] for x in xs)
     mean, square = (sum(per_channel(x**power).sum(1) for x in xs) / count for power in (1, 2))
     return mean, square - mean**2
@@ -173,7 +173,7 @@ def test_keras_and_paddle_weigh_elements_as_mode_exact(sizes):
 
 
 def test_paddle_backward_is_not_the_derivative_of_its_forward_with_unequal_batches():
-    """It divides the sums over devices by the number of devices and by the device's own count."""
+    """PaddlePaddle divides the sums over devices by the number of devices times the local count."""
     for sizes in (EQUAL, RAGGED):
         xs, dys, want = inputs_and_oracle(sizes, "exact")
         invstd = (want.var + 1e-5).rsqrt()

@@ -30,7 +30,7 @@ EPS = 0.01  # gradients of three layers fit into float16
 
 
 def programs(*impls):
-    """Return a strategy for programs. Tuples of four hold a number per rank; a smaller world ignores the last ones."""
+    """Return a strategy for programs. Tuples of four hold a number per rank; smaller worlds ignore the last numbers."""
     one_of, some = (lambda *choices: strategies.sampled_from(choices)), strategies.fixed_dictionaries
     switches = dict(affine=one_of(True, False), track_running_stats=one_of(True, False))
     norm = some(dict(stats_mode=one_of(*STATS_MODES), momentum=one_of(0.1, None, 1.0), **switches))
@@ -87,7 +87,7 @@ def train(program):
 
 
 def errors(world, program, train=train):
-    """Run the program, and describe what rounding does not explain."""
+    """Run the program and describe errors beyond rounding."""
     found = []
     for i, step in enumerate(zip(*world(program.world_size).run(train, program), strict=True)):
         for norm, ranks in zip(program.norms, zip(*step, strict=True), strict=True):
@@ -124,7 +124,7 @@ def expect_training(norm, ranks):
     invstd = (want.var + EPS).rsqrt()
     tilt = want.mean.abs() * invstd
     acc, wide = torch.finfo(reference.accumulator(ranks[0]["x"])).eps, torch.finfo(torch.float64).eps
-    unit = ROUNDINGS * (acc + wide * (1 + tilt) ** 2)  # in the payload large terms cancel
+    unit = ROUNDINGS * (acc + wide * (1 + tilt) ** 2)  # large terms of the payload cancel
     xhats = [over(x, invstd) * (x - over(x, want.mean)).abs() for x in xs]
     sum_g = sum(flat(dy).abs().sum(1) for dy in dys)
     sum_g_xhat = sum(flat(dy.abs() * (xhat + 1)).sum(1) for dy, xhat in zip(dys, xhats, strict=True))
@@ -148,7 +148,7 @@ def expect_training(norm, ranks):
         yield from ((rank, name, *(own | same)[name]) for name in names)
 
 
-@pytest.mark.timeout(0)  # a program that hangs ends by the timeout of the ranks
+@pytest.mark.timeout(0)  # the ranks' timeout ends a program that hangs
 def test_every_number_equals_the_definition(world, pytestconfig):
     minutes = pytestconfig.getoption("random_minutes")
     end = time.monotonic() + 60 * minutes

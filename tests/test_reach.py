@@ -1,7 +1,7 @@
-"""Each library's layer, and what works with it: the matrix on the site, ``docs/howto/reach.json``.
+"""The features that work with each library's layer: the matrix on the site, ``docs/howto/reach.json``.
 
-``pytest --record docs/howto/reach.json tests/test_reach.py tests/test_trainers.py`` keeps what is seen, also of
-the trainers. Without ``--record`` the file has to say what is seen.
+``pytest --record docs/howto/reach.json tests/test_reach.py tests/test_trainers.py`` records the results, including
+the trainers'. Without ``--record``, the results must equal the file.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from benchmarks.results import load
 pytestmark = pytest.mark.slow
 
 FILE = ROOT / "docs" / "howto" / "reach.json"
-LAYERS = {  # how it is called on the page: where it is
+LAYERS = {  # name on the page: import path
     "torch.nn.BatchNorm2d": "torch.nn.BatchNorm2d",
     "torch.nn.SyncBatchNorm": "torch.nn.SyncBatchNorm",
     "mmcv.ops.SyncBatchNorm": "mmcv.ops.SyncBatchNorm",
@@ -50,10 +50,10 @@ def network(where: str) -> nn.Module:
     torch.manual_seed(0)
     module, _, name = where.rpartition(".")
     if module == "mmcv.ops":
-        sys.modules["mmcv._ext"] = MagicMock()  # its kernels are not needed to build its layer
+        sys.modules["mmcv._ext"] = MagicMock()  # mmcv's layer is built without its kernels
     library = importlib.import_module(module)
     norm = getattr(library, name)(4)
-    if name == "SyncBatchNormAct":  # timm makes it of another, which its activation is from
+    if name == "SyncBatchNormAct":  # timm converts another layer and keeps its activation
         norm = library.convert_sync_batchnorm(library.BatchNormAct2d(4))
     for tensor in (*norm.parameters(), *norm.buffers()):
         if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Scripts as they stand: the README's example, the solutions of the exercises, the training script under torchrun."""
+"""Unchanged scripts: the README's example, the exercises' solutions, the training script under torchrun."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_solution(script):
 
 
 def figures(*command: object) -> list[float]:
-    """Run the training script, and return the numbers in the report, which one process alone prints."""
+    """Run the training script, and return the numbers in its report, which only one process prints."""
     run = python(*command, "--steps", "20", env=ENV, timeout=300)
     assert run.stdout.count("accuracy") == 1
     return [float(figure) for figure in re.findall(r"(?:loss|digits:) ([\d.]+)", run.stdout)]
@@ -36,7 +36,7 @@ def figures(*command: object) -> list[float]:
 
 @pytest.mark.slow
 def test_four_ranks_train_as_one_process(tmp_path):
-    """On one host; tests/hosts runs torchrun on several."""
+    """Run on one host; tests/hosts runs torchrun on several."""
     alone = figures(TRAIN, "--output", tmp_path / "model.pt")
     assert alone[1] > 80, alone
     state = torch.load(tmp_path / "model.pt")

@@ -1,4 +1,4 @@
-"""timm: its models train on two ranks as on one and go back; its norms with an activation, and its frozen ones."""
+"""timm: training on two ranks as on one, reverting, norms with an activation, and frozen norms."""
 
 import copy
 import pickle

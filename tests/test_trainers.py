@@ -1,4 +1,4 @@
-"""The recipes for trainers, each under torchrun on two ranks with ragged and empty batches, against one process."""
+"""The recipes for trainers, under torchrun on two ranks with ragged and empty batches, compared with one process."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
-    """Trainers import torchvision if it is there, and raise if it was built for another torch: then with a stand-in."""
+    """Return an environment for trainers, with a stand-in for a torchvision that was built for another torch."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     importing = (sys.executable, "-c", "import torchvision")
     if find_spec("torchvision") and subprocess.run(importing, capture_output=True).returncode:
@@ -34,7 +34,7 @@ def env(tmp_path_factory) -> dict[str, str]:
 
 
 BY_HAND = "by sbnref.revert_sync_batchnorm, as of any model"
-ROWS = {  # of the matrix: how the trainer is called, and how its model is reverted
+ROWS = {  # of the matrix: the trainer's name, and how to revert its model
     "accelerate": ("Hugging Face accelerate", BY_HAND),
     "lightning": ("Lightning, by SBNRefSyncBatchNorm", "✓"),  # its script asserts it
     "mmengine": ("mmengine, by SBNRefConvert", BY_HAND),
@@ -81,7 +81,7 @@ def test_accelerate_repeats_samples_to_make_ranks_even():
 
 
 def test_the_callback_for_ultralytics_with_a_stand_in(monkeypatch):
-    """The block of the page; what its trainer does when was read from its source."""
+    """Run the page's code block; the trainer's order of calls comes from its source."""
     (block,) = blocks("docs/howto/trainers.md", "py")
     model, yolo = nn.Sequential(nn.BatchNorm2d(4)), MagicMock()
     monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(YOLO=lambda file: yolo))

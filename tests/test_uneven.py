@@ -1,4 +1,4 @@
-"""Loaders of unequal length: every rank makes as many steps as the longest, and what a step is made of."""
+"""Loaders of unequal length: every rank makes as many steps as the longest loader, and the batches of a step."""
 
 from collections import UserDict, namedtuple
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import sbnref
 from sbnref.interop.uneven import _empty
 
 Named = namedtuple("Named", "images names")
-SIZES = [[3, 1, 2], [2, 4, 1, 5, 1]]  # of two ranks' batches
+SIZES = [[3, 1, 2], [2, 4, 1, 5, 1]]  # of the batches on two ranks
 
 
 def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,7 @@ def test_nothing_anywhere_is_no_step(world):
 
 
 def fails(batches_of_ranks, like=None):
-    """The error of this rank, after which no other waits for it."""
+    """Return this rank's error; the barrier shows that no rank still waits for it."""
     with pytest.raises((ValueError, TypeError, OSError, RuntimeError)) as raised:
         collect(batches_of_ranks, like)
     dist.barrier()
@@ -125,7 +125,7 @@ def test_one_process_iterates_over_the_loader():
 
 
 def loader_or_like(case):
-    """Rank 1 has an error in its second batch, or in what it gives as `like`."""
+    """Return rank 1's error from its second batch or its `like`, and the other rank's error."""
 
     def loader():
         yield torch.ones(2)

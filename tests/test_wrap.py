@@ -41,7 +41,7 @@ def batches(sizes: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def loss(y: Tensor) -> Tensor:
-    """Summed over samples: its gradients add up over ranks to those of the whole batch."""
+    """Sum over samples, so that the ranks' gradients add up to the whole batch's gradient."""
     return y.tanh().pow(2).sum()
 
 
@@ -52,7 +52,7 @@ def agree(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 
 def training(wrap, accumulate: bool = False) -> None:
-    """Steps of a wrapped model follow one process on the whole batch; every rank's gradient is the ranks' average."""
+    """Compare a wrapped model's steps with one process on the whole batch; the wrapper averages over ranks."""
     alone, wrapped = network(nn.BatchNorm1d), wrap(network(stats_mode="exact"))
     optimizers = [torch.optim.SGD(m.parameters(), 0.01) for m in (alone, wrapped)]
     steps = [sizes for sizes in SIZES if sum(sizes)]
@@ -71,7 +71,7 @@ def training(wrap, accumulate: bool = False) -> None:
 
 @pytest.fixture(params=["reference", pytest.param("cuda", marks=pytest.mark.slow)])
 def ranks(request):
-    """Two ranks, for each implementation."""
+    """Return two ranks for each implementation."""
     if request.param == "cuda":
         return request.getfixturevalue("simulated")(2)
     return request.getfixturevalue("world")(2)
@@ -121,7 +121,7 @@ def fully_shard_layer_by_layer() -> None:
 
 @pytest.mark.ranks(4)
 def test_one_axis_of_a_mesh_of_two():
-    """Ranks 0, 1 and ranks 2, 3 are a pair each: statistics are a pair's, gradients are averaged over all four."""
+    """Pairs of ranks (0, 1) and (2, 3) share statistics; gradients are averaged over all four ranks."""
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "batch"))
     model = DistributedDataParallel(network(group=mesh["batch"], stats_mode="exact"), broadcast_buffers=False)
@@ -141,7 +141,7 @@ def test_one_axis_of_a_mesh_of_two():
 
 
 def with_buffers_of(broadcast: bool) -> list[Tensor]:
-    """A running mean after two steps and after a forward pass in eval mode; each rank is a group by itself."""
+    """Return the running mean after each of two steps and after an eval pass; each rank is its own group."""
     norm = SyncBatchNorm(2, group=groups_of(1))
     model = DistributedDataParallel(norm, broadcast_buffers=broadcast)
     means = []
@@ -153,7 +153,7 @@ def with_buffers_of(broadcast: bool) -> list[Tensor]:
 
 
 def test_running_statistics_of_several_groups_under_ddp(world):
-    """Broadcast, they are rank 0's at each forward pass, and have moved apart after it."""
+    """A broadcast makes the statistics equal to rank 0's before each forward pass; the pass moves them apart."""
     (one, two, then), (_, other_two, other_then) = world(2).run(with_buffers_of, True)
     torch.testing.assert_close(other_two, 0.9 * one + 0.1 * (torch.tensor([2.0, 3.0]) + 1))
     assert not torch.equal(other_two, two)
@@ -189,7 +189,7 @@ def test_a_call_from_a_hook_of_the_backward_pass_counts_as_a_repetition():
 
 
 def autocast_and_gradient_scaling() -> None:
-    """Under autocast the layer takes the convolution's bfloat16 and accumulates in float32."""
+    """Check that under autocast the layer accepts bfloat16 from a convolution and accumulates in float32."""
     model = DistributedDataParallel(network(stats_mode="exact").float())
     alone = network(nn.BatchNorm1d).float()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
@@ -232,7 +232,7 @@ def test_training(ranks, training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_torch_func_in_one_process(training):
-    """As of a function without running statistics; across ranks the conformance suite tries it."""
+    """Compare with F.batch_norm in one process; the conformance suite tests several ranks."""
     layer, (x, v) = SyncBatchNorm(3).double().train(training), torch.randn(2, 4, 3, dtype=torch.float64)
     statistics = (None, None) if training else (torch.zeros(3).double(), torch.ones(3).double())
 
@@ -254,7 +254,7 @@ def test_half_precision_in_eval_mode_within_a_transform():
 
 
 class Prompted(nn.Module):
-    """An optional part before the norm, registered after it: DDP gets its gradients at another time on each rank."""
+    """A model with an optional part before the norm, registered after it: DDP gets its gradients at different times."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -269,12 +269,12 @@ class Prompted(nn.Module):
 
 
 def prompted_gradients(rank: int, ranks: int) -> Tensor:
-    """Of the stem, where the last two of four samples have a prompt."""
+    """Return the stem's gradients; the last two of four samples have a prompt."""
     torch.manual_seed(0)
     model = Prompted(SyncBatchNorm(2, stats_mode="exact", impl="cpu")).double()
     x, prompted = torch.randn(4, 2).double(), torch.tensor([[0], [0], [1], [1]])
     wrapped = model
-    if ranks > 1:  # a bucket for each parameter, as a large model has several
+    if ranks > 1:  # a bucket per parameter, to imitate a large model
         wrapped = DistributedDataParallel(model, find_unused_parameters=True, bucket_cap_mb=1e-6)
     for _ in range(2):
         model.zero_grad()
@@ -283,14 +283,14 @@ def prompted_gradients(rank: int, ranks: int) -> Tensor:
 
 
 def test_ddp_where_ranks_use_different_parts():
-    """In a world of its own, whose group no layer has been given another one for."""
+    """Use a new world, whose default group no layer has replaced."""
     want = prompted_gradients(0, 1)
     for got in sbnref.launch(lambda: prompted_gradients(dist.get_rank(), 2), 2, timeout=120):
         torch.testing.assert_close(got, want)
 
 
 def of_a_world_before(folder: str, make: Callable[[list[int]], Any], compiled: bool) -> str:
-    """A layer's group was destroyed, and another one has got its name since."""
+    """Return the error of a layer whose destroyed group's name belongs to a new group."""
     rank = dist.get_rank()
     layer = SyncBatchNorm(3, group=make([0, 1]), stats_mode="exact", impl="reference")
     run = torch.compile(layer, backend="eager", fullgraph=True) if compiled else layer
@@ -300,7 +300,7 @@ def of_a_world_before(folder: str, make: Callable[[list[int]], Any], compiled: b
     dist.barrier()
     dist.destroy_process_group()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-    make([1, 2])  # gets the name
+    make([1, 2])  # reuses the name
     moved = layer.num_batches_tracked.clone()
     try:
         run(x)

@@ -1,7 +1,7 @@
-"""Import this before timm: it lets torchvision be imported where its native part cannot be loaded.
+"""Import this before timm, to import torchvision even if its native part cannot be loaded.
 
-That is so beside a build of torch other than the one its wheel was made for, as with a wheel for CUDA and torch for
-CPUs. Only its Python part is used here, which asks of the native one that two operators be there.
+Loading fails beside a torch that the wheel was not built for, such as a CPU build with a CUDA wheel. The tests use only
+the Python part, which needs two native operators to be defined.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch
 try:
     import torchvision
 except ModuleNotFoundError:
-    pass  # neither is timm there, then
+    pass  # then timm is missing too
 except RuntimeError:  # operator torchvision::nms does not exist
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

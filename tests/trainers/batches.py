@@ -1,4 +1,4 @@
-"""What the scripts in this folder share: the network, the batches, and where the result goes."""
+"""Shared by the scripts in this folder: the network, the batches, and the file of the result."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZES = [(3, 0), (5, 4), (0, 6)]  # for each step, how many samples each of two ranks has
+SIZES = [(3, 0), (5, 4), (0, 6)]  # samples of two ranks, per step
 
 
 def network() -> nn.Module:
-    """The same weights on every rank; float64, so that one process and two differ by next to nothing."""
+    """Return a network with equal weights on every rank, in float64 so that one process and two nearly agree."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
     return nn.Sequential(*layers).double()
 
 
 def batches(rank: int | None = None) -> list[tuple[Tensor, Tensor, int]]:
-    """For each step, images and labels of a rank, or of all, and how many samples all have together."""
+    """Return, for each step, images and labels of one rank or of all, and the number of samples on all ranks."""
     generator = torch.Generator().manual_seed(1)
     steps = []
     for sizes in SIZES:
@@ -33,7 +33,7 @@ def batches(rank: int | None = None) -> list[tuple[Tensor, Tensor, int]]:
 
 
 def alone(parts: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    """What one process comes to that has the whole of each batch, with an ordinary batch norm."""
+    """Train one process on the whole batches with an ordinary batch norm, and return its state dict."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for images, labels, *_ in parts:
@@ -51,15 +51,15 @@ def assert_trained(first: dict[str, Tensor], second: dict[str, Tensor], want: di
 
 
 def loss(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """What is the mean over the samples of all ranks, once DistributedDataParallel has averaged over ranks."""
+    """Return a loss whose average over ranks, by DistributedDataParallel, is the mean over all ranks' samples."""
     return F.cross_entropy(outputs, labels, reduction="sum") * dist.get_world_size() / samples
 
 
 def rank() -> int:
-    """As torchrun tells it, before there is a process group."""
+    """Return the rank from torchrun, before a process group exists."""
     return int(os.environ["RANK"])
 
 
 def save(model: nn.Module) -> None:
-    """In the folder that the script is given, for the test."""
+    """Save the model in the script's folder, for the test."""
     torch.save(model.state_dict(), Path(sys.argv[1], f"{rank()}.pt"))

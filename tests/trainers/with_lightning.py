@@ -33,7 +33,7 @@ trainer = pl.Trainer(
     strategy="ddp",
     plugins=[SBNRefSyncBatchNorm(stats_mode="exact")],
     max_epochs=1,
-    use_distributed_sampler=False,  # the batches are this rank's already
+    use_distributed_sampler=False,  # the batches are already split by rank
     **quiet,  # no logger, no progress bar
 )
 trainer.fit(module, DataLoader(batches(rank()), batch_size=None))

@@ -24,7 +24,7 @@ class Model(BaseModel):
         return {"loss": loss(self.network(images), labels, samples)}
 
 
-dist.init_process_group("gloo")  # the runner's own way needs a GPU
+dist.init_process_group("gloo")  # the runner's own initialization needs a GPU
 runner = Runner(
     model=Model(),
     work_dir=f"{sys.argv[1]}/{rank()}",
