@@ -156,7 +156,7 @@ def stuck(momentum: float) -> Callable[[nn.Module, int], None]:
 
 
 class InfLayer(nn.Module):
-    """Return Inf on one rank in one step, otherwise the input."""
+    """A layer that returns Inf on one rank in one step, and its input otherwise."""
 
     calls = 0
 
@@ -363,7 +363,7 @@ def test_it_changes_nothing_and_communicates_nothing_in_a_step():
 
 
 def stepped(step: Callable[[nn.Module, int, int], object], norm: str = "plain", raises: int | None = None) -> Diagnosis:
-    """Diagnose six steps, chosen by every rank; one step may raise."""
+    """Diagnose six calls of ``step`` on every rank; on rank ``raises``, expect an error."""
     rank, model = dist.get_rank(), network(norm)
     expected = pytest.raises(ValueError, match="no such file") if rank == raises else nullcontext()
     with expected, sbnref.diagnose(model, timeout=30) as d:

@@ -1,4 +1,4 @@
-// Run the kernels on threads that ThreadSanitizer tracks: it does not see the barriers of OpenMP, which PyTorch uses.
+// Run the kernels on threads that ThreadSanitizer tracks; it does not see the barriers of OpenMP, which PyTorch uses.
 // Print nothing and return 0 if the results are bitwise equal for every number of threads.
 #include <cstdio>
 #include <random>

@@ -136,7 +136,7 @@ class Kernel:
         """Run the kernel; on failure, raise a :class:`PtxError` that names the kernel, the line and the instruction.
 
         Args:
-            shared_bytes: of dynamic shared memory.
+            shared_bytes: bytes of dynamic shared memory.
             arguments: the parameters, laid out as in :attr:`parameters`.
             memory: the accessible memory, arrays of uint8 by address.
             fused: round a fused multiply-add once, as a GPU does; otherwise also round its product.

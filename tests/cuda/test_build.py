@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(what, real, monkeypatch):
 
 def test_no_gpu(real, monkeypatch, cuda_home):
     cuda_home("13.0")
-    build._check_tools(KERNELS)  # builds for the GPU in TORCH_CUDA_ARCH_LIST
+    build._check_tools(KERNELS)  # TORCH_CUDA_ARCH_LIST names the GPU
     for value in ("", "native"):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
         assert build.toolkit_in_words().startswith("CUDA 13.0 in"), "the toolkit is there all the same"

@@ -35,7 +35,7 @@ def test_kernels(source, includes, tmp_path):
 
 
 def check_machine_code(stage: str, file: Path) -> None:
-    """Check that the loop's loads are issued together, and that memory, not instruction issue, bounds the kernel."""
+    """Check that the loops' accesses are 16 bytes wide, and that memory, not instruction issue, bounds the kernels."""
     budget = json.loads((CSRC / "budgets.json").read_text())[stage]
     wide = {"d": 2, "f": 4, "N3c108BFloat16E": 8, "N3c104HalfE": 8}
     checked = 0
