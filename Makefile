@@ -1,10 +1,10 @@
-# A target installs into .venv what it needs first, in the versions of constraints.txt; the environment grows.
+# A target first installs its packages into .venv, in the versions of constraints.txt; the environment grows.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_VERSION := 26.3
 PYTEST := $(BIN)/pytest --verbose
-unexport MAKEFLAGS  # ninja, which builds the kernels, takes no jobs of `make -j`
+unexport MAKEFLAGS  # ninja, which builds the kernels, does not understand the jobs of `make -j`
 
 .PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs wheels docs-serve lock clean build-cpu
 
@@ -17,11 +17,11 @@ demo: .venv/.demo  ## train on handwritten digits with empty ranks, in each stat
 test: build-cpu  ## run the quick tests: the suite over the reference and the CPU kernels, and the unit tests
 	$(PYTEST) -n 2 -m "not slow"
 
-# The longest first: `make -j2` starts the next one when one of two has ended.
+# The longest first: `make -j2` starts the next target when one of two ends.
 IN_TWO_LANES := test-rest test-cuda test-sanitized test-compile docs test-hosts types lint
 test-lanes: $(IN_TWO_LANES)
 
-test-all: test $(IN_TWO_LANES) test-site  ## run everything that takes no GPU
+test-all: test $(IN_TWO_LANES) test-site  ## run all checks that need no GPU
 
 test-rest: .venv/.dev build-cpu  ## run the slow tests of the Python side: compiled models, other libraries, graders
 	$(PYTEST) -m slow $(APART)
@@ -31,13 +31,13 @@ APART := --ignore=tests/cuda --ignore=tests/site --ignore=tests/hosts  # these h
 build-cpu: .venv/.test
 	$(BIN)/sbnref build cpu
 
-test-compile: .venv/.dev build-cpu  ## run compiled training steps in the combinations of three choices that test-rest leaves out
+test-compile: .venv/.dev build-cpu  ## run compiled training steps in the combinations of three options that test-rest leaves out
 	$(PYTEST) --ways 3 tests/test_compile_matrix.py
 
-coverage: .venv/.dev build-cpu  ## run all tests but those of the site and the hosts, and show the lines that they reach
+coverage: .venv/.dev build-cpu  ## run all tests except test-site and test-hosts, and show the coverage
 	$(BIN)/pytest --cov --ignore=tests/site --ignore=tests/hosts
 
-test-hosts: .venv/.dev build-cpu  ## train on several hosts, network namespaces of this machine, and lose some of them (root, Linux)
+test-hosts: .venv/.dev build-cpu  ## train on several hosts (network namespaces), and lose some of them (root, Linux)
 	$(PYTEST) tests/hosts
 
 faults: .venv/.dev build-cpu  ## lose ranks, links and hosts, and record the errors for the site (root, Linux)
@@ -47,7 +47,7 @@ SOAK_MINUTES ?= 10
 soak: .venv/.dev build-cpu  ## train random models on random ranks for ten minutes (or SOAK_MINUTES)
 	$(PYTEST) --random-minutes $(SOAK_MINUTES) tests/test_random_training.py
 
-test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them for GPUs where nvcc is there
+test-cuda: .venv/.dev  ## run the suite over the simulated kernels; compile them for GPUs if nvcc is installed
 	$(PYTEST) tests/cuda
 
 SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=undefined
@@ -56,13 +56,13 @@ test-sanitized: .venv/.dev  ## run the CPU kernels under AddressSanitizer, Undef
 	$(SANITIZED) SBNREF_CPU_FLAGS="$(SANITIZE)" $(PYTEST) tests/cpu/test_cpu_stages.py tests/cpu/test_cpu_operators.py
 	$(PYTEST) tests/cpu/race_check.py
 
-test-toolkit:  ## build the CUDA kernels where pip alone brought nvcc, in a fresh environment; downloads gigabytes (Linux)
+test-toolkit:  ## build the CUDA kernels with nvcc from pip in a fresh environment; downloads gigabytes (Linux)
 	PYTHON=$(PYTHON) tests/toolkit.sh
 
-gpu-check:  ## check and measure the kernels on a CUDA GPU, half an hour, with the python that is there; installs nothing
+gpu-check:  ## check and measure the kernels on a CUDA GPU in half an hour, with python3; installs nothing
 	$(PYTHON) benchmarks/gpu_check.py
 
-lint: .venv/.dev  ## check style, and who imports whom
+lint: .venv/.dev  ## check style and imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
@@ -85,11 +85,11 @@ wheels: .venv/.wheels  ## build the wheels of all platforms into dist, and check
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
 
-lock: .venv/.dev  ## renew the versions in constraints.txt; those of torch and torchvision stand in pyproject.toml
+lock: .venv/.dev  ## update constraints.txt; pyproject.toml sets the versions of torch and torchvision
 	$(BIN)/uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --all-extras \
 		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
-clean:  ## remove what the other targets made
+clean:  ## remove the files of the other targets
 	rm -rf .venv build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-output docs/_build docs/learn
 
 .venv/.demo: CONTENT := PyTorch and the packages of the demo: 40 packages, 0.2 to 0.3 GB to download \
@@ -104,4 +104,4 @@ clean:  ## remove what the other targets made
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(PIP) install --quiet pip==$(PIP_VERSION)  # old ones neither install what is editable nor show their progress
+	$(PIP) install --quiet pip==$(PIP_VERSION)  # older versions lack editable installs and progress

@@ -1,9 +1,8 @@
-"""Find the packages, put libraries of kernels into a wheel, and make the README's links work on a package index.
+"""Find the packages, put kernel libraries into a wheel, and make the README's links work on a package index.
 
-A wheel contains the libraries in the folder that SBNREF_LIBRARIES names, for the platform that SBNREF_PLATFORM names.
-Without that folder, an installation compiles the kernels for CPU tensors where PyTorch and a compiler are at hand (pip
-hides PyTorch unless it is given --no-build-isolation; SBNREF_BUILD_CPU=0 leaves them out), and those for CUDA too if
-SBNREF_BUILD_CUDA=1 asks for them.
+A wheel contains the libraries in the folder SBNREF_LIBRARIES, for the platform SBNREF_PLATFORM. Without that folder, an
+installation compiles the kernels for CPU tensors if it finds PyTorch and a compiler. Pass --no-build-isolation to pip,
+which otherwise hides PyTorch. SBNREF_BUILD_CPU=0 leaves these kernels out; SBNREF_BUILD_CUDA=1 adds the CUDA kernels.
 """
 
 import os
@@ -17,11 +16,11 @@ from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-# Older ones refuse pyproject.toml with a page of errors, none of which says this.
+# Older versions reject pyproject.toml with a page of errors that do not name the cause.
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(f"expected setuptools 77 or newer, got {setuptools.__version__}; run: pip install 'setuptools>=77'")
 
-# The kernels' sources and the tutorials travel with the package. Answers to what a course grades do not.
+# The package includes the kernels' sources and the tutorials, but not the answers to graded tasks.
 ANSWERS = ("solutions", "own")
 packages = find_packages(include=["sbnref", "sbnref.*"])
 for beside in ("csrc", "tutorials"):
@@ -41,7 +40,7 @@ if not ready and os.environ.get("SBNREF_BUILD_CPU") != "0":
 
 
 def compiled() -> dict[str, Path]:
-    """Return the libraries, by the names that they have in the package."""
+    """Return the libraries by their names in the package."""
     if ready:
         return {file.name: file for file in Path(ready).glob("*.so")}
     sys.path.insert(0, str(Path(__file__).parent))
@@ -61,7 +60,7 @@ def compiled() -> dict[str, Path]:
 
 
 class WithLibraries(build_py):
-    """Copies the libraries beside the modules."""
+    """Copy the libraries beside the modules."""
 
     def run(self) -> None:
         super().run()
@@ -76,7 +75,7 @@ class WithLibraries(build_py):
 
 
 class ForAnyPython(bdist_wheel):
-    """The libraries do not depend on the version of Python."""
+    """Tag the wheel for every version of Python: its libraries do not depend on the version."""
 
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
@@ -84,13 +83,13 @@ class ForAnyPython(bdist_wheel):
 
 
 class ForOnePlatform(Distribution):
-    """A distribution with libraries is not for any platform."""
+    """Mark a distribution with libraries as specific to a platform."""
 
     def has_ext_modules(self) -> bool:
         return bool(ready or compiling)
 
 
-# Relative links, which are right in a clone, lead to the repository.
+# Make relative links, which work in a clone, point to the repository.
 readme = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
 readme = re.sub(r"\]\((?!https?:)", "](https://github.com/sbnref/sbnref/blob/main/", readme)
 readme = re.sub(r"(\.png)\)", r"\1?raw=true)", readme)

@@ -1,7 +1,7 @@
 """Build the wheels: the package with compiled kernels, for Linux on x86-64 and aarch64, and for macOS on arm64.
 
-Run by ``make wheels`` on Linux x86-64. The C++ compiler is ziglang's, which has the C libraries of all these platforms;
-the CUDA kernels, in the wheel for x86-64 only, are compiled by the nvcc that ``sbnref info`` finds.
+``make wheels`` runs it on Linux x86-64. The C++ compiler is ziglang's, which has the C libraries of all platforms. The
+nvcc that ``sbnref info`` finds compiles the CUDA kernels, for the x86-64 wheel only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sbnref.impls import build
 from sbnref.impls.toolkit import find_toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
-#: By the platform's name in a wheel: zig's name for it, and the instructions to compile for.
+#: For each platform's name in a wheel: zig's name, and the instruction sets to compile for.
 PLATFORMS = {
     "manylinux_2_28_x86_64": ("x86_64-linux-gnu.2.28", ("avx512", "avx2", "default")),
     "manylinux_2_28_aarch64": ("aarch64-linux-gnu.2.28", ("default",)),
@@ -36,15 +36,15 @@ def zig(target: str) -> tuple[str, ...]:
 
 
 def run(*command: object) -> None:
-    """Run a command, and end with its error if it fails."""
+    """Run a command, and raise an error if it fails."""
     subprocess.run([str(word) for word in command], check=True)
 
 
 def stand_in(target: str, folder: Path) -> list[str]:
-    """Return the linker's flags for PyTorch's library, which is not here for every platform.
+    """Return the linker's flags for PyTorch's library, which this machine lacks for other platforms.
 
-    On Linux it is linked to a stand-in with the functions of PyTorch's C interface, so that any other function that a
-    library lacks is an error. On macOS they are looked up when the library is loaded.
+    On Linux, kernels are linked to a stand-in with the functions of PyTorch's C interface, so that any other undefined
+    function is an error. On macOS, the loader looks the functions up.
     """
     if "macos" in target:
         return ["-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/sbnref.so"]
@@ -67,13 +67,13 @@ def stand_in(target: str, folder: Path) -> list[str]:
 
 
 def link(target: str, objects: list[Path], torch_flags: list[str], library: Path) -> None:
-    """Link objects to a library without debugging symbols."""
+    """Link objects into a library without debugging symbols."""
     run(*zig(target), "-shared", "-s", *objects, *torch_flags, "-o", library)
     print(f"{library}: {library.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def cpu_kernels(platform: str, folder: Path, libraries: Path) -> None:
-    """Build the kernels for CPU tensors, one library for each set of instructions."""
+    """Build the kernels for CPU tensors, one library per instruction set."""
     target, instructions = PLATFORMS[platform]
     torch_flags = stand_in(target, folder)
     for name in instructions:
@@ -104,13 +104,13 @@ def cuda_kernels(platform: str, folder: Path, libraries: Path) -> None:
 
 
 def main() -> None:
-    """Build what the command line asks for."""
+    """Build the wheels of the platforms on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=list(PLATFORMS), help="all by default")
     parser.add_argument("--without-cuda", action="store_true", help="leave the CUDA kernels out")
     arguments = parser.parse_args()
     if sys.platform != "linux" or os.uname().machine != "x86_64":
-        sys.exit("expected Linux on x86-64, which nvcc compiles for")
+        sys.exit("expected Linux on x86-64")
     wheels, work = ROOT / "dist", ROOT / "build" / "wheels"
     shutil.rmtree(work, ignore_errors=True)
     for platform in arguments.platforms:
@@ -119,7 +119,7 @@ def main() -> None:
         cpu_kernels(platform, folder, libraries)
         if platform.endswith("x86_64") and not arguments.without_cuda:
             cuda_kernels(platform, folder, libraries)
-        config = folder / "setup.cfg"  # a folder of its own for each platform
+        config = folder / "setup.cfg"  # a separate build folder for each platform
         config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
         os.environ |= {
             "SBNREF_LIBRARIES": str(libraries),

@@ -1,4 +1,4 @@
-"""How fast the layer is, and against which peers: ``python -m benchmarks``. Each result names its machine."""
+"""Benchmarks of the layer and its peers: ``python -m benchmarks``. Each result names its machine."""
 
 from .results import Results, compare, load
 from .suites import SUITES, run

@@ -22,7 +22,7 @@ app = typer.Typer(help="Measure how fast the layer is, and read results.", invok
 def bench_run(
     context: typer.Context,
     suite: Annotated[
-        list[str] | None, typer.Option(help="one_process, processes, scaling, padding, overhead; all if left out.")
+        list[str] | None, typer.Option(help="one_process, processes, scaling, padding, overhead; all by default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions: about a minute.")] = False,
     output: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
@@ -43,7 +43,7 @@ def bench_run(
 
 @app.command("show", epilog="Example: python -m benchmarks show benchmarks/results/*.json --figures figures")
 def bench_show(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of results.")],
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Result files.")],
     figures: Annotated[Path | None, typer.Option(help="A folder to draw figures in.")] = None,
 ) -> None:
     """Print the tables of result files, and draw their figures."""
@@ -57,10 +57,10 @@ def bench_show(
 
 @app.command("compare", epilog="Example: python -m benchmarks compare before.json after.json")
 def bench_compare(
-    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to measure against.")],
-    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The results to judge.")],
+    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The baseline results.")],
+    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The new results.")],
 ) -> None:
-    """Compare two result files of one machine. Exit code 1: something is slower by more than noise."""
+    """Compare two result files of one machine. Exits with 1 if a layer is slower by more than noise."""
     rows = or_exit(lambda: compare_results(load(before), load(after)))
     show_comparison(rows)
     raise typer.Exit(any(row["verdict"] == "slower" for row in rows))

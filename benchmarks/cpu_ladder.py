@@ -1,10 +1,9 @@
-"""The ladder of tutorial 11 beside a copy, F.batch_norm and the package's kernels, by the size of the tensor.
+"""Time the ladder of tutorial 11, a copy, F.batch_norm and the package's kernels for each tensor size.
 
     python benchmarks/cpu_ladder.py --output NAME.json [--seconds 3]
 
-Writes benchmarks/results/NAME.json, or another file where NAME is a path of its own. Every size is measured for so many
-seconds with one thread and with all of them, together about two minutes. Needs PyTorch, a C++ compiler, and a machine
-that has nothing else to do.
+Writes benchmarks/results/NAME.json, or the given file if its path is absolute. Measures each size for the given seconds
+with one thread, then with all threads: about two minutes in all. Needs PyTorch, a C++ compiler, and an idle machine.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SAMPLE = (32, 28, 28)  # 98 KiB
 
 
 def batches() -> list[int]:
-    """Powers of two, from x and y together in a core's L2 to x several times the last level."""
+    """Return powers of two: from x and y together in a core's L2, to x several times the last-level cache."""
     caches, sample = cpu_ladder.caches(), 4 * torch.Size(SAMPLE).numel()
     batches = [1]
     while batches[-1] * sample < 3 * caches["last level"]:
@@ -37,7 +36,7 @@ def batches() -> list[int]:
 
 
 def measure(n: int, threads: int, seconds: float) -> list[Row]:
-    """A row for each of the works."""
+    """Measure each layer, and return its rows."""
     torch.manual_seed(0)
     x = fill((n, *SAMPLE), torch.float32, "contiguous")
     about = {

@@ -1,10 +1,9 @@
-"""What sbnref.diagnose(model, every=10) adds to a training step of a small ResNet, on one process and on two ranks.
+"""Measure the overhead of sbnref.diagnose(model, every=10) in a training step of a small ResNet, on one and two ranks.
 
     python benchmarks/diagnose.py --output NAME.json [--rounds 10]
 
-Writes benchmarks/results/NAME.json, or another file where NAME is a path of its own. Blocks of thirty steps with and
-without alternate for so many rounds, one thread a process, together about four minutes. Needs a machine that has
-nothing else to do.
+Writes benchmarks/results/NAME.json, or the given file if its path is absolute. Each round times thirty steps without
+diagnose and thirty with it, on one thread per process: about four minutes in all. Needs an idle machine.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Block(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """ResNet-20 of He et al. (2016) for CIFAR-10: 18 batch norms in blocks, and one before them."""
+    """Return ResNet-20 of He et al. (2016) for CIFAR-10: 18 batch norms in blocks, and one before them."""
     widths = [16] * 4 + [32] * 3 + [64] * 3
     strides = [1] * 3 + [2, 1, 1] * 2
     blocks = [Block(*sizes) for sizes in zip(widths, widths[1:], strides, strict=False)]
@@ -54,7 +53,7 @@ def resnet() -> nn.Module:
 
 
 def measure(rounds: int) -> list[Row]:
-    """Seconds per step, the end of the block included."""
+    """Measure the seconds per step; they include the exit from ``diagnose``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = resnet()

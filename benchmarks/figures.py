@@ -1,4 +1,4 @@
-"""Results as figures."""
+"""Draw results as figures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw(results: Results, folder: Path, name: str) -> list[Path]:
 
 
 def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
-    """Time of a step over that of F.batch_norm, for each shape."""
+    """Draw the ratio of a step's time to F.batch_norm, for each shape."""
     steps = [row for row in rows if row["what"] == "forward + backward" and row["dtype"] == "float32"]
     cases = list(dict.fromkeys((tuple(row["shape"]), row["layout"]) for row in steps))
     layers = [layer for layer in dict.fromkeys(row["layer"] for row in steps) if layer != "F.batch_norm"]
@@ -48,14 +48,14 @@ def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
     axes.set_yticks(range(len(cases)), [f"{'×'.join(map(str, shape))}, {layout}" for shape, layout in cases])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="time of forward + backward over eager F.batch_norm's, float32; less is faster")
+    axes.set(xlabel="time of forward + backward ÷ time of eager F.batch_norm, float32; less is faster")
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def scaling(plt: Any, rows: list[Row], results: Results) -> Any:
-    """Measured times of the two collectives, by world size."""
+    """Draw the measured times of the two collectives by world size."""
     sizes = sorted({row["shape"][0] for row in rows if row["shape"][0] <= 4096})
     figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, channels in zip(both, (sizes[0], sizes[-1]), strict=True):
@@ -70,7 +70,7 @@ def scaling(plt: Any, rows: list[Row], results: Results) -> Any:
 
 
 def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
-    """Bytes that a captured pass has to move over its time, against the bytes; the roof is what copying reaches."""
+    """Draw the bandwidth of captured passes by the bytes to move; the roof is the bandwidth of copying."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for axes, what in zip(both, ("forward", "backward"), strict=True):
@@ -89,7 +89,7 @@ def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
 
 
 def cpu_ladder(plt: Any, rows: list[Row], results: Results) -> Any:
-    """Bytes that the pass has to move over its time, against the tensor's size; the roof is what copying reaches."""
+    """Draw the bandwidth of each layer by the tensor's size; the roof is the bandwidth of copying."""
     whats = list(dict.fromkeys(row["what"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     others = {"copy": ("-", "black"), "F.batch_norm": ("--", "gray"), "impl='cpu'": (":", "black")}
@@ -110,7 +110,7 @@ def cpu_ladder(plt: Any, rows: list[Row], results: Results) -> Any:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set(title=what, xlabel="MiB of x")
-    panels[0, 0].set(ylabel="GB/s of what has to move")
+    panels[0, 0].set(ylabel="GB/s of necessary traffic")
     machine, versions = results.machine, results.versions
     figure.suptitle(
         f"{machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}, sbnref {versions['sbnref']}",

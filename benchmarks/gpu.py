@@ -1,16 +1,16 @@
-"""The layer on a GPU beside its peers: device time, forward, backward and together.
+"""Time the layer and its peers on a GPU: forward, backward and both.
 
     python benchmarks/gpu.py [--seconds 240] [--output results.json]
 
-Needs PyTorch and a CUDA GPU. Times are taken by events, after a pause on the device that lets the host get ahead, and
-on inputs that are rotated so that the cache does not hold them: once called from Python, where a layer that waits for
-the GPU has the host's time in it, and once as the replay of a CUDA graph, where none has. The results are saved after
-every shape. Besides: the host's time for a call, a layer with the ReLU that follows it, the ladder of the tutorials.
+Needs PyTorch and a CUDA GPU. CUDA events take the times, after a pause on the device that lets the host get ahead.
+Inputs rotate, so that the cache does not hold them. Each pass is timed twice: called from Python, where the time of a
+layer that waits for the GPU includes the host's time, and as the replay of a CUDA graph, which excludes it. The script
+saves its results after every shape. It also times the host per call, layers with a ReLU, and the tutorials' ladder.
 
-The floor of a pass is the least time it can take, each part measured in the same run: its memory traffic (three times
-the input's size forward, five times backward) at the bandwidth that copying has, two launches of a kernel that does
-nothing, and for a layer that synchronizes the all-reduce of its payload on a group of one. Our kernels are timed beside
-the whole step, in pairs and one by one, and have the floor without the collective.
+The floor of a pass is the least time it can take. Its parts are measured in the same run: the memory traffic (three
+times the input's size forward, five times backward) at the bandwidth of copying, two launches of an empty kernel, and
+for a layer that synchronizes the all-reduce of its payload on a group of one. Our kernels are timed beside the whole
+step, in pairs and one by one; their floor has no collective.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from sbnref.impls import cuda
 from sbnref.lab.timing import spread
 
 Shape = tuple[int, ...]
-Case = tuple[Shape, torch.dtype, bool]  # and whether channels come last
+Case = tuple[Shape, torch.dtype, bool]  # with whether channels come last
 
 SHAPES: dict[str, list[Shape]] = {
     "detection": [(2, 256, 200, 304)],
@@ -62,10 +62,10 @@ SHAPES: dict[str, list[Shape]] = {
     "box heads": [(512, 256, 7, 7), (512, 1024)],
     "volume": [(1, 32, 192, 192, 192)],
 }
-# Of mobile networks: no power of two of lanes makes up a row. In float16, channels-last.
+# From mobile networks, in float16 and channels-last: a row is no power of two of lanes.
 NARROW: list[Shape] = [(64, 24, 56, 56), (64, 40, 28, 28), (64, 72, 56, 56), (64, 144, 56, 56)]
 DTYPES = ["float16", "float32", "bfloat16"]
-PASSES = {  # how often the input's size is moved, and kernels
+PASSES = {  # traffic in multiples of the input's size, and kernels
     "forward": (3, 2),
     "backward": (5, 2),
     "both": (8, 4),
@@ -74,24 +74,24 @@ PASSES = {  # how often the input's size is moved, and kernels
     "backward stats": (2, 1),
     "backward apply": (3, 1),
 }
-LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond the cache, and within it; with a ReLU, too
-SMALL: Shape = (2, 64, 7, 7)  # what the GPU does faster than the host asks for it
+LADDER_SHAPES = ((2, 256, 200, 304), (32, 256, 14, 14))  # beyond and within the cache; also timed with a ReLU
+SMALL: Shape = (2, 64, 7, 7)  # the GPU computes it faster than the host launches it
 SAMPLES = 11
-LADDER_SECONDS = 25  # kept for compiling and timing the ladder
+LADDER_SECONDS = 25  # reserved for compiling and timing the ladder
 
 
 # ---- time on the device ----
 
 
 def eager_seconds(work: Callable[[int], Any], repetitions: int) -> list[float]:
-    """Seconds of ``work(i)`` on the device, one number for each of several samples of ``repetitions`` calls."""
+    """Return the device's seconds per call of ``work``, one number for each sample of ``repetitions`` calls."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin = time.perf_counter()
     for i in range(3):
         work(i)
     torch.cuda.synchronize()
     host_seconds = (time.perf_counter() - begin) / 3
-    # Longer than the host takes to ask for everything, at 2 GHz; not more than a sample is worth.
+    # At 2 GHz, longer than the host takes to launch everything, but at most 20 ms.
     pause = int(min(1.5 * host_seconds * repetitions, 0.02) * 2e9)
     samples = []
     for _ in range(SAMPLES):
@@ -106,22 +106,22 @@ def eager_seconds(work: Callable[[int], Any], repetitions: int) -> list[float]:
 
 
 def copying() -> float:
-    """Bytes per second, read and written, at which the GPU copies."""
+    """Return the bytes per second, read and written, of a copy on the GPU."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     return 2 * source.numel() / statistics.median(eager_seconds(lambda _: target.copy_(source), 5))
 
 
 def counts(size: int, cache: int, bandwidth: float) -> tuple[int, int]:
-    """How many inputs of so many bytes the cache does not hold, and how many calls make a sample, each input in one."""
+    """Return the number of inputs that the cache cannot hold, and the calls per sample, at least one for each input."""
     copies = min(max(math.ceil(3 * cache / size), 1), 32)
     return copies, max(2, copies, min(20, int(2e-3 / (8 * size / bandwidth))))
 
 
 def graph_seconds(work: Work, repetitions: int) -> list[float]:
-    """The same of a CUDA graph that holds the calls. They have been made before, on the stream that is current."""
+    """Like ``eager_seconds``, for a CUDA graph of the calls. Call ``work`` once before, on the current stream."""
     graph = torch.cuda.CUDAGraph()
-    # NCCL's own thread asks for its events meanwhile, which the stricter mode does not allow.
+    # NCCL's thread queries its events meanwhile, which the stricter default mode forbids.
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         for i in range(repetitions):
             work(i)
@@ -132,7 +132,7 @@ SECONDS = {EAGER: eager_seconds, GRAPH: graph_seconds}
 
 
 def host_seconds(work: Work, repetitions: int) -> list[float]:
-    """Seconds that the host takes for a call, without pauses, as in ``eager_seconds``."""
+    """Return the host's seconds per call, in samples as in ``eager_seconds`` but without pauses."""
     samples = []
     for _ in range(SAMPLES + 1):
         torch.cuda.synchronize()
@@ -144,7 +144,7 @@ def host_seconds(work: Work, repetitions: int) -> list[float]:
 
 
 def seconds_each(work: Work, timing: str) -> float:
-    """The median over many calls."""
+    """Return the median seconds of a call."""
     return statistics.median(SECONDS[timing](work, 20))
 
 
@@ -153,9 +153,9 @@ class Floor:
 
     def __init__(self) -> None:
         self.bandwidth = copying()
-        # A kernel that does nothing, one after another.
+        # Seconds per empty kernel, in a series.
         self.launch = {timing: seconds_each(lambda _: torch.cuda._sleep(0), timing) for timing in SECONDS}
-        self.collectives: dict[tuple[int, str], float] = {}  # by channels and way of timing, where they are measured
+        self.collectives: dict[tuple[int, str], float] = {}  # by channels and timing, measured on demand
 
     def __call__(self, moved: int, launches: int, timing: str, payloads: int = 0, channels: int = 0) -> float:
         seconds = moved / self.bandwidth + launches * self.launch[timing]
@@ -169,21 +169,21 @@ class Floor:
         return self.collectives[channels, timing]
 
     def notes(self) -> dict[str, Any]:
-        """For the result file."""
+        """Return the measured parts for the result file."""
         collectives = [{"channels": c, "timing": t, "seconds": s} for (c, t), s in self.collectives.items()]
         return {"bandwidth": self.bandwidth, "launch": self.launch, "collectives": collectives}
 
 
-# ---- what is measured ----
+# ---- measurements ----
 
 
 class Benchmark:
-    """A run: its floor, what it has measured, and what went wrong.
+    """A run: its floor, its results, and its failures.
 
     Attributes:
-        results: with a row for each layer, pass and way of timing.
-        failures: what could not be measured, with the error.
-        left: the cases that are still to be measured.
+        results: a row for each layer, pass and timing.
+        failures: the failed measurements, with the error.
+        left: the remaining cases.
     """
 
     def __init__(self, floor: Floor, cases: list[Case], output: Path | None) -> None:
@@ -191,10 +191,10 @@ class Benchmark:
         self.results = Results()
         self.failures: list[Row] = []
         self.layers = dict(LAYERS)
-        self.given_up: set[tuple[str, str]] = set()  # layers that were not captured: another attempt would fail too
+        self.given_up: set[tuple[str, str]] = set()  # failed captures, which are not tried again
 
     def run(self, deadline: float) -> None:
-        """Measure as much as there is time for, and save after every shape."""
+        """Measure cases until the deadline, and save after every shape."""
         self.save()
         while self.left and time.perf_counter() < deadline:
             self.results.rows += self.measure(*self.left[0])
@@ -202,7 +202,7 @@ class Benchmark:
             self.save()
 
     def save(self) -> None:
-        """Write the results so far: if this process is killed, only one shape is lost."""
+        """Write the results so far, so that a killed process loses only one shape."""
         left_out = [(shape, str(dtype), channels_last) for shape, dtype, channels_last in self.left]
         rows = [row for row in self.results.rows if row["suite"] == "gpu"]
         self.results.notes = {
@@ -215,13 +215,13 @@ class Benchmark:
             self.results.save(self.output)
 
     def failed(self, layer: str, where: Any, error: Exception) -> None:
-        """Note what could not be measured."""
+        """Record a failed measurement, and print its error."""
         said = (str(error).splitlines() or [repr(error)])[0]
         self.failures.append({"layer": layer, "where": str(where), "error": said})
         print(f"  {layer}, {where}: {said}", file=sys.stderr, flush=True)
 
     def measure(self, shape: Shape, dtype: torch.dtype, channels_last: bool) -> Iterator[Row]:
-        """A row for each layer, for each of forward, backward and both, and for each way of timing."""
+        """Yield a row for each layer, pass and timing."""
         size = math.prod(shape) * dtype.itemsize
         cache = torch.cuda.get_device_properties("cuda").L2_cache_size
         copies, repetitions = counts(size, cache, self.floor.bandwidth)
@@ -250,7 +250,7 @@ class Benchmark:
                 yield {**made, "traffic": moved / self.floor.bandwidth, "beyond_cache": 2 * size > cache}
 
     def measure_host(self) -> Iterator[Row]:
-        """A row for each layer: the time that the host takes for a call."""
+        """Yield a row for each layer: the host's time per call."""
         x, dy = tensor(SMALL, torch.float32, False).requires_grad_(), tensor(SMALL, torch.float32, False)
         for name, make in {**self.layers, "sbnref in one process": partial(step_works, sbnref_alone)}.items():
             try:
@@ -260,7 +260,7 @@ class Benchmark:
                 self.failed(name, "the host's time", error)
 
     def measure_ladder(self) -> Iterator[Row]:
-        """A row for each rung of the ladder of kernels in the tutorials, forward."""
+        """Yield a row for each rung of the tutorials' ladder of kernels, forward."""
         sys.path.append(str(Path(__file__).resolve().parent.parent / "tutorials"))
         from kernels import ladder
 
@@ -283,7 +283,7 @@ class Benchmark:
 
 
 def row(suite: str, layer: str, what: str, x: Tensor, times: Row, moved: int = 0, floor: float = 0) -> Row:
-    """A measurement, beside its floor if there is one."""
+    """Return a measurement, with its floor if there is one."""
     made = {
         "suite": suite,
         "layer": layer,
@@ -299,28 +299,28 @@ def row(suite: str, layer: str, what: str, x: Tensor, times: Row, moved: int = 0
 
 @functools.cache
 def generator(device: str) -> torch.Generator:
-    """One of our own: PyTorch's, which a capture takes part in, refuses to go on after one that failed."""
+    """Return a generator of our own: PyTorch's default one takes part in captures, and a failed capture disables it."""
     return torch.Generator(device).manual_seed(0)
 
 
 def tensor(shape: Shape, dtype: torch.dtype, channels_last: bool, device: str = "cuda") -> Tensor:
-    """Random numbers with mean 1."""
+    """Return random numbers with mean 1."""
     x = (torch.randn(shape, device=device, generator=generator(device)) + 1).to(dtype)
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
 
 
 def cases_of(dtypes: list[str]) -> list[Case]:
-    """Every shape in these, channels-first before channels-last."""
+    """Return every shape in these dtypes, channels-first before channels-last."""
     each = itertools.product(dtypes, (False, True), itertools.chain(*SHAPES.values()))
     cases = [(shape, getattr(torch, dtype), last) for dtype, last, shape in each if not (last and len(shape) == 2)]
     return cases + [(shape, torch.float16, True) for shape in NARROW if "float16" in dtypes]
 
 
 def main() -> int:
-    """Measure as much as there is time for."""
+    """Measure as many cases as the time allows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600, help="stop after so long, leaving out what is left")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="these only")
+    parser.add_argument("--seconds", type=float, default=600, help="time limit; the remaining cases are left out")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="the dtypes to measure")
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
     if (reason := cuda.why_not(torch.device("cuda"))) is not None:
@@ -329,7 +329,7 @@ def main() -> int:
 
     start = time.perf_counter()
     dist.init_process_group("nccl", init_method=f"file://{tempfile.mktemp()}", rank=0, world_size=1)
-    # A graph is captured on a stream that is not the default one, where all that it depends on has to be.
+    # A capture, and all the work that it depends on, need a stream other than the default one.
     with torch.cuda.stream(torch.cuda.Stream()):
         benchmark = Benchmark(Floor(), cases_of(options.dtypes), options.output)
         floor = benchmark.floor
@@ -346,7 +346,7 @@ def main() -> int:
         benchmark.run(start + options.seconds - (LADDER_SECONDS if with_ladder else 0))
         for line in lines(benchmark.results.rows):
             print(line)
-        if with_ladder:  # last, and with the rest saved: a kernel that fails takes the GPU's context with it
+        if with_ladder:  # last, after saving the rest: a failing kernel destroys the GPU's context
             try:
                 benchmark.results.rows += benchmark.measure_ladder()
             except Exception as error:

@@ -1,11 +1,11 @@
 """Check and measure the CUDA kernels on a GPU: ``make gpu-check``, or ``python benchmarks/gpu_check.py``.
 
-It needs no network and installs nothing: PyTorch with CUDA, nvcc, pybind11 and pytest are enough. Every part runs in a
-process of its own under a time limit, so that one that fails, hangs or crashes the GPU's context does not stop the
-others. The parts form three calls, each of at most ten minutes: ``--only correctness``, ``--only half``,
-``--only wide``. Results go to ``benchmarks/results/<gpu>-<date>-checks.json``, or to ``--output``, where a later call
-adds its parts; a benchmark's go to a file beside it. The exit code is 0 if every part passed: one that was skipped or
-left out did not. ``--device cpu`` runs the parts on the simulation, and may skip those that only a GPU can run.
+It installs nothing and needs no network, only PyTorch with CUDA, nvcc, pybind11 and pytest. Every part runs in its own
+process under a time limit, so that a part that fails, hangs or crashes the GPU's context does not stop the others. The
+parts form three calls of at most ten minutes each: ``--only correctness``, ``--only half``, ``--only wide``. Outcomes
+go to ``benchmarks/results/<gpu>-<date>-checks.json``, or to ``--output``, and a later call adds its parts. Results of
+benchmarks go to files beside it. The exit code is 0 if every part passed; a part that was skipped or left out did not.
+``--device cpu`` runs the parts on the simulation, and may skip parts that need a GPU.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from sbnref.impls.build import simulated
 HERE = Path(__file__).resolve().parent
 DEVICE = "cpu" if simulated() else "cuda"  # --device cpu sets SBNREF_CUDASIM=1 for the processes of the parts
 SKIPPED = 77  # the exit code of a part that cannot run here, by the convention of automake and meson
-KEPT = 6000  # characters of what a part printed
+KEPT = 6000  # characters of a part's output
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part went."""
+    """The outcome of a part."""
 
     part: str
-    status: str  # 'passed', 'failed', 'timed out', 'skipped' (it cannot run here) or 'left out' (for want of time)
+    status: str  # 'passed', 'failed', 'timed out', 'skipped' (cannot run here) or 'left out' (no time)
     seconds: float
     printed: str
 
@@ -57,14 +57,14 @@ class Outcome:
 
 
 def build() -> None:
-    """The kernels are compiled for this GPU, or found where they were."""
+    """Compile the kernels for this GPU, or find an earlier build."""
     from sbnref.impls import cuda
 
     print(cuda.operators().build_info())
 
 
 def conformance() -> None:
-    """The suite on CUDA tensors: one rank over NCCL, more over gloo where they share a GPU."""
+    """Run the conformance suite on CUDA tensors: one rank over NCCL, several over gloo if they share a GPU."""
     import sbnref
     from sbnref.conformance import cases
 
@@ -84,7 +84,7 @@ def conformance() -> None:
 
 
 def stages() -> None:
-    """Every stage beside its twin in plain PyTorch: layouts, dtypes, precision, gradients."""
+    """Compare every stage with its plain PyTorch version: layouts, dtypes, precision, gradients."""
     import stage_checks as checks
 
     from sbnref.impls import cuda
@@ -101,20 +101,20 @@ def stages() -> None:
 
 
 def operators() -> None:
-    """``torch.library.opcheck`` on every operator."""
+    """Run ``torch.library.opcheck`` on every operator."""
     import operator_checks as checks
 
     from sbnref.impls import cuda
 
     torch.set_default_device(DEVICE)
     assert cuda.why_not(torch.device(DEVICE)) is None
-    for kind in checks.INPUTS.keys() - ({"not aligned"} if DEVICE == "cuda" else set()):  # a GPU cannot read those
+    for kind in checks.INPUTS.keys() - ({"not aligned"} if DEVICE == "cuda" else set()):  # no GPU can read these
         checks.check_operators(torch.ops.sbnref, kind)
         checks.check_strides(torch.ops.sbnref, kind)
 
 
 def determinism() -> None:
-    """Twenty runs of every stage agree bit for bit."""
+    """Require twenty runs of every stage to agree bit for bit."""
     import stage_checks as checks
 
     from sbnref.impls import cuda
@@ -133,7 +133,7 @@ def determinism() -> None:
 
 
 def graphs() -> None:
-    """A training step is captured in a CUDA graph and replayed, with data and without."""
+    """Capture a training step in a CUDA graph and replay it, with data and without."""
     import test_capture
 
     for batch_size in (4, 0):
@@ -141,14 +141,14 @@ def graphs() -> None:
 
 
 def reduce_overhead() -> None:
-    """Training steps compiled with ``mode="reduce-overhead"``, with data and without."""
+    """Run training steps compiled with ``mode="reduce-overhead"``, with data and without."""
     import test_capture
 
     test_capture.check_reduce_overhead(DEVICE)
 
 
 class FromTheHost:
-    """The kernels on copies of CPU tensors: nothing runs on the GPU but them and copying, which a tool can look at."""
+    """The kernels on copies of CPU tensors, so that a tool sees only kernels and copies on the GPU."""
 
     def __getattr__(self, stage: str) -> Callable[..., Any]:
         from sbnref.impls import cuda
@@ -157,7 +157,7 @@ class FromTheHost:
 
 
 def on_device(value: Any) -> Any:
-    """A copy on the device that lies there as it does here, with what is around it; all else as it is."""
+    """Copy a tensor with its whole storage and its strides to the device; return any other value unchanged."""
     if isinstance(value, tuple):
         return type(value)(*map(on_device, value))
     if not isinstance(value, torch.Tensor):
@@ -167,7 +167,7 @@ def on_device(value: Any) -> Any:
 
 
 def small_step() -> None:
-    """A step in each layout and dtype, split over blocks and unaligned: for compute-sanitizer."""
+    """Run a step in each layout and dtype, split over blocks and unaligned, for compute-sanitizer."""
     import stage_checks as checks
 
     from sbnref.impls import cuda
@@ -183,27 +183,27 @@ def small_step() -> None:
 
 
 def large() -> None:
-    """Each kernel once on more elements than 32 bits count, in each way to lie in memory, beside the exact answer."""
+    """Compare each kernel with the exact answer on more elements than 32 bits count, in each memory layout."""
     from sbnref.impls import cuda
 
-    need = 3 * 2 * LARGE + 2 * 2**30  # x, dy and an output in float16, and what the pieces take
+    need = 3 * 2 * LARGE + 2 * 2**30  # x, dy and an output in float16, and the pieces
     if DEVICE == "cuda" and (free := torch.cuda.mem_get_info()[0]) < need:
         print(f"{LARGE} elements take {need / 2**30:.0f} GiB of the GPU's memory, and {free / 2**30:.0f} are free")
         sys.exit(SKIPPED)
     assert cuda.why_not(torch.device(DEVICE)) is None
     x, dy = (torch.empty(LARGE, dtype=torch.float16, device=DEVICE).normal_(1) for _ in range(2))
-    x[-8:], dy[-8:] = 3e4, 1e3  # a kernel that drops or replaces the last ones is far off
+    x[-8:], dy[-8:] = 3e4, 1e3  # a kernel that drops or replaces these is far off
     rows = LARGE // 8
     for shape, along in (((rows, 8), 0), ((1, 8, rows), 2), ((rows // 17, 17, 8), 0)):
         large_step(x.view(shape), dy.view(shape), along)
-        print(f"{shape}: as exact arithmetic has it", flush=True)
+        print(f"{shape}: agrees with exact arithmetic", flush=True)
 
 
 def large_step(x: torch.Tensor, dy: torch.Tensor, along: int) -> None:
-    """A step beside the exact answer, which takes no second tensor of that size.
+    """Compare a step with the exact answer, without a second tensor of that size.
 
-    Pieces of the input are to the whole what ranks are to a group: the reference's payloads of the pieces, in float64,
-    add up. What the reference makes of a piece, given those, is that piece of the output.
+    Pieces of the input act as ranks of a group: the reference's float64 payloads of the pieces add up. From the sum,
+    the reference computes each piece of the output.
     """
     from sbnref.impls import cuda, reference
 
@@ -225,7 +225,7 @@ def large_step(x: torch.Tensor, dy: torch.Tensor, along: int) -> None:
         torch.testing.assert_close(piece(y, at), want, rtol=1e-3, atol=1e-3)
     del y
     exact = torch.stack([reference.backward_stats(piece(dy, at), piece(x, at), saved) for at in starts]).sum(0)
-    # Terms of either sign: off by the accumulator's rounding of all that was added up, not of what is left of it.
+    # Terms of both signs cancel: the rounding error grows with the sum of their magnitudes, not with the result.
     torch.testing.assert_close(cuda.backward_stats(dy, x, saved), exact, rtol=1e-5, atol=1e-6 * count)
     dx = cuda.backward_apply(dy, x, exact, saved, gamma, 1.0)
     for at in (starts[0], starts[len(starts) // 2], starts[-1]):
@@ -250,7 +250,7 @@ def student() -> None:
 
 
 def profiled() -> None:
-    """The kernels of a step in each of the cases, for ncu: four that make what these take, then the four."""
+    """Run the kernels of a step in each case, for ncu: four that prepare inputs, then the four to count."""
     from gpu_layers import kernel_works
     from stage_checks import channels_last
 
@@ -264,7 +264,7 @@ def profiled() -> None:
 
 
 def profiled_cases() -> list[tuple[tuple[int, ...], bool]]:
-    """Six shapes, with the channels first and last."""
+    """Return six shapes, each with the channels first and last."""
     from gpu import SHAPES
 
     shapes = [*SHAPES["detection"], *SHAPES["ResNet-50"][::2]] if DEVICE == "cuda" else [(2, 3, 4, 4)]
@@ -272,10 +272,10 @@ def profiled_cases() -> list[tuple[tuple[int, ...], bool]]:
 
 
 def ncu(output: Path) -> None:
-    """What the GPU counts while each kernel runs, which finds the cache as the kernel before has left it."""
+    """Read the GPU's counters for each kernel, with the cache as the previous kernel left it."""
     table = output.with_name(f"{output.stem}-ncu.csv")
-    # Counters that do not fit into one run take another one, of the whole process: a kernel that is run again by
-    # itself would find in the cache what it has just read.
+    # Counters that do not fit into one run need a second run of the whole process: a kernel replayed alone would find
+    # its own data in the cache.
     options = ["--replay-mode", "application", "--cache-control", "none", "--print-units", "base", "--csv"]
     options += ["--log-file", str(table), "--kernel-name", "regex:(forward|backward)_(stats|apply)_kernel"]
     command = [nvidia_tool("ncu"), *options, "--metrics", ",".join(METRICS), *command_of("profiled", 0, output)[0]]
@@ -284,7 +284,7 @@ def ncu(output: Path) -> None:
 
 
 def counters(report: str) -> list[str]:
-    """A line for each kernel in a report of ncu; fails where a kernel or a counter is missing."""
+    """Return a line for each kernel in a report of ncu; fail if a kernel or a counter is missing."""
     kernels: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(line for line in report.splitlines() if line.startswith('"')):
         counted = kernels.setdefault(row["ID"], {"name": row["Kernel Name"]})
@@ -299,7 +299,7 @@ def counters(report: str) -> list[str]:
     return table
 
 
-# ---- running them ----
+# ---- running the parts ----
 
 PARTS: dict[str, Callable[..., None]] = {
     part.__name__: part
@@ -321,10 +321,10 @@ PARTS: dict[str, Callable[..., None]] = {
         ncu,
     )
 }
-# Of compute-sanitizer, on our kernels alone. The option and its keys are from NVIDIA's manual of Compute Sanitizer,
-# "Specifying Filters": kns is a substring of the mangled name, in which our namespace is. Padding keeps tensors apart,
-# so that memcheck sees an access that runs over the end of one; of the API's errors PyTorch takes care itself.
-# initcheck sees partial results that are read before they are written, which the simulation does not look for.
+# The tools of compute-sanitizer, on our kernels alone. NVIDIA's manual of Compute Sanitizer, "Specifying Filters",
+# explains --kernel-name: kns is a substring of the mangled name, which contains our namespace. Padding separates
+# tensors, so that memcheck sees an access past the end of one. PyTorch itself handles the API's errors. initcheck sees
+# partial results that are read before they are written; the simulation does not check this.
 SANITIZERS = {
     "memcheck": ["--padding", "1024", "--report-api-errors", "no"],
     "racecheck": [],
@@ -333,7 +333,7 @@ SANITIZERS = {
 }
 SANITIZE = ["--kernel-name", "kns=sbnref", "--error-exitcode", "9"]
 BENCHMARKS = ("float16", "float32", "bfloat16")
-# ncu's names, and ours.
+# ncu's metrics, and our headings.
 METRICS = {
     "gpu__time_duration.sum": "ns",
     "dram__bytes_read.sum": "read",
@@ -343,7 +343,7 @@ METRICS = {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
     "launch__registers_per_thread": "registers",
 }
-#: By call: its parts, the most important first, with the seconds that each may take.
+#: The parts of each call, the most important first, with their time limits in seconds.
 CALLS = {
     "correctness": {
         "build": 200,
@@ -364,17 +364,17 @@ CALLS = {
 }
 NEED_GPU = ("graphs", "two_streams", "other_capture", "no_memory", "ncu", *SANITIZERS, *BENCHMARKS)
 LIMITS = {part: seconds for parts in CALLS.values() for part, seconds in parts.items()}
-SECONDS = 560  # of a call of ten minutes; the rest is for starting and for ending
-LEAST_SECONDS = 10  # what a part takes to start
-SLOWER = 10  # is the simulation
+SECONDS = 560  # of a ten-minute call; the rest is for its start and its end
+LEAST_SECONDS = 10  # a part takes these to start
+SLOWER = 10  # factor of the limits on the simulation
 LARGE = 2**31 + 8 if DEVICE == "cuda" else 2**15 + 8  # elements; 8 * 17 times an odd number
 
 
 def run(part: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> Outcome:
-    """Run a command, say how it went, and keep the end of what it printed. Nothing that it started outlives it."""
+    """Run a command, print and return its outcome, and kill every process that it started."""
     begin = time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
-    with tempfile.TemporaryFile() as said:  # no pipe, which one of its own children could hold open
+    with tempfile.TemporaryFile() as said:  # not a pipe: a process that it started could keep one open
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -388,7 +388,7 @@ def run(part: str, command: list[str], limit: float, environment: dict[str, str]
             status = {0: "passed", SKIPPED: "skipped"}.get(child.wait(limit), "failed")
         except subprocess.TimeoutExpired:
             status = "timed out"
-        finally:  # where this process is told to end, too
+        finally:  # also when a signal ends this process
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -398,7 +398,7 @@ def run(part: str, command: list[str], limit: float, environment: dict[str, str]
 
 
 def tell(outcome: Outcome) -> Outcome:
-    """Print how a part went, and its output if it did not pass or is a benchmark."""
+    """Print the outcome of a part, and its output if it did not pass or is a benchmark."""
     print(f"{outcome.part:24} {outcome.status:10} {outcome.seconds:6.1f} s", flush=True)
     if outcome.status != "passed" or outcome.part in (*BENCHMARKS, "ncu"):
         print("    " + outcome.printed.rstrip().replace("\n", "\n    "), flush=True)
@@ -406,7 +406,7 @@ def tell(outcome: Outcome) -> Outcome:
 
 
 def nvidia_tool(name: str) -> str | None:
-    """Where a tool of the CUDA toolkit is, if it is here."""
+    """Return the path of a tool of the CUDA toolkit, or None if it is missing."""
     from sbnref.impls import build
 
     beside_nvcc = [str(build.find_cuda().home / "bin")] if torch.version.cuda else []
@@ -414,7 +414,7 @@ def nvidia_tool(name: str) -> str | None:
 
 
 def command_of(part: str, limit: float, output: Path) -> tuple[list[str] | str, dict[str, str]]:
-    """The command of a part and its environment variables, or what it needs and is missing."""
+    """Return a part's command and environment variables, or the name of a missing requirement."""
     if simulated() and part in NEED_GPU:
         return "a GPU", {}
     inner = "small_step" if part in SANITIZERS else part
@@ -435,7 +435,7 @@ def command_of(part: str, limit: float, output: Path) -> tuple[list[str] | str, 
 
 
 def check_all(parts: list[str], seconds: float, outcomes: dict[str, Outcome], output: Path) -> None:
-    """Run parts in turn while there is time; the outcomes are added to as they come."""
+    """Run parts in turn while time is left, and add each outcome as it comes."""
     deadline = time.monotonic() + seconds
     for part in parts:
         limit = min(LIMITS.get(part, SECONDS) * (SLOWER if simulated() else 1), deadline - time.monotonic())
@@ -452,12 +452,12 @@ def check_all(parts: list[str], seconds: float, outcomes: dict[str, Outcome], ou
 
 
 def ended(number: int, frame: object) -> None:
-    """A signal ends this process in order: the part that runs is ended, and what is known is written."""
+    """Exit in order after a signal: kill the running part, and write the known outcomes."""
     sys.exit(f"ended by {signal.Signals(number).name}")
 
 
 def parts_of(text: str) -> list[str]:
-    """The parts in a list of parts and calls that is separated by commas."""
+    """Return the parts in a comma-separated list of parts and calls."""
     parts: dict[str, None] = {}
     for name in text.split(","):
         if name not in CALLS and name not in {**LIMITS, **PARTS}:
@@ -469,13 +469,11 @@ def parts_of(text: str) -> list[str]:
 def main() -> int:
     """Run one part, or several."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", type=parts_of, default=list(LIMITS), metavar="A,B", help="these calls or parts")
-    parser.add_argument(
-        "--seconds", type=float, help=f"that all may take; {SECONDS}, or three times that for all parts"
-    )
-    parser.add_argument("--output", type=Path, help="a JSON file for the outcomes; parts that it has are replaced")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default=DEVICE, help="cpu: on the simulation")
-    parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
+    parser.add_argument("--only", type=parts_of, default=list(LIMITS), metavar="A,B", help="the calls or parts to run")
+    parser.add_argument("--seconds", type=float, help=f"time limit; {SECONDS}, or three times as long for all parts")
+    parser.add_argument("--output", type=Path, help="a JSON file for the outcomes; new outcomes replace old ones")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default=DEVICE, help="cpu: the simulation")
+    parser.add_argument("--part", choices=PARTS, help="run one part in this process")
     options = parser.parse_args()
     if options.part:
         PARTS[options.part](*[options.output] if options.part == "ncu" else [])
@@ -486,7 +484,7 @@ def main() -> int:
         print("gpu-check needs a CUDA GPU, and PyTorch sees none; without one, --device cpu runs it on the simulation")
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, ended)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "simulation"
     name = f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}-{datetime.now():%Y-%m-%d-%H%M}-checks.json"
@@ -497,13 +495,15 @@ def main() -> int:
     try:
         check_all(options.only, seconds, outcomes, output)
     finally:
-        keep({part: outcomes.get(part, Outcome(part, "left out", 0, "ended before")) for part in options.only}, output)
+        keep(
+            {part: outcomes.get(part, Outcome(part, "left out", 0, "stopped before")) for part in options.only}, output
+        )
     fine = ("passed", "skipped") if simulated() else ("passed",)
     return 0 if all(outcome.status in fine for outcome in outcomes.values()) else 1
 
 
 def keep(outcomes: dict[str, Outcome], output: Path) -> None:
-    """Write how the parts went, in place of how they went in an earlier call."""
+    """Write the outcomes, in place of the parts' earlier outcomes."""
     from benchmarks.results import Results, load
 
     before = {row["part"]: row for row in load(output).notes["checks"]} if output.exists() else {}

@@ -20,12 +20,12 @@ from sbnref.impls import build, cuda
 from sbnref.impls.compiling import TORCH_HEADERS, call_compiler
 from sbnref.running import RunningStats
 
-Work = Callable[[int], object]  # a call on the i-th of the inputs, which are rotated
-Works = Callable[[list[Tensor], list[Tensor]], dict[str, Work]]  # makes them of inputs and upstream gradients
+Work = Callable[[int], object]  # a call on the i-th input; inputs rotate
+Works = Callable[[list[Tensor], list[Tensor]], dict[str, Work]]  # makes the works from inputs and upstream gradients
 
 
 class Parameters:
-    """What a batch norm keeps per channel, in float32."""
+    """The parameters and running statistics of a batch norm, in float32."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self.weight = torch.linspace(0.5, 1.5, channels, device=device).requires_grad_()
@@ -39,50 +39,50 @@ class Parameters:
 
 
 def sbnref_step(x: Tensor, p: Parameters) -> Tensor:
-    """Ours, collectives included."""
+    """Run our layer, with its collectives."""
     return SyncBatchNormFunction.apply(x, p.weight, p.bias, p.running, 0.1, 1e-5, "exact", dist.group.WORLD, cuda)
 
 
 def torch_sync(x: Tensor, p: Parameters) -> Tensor:
-    """What ``torch.nn.SyncBatchNorm`` runs in a group; it takes a matrix as (N, C).
+    """Run the function that ``torch.nn.SyncBatchNorm`` runs in a group; a matrix is (N, C).
 
-    Eager, it waits for the GPU to drop empty ranks (``count_all[mask]``); where it is captured it leaves that out.
+    An eager call waits for the GPU to drop empty ranks (``count_all[mask]``); a captured one skips this step.
     """
     function = torch.nn.modules._functions.SyncBatchNorm
     return function.apply(x, p.weight, p.bias, p.mean, p.var, 1e-5, 0.1, dist.group.WORLD, 1)
 
 
 def cudnn(x: Tensor, p: Parameters) -> Tensor:
-    """``F.batch_norm``: no synchronization."""
+    """Run ``F.batch_norm``, without synchronization."""
     return F.batch_norm(x, p.mean, p.var, p.weight, p.bias, training=True)
 
 
 def sbnref_alone(x: Tensor, p: Parameters) -> Tensor:
-    """Ours as it is called in one process: with the checks of its arguments, and without a collective."""
+    """Run our layer as in one process: with argument checks, without a collective."""
     return sync_batch_norm(
         x, p.mean, p.var, p.weight, p.bias, True, num_batches_tracked=p.steps, stats_mode="exact", impl="cuda"
     )
 
 
 def sbnref_relu(x: Tensor, p: Parameters) -> Tensor:
-    """Ours in one process, and the ReLU that follows in a network."""
+    """Run our layer as in one process, then the ReLU that follows in a network."""
     return F.relu(sbnref_alone(x, p))
 
 
 def cudnn_relu(x: Tensor, p: Parameters) -> Tensor:
-    """PyTorch's batch norm and ReLU, which ``torch.compile`` fuses."""
+    """Run PyTorch's batch norm and ReLU, which ``torch.compile`` fuses."""
     return F.relu(cudnn(x, p))
 
 
 def mmcv(x: Tensor, p: Parameters) -> Tensor:
-    """mmcv's published algorithm."""
+    """Run mmcv's published algorithm."""
     return MMCV.apply(x, p.weight, p.bias, p.mean, p.var)
 
 
 class MMCV(torch.autograd.Function):
     """Five passes in ``mmcv_passes.cu``, two collectives forward and two backward; x and dy are contiguous."""
 
-    library: Any = None  # what build_mmcv returns
+    library: Any = None  # set to the result of build_mmcv
 
     @classmethod
     def run(cls, number: int, x: Tensor, *tensors: Tensor, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -122,7 +122,7 @@ class MMCV(torch.autograd.Function):
 
 
 def build_mmcv() -> ctypes.CDLL:
-    """The peer's kernels, compiled as ours are."""
+    """Compile the peer's kernels with our flags, and load them."""
     library = Path(tempfile.mkdtemp(prefix="sbnref-mmcv-")) / "mmcv_passes.so"
     source = Path(__file__).with_name("mmcv_passes.cu")
     flags = ("-shared", *build.NVCC_FLAGS, f"-I{build.CSRC}", *TORCH_HEADERS)
@@ -131,7 +131,7 @@ def build_mmcv() -> ctypes.CDLL:
 
 
 def step_works(layer: Callable[[Tensor, Parameters], Tensor], xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
-    """Forward, backward and both, of a layer."""
+    """Return the forward, the backward and both of a layer."""
     parameters = Parameters(xs[0].shape[1], xs[0].device)
     ys = [layer(x, parameters) for x in xs]
     inputs = [(x, parameters.weight, parameters.bias) for x in xs]
@@ -150,13 +150,13 @@ def step_works(layer: Callable[[Tensor, Parameters], Tensor], xs: list[Tensor], 
 
 
 def mmcv_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
-    """mmcv knows channels-first only: it gets the numbers in that layout, and the copies are not timed."""
+    """Return mmcv's works on channels-first copies, its only layout; the copies are not timed."""
     xs, dys = ([t.detach().contiguous() for t in tensors] for tensors in (xs, dys))
     return step_works(mmcv, [x.requires_grad_() for x in xs], dys)
 
 
 def kernel_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
-    """Our two kernels forward and our two backward, without the collectives between them; and each alone."""
+    """Return our two forward and two backward kernels, in pairs without the collective between, and one by one."""
     parameters = Parameters(xs[0].shape[1], xs[0].device)
     gamma, beta, running = parameters.weight.detach(), parameters.bias.detach(), parameters.running
     xs = [x.detach() for x in xs]
@@ -189,7 +189,7 @@ def kernel_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
 
 
 def fused_works(xs: list[Tensor], dys: list[Tensor]) -> dict[str, Work]:
-    """Forward and both; backward alone cannot be repeated, since compiled code writes to what it has saved."""
+    """Return forward and both. Backward alone cannot be repeated: compiled code overwrites its saved tensors."""
     torch.compiler.reset()
     works = step_works(torch.compile(cudnn_relu, fullgraph=True, dynamic=False), xs, dys)
     return {what: works[what] for what in ("forward", "both")}
@@ -204,4 +204,4 @@ LAYERS: dict[str, Works] = {
     KERNELS: kernel_works,
 }
 RELU: dict[str, Works] = {"sbnref, ReLU": partial(step_works, sbnref_relu), "compiled BN, ReLU": fused_works}
-ALONE = (KERNELS, "F.batch_norm", *RELU)  # these make no collective
+ALONE = (KERNELS, "F.batch_norm", *RELU)  # these run no collective

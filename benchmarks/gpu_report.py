@@ -1,4 +1,4 @@
-"""What is made of the rows that ``gpu.py`` measures: the project's demands, answered, and tables."""
+"""Judge the rows that ``gpu.py`` measures by the project's requirements, and tabulate them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ TIMINGS = {
     EAGER: "called from Python, timed by events",
     GRAPH: "captured in a CUDA graph, its replay timed by events",
 }
-# How many times as fast as a peer: in each case, and in the geometric mean.
+# The least speedup over a peer: in each case, and in the geometric mean.
 PEERS = {"torch sync": (1.0, 2.0), "mmcv's algorithm": (0.0, 4.0), "F.batch_norm": (0.0, 0.0)}
-FLOOR = 1.15  # how many times the floor, at most, beyond the cache
-# In cache, starting a kernel and reducing its sums take longer than the traffic, and no floor says how long: there our
-# kernels are compared with F.batch_norm.
+FLOOR = 1.15  # the largest ratio to the floor beyond the cache
+# In cache, launches and reductions take longer than the traffic, and no floor bounds them: there our kernels are
+# compared with F.batch_norm.
 IN_CACHE = (0.0, 1.0)
 
 
 def verdicts(rows: list[Row], failures: list[Row], left_out: list[Any]) -> dict[str, dict[str, Any]]:
-    """What the project asks of these numbers.
+    """Judge the rows by the project's requirements.
 
-    Like is compared with like: the same input, the same pass, the same way of timing.
+    Each comparison is between rows with the same input, pass and timing.
 
     Returns:
-        For each demand whether it is ``met``, with the worst case; where cases are ``missing`` it is not met.
+        For each requirement whether it is ``met``, with the worst case. Missing cases leave it unmet.
     """
     answers = {}
     for timing in TIMINGS:
@@ -56,7 +56,7 @@ def verdicts(rows: list[Row], failures: list[Row], left_out: list[Any]) -> dict[
 
 
 def _passes(cases: Cases, beyond_cache: bool) -> Cases:
-    """Those of forward and of backward."""
+    """Return the forward and backward cases, beyond the cache or within it."""
     names = ("forward", "backward")
     return {c: r for c, r in cases.items() if r["beyond_cache"] == beyond_cache and c[-1].split(",")[0] in names}
 
@@ -86,7 +86,7 @@ def _at_most(ratios: dict[tuple[Any, ...], float], limit: float) -> dict[str, An
 
 
 def lines(rows: list[Row]) -> Iterator[str]:
-    """The table of the suite ``gpu``, and the host's times."""
+    """Yield the table of the suite ``gpu``, and the host's times."""
     layers = [*LAYERS, *RELU]
     yield f"{'shape':24} {'dtype':9} {'layout':14} {'what':21} {'traffic':>8} " + " ".join(f"{n:>17}" for n in layers)
     keys = ("shape", "dtype", "layout", "what")
@@ -104,7 +104,7 @@ def lines(rows: list[Row]) -> Iterator[str]:
         yield f"{shape!s:24} {dtype:9} {layout:14} {what:21} {traffic:8.1f} " + " ".join(
             f"{cell:>17}" for cell in cells
         )
-    yield "Microseconds; in parentheses over the layer's own floor."
+    yield "Microseconds; in parentheses the ratio to the layer's own floor."
     yield from (f"{timing}: {how}" for timing, how in TIMINGS.items())
     for row in rows:
         if row["suite"] == "host":

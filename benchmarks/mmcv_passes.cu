@@ -1,6 +1,6 @@
-// The algorithm that mmcv.ops.SyncBatchNorm publishes, as a peer to be timed: five passes over the tensor, one element
-// at a time, with indices of 32 bits. A channel has one block, and in the last pass, as in mmcv's, as many as the input
-// needs up to 4096 in all. It reads x three times forward and keeps xhat in float32.
+// The published algorithm of mmcv.ops.SyncBatchNorm, as a peer to time: five passes over the tensor, one element at a
+// time, with 32-bit indices. Each channel has one block; the last pass, as in mmcv, has as many blocks as the input
+// needs, up to 4096. Forward reads x three times and keeps xhat in float32.
 //
 // x, y, dy, dx: (N, C, S) contiguous; everything per channel: (C,) float32.
 #include <algorithm>
@@ -13,14 +13,14 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kMostBlocks = 4096;
 
-// Where a block's channel lies.
+// The elements of a block's channel.
 struct Channel {
     int N, C, S;
     __device__ int count() const { return N * S; }
     __device__ int index(int i) const { return (i / S * C + blockIdx.x) * S + i % S; }
 };
 
-// Sums f over the channel's elements; the result is for thread 0.
+// Sums f over the channel's elements; only thread 0 gets the result.
 template <typename F>
 __device__ Pair sum_over_channel(const Channel& channel, const F& f) {
     __shared__ Pair scratch[kThreads / kWarp];
@@ -122,7 +122,7 @@ void run_pass(int pass, const Channel& channel, float eps, float momentum, void*
 }  // namespace
 }  // namespace sbnref
 
-// Runs one pass. pointers: what the pass's kernel takes, in its order.
+// Runs one pass. pointers: the arguments of the pass's kernel, in order.
 extern "C" void mmcv_pass(
     int pass, int dtype, int64_t N, int64_t C, int64_t S, float eps, float momentum, void* const (*pointers)[12],
     void* stream) {

@@ -1,4 +1,4 @@
-"""Results as JSON files that name their machine and versions, and what is made of them: tables and comparisons."""
+"""Results as JSON files that name their machine and versions, with tables and comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-KEY = ("suite", "layer", "what", "shape", "layout", "dtype", "world_size")  # what makes two rows the same measurement
+KEY = ("suite", "layer", "what", "shape", "layout", "dtype", "world_size")  # these identify a measurement
 
 
 @dataclass
@@ -23,12 +23,12 @@ class Results:
     """A run of a benchmark.
 
     Attributes:
-        machine: what it ran on.
-        versions: what it ran with.
-        commit: of the source, with ``+`` where it was changed since; empty where there is no repository.
-        date: when, in UTC.
+        machine: the system, the processor, its cores, and the GPU.
+        versions: of sbnref, torch and Python.
+        commit: of the source, with ``+`` for uncommitted changes; empty outside a repository.
+        date: in UTC.
         rows: a dictionary for each measurement; times in seconds.
-        notes: what else belongs to the results, a fitted model for example.
+        notes: other data of the run, for example a fitted model.
     """
 
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -39,12 +39,12 @@ class Results:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
-        """Where they are from, for a page: the machine, the versions, the commit and the date."""
+        """Return the machine, the versions, the commit and the date in a line for a page."""
         where = ", ".join(f"{key} {value}" for key, value in {**self.machine, **self.versions}.items())
         return f"{where}; commit `{self.commit}`, {self.date}."
 
     def save(self, path: Path) -> None:
-        """Write the file, a row a line, so that a difference of two files can be read; whole, or as it was before."""
+        """Write the file atomically, one row per line, so that a diff of two files is readable."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
         rows = ",\n".join(json.dumps(row) for row in self.rows)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def load(path: Path) -> Results:
     """Read a file that :meth:`Results.save` wrote.
 
     Raises:
-        ValueError: it is another file.
+        ValueError: the file does not hold results.
     """
     try:
         content = json.loads(path.read_text())
@@ -65,7 +65,7 @@ def load(path: Path) -> Results:
         raise ValueError(
             f"expected results that python -m benchmarks wrote, but {path} is not JSON: {error}"
         ) from error
-    keys = {field.name for field in fields(Results)}  # what is missing would be filled in from this machine
+    keys = {field.name for field in fields(Results)}  # the defaults would describe this machine
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(
             f"expected results that python -m benchmarks wrote, with {', '.join(sorted(keys))}, but {path} has others"
@@ -74,7 +74,7 @@ def load(path: Path) -> Results:
 
 
 def machine() -> dict[str, Any]:
-    """What tells one machine from another."""
+    """Return the system, the processor, its cores, and the GPU."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -87,14 +87,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a time depends on."""
+    """Return the versions of sbnref, torch and Python."""
     from sbnref import __version__
 
     return {"sbnref": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def commit() -> str:
-    """The source's commit."""
+    """Return the source's commit."""
     where = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -106,7 +106,7 @@ def commit() -> str:
         return ""
 
 
-# What a row may know besides its times: its heading, and how it is written.
+# Optional values of a row: the heading, and the text of the value.
 EXTRAS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "peak_bytes": ("peak memory, inputs", lambda row: f"{row['peak_bytes'] / row['input_bytes']:.2f}"),
     "collectives": ("collectives", lambda row: str(row["collectives"])),
@@ -119,11 +119,11 @@ EXTRAS: dict[str, tuple[str, Callable[[Row], str]]] = {
 
 
 def tabulate(rows: list[Row]) -> tuple[list[str], dict[str, list[list[str]]]]:
-    """The rows of a suite as a table.
+    """Arrange the rows of a suite in a table.
 
     Returns:
-        The headings; and for each input the lines, one for each layer: its times, as the median and half the distance
-        of the quartiles, how many times the first layer's they are, and what else is known.
+        The headings, and for each input a line per layer: its median times ± half the distance of the quartiles, their
+        ratios to the first layer's, and the optional values.
     """
     whats = list(dict.fromkeys(row["what"] for row in rows))
     extras = [(name, *how) for name, how in EXTRAS.items() if any(name in row for row in rows)]
@@ -167,10 +167,9 @@ def _time(row: Row | None, first: Row | None) -> tuple[str, str]:
 
 
 def compare(before: Results, after: Results) -> list[Row]:
-    """The measurements that both have, with the ratio of their medians and whether it is more than noise.
+    """Return the measurements that both have, with the ratio of their medians and a verdict.
 
-    A row is ``slower`` or ``faster`` where the quartiles of the two do not overlap and the medians differ by more than
-    5 percent; times of different machines cannot be compared.
+    A row is ``slower`` or ``faster`` if the quartiles do not overlap and the medians differ by more than 5 percent.
 
     Raises:
         ValueError: the results are from different machines.

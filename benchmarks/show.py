@@ -1,4 +1,4 @@
-"""Results on a terminal."""
+"""Print results on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TITLES = {
 
 
 def show(results: Results, console: Console | None = None) -> None:
-    """Print where the results are from, then a table for each suite."""
+    """Print the origin of the results, then a table for each suite."""
     console = console or Console()
     console.print(f"{results.machine}, {results.versions}, commit {results.commit}, {results.date}")
     for suite in dict.fromkeys(row["suite"] for row in results.rows):
@@ -40,7 +40,7 @@ def show(results: Results, console: Console | None = None) -> None:
 
 
 def show_comparison(rows: list[dict[str, Any]]) -> None:
-    """Print what became slower or faster."""
+    """Print the ratios of two runs, the slowest first."""
     shown = Table(title="Ratio of the medians, after / before")
     for heading in ("layer", "what", "shape", "layout", "dtype", "ratio", ""):
         shown.add_column(heading)

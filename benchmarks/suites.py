@@ -1,4 +1,4 @@
-"""What is measured. Every suite adds rows to the results; peers that cannot run on an input are left out."""
+"""The suites of measurements. Each adds rows to the results, without the peers that cannot run on an input."""
 
 from __future__ import annotations
 
@@ -38,38 +38,38 @@ SHAPES: list[Shape] = [
     (1, 32, 48, 48, 48),
 ]
 QUICK: list[Shape] = [(32, 64, 56, 56), (32, 2048, 7, 7)]
-SEQUENCES: list[Shape] = [(32, 128, 500), (64, 256, 200)]  # padded: a quarter of the positions is
+SEQUENCES: list[Shape] = [(32, 128, 500), (64, 256, 200)]  # a quarter of the positions is padding
 TINY: Shape = (2, 8, 2, 2)
-# For the processes that measure, when they start. glibc keeps freed memory: otherwise large tensors may be mapped anew
-# each time or not, and what is measured are page faults as much as layers. The profiler keeps quiet.
+# Set before the measuring processes start. glibc keeps freed memory: otherwise it may map large tensors anew each time,
+# and the times include the page faults. The last setting silences the profiler.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "KINETO_LOG_LEVEL": "99",
 }
-WORLDS, QUICK_WORLDS = (2, 4, 8, 12, 16), (2, 4)  # whose collectives are timed
+WORLDS, QUICK_WORLDS = (2, 4, 8, 12, 16), (2, 4)  # sizes for the collectives
 
 
 def fairscale(channels: int) -> nn.Module:
-    """fairscale's layer, of the real package. It synchronizes wherever a process group is up, in a world of one too."""
-    warnings.filterwarnings("ignore", module="fairscale")  # of what it uses that is deprecated
+    """Return the layer of the package fairscale. It synchronizes in every process group, even in a world of one."""
+    warnings.filterwarnings("ignore", module="fairscale")  # it calls deprecated functions
     from fairscale.experimental.nn import SyncBatchNorm as Layer
 
     return Layer(channels)
 
 
 def ours(channels: int) -> nn.Module:
-    """The reference, in the mode that equals batch norm over all elements."""
+    """Return the reference, in the mode that equals batch norm over all elements."""
     return SyncBatchNorm(channels, stats_mode="exact", impl="reference")
 
 
 def native(channels: int) -> nn.Module:
-    """The same as native kernels."""
+    """Return the CPU kernels in mode 'exact'."""
     return SyncBatchNorm(channels, stats_mode="exact", impl="cpu")
 
 
 def compiled(make: LayerMaker, channels: int) -> nn.Module:
-    """The same, through torch.compile."""
+    """Return the layer through torch.compile."""
     layer = make(channels)
     layer.compile(fullgraph=True)
     return layer
@@ -89,12 +89,12 @@ COMPILED: dict[str, LayerMaker] = {
 
 
 def run(suites: list[str], quick: bool) -> Results:
-    """Run the suites of these names, showing progress.
+    """Run the named suites, and show progress.
 
     Raises:
-        BuildError: there is no compiler; the kernels for CPU tensors need one, and so does what is compiled.
+        BuildError: there is no compiler for the CPU kernels and the compiled layers.
     """
-    from rich.progress import Progress  # results are read and written without it
+    from rich.progress import Progress  # reading and writing results does without it
 
     from sbnref.impls.build import build_all
 
@@ -107,7 +107,7 @@ def run(suites: list[str], quick: bool) -> Results:
 
 
 def one_process(results: Results, quick: bool) -> None:
-    """Forward and forward + backward of one process, and the memory of a step, beside copying the same bytes."""
+    """Measure forward and forward + backward in one process, the memory of a step, and a copy of the same bytes."""
     cases = [(shape, layout, torch.float32) for shape in QUICK for layout in ("contiguous", "channels_last")]
     if not quick:
         cases = [
@@ -134,7 +134,7 @@ def _one_process(shape: Shape, layout: str, dtype: torch.dtype, seconds: float) 
             layer._check_input_dim = lambda input: None  # type: ignore[method-assign] # any number of dimensions
         try:
             _step(layer, x, dy)
-        except (RuntimeError, ValueError):  # a dtype or a shape that the peer does not take
+        except (RuntimeError, ValueError):  # the peer does not support this dtype or shape
             continue
         steps[name] = partial(_step, layer, x, dy)
         forwards[name] = partial(layer, x.detach().requires_grad_())
@@ -156,11 +156,11 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> None:
 
 
 def processes(results: Results, quick: bool) -> None:
-    """A training step of worlds of 2 and 4 over gloo, one thread each, with what is sent."""
+    """Measure a training step and its collectives on 2 and 4 ranks over gloo, one thread each."""
     for world_size in (2,) if quick else (2, 4):
         with Ranks(world_size, timeout=600) as ranks:
             for shape in QUICK[:1] if quick else SHAPES:
-                # smaller batches: the ranks share the cores that one process has to itself above
+                # smaller batches: the ranks share the cores
                 share = (max(shape[0] // world_size, 1), *shape[1:])
                 results.rows += ranks.run(_processes, share, 5 if quick else 15)[0]
 
@@ -173,7 +173,7 @@ def _processes(shape: Shape, repetitions: int) -> list[Row]:
     peers["mmcv's algorithm"] = MMCVSyncBatchNorm
     layers = {name: make(shape[1]) for name, make in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in layers}
-    for _ in range(3):  # in turn, so that what disturbs one disturbs all
+    for _ in range(3):  # in turn, so that a disturbance affects all layers
         for name, layer in layers.items():
             times[name] += repeated(partial(_step, layer, x, dy), repetitions, dist.barrier)
     rows = []
@@ -198,9 +198,9 @@ def _processes(shape: Shape, repetitions: int) -> list[Row]:
 
 
 def scaling(results: Results, quick: bool) -> None:
-    """Our all-reduce against an all-gather of every rank's statistics, as the world grows.
+    """Compare our all-reduce with an all-gather of every rank's statistics, as the world grows.
 
-    More channels than a layer has are there for the bandwidth, which small messages do not tell.
+    Channel counts beyond any layer's show the bandwidth, which small messages do not.
     """
     for world_size in QUICK_WORLDS if quick else WORLDS:
         with Ranks(world_size, timeout=600) as ranks:
@@ -211,7 +211,7 @@ def scaling(results: Results, quick: bool) -> None:
 def _collectives(channels: int, repetitions: int) -> list[Row]:
     world_size = dist.get_world_size()
     payload = torch.zeros(3 * channels + 2, dtype=payload_dtype(torch.device("cpu")))
-    contribution = torch.zeros(2 * channels + 1)  # what torch.nn.SyncBatchNorm gathers
+    contribution = torch.zeros(2 * channels + 1)  # torch.nn.SyncBatchNorm gathers these
     everybodys = [torch.empty_like(contribution) for _ in range(world_size)]
     works = {
         "all-reduce": (partial(dist.all_reduce, payload), payload),
@@ -233,7 +233,7 @@ def _collectives(channels: int, repetitions: int) -> list[Row]:
 
 
 def padding(results: Results, quick: bool) -> None:
-    """Batch norm over the valid positions of padded sequences, and what it is made of."""
+    """Measure batch norm over the valid positions of padded sequences, and its parts."""
     with Ranks(1, timeout=600) as ranks:
         for shape in SEQUENCES[:1] if quick else SEQUENCES:
             results.rows += ranks.run(_padding, shape, 0.5 if quick else 4.0)[0]
@@ -264,7 +264,7 @@ def _padding(shape: Shape, seconds: float) -> list[Row]:
 
 
 def overhead(results: Results, quick: bool) -> None:
-    """A step on a few numbers: what Python and dispatch cost, where there is nothing to compute."""
+    """Measure a step on a few numbers: the cost of Python and dispatch, with almost nothing to compute."""
     with Ranks(1) as ranks:
         results.rows += ranks.run(_overhead, 0.5 if quick else 3.0)[0]
 

@@ -1,4 +1,4 @@
-"""Writes the answer, the figures and the tables of the Benchmarks page from the committed result files."""
+"""Write the answer, the figures and the tables of the Benchmarks page from the committed result files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ ORDER = ["one_process", "processes", "scaling", "padding", "overhead", "diagnose
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the page's parts; Sphinx calls this when it starts."""
     OUT.mkdir(exist_ok=True)
     results = {file: load(file) for file in FILES}
     answers, sections = [], []
@@ -40,7 +40,7 @@ def write(app: object) -> None:
 
 
 def section(title: str, file: Path, results: Results, rows: list[Row], figure: Path | None) -> str:
-    """A suite of a result file: what follows from it, the figure, the numbers."""
+    """Return a suite of a result file in Markdown: heading, figure, numbers."""
     parts = [f"## {title}"]
     if figure is not None:
         parts.append(f"![{title.replace('`', '')}](_generated/{figure.name})")
@@ -50,7 +50,7 @@ def section(title: str, file: Path, results: Results, rows: list[Row], figure: P
 
 
 def answer(results: Results, rows: list[Row]) -> str:
-    """The time of a step in one process over that of ``F.batch_norm``: a sentence, and a table by kind of input."""
+    """Return the ratio of a step's time to ``F.batch_norm`` in one process: a sentence, and a table by input."""
     layers = {"CPU kernels": "cpu kernels", "reference, compiled": "reference, compiled", "reference": "reference"}
     steps = [row for row in rows if row["what"] == "forward + backward"]
     kinds: dict[str, list[Row]] = {}
@@ -80,7 +80,7 @@ def answer(results: Results, rows: list[Row]) -> str:
 
 
 def headline(suite: str, rows: list[Row]) -> str:
-    """The result of a suite in a sentence, or its title where a layer of the sentence was not measured."""
+    """Return the result of a suite in a sentence, or its title if a layer was not measured."""
     try:
         return HEADLINES[suite](rows)
     except (KeyError, ValueError):
@@ -88,7 +88,7 @@ def headline(suite: str, rows: list[Row]) -> str:
 
 
 def ratios(rows: list[Row], layer: str, base: str) -> list[float]:
-    """The times of a layer over those of another, for each input that both were measured on."""
+    """Return the ratios of two layers' times, for each input that both have."""
     times: dict[tuple[str, ...], dict[str, float]] = {}
     for row in rows:
         key = tuple(str(row.get(name)) for name in ("what", "shape", "layout", "dtype", "world_size"))
@@ -97,7 +97,7 @@ def ratios(rows: list[Row], layer: str, base: str) -> list[float]:
 
 
 def span(values: list[float], form: str = ".2f") -> str:
-    """The smallest and the largest, rounded."""
+    """Return the smallest and the largest value, rounded."""
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low}–{high}"
 
@@ -170,7 +170,7 @@ HEADLINES: dict[str, Callable[[list[Row]], str]] = {
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: for each input a line for each layer."""
+    """Return a Markdown table: for each input, a line per layer."""
     headings, inputs = tabulate(rows)
     body = []
     for name, lines in inputs.items():

@@ -1,4 +1,4 @@
-"""Writes the table of the page Channels last from the committed measurements, before the site is built."""
+"""Write the table of the page Channels last from the committed measurements."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ LAYERS = ("reference", "reference, compiled", "cpu kernels", "F.batch_norm")
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the table; Sphinx calls this when it starts."""
     results = load(FILE)
     (DOCS / "_generated").mkdir(exist_ok=True)
     (DOCS / "_generated" / "channels_last.md").write_text(f"{table(results.rows)}\n\n{results.origin()}\n")
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: for each input that was measured in both memory formats, forward + backward of each layer."""
+    """Return a Markdown table: forward + backward of each layer, for each input measured in both memory formats."""
     times: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
     for row in rows:
         if row["suite"] == "one_process" and row["what"] == "forward + backward" and row["layer"] in LAYERS:

@@ -1,4 +1,4 @@
-"""Sphinx: MyST pages, tutorials run by sphinx-gallery, nothing fetched from another host when a page is read."""
+"""Configure Sphinx: MyST pages, tutorials run by sphinx-gallery, and no requests to other hosts from a page."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 import sbnref
 
 DOCS = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [DOCS, os.path.dirname(DOCS)]  # the modules beside this, and benchmarks
+sys.path[:0] = [DOCS, os.path.dirname(DOCS)]  # the modules beside this file, and benchmarks
 
 project = "sbnref"
 author = "the sbnref authors"
@@ -25,8 +25,8 @@ extensions = [
 ]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:func", r"(compare|diagnose|monitor)"),  # within their own module: the name is also a module's
-    # of packages whose pages are not read at build time
+    ("py:func", r"(compare|diagnose|monitor)"),  # within the module of the same name
+    # packages whose pages Sphinx does not read at build time
     ("py:.*", r"(torch|collections|numpy|typing|pathlib|contextlib)\..*"),
     ("py:class", r"(Tensor|ProcessGroup|DeviceMesh|Group|Path|T|nn\.Module|optional)"),
 ]
@@ -37,7 +37,7 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which types cannot
+autodoc_typehints = "none"  # docstrings give shapes and dtypes; types cannot
 
 html_theme = "furo"
 html_title = "sbnref"
@@ -71,7 +71,7 @@ sphinx_gallery_conf = {
 
 
 def setup(app: object) -> None:
-    """Write what is drawn from result files and from recordings, before pages are read."""
+    """Register the writers of generated pages, which run before Sphinx reads any page."""
     import benchmark_results
     import channels_last
     import drawings

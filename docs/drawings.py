@@ -1,7 +1,7 @@
-"""Draws the pictures of the derivations as SVG. The package computes every number in them, when the site is built.
+"""Draw the pictures of the derivations as SVG. The package computes every number in them at build time.
 
-A drawing is 360 units wide, as a phone is. ``site.css`` gives it the theme's colors, and moves its dots. A drawing's
-docstring is its caption, filled with the values that the function returns beside the height.
+A drawing is 360 units wide, like a phone. ``site.css`` gives it the theme's colors, and moves its dots. The docstring
+of a drawing function is the caption, filled with the values that the function returns beside the height.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sbnref.modes import Statistics, combine, fixed_divisor, rank_weight
 from sbnref.running import RunningStats, update_running_stats
 
 OUT = Path(__file__).resolve().parent / "_generated" / "drawings"
-COLUMNS = (62, 180, 298)  # the middles of three ranks
+COLUMNS = (62, 180, 298)  # the centers of three ranks
 EPS, ONE, ZERO = 1e-5, torch.ones(1).double(), torch.zeros(1).double()
 PLAY = "this.parentNode.getAnimations({subtree: true}).forEach((a) => { a.currentTime = 0; a.play(); })"
 Caption = tuple[float, dict[str, object]]  # a drawing's height, and the values in its caption
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the drawings; Sphinx calls this when it starts."""
     OUT.mkdir(parents=True, exist_ok=True)
     for draw in (split, modes, payload, backward, running, second, forward, padding, precision, hang):
         height, values = draw(drawing := Drawing())
@@ -43,7 +43,7 @@ def write(app: object) -> None:
 
 
 class Drawing:
-    """SVG elements, and what several drawings are made of. Classes name colors and the text's alignment."""
+    """SVG elements, and the shapes that drawings share. Classes name colors and the text's alignment."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -60,13 +60,13 @@ class Drawing:
         self.add("path", kind, d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points))
 
     def box(self, x: float, y: float, width: float, lines: Sequence[str], kind: str = "box") -> None:
-        """Lines of text in a frame whose middle is x."""
+        """Draw lines of text in a frame centered at x."""
         self.add("rect", kind, x=x - width / 2, y=y, width=width, height=16 * len(lines) + 8, rx=4)
         for i, line in enumerate(lines):
             self.text(x, y + 16 * i + 16, line, "middle")
 
     def exchange(self, y: float, sent: Sequence[Sequence[str]], total: str, got: Sequence[Sequence[str]]) -> float:
-        """Three ranks send, and the sum comes back to each. Returns where the drawing ends."""
+        """Draw the messages of three ranks, and the sum that returns to each. Return the lower end."""
         bottom = y + 16 * len(sent[0]) + 8
         self.box(180, bottom + 28, 348, [total], "sum")
         for top, texts, start, end in ((y, sent, bottom, bottom + 28), (bottom + 80, got, bottom + 52, bottom + 80)):
@@ -79,7 +79,7 @@ class Drawing:
         return bottom + 80 + 16 * len(got[0]) + 8
 
     def spread(self, y: float, label: str, x: Tensor, kind: str = "") -> None:
-        """Elements as dots; below them the mean, and a standard deviation to either side."""
+        """Draw elements as dots, and below them the mean with a standard deviation to either side."""
         mean, std = x.mean().item(), x.std(correction=0).item()
         place: Callable[[float], float] = lambda value: 60 + value * 19  # noqa: E731
         for value in x.flatten().tolist():
@@ -91,7 +91,7 @@ class Drawing:
         self.text(356, y + 19, f"var {number(std**2)}", "end")
 
     def shares(self, y: float, parts: dict[str, float]) -> None:
-        """A bar that is divided as the numbers are."""
+        """Draw a bar divided in proportion to the numbers."""
         left, scale = 4.0, 352 / sum(parts.values())
         for i, (label, value) in enumerate(parts.items()):
             last = i == len(parts) - 1
@@ -101,7 +101,7 @@ class Drawing:
             left += value * scale
 
     def curves(self, title: str, x: dict[float, str], y: dict[float, str], **curves: list[tuple[float, float]]) -> None:
-        """Curves by their color on axes whose ticks are given; the outermost ticks are the limits."""
+        """Draw curves by color on axes with the given ticks; the outermost ticks are the limits."""
         (x0, *_, x1), (y0, *_, y1) = x, y
         place = lambda px, py: (44 + 304 * (px - x0) / (x1 - x0), 174 - 150 * (py - y0) / (y1 - y0))  # noqa: E731
         self.text(4, 14, title)
@@ -115,22 +115,22 @@ class Drawing:
 
 
 def number(value: float) -> str:
-    """At most three digits, and a proper minus sign."""
+    """Format a number with at most three digits and a proper minus sign."""
     return f"{round(float(value), 9) + 0:.3g}".replace("-", "−")
 
 
 def listed(x: Tensor) -> str:
-    """The numbers in words."""
+    """Return the numbers, separated by commas."""
     return ", ".join(map(number, x.flatten().tolist())) or "(empty)"
 
 
 def ranks(*values: Sequence[float]) -> list[Tensor]:
-    """Each rank's (N, 1) elements."""
+    """Return each rank's (N, 1) elements."""
     return [torch.tensor(own, dtype=torch.float64).reshape(-1, 1) for own in values]
 
 
 def statistics(xs: list[Tensor], mode: str) -> tuple[list[Tensor], Tensor, Statistics]:
-    """Each rank's payload, their sum, and the statistics that it determines."""
+    """Return each rank's payload, their sum, and the statistics of the sum."""
     payloads = [reference.forward_stats(x, rank_weight(mode, len(x), x.numel())) for x in xs]
     total = torch.stack(payloads).sum(0)
     return payloads, total, combine(total, fixed_divisor(mode, len(xs)))
@@ -175,7 +175,7 @@ def payload(d: Drawing) -> Caption:
 
 
 def backward(d: Drawing) -> Caption:
-    """Forward and backward across three ranks. Each pass has one all-reduce, whose result goes to every rank. The
+    """Forward and backward across three ranks. Each pass has one all-reduce, and every rank gets its result. The
     gradient g arrives at y. The empty rank takes part in both passes."""
     xs, gs = ranks((1, 3), (4, 8), ()), ranks((1, 0), (0, 2), ())
     _, total, stats = statistics(xs, "exact")
@@ -214,7 +214,7 @@ def running(d: Drawing) -> Caption:
 
 
 def second(d: Drawing) -> Caption:
-    """A gradient penalty P over three ranks, of which one is empty, while one element of rank 0 moves. At x = 1 the
+    """A gradient penalty P over three ranks, one of them empty, as one element of rank 0 moves. At x = 1 the
     second derivative, through the all-reduces of both passes, gives the slope {slope}: the line touches the curve."""
     (_, *xs), gs = ranks((), (3,), (4, 8), ()), ranks((1, 0), (0, 2), ())
 

@@ -1,4 +1,4 @@
-"""Writes the table of faults from the file that `make faults` records, before the site is built."""
+"""Write the table of faults from the file that `make faults` records."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the table; Sphinx calls this when it starts."""
     results = load(DOCS / "howto" / "faults.json")
     lines = ["| Launcher | Fault | `impl` | Result | Seconds |", "| --- | --- | --- | --- | ---: |"]
     for row in results.rows:

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 
-# Blue, orange, gray, pink, sky. The colours of the statistics modes are in tutorial 3; none of these is among them.
+# Blue, orange, gray, pink, sky: none is the color of a statistics mode (tutorial 3).
 COLORS = ["#0072b2", "#e69f00", "#5c677d", "#cc79a7", "#56b4e9"]
 
 

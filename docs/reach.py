@@ -1,4 +1,4 @@
-"""Writes the matrix of libraries and trainers from what the tests saw, before the site is built."""
+"""Write the matrix of libraries and trainers from the file that the tests record."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FILE = DOCS / "howto" / "reach.json"
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the matrix; Sphinx calls this when it starts."""
     results = load(FILE)
     whats = [key for key in results.rows[0] if key != "with"]
     lines = ["| | " + " | ".join(whats) + " |", "| --- |" + " --- |" * len(whats)]

@@ -1,7 +1,7 @@
-"""Records the kernels of the ladder, of the package and of tutorial 12, and puts the player on pages that ask for it.
+"""Record the kernels of the ladder, of the package and of tutorial 12, and put the player on pages that ask for it.
 
-``.. player::`` lets readers choose among all recordings. ``.. player:: 3-split+4-wide`` plays these, and starts when a
-reader opens it; its content, one paragraph of plain text, says what there is to watch.
+``.. player::`` lets readers choose among all recordings. ``.. player:: 3-split+4-wide`` plays the named recordings when
+a reader opens it; its content, one paragraph of plain text, is the summary.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TUTORIALS = DOCS.parent / "tutorials"
 OUT = DOCS / "_generated"
 STATIC = OUT / "static" / "kernels"
 
-# Small enough to be looked at, and large enough for a tail, several blocks to a channel and two tiles of channels.
+# Small enough to read, large enough for a tail, several blocks per channel and two tiles of channels.
 CHANNELS_FIRST, CHANNELS_LAST = (6, 2, 10, 10), (2, 40, 4, 4)
-OWN = (6, 2, 100)  # two blocks of 256 threads have something to do, and a tail
+OWN = (6, 2, 100)  # work for two blocks of 256 threads, and a tail
 HALF = (6, 2, 10, 12)  # the spatial size is a multiple of eight
 BLOCKS, THREADS = 8, 64
 NEEDS = (
@@ -41,17 +41,17 @@ COLUMNS = ("read", "written", "sectors", "again", "accesses", "barriers", "confl
 
 
 def write(app: object) -> None:
-    """Sphinx calls this when it starts."""
+    """Write the recordings and the player; Sphinx calls this when it starts."""
     STATIC.mkdir(parents=True, exist_ok=True)
     for file in PLAYER.iterdir():
         shutil.copy(file, STATIC)
-    # In a process of its own: this one may have the kernels loaded that are compiled for speed.
+    # In a new process: this one may have loaded the kernels compiled for speed.
     subprocess.run([sys.executable, __file__], check=True)
     app.config.html_static_path.append(str(STATIC.parent))
 
 
 class Player(SphinxDirective):
-    """The place for a player."""
+    """Insert a player."""
 
     optional_arguments = 1
     has_content = True
@@ -67,12 +67,12 @@ class Player(SphinxDirective):
             raise self.error(f"expected recordings among {', '.join(known)}; got {', '.join(unknown)}")
         html = f"""<details class="watch"><summary>{escape(" ".join(self.content))}</summary>
 <div class="player" data-recordings="{up}_static/kernels" data-show="{shown}">{NEEDS}</div>
-<p>The same on the page <a href="{up}kernels.html#{shown}">Kernels</a>, where any two can be chosen.</p></details>"""
+<p>On the page <a href="{up}kernels.html#{shown}">Kernels</a> you can choose any two recordings.</p></details>"""
         return [nodes.raw("", html, format="html")]
 
 
 def add_player(app: object, page: str, template: str, context: dict, doctree: object) -> None:
-    """Sphinx calls this for every page: those with a player get its files."""
+    """Add the player's files to a page with a player; Sphinx calls this for every page."""
     if 'class="player"' in context.get("body", ""):
         app.add_css_file("kernels/theme.css")
         app.add_css_file("kernels/player.css")
@@ -80,7 +80,7 @@ def add_player(app: object, page: str, template: str, context: dict, doctree: ob
 
 
 def rungs() -> dict[str, Recording]:
-    """Every rung, and the third one also where it does not fit, on channels-last memory."""
+    """Record every rung, and the third one also on channels-last memory, which does not suit it."""
     sys.path.insert(0, str(TUTORIALS))
     from kernels import ladder
 
@@ -99,19 +99,19 @@ def rungs() -> dict[str, Recording]:
 
 
 def own() -> dict[str, Recording]:
-    """The steps of tutorial 12."""
+    """Record the steps of tutorial 12."""
     files = sorted((TUTORIALS / "kernels" / "own").glob("*.cu"))
     return {f"own {f.stem.replace('_', ' ')}": record_task(f, TASKS["batch_norm"], OWN) for f in files}
 
 
 def stages() -> dict[str, Recording]:
-    """The package's own kernels, in either layout."""
+    """Record the package's own kernels, in either layout."""
     last = record_stages(example(CHANNELS_LAST, channels_last=True))
     return record_stages(example(CHANNELS_FIRST)) | {f"{name} on channels-last": r for name, r in last.items()}
 
 
 def table(found: dict[str, Recording]) -> str:
-    """The counters at the end of each."""
+    """Return a Markdown table of each recording's final counters."""
     lines = [
         "| | launches | bytes read | written | sectors | of them again | accesses | barriers | conflicts | steps |",
         "| --- |" + " ---: |" * 9,
@@ -124,7 +124,7 @@ def table(found: dict[str, Recording]) -> str:
 
 
 def slug(title: str) -> str:
-    """In the page's address."""
+    """Return the title's form in an address."""
     return title.lower().replace(" ", "-")
 
 

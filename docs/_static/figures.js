@@ -1,13 +1,13 @@
-// A figure comes before the code that draws it, and that code is folded.
+// Put each figure before the code that draws it, and fold the code.
 for (const code of document.querySelectorAll("div.highlight-Python:has(+ img)")) {
-  if (!/^(import matplotlib|figure|COLORS)/.test(code.textContent.trim())) continue; // it computes something, too
+  if (!/^(import matplotlib|figure|COLORS)/.test(code.textContent.trim())) continue; // the code also computes something
   const folded = document.createElement("details");
   const summary = document.createElement("summary");
   summary.textContent = "Code of the figure";
   code.nextElementSibling.after(folded);
   folded.append(summary, code);
 }
-// On a phone a figure keeps the size of its text, and scrolls.
+// On a phone, a figure keeps its text size and scrolls.
 for (const image of document.querySelectorAll("article img:not(.sphx-glr-thumbcontainer *)")) {
   const box = document.createElement("div");
   box.className = "figure";

@@ -1,4 +1,4 @@
-/** Elements, built in one expression. */
+/** Build elements in one expression. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -28,7 +28,7 @@ function filled(element, attributes, children) {
   return element;
 }
 
-/** @param {string} text @returns {HTMLElement} Words that only a screen reader needs. */
+/** @param {string} text @returns {HTMLElement} Text for screen readers only. */
 export function hidden(text) {
   return html("span", { class: "explorer-hidden" }, text);
 }

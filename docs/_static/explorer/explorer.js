@@ -1,5 +1,5 @@
 /**
- * The page: ranks to edit on one side, drawing, numbers and formulas on the other, and the whole case in the link.
+ * The page: ranks to edit on one side; drawing, numbers and formulas on the other. The link holds the whole case.
  *
  * @typedef {import("./statistics.js").Rank} Rank
  * @typedef {import("./statistics.js").Mode} Mode
@@ -13,7 +13,7 @@ import { FIELDS, MAX_RANKS, PRESETS, allowed, fromFragment, meansCase, requireme
 import { MODES, combine, elements, outputs, relativeErrors, truth } from "./statistics.js";
 import { number, percent, summary } from "./words.js";
 
-// Browsers refuse to rewrite the address too often (Safari: 100 times in 30 seconds).
+// Browsers limit changes of the address (Safari: 100 in 30 seconds).
 const ADDRESS_DELAY = 350;
 
 const SKELETON = `
@@ -86,7 +86,7 @@ class Explorer {
     this.load();
   }
 
-  /** Take the case from the address; other fragments, as of a heading on the page, mean nothing here. */
+  /** Read the case from the address; ignore other fragments, such as a heading's. */
   load() {
     const linked = meansCase(location.hash);
     if (!linked && this.ranks.length > 0) return;
@@ -112,7 +112,7 @@ class Explorer {
     return button;
   }
 
-  /** A new rank is a copy of the last. */
+  /** Add a copy of the last rank. */
   add() {
     this.replace([...this.ranks, this.ranks.at(-1)]);
     this.remember();
@@ -123,7 +123,7 @@ class Explorer {
   remove(r) {
     this.replace(this.ranks.filter((_, other) => other !== r));
     this.remember();
-    // The button that had the focus is gone: its successor takes it, or what is left when nothing can be removed.
+    // The focused button is gone: focus the next one, or the first input if no rank can be removed.
     const next = this.find(`.inputs tbody tr:nth-child(${Math.min(r + 1, this.ranks.length)}) .remove`);
     (next.disabled ? this.input(0, "n") : next).focus();
   }
@@ -147,7 +147,7 @@ class Explorer {
     return this.find(`.inputs input[data-rank="${r}"][data-key="${key}"]`);
   }
 
-  /** A number is taken as soon as it is one; what is not is said, and the last one stays. */
+  /** Apply a valid number at once; report an invalid one, and keep the last. */
   edit(input) {
     const field = FIELDS.find((candidate) => candidate.key === input.dataset.key);
     const valid = allowed(field, input.valueAsNumber);
@@ -159,7 +159,7 @@ class Explorer {
     this.remember();
   }
 
-  /** Leaving an input that holds no number brings back the last one. */
+  /** Restore the last number when the reader leaves an invalid input. */
   settle(input) {
     if (input.getAttribute("aria-invalid") !== "true") return;
     input.value = String(this.ranks[Number(input.dataset.rank)][input.dataset.key]);
@@ -184,7 +184,7 @@ class Explorer {
     }
   }
 
-  /** Put the case into the address, once it rests. */
+  /** Put the case into the address after a pause. */
   remember() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => history.replaceState(null, "", toFragment(this.ranks)), ADDRESS_DELAY);
@@ -198,7 +198,7 @@ class Explorer {
       field.hidden = true;
       this.find(".copied").textContent = "Link copied.";
     } catch {
-      // No permission, or a page served without encryption: the reader copies by hand.
+      // Without permission or encryption, the reader copies by hand.
       field.hidden = false;
       this.find(".copied").textContent = "Copy the link below.";
       this.find(".link input").value = link;
@@ -245,7 +245,7 @@ function inputRow(rank, r) {
       type: "number",
       min: field.min,
       max: field.max,
-      step: field.whole ? 1 : "any", // any: fractions are valid, whatever an arrow key adds
+      step: field.whole ? 1 : "any", // any: accepts fractions between the arrow keys' steps
       value: rank[field.key],
       "data-rank": r,
       "data-key": field.key,
@@ -262,10 +262,10 @@ function inputRow(rank, r) {
 }
 
 /**
- * Arrow keys where the browser's own step, 1, is too coarse.
+ * Handle arrow keys where the browser's step, 1, is too coarse.
  *
  * @param {KeyboardEvent} event
- * @returns {boolean} Whether it was one.
+ * @returns {boolean} Whether the key was handled.
  */
 function stepped(event) {
   const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];

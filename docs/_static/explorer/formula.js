@@ -1,6 +1,6 @@
 /**
- * The formula of a mode with the numbers of the case filled in. Fractions are boxes of text rather than MathML: a sum
- * over eight ranks has to break into lines on a phone, and MathML does not.
+ * The formula of a mode with the numbers of the case. Fractions are boxes of text: on a phone, a sum over eight ranks
+ * breaks into lines, which MathML does not support.
  *
  * @typedef {import("./statistics.js").Rank} Rank
  * @typedef {import("./statistics.js").Mode} Mode
@@ -10,7 +10,7 @@ import { hidden, html } from "./dom.js";
 import { combine, elements, variance } from "./statistics.js";
 import { number } from "./words.js";
 
-/** What a rank weighs, and what the sum is divided by. */
+/** The weight of a rank, and the divisor. */
 const RULES = {
   default: ["1 for a rank that has elements, 0 for an empty one", "the number of ranks"],
   N: ["the rank's batch size, 0 if it is empty", "max(1, sum of the weights)"],
@@ -49,7 +49,7 @@ function signed(value) {
   return value < 0 ? `(${number(value)})` : number(value);
 }
 
-/** @param {Rank} rank @returns {string} Its variance, as a square where it is one. */
+/** @param {Rank} rank @returns {string} Its variance, as a square if it is not 0. */
 function square(rank) {
   return variance(rank) === 0 ? "0" : `${number(rank.std)}²`;
 }

@@ -1,14 +1,14 @@
 /**
- * The drawing: the distributions on top, and below, on the same axis, what each mode makes of them.
+ * The drawing: the distributions on top, and below them, on the same axis, the statistics of each mode.
  *
  * @typedef {import("./statistics.js").Rank} Rank
  * @typedef {import("./statistics.js").Moments} Moments
  *
- * @typedef {object} Scene What every part of the drawing needs.
+ * @typedef {object} Scene The values that all parts of the drawing need.
  * @property {Rank[]} ranks
  * @property {Moments | null} real
  * @property {(value: number) => number} x
- * @property {number[]} xs Where densities are evaluated.
+ * @property {number[]} xs The points at which densities are evaluated.
  * @property {number} top The highest density.
  * @property {[number, number]} range
  * @property {number} width
@@ -27,7 +27,7 @@ const ROW = 46;
 /**
  * @param {SVGElement} target Emptied first.
  * @param {Rank[]} ranks
- * @param {number} width Pixels. Text keeps its size, so the drawing is made anew for each width.
+ * @param {number} width Pixels. Text keeps its size, so each width needs a new drawing.
  */
 export function draw(target, ranks, width) {
   const panel = Math.round(Math.min(230, 120 + width / 8));
@@ -56,7 +56,7 @@ function prepare(ranks, width) {
   return scene;
 }
 
-/** @param {Rank[]} ranks @param {Moments | null} real @returns {[number, number]} What has to be in sight. */
+/** @param {Rank[]} ranks @param {Moments | null} real @returns {[number, number]} The visible range. */
 function extent(ranks, real) {
   if (real === null) return [-3, 3];
   const reach = (mean, std) => [mean - std, mean + std];
@@ -82,7 +82,7 @@ function abscissae(ranks, [low, high]) {
   return [...even, ...around].filter((value) => value >= low && value <= high).sort((a, b) => a - b);
 }
 
-/** @param {Rank} rank @returns {boolean} Whether it has a density: no elements have none, and equal ones a spike. */
+/** @param {Rank} rank @returns {boolean} Whether it has a density: equal elements have a spike instead. */
 function smooth(rank) {
   return variance(rank) > 0;
 }
@@ -178,7 +178,7 @@ function curve(xs, x, y) {
 }
 
 /**
- * Equal elements have no density; their line is as high as their share, and high enough to be seen.
+ * The height of the line for equal elements, which have no density: their share, but enough to be visible.
  *
  * @returns {number}
  */
@@ -192,7 +192,7 @@ function spike(x, top, bottom) {
 }
 
 /**
- * Peaks that lie on each other share a label.
+ * Overlapping peaks share a label.
  *
  * @param {{ranks: number[], x: number, y: number}[]} peaks
  */
@@ -242,7 +242,7 @@ function interval({ mean, variance: v }, x, y) {
   return [svg("path", { class: "interval", d: `M${left} ${y - 6}v12M${left} ${y}H${right}M${right} ${y - 6}v12` })];
 }
 
-/** Each mode has its own shape, so that colour is not needed to tell them apart. @returns {SVGElement} */
+/** Each mode has its own shape, so that readers can distinguish modes without color. @returns {SVGElement} */
 export function mark(row, x, y) {
   const shapes = {
     truth: `M${x} ${y - 9}v18`,

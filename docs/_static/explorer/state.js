@@ -1,5 +1,5 @@
 /**
- * A case is a list of ranks. Here are the limits of its numbers, the cases to start from, and its form in a link.
+ * A case is a list of ranks. This module has the limits of its numbers, the presets, and its form in a link.
  *
  * @typedef {import("./statistics.js").Rank} Rank
  *
@@ -8,7 +8,7 @@
  * @property {string} label
  * @property {number} min
  * @property {number} max
- * @property {number} step What an arrow key adds.
+ * @property {number} step The step of an arrow key.
  * @property {boolean} whole
  *
  * @typedef {object} Preset
@@ -100,16 +100,16 @@ export function toFragment(ranks) {
   return "#ranks=" + ranks.map((rank) => FIELDS.map((field) => rank[field.key]).join(",")).join("/");
 }
 
-/** @param {string} fragment @returns {boolean} Whether it means a case at all, readable or not. */
+/** @param {string} fragment @returns {boolean} Whether it stands for a case, readable or not. */
 export function meansCase(fragment) {
   return fragment.startsWith("#ranks=");
 }
 
-/** @param {string} fragment @returns {Rank[] | null} null where it cannot be read. */
+/** @param {string} fragment @returns {Rank[] | null} null if it is unreadable. */
 export function fromFragment(fragment) {
   const rows = fragment
     .replace("#ranks=", "")
-    .replaceAll(/%2c/gi, ",") // some programs escape what they need not
+    .replaceAll(/%2c/gi, ",") // some programs escape commas
     .split("/")
     .map((row) => row.split(",").map((text) => (text.trim() === "" ? NaN : Number(text))));
   const readable = rows.every(

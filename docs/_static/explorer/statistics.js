@@ -1,6 +1,6 @@
 /**
- * The arithmetic of the statistics modes: no page, no drawing. It follows sbnref/modes.py and the definition in
- * sbnref/conformance/oracle.py; tests/site holds it to both.
+ * The arithmetic of the statistics modes, without page or drawing. It follows sbnref/modes.py and the definition in
+ * sbnref/conformance/oracle.py; tests/site compares it with both.
  *
  * @typedef {object} Rank One rank's input, for a single channel.
  * @property {number} n Batch size.
@@ -21,7 +21,7 @@
 /** @type {Mode[]} */
 export const MODES = ["default", "N", "exact"];
 
-/** What the layer adds to the variance before it takes the root. */
+/** The layer adds this to the variance before it takes the root. */
 export const EPS = 1e-5;
 
 /** Differences below this, relative to the size of the data, are rounding. */
@@ -34,7 +34,7 @@ export function elements(rank) {
 
 /**
  * @param {Rank} rank
- * @returns {number} The local variance: a single element has none, whatever spread was asked for.
+ * @returns {number} The local variance; 0 for a single element with any given spread.
  */
 export function variance(rank) {
   return elements(rank) > 1 ? rank.std ** 2 : 0;
@@ -48,7 +48,7 @@ export function weight(rank, mode) {
 }
 
 /**
- * What a mode makes of the ranks' own statistics.
+ * Combine the ranks' own statistics in a mode.
  *
  * @param {Rank[]} ranks
  * @param {Mode} mode
@@ -63,8 +63,8 @@ export function combine(ranks, mode) {
 }
 
 /**
- * Mean and variance over all elements, or null where there are none. Ranks are merged one after another as Chan, Golub
- * and LeVeque do, so that this is not mode 'exact' under another name.
+ * Mean and variance over all elements, or null if there are none. Ranks merge one by one, as Chan, Golub and LeVeque
+ * do, to be independent of mode 'exact'.
  *
  * @param {Rank[]} ranks
  * @returns {Moments | null}
@@ -112,7 +112,7 @@ export function agrees(errors) {
 }
 
 /**
- * Mean and standard deviation that the layer's outputs have over all elements; 0 and (up to eps) 1 when it is right.
+ * Mean and standard deviation of the layer's outputs over all elements; 0 and (up to eps) 1 if the mode is right.
  *
  * @param {Moments} computed
  * @param {Moments} real

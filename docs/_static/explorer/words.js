@@ -29,7 +29,7 @@ function superscript(exponent) {
 }
 
 /**
- * A relative error in percent; where the true value is 0 there is none, and the difference stands instead.
+ * A relative error in percent, or the difference if the true value is 0.
  *
  * @param {number} error
  * @param {number} difference
