@@ -4,7 +4,6 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_VERSION := 26.3
 PYTEST := $(BIN)/pytest --verbose
-unexport MAKEFLAGS  # ninja, which builds the kernels, does not understand the jobs of `make -j`
 
 .PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs wheels docs-serve lock clean build-cpu
 
