@@ -36,6 +36,32 @@ SMALL_TEXT = """
   return shown.filter((text) => size(text) < arguments[0]).slice(0, 3).map((text) => text.outerHTML);
 """
 
+FAINT_TEXT = """
+  const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return context.getImageData(0, 0, 1, 1).data;
+  };
+  const linear = (value) => (value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const background = (e) => {
+    const color = rgba(getComputedStyle(e).backgroundColor);
+    return color[3] > 127 || !e.parentElement ? color : background(e.parentElement);
+  };
+  const contrast = (e) => {
+    const style = getComputedStyle(e);
+    const text = luminance(rgba(e instanceof SVGElement ? style.fill : style.color)) + 0.05;
+    const behind = luminance(background(e)) + 0.05;
+    return Math.max(text, behind) / Math.min(text, behind);
+  };
+  const worded = (e) => [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  return [...document.querySelectorAll('article *')]
+    .filter((e) => worded(e) && e.checkVisibility({ visibilityProperty: true }) && contrast(e) < arguments[0])
+    .slice(0, 3).map((e) => `${contrast(e).toFixed(1)} ${e.outerHTML.slice(0, 200)}`);
+"""
+
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -102,6 +128,10 @@ class Browser:
     def small_text(self, pixels: float) -> list[str]:
         """Return text in drawings that is smaller than ``pixels``."""
         return self.run(SMALL_TEXT, pixels)
+
+    def faint_text(self, contrast: float) -> list[str]:
+        """Return text whose contrast to its background (WCAG's ratio) is below ``contrast``."""
+        return self.run(FAINT_TEXT, contrast)
 
     def show(self, case: str) -> None:
         """Show another case on the open page by its fragment."""

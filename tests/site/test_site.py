@@ -111,13 +111,14 @@ def test_the_keyboard_starts_a_drawing_and_reduced_motion_stops_it(browser):
 
 
 @pytest.mark.parametrize("page", pages() or ["index.html"])
-def test_a_page_fits_small_screens(browser, page):
-    browser.open(page, 1024, 740)
+def test_a_page_fits_every_screen_and_is_legible_in_both_themes(browser, page):
+    browser.open(page, 1440, 900)
     settled(browser)
-    assert browser.cut_off("article *") == []
-    browser.resize(360, 740)
-    assert browser.cut_off("article *") == []
-    browser.resize(PHONE, 740)
-    assert browser.cut_off("article *") == []
+    for width in (1440, 1024, 360, PHONE):
+        browser.resize(width, 740)
+        assert browser.cut_off("article *") == [], width
     assert browser.small_text(11) == []
+    for theme in ("light", "dark"):
+        browser.run(f"document.body.dataset.theme = '{theme}'")
+        assert browser.faint_text(4.5) == [], theme
     assert browser.run("return document.title")
