@@ -236,10 +236,8 @@ def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
         more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
         where = ranks_in_words(list(bad[0].non_finite))
         evidence = f"an input with NaN, Inf or numbers too large to square on {where} in {when}{more}"
-        advice, code = (
-            "No batch norm comes before, so check the data",
-            "print(batch.isfinite().all(), batch.abs().max())",
-        )
+        advice = "No batch norm comes before, so check the data"
+        code = "print(batch.isfinite().all(), batch.abs().max())"
         if place > 0:
             advice = "The batch norms before had finite inputs, so find the operation in between"
             code = "torch.autograd.set_detect_anomaly(True)"
@@ -446,9 +444,7 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
         code = "eval_set.transform = train_set.transform  # without random augmentation"
         if not trained:
             advice, code = "Load trained statistics, or estimate them", UPDATE
-        elif (
-            layer is not case.layers[0]
-        ):  # small gaps in layers before add up, where weights move fast or units drop out
+        elif layer is not case.layers[0]:  # gaps add up over the layers if weights move fast or units drop out
             advice, code = "Move dropout behind it; if there is none, estimate running statistics again", UPDATE
         yield Finding(layer.ranks, _span(steps), evidence, advice, code)
 
@@ -494,9 +490,8 @@ def payload(layer: Layer, case: Case) -> Iterator[Finding]:
     steps = [step for step in case.sound(layer.steps) if sum(m > 0 for m in step.elements) > 1]
     errors = [float((1e-15 * s.mean["exact"] ** 2 / (s.var["exact"] + layer.first.eps)).max()) for s in steps]
     if layer.synchronized and errors and max(errors) > PAYLOAD:
-        evidence = (
-            f"the mean is so far from zero that float64 loses the variance: it may be off by {min(max(errors), 1):.0%}"
-        )
+        off = min(max(errors), 1)
+        evidence = f"the mean is so far from zero that float64 loses the variance: it may be off by {off:.0%}"
         yield Finding(layer.ranks, _span(steps), evidence, "Subtract a constant before the layer", "x = x - x_mean")
 
 
