@@ -17,6 +17,12 @@ from torch.autograd import forward_ad
 from .impls.environment import flag
 from .validation import check_group, check_member, check_registered
 
+if dist.is_available():
+    # The world of the time of this import becomes a default argument of its functions. DistributedDataParallel imports
+    # it too; after that import, destroy_process_group could not end the world's threads, and a thread that releases a
+    # tensor while the interpreter shuts down aborts the process (PyTorch's issue 190489).
+    import torch.distributed.nn.functional
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 import signal
@@ -254,14 +256,16 @@ def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
 
 
 def _leave_group() -> None:
-    dist.destroy_process_group()
+    gc.collect()  # a DistributedDataParallel that held the last reference would wait for gloo's threads with the GIL
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _exit_now() -> None:
     """End the rank without finalizing the interpreter.
 
-    After a ``DistributedDataParallel``, gloo's threads outlive the process group. A thread that releases its last
-    tensor while the interpreter is being finalized aborts the process (PyTorch's issue 190489).
+    The function may have left a model or a process group behind. Then gloo's threads are still alive, and a thread that
+    releases its last tensor while the interpreter shuts down aborts the process (PyTorch's issue 190489).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -289,7 +293,7 @@ def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any, timeout: floa
     if not dist.is_initialized():
         local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _init_process_group(*local, timeout=timedelta(seconds=timeout))
+        atexit.register(_leave_group)
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, fn(*args, **kwargs))
-    dist.barrier()  # the program may end now: see _exit_now
     return results

@@ -43,12 +43,8 @@ def check_call(
         raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
     if num_features is not None and channels != num_features:
         raise ValueError(f"expected input of {num_features} channels (N, C, *), got shape {tuple(input.shape)}")
-    for name, tensor in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in named.items():
         if tensor is None:
             continue
         if type(tensor) is not Tensor and type(tensor) is not Parameter:

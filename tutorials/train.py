@@ -31,7 +31,7 @@ import sbnref
 
 
 def main() -> None:
-    """Train on all ranks and evaluate on rank 0."""
+    """Read the options, and run the training in a process group."""
     parser = argparse.ArgumentParser(
         description="Train on handwritten digits, on one process or many."
     )
@@ -53,6 +53,15 @@ def main() -> None:
     args = parser.parse_args()
 
     device, rank, world_size = join_group()
+    train_and_evaluate(args, device, rank, world_size)
+    if world_size > 1:  # the DistributedDataParallel must be gone by now
+        dist.destroy_process_group()
+
+
+def train_and_evaluate(
+    args: argparse.Namespace, device: torch.device, rank: int, world_size: int
+) -> None:
+    """Train on all ranks and evaluate on rank 0."""
     images, labels = (
         torch.from_numpy(array).to(device) for array in load_digits(return_X_y=True)
     )
@@ -89,9 +98,6 @@ def main() -> None:
         report(f"accuracy on {len(labels[test])} other digits: {accuracy:.1%}", rank)
         if args.output:
             torch.save(sbnref.revert_sync_batchnorm(model).state_dict(), args.output)
-    if world_size > 1:
-        dist.barrier()  # a rank may abort if it leaves right after its last collective
-        dist.destroy_process_group()
 
 
 def join_group() -> tuple[torch.device, int, int]:

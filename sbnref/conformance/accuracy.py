@@ -73,11 +73,9 @@ def measure_accuracy(name: str, impl: str, device: str) -> dict[str, dict[str, f
     sigma2 = want.var + EPS
     between = sum(x.numel() > 0 for x in xs) > 1
     bound = 1e-6 + between * 1e-15 * want.mean**2 / sigma2  # (C,)
-    figures = {}
+    figures, half = {}, xs[rank].dtype.itemsize == 2
     for i, quantity in enumerate(("y", "dx", "dgamma", "dbeta", "mean", "var")):
-        rounding = (
-            0.505 * torch.finfo(xs[rank].dtype).eps if quantity in ("y", "dx") and xs[0].dtype.itemsize == 2 else 0
-        )
+        rounding = 0.505 * torch.finfo(xs[rank].dtype).eps if half and quantity in ("y", "dx") else 0
         allowed = bound + rounding
         errors = [_error(candidate[i], expected[i], quantity, sigma2) for candidate in (got, peer)]
         worst = int((errors[0] / allowed).nan_to_num(torch.inf).argmax())

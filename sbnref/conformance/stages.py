@@ -59,11 +59,8 @@ class Share:
         """Return the same numbers in float64 on the CPU."""
 
         def widen(tensor: Tensor | None) -> Any:
-            return (
-                tensor
-                if tensor is None
-                else tensor.detach().cpu().to(torch.float64 if tensor.is_floating_point() else None)
-            )
+            dtype = torch.float64 if tensor is not None and tensor.is_floating_point() else None
+            return None if tensor is None else tensor.detach().cpu().to(dtype)
 
         running = self.running and RunningStats(*map(widen, self.running))
         x, dy, gamma, beta = map(widen, (self.x, self.dy, self.gamma, self.beta))
@@ -222,9 +219,8 @@ class Exact:
         share_of_mean = wide.k * inverse_divisor
         scale = (invstd if wide.gamma is None else wide.gamma * invstd).abs()
         xhat = (over(wide.x, invstd) * (wide.x - over(wide.x, mean))).abs()
-        terms = (
-            wide.dy.abs() + over(wide.x, share_of_mean * (a + skew.abs() * b)) + xhat * over(wide.x, share_of_mean * b)
-        )
+        terms = wide.dy.abs() + over(wide.x, share_of_mean * (a + skew.abs() * b))
+        terms = terms + xhat * over(wide.x, share_of_mean * b)
         allowed = over(wide.x, scale * (self.acc + 3 * self.invstd_error)) * terms  # invstd enters three times
         allowed = allowed + over(wide.x, scale * share_of_mean * b * invstd * self.mean_error)
         return {"dx": self._stored(run_stage("backward_apply", reference, wide, total, self.saved)["dx"], allowed)}
@@ -256,9 +252,8 @@ def difference(got: Tensor, want: Tensor, allowed: Tensor, unit: torch.dtype) ->
         return Difference(0, 0, 0, 0, 0, (), torch.nan, torch.nan)
     same = (got == want) | (got.isnan() & want.isnan())
     apart = torch.where(same, 0.0, (got - want).abs()).nan_to_num(torch.inf, torch.inf)
-    magnitude = (
-        want.abs() if want.dim() < 2 else want.abs().amax([d for d in range(want.dim()) if d != 1], keepdim=True)
-    )
+    others = [d for d in range(want.dim()) if d != 1]
+    magnitude = want.abs() if want.dim() < 2 else want.abs().amax(others, keepdim=True)
     info = torch.finfo(unit)
     ulp = torch.exp2(magnitude.clamp(min=info.smallest_normal).log2().floor()) * info.eps
     share = torch.where(apart == 0, 0.0, apart / allowed).nan_to_num(torch.inf, torch.inf)

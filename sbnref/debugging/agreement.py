@@ -30,7 +30,6 @@ from .report import in_words, ranks_in_words
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _modules: list[nn.Module] = []  # the modules whose forward is running, the outermost first

@@ -42,7 +42,6 @@ class Info(Report):
     """
 
     def __init__(self, shape: tuple[int, ...] = (32, 64, 56, 56)) -> None:
-
         self.versions = {
             "sbnref": __version__,
             "Python": platform.python_version(),
@@ -104,12 +103,8 @@ class Info(Report):
         table.add_row("backends", ", ".join(self.backends) or "none")
         for impl, devices in self.impls.items():
             for device, reason in devices.items():
-                on = (
-                    Text(f"runs on {device}", "green")
-                    if reason is None
-                    else Text(f"not on {device}: {reason}", "yellow")
-                )
-                table.add_row(f"impl='{impl}'", on)
+                text = f"not on {device}: {reason}" if reason else f"runs on {device}"
+                table.add_row(f"impl='{impl}'", Text(text, "yellow" if reason else "green"))
         for device, name in self.chosen.items():
             table.add_row(f"default on {device}", f"{name} (when `impl` is not given)")
         table.add_row("CUDA toolkit", self.toolkit)

@@ -18,18 +18,15 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
     def call(stage: str, *args: Any) -> Any:
         """Call an operator. Exceptions cannot cross the library's boundary: an operator that failed returns None."""
         operators = getattr(torch.ops, namespace)
-        result = getattr(operators, stage).default(*args)
-        if (result[0] if isinstance(result, tuple) else result) is None:
+        operator = getattr(operators, stage).default
+        result = operator(*args)
+        if _failed(result) and "out of memory" in operators.failure():
+            torch.cuda.empty_cache()  # it may hold the memory that CUDA lacks for the kernels' counters
+            result = operator(*args)
+        if _failed(result):
             torch.empty_like(args[0])  # raises PyTorch's own error if memory is short
             raise RuntimeError(f"{stage}: {operators.failure()}")
         return result
-
-    def forward_stats(
-        x: Tensor,  # (N, C, *)
-        weight: int,
-    ) -> Tensor:  # (3C + 2,)
-        """Return the payload of this rank."""
-        return call("forward_stats", x, weight)
 
     def forward_apply(
         x: Tensor,  # (N, C, *)
@@ -45,25 +42,6 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         mean, var, steps = running or (None, None, None)
         return call("forward_apply", x, total, divisor, gamma, beta, eps, mean, var, steps, momentum)
 
-    def backward_stats(
-        dy: Tensor,  # (N, C, *)
-        x: Tensor,  # (N, C, *)
-        saved: Tensor,  # (4, C)
-    ) -> Tensor:  # (2C,)
-        """Return the payload of this rank's upstream gradient."""
-        return call("backward_stats", dy, x, saved)
-
-    def backward_apply(
-        dy: Tensor,  # (N, C, *)
-        x: Tensor,  # (N, C, *)
-        total: Tensor,  # (2C,)
-        saved: Tensor,  # (4, C)
-        gamma: Tensor | None,  # (C,)
-        k: float,
-    ) -> Tensor:  # dx (N, C, *)
-        """Return the derivative of the loss, summed over all ranks, by this rank's input."""
-        return call("backward_apply", dy, x, total, saved, gamma, k)
-
     def gradients(
         dy: Tensor,  # (N, C, *)
         x: Tensor,  # (N, C, *)
@@ -78,7 +56,15 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         dx, dgamma, dbeta = call("gradients", dy, x, total, saved, gamma, beta, weight, ranks)
         return dx, None if gamma is None else dgamma, None if beta is None else dbeta
 
+    # These operators have the arguments of the functions in sbnref.impls.reference.
+    forward_stats, backward_stats, backward_apply = (
+        functools.partial(call, stage) for stage in ("forward_stats", "backward_stats", "backward_apply")
+    )
     return forward_stats, forward_apply, backward_stats, backward_apply, gradients, dense
+
+
+def _failed(result: Any) -> bool:
+    return (result[0] if isinstance(result, tuple) else result) is None
 
 
 def dense(x: Tensor) -> Tensor:

@@ -32,11 +32,9 @@ def error_in_words(error: BaseException) -> str:
     """Return the error, and the innermost line of the user's code in its traceback."""
     text = "".join(traceback.format_exception_only(error)).strip()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
-    return (
-        f"{text}\n  at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
-        if frames
-        else text
-    )
+    if not frames:
+        return text
+    return f"{text}\n  at {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}"
 
 
 def _is_theirs(filename: str) -> bool:

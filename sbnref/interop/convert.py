@@ -28,7 +28,6 @@ FROZEN = (
     "timm.layers.norm_act.FrozenBatchNormAct2d",
 )
 
-
 # Names that a subclass may define and a conversion may drop.
 HARMLESS = {*vars(type("", (), {})), "__init__", "__annotations__", "__repr__", "extra_repr", "_check_input_dim"}
 HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__constants__"}

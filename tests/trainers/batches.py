@@ -1,5 +1,6 @@
 """Shared by the scripts in this folder: the network, the batches, and the file of the result."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterable
@@ -63,3 +64,9 @@ def rank() -> int:
 def save(model: nn.Module) -> None:
     """Save the model in the script's folder, for the test."""
     torch.save(model.state_dict(), Path(sys.argv[1], f"{rank()}.pt"))
+
+
+def leave() -> None:
+    """End the process group, after the model is gone: see the end of the script in docs/howto/torchrun.md."""
+    gc.collect()
+    dist.destroy_process_group()

@@ -2,19 +2,24 @@
 
 import torch
 from accelerate import Accelerator
-from batches import batches, loss, network, rank, save
+from batches import batches, leave, loss, network, rank, save
 
 import sbnref
 
-accelerator = Accelerator(cpu=True)
-model = sbnref.convert_sync_batchnorm(network(), stats_mode="exact")  # before prepare
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-model, optimizer = accelerator.prepare(model, optimizer)
 
-for images, labels, samples in batches(rank()):
-    optimizer.zero_grad()
-    accelerator.backward(loss(model(images), labels, samples))
-    optimizer.step()
+def main() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = sbnref.convert_sync_batchnorm(network(), stats_mode="exact")  # before prepare
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer = accelerator.prepare(model, optimizer)
 
-save(accelerator.unwrap_model(model))
-accelerator.end_training()
+    for images, labels, samples in batches(rank()):
+        optimizer.zero_grad()
+        accelerator.backward(loss(model(images), labels, samples))
+        optimizer.step()
+
+    save(accelerator.unwrap_model(model))
+
+
+main()
+leave()

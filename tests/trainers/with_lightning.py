@@ -2,7 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
-from batches import batches, loss, network, rank, save
+from batches import batches, leave, loss, network, rank, save
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,18 +25,23 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-module = Module()
-trainer = pl.Trainer(
-    accelerator="cpu",
-    devices=2,
-    strategy="ddp",
-    plugins=[SBNRefSyncBatchNorm(stats_mode="exact")],
-    max_epochs=1,
-    use_distributed_sampler=False,  # the batches are already split by rank
-    **quiet,  # no logger, no progress bar
-)
-trainer.fit(module, DataLoader(batches(rank()), batch_size=None))
+def main() -> None:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    module = Module()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        plugins=[SBNRefSyncBatchNorm(stats_mode="exact")],
+        max_epochs=1,
+        use_distributed_sampler=False,  # the batches are already split by rank
+        **quiet,  # no logger, no progress bar
+    )
+    trainer.fit(module, DataLoader(batches(rank()), batch_size=None))
 
-assert type(module.network[1]) is nn.BatchNorm2d, "what it was"
-save(module.network)
+    assert type(module.network[1]) is nn.BatchNorm2d, "what it was"
+    save(module.network)
+
+
+main()
+leave()

@@ -26,12 +26,7 @@ __all__ = ["Comparison", "Row", "compare"]
 
 
 def compare(
-    model: nn.Module,
-    inputs: Any,
-    impls: Sequence[str] | None = None,
-    *,
-    upstream: Any = None,
-    seed: int = 0,
+    model: nn.Module, inputs: Any, impls: Sequence[str] | None = None, *, upstream: Any = None, seed: int = 0
 ) -> Comparison:
     """Run the same input and the same upstream gradient through two implementations, stage by stage.
 

@@ -20,17 +20,8 @@ def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:
     """Measure the four stages of both implementations. Every rank makes the same collectives, even if a stage fails."""
     layer, group = call.layer, call.group
     assert call.dy is not None
-    share = Share(
-        call.x,
-        call.dy,
-        layer.weight,
-        layer.bias,
-        call.running,
-        layer.eps,
-        layer.momentum,
-        layer.stats_mode,
-        world_size(group),
-    )
+    tensors, ranks = (call.x, call.dy, layer.weight, layer.bias), world_size(group)
+    share = Share(*tensors, call.running, layer.eps, layer.momentum, layer.stats_mode, ranks)
     runs = [_Run(name, choose_impl(name, call.x.device), share) for name in impls]
     exact = Exact(share)
     rows: list[Row] = []

@@ -100,8 +100,7 @@ class Comparison(Report):
 
     def verdict(self) -> str:
         """Return the result in a few sentences."""
-        layers = len({row.layer for row in self.rows})
-        ranks = len({row.rank for row in self.rows})
+        layers, ranks = len({row.layer for row in self.rows}), len({row.rank for row in self.rows})
         first = self.first_divergence
         a, b = self.impls
         if first is None and self.empty:

@@ -119,9 +119,8 @@ def _upstream(outputs: list[Tensor], upstream: Any, seed: int) -> list[Tensor]:
                 f"got {[tuple(t.shape) for t in given]}"
             )
         return given
-    return [
-        torch.ones_like(t) if t.dim() == 0 else dy for t, dy in zip(outputs, _random_like(outputs, seed), strict=True)
-    ]
+    drawn = zip(outputs, _random_like(outputs, seed), strict=True)
+    return [torch.ones_like(t) if t.dim() == 0 else dy for t, dy in drawn]
 
 
 def _random_like(tensors: list[Tensor], seed: int) -> list[Tensor]:

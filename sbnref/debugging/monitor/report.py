@@ -59,11 +59,8 @@ class Monitor(Report):
             from matplotlib.figure import Figure
         except ImportError as error:
             raise RuntimeError("plot() needs matplotlib, which is not installed: pip install matplotlib") from error
-        if layers is None:
-            by_skew = sorted(self.layers.values(), key=lambda layer: -layer.mean_off(layer.stats_mode))
-            chosen = by_skew[:4]
-        else:
-            chosen = [self.layers[name] for name in layers]
+        by_skew = sorted(self.layers.values(), key=lambda layer: -layer.mean_off(layer.stats_mode))
+        chosen = by_skew[:4] if layers is None else [self.layers[name] for name in layers]
         # One above the other: a step is below itself, and the figure fits a phone.
         figure = Figure(figsize=(4.4, 4.4 * len(chosen)), layout="constrained")
         axes_of_layers = figure.subplots(2 * len(chosen), squeeze=False).reshape(-1, 2)
