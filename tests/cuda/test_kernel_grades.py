@@ -268,7 +268,7 @@ def test_what_is_counted_has_to_be_right(tmp_path):
     less = less.replace("<<<132, 1>>>", "<<<1, 1>>>")
     (efficient,) = graded(tmp_path, changed(FORMULA, HEAD, less), ["efficient"]).parts
     assert (efficient.status, efficient.score) == ("failed", 0)
-    assert "on the sizes for counting" in efficient.fault.what
+    assert "on the sizes on which traffic is counted" in efficient.fault.what
 
 
 @pytest.mark.usefixtures("_in_this_process")

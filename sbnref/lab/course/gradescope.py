@@ -28,7 +28,7 @@ from ..tasks import find_task
 from .settings import FILES, FUNCTIONS, Settings
 
 STUDENT_USER = "nobody"
-_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # in reports
+_SEEDS = re.compile(r",\s+seed\s+\d+|^to repeat these \w+: --seed \d+\s*", re.MULTILINE)  # in reports
 
 
 class Outcome(NamedTuple):
@@ -85,7 +85,7 @@ def grade(
     visible, hidden = ([test for test in tests if (test["visibility"] == "visible") is seen] for seen in (True, False))
     output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the visible cases."
     if hidden:
-        output += f" {_sum(hidden, 'max_score'):g} more are for other cases, with results later."
+        output += f" {_sum(hidden, 'max_score'):g} more are for other cases; their results appear later."
     return {
         "score": _sum(tests, "score"),
         "execution_time": round(time.monotonic() - start),
