@@ -52,8 +52,8 @@ def compare(
     impl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of an implementation, or file with the four stage functions; give it twice. Default: the "
-            "reference and the device's kernels."
+            help="Name of an implementation, or file with the four stage functions. Pass the option twice. Default: "
+            "the reference and the device's kernels."
         ),
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
@@ -137,8 +137,8 @@ def run_program(
     """Run a CUDA program without a GPU, and watch every access to memory.
 
     An access out of bounds, a race, a missing barrier or memory that was never written ends the program. The report
-    names kernel, block, thread and line. Otherwise it shows what each launch read and wrote. Exits with 0 if all is
-    well, with 1 if not, or with 2 and the reason on stderr if the program does not compile.
+    names kernel, block, thread and line. Otherwise it shows how much each launch read and wrote. Exits with 0 if the
+    program succeeded without a fault, with 1 if not, or with 2 and the reason on stderr if it does not compile.
     """
     from .lab.lines import finder
     from .lab.run import run
@@ -331,7 +331,7 @@ def course_make(
         Path | None, typer.Option(help="An edited settings.json of an earlier course: points, seeds, limits.")
     ] = None,
     site: Annotated[
-        Path | None, typer.Option(help="The built site, docs/_build/html after `make docs`, to hand out too.")
+        Path | None, typer.Option(help="The built site to hand out too: docs/_build/html after `make docs`.")
     ] = None,
 ) -> None:
     """Write a folder with a handout (exercises and templates, no solutions) and an autograder for Gradescope.
