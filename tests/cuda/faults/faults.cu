@@ -194,7 +194,7 @@ int main(int argc, char** argv) {
         cudaFree(x);
         read_one<<<1, kSize>>>(x, y);
     }
-    if (name == "host_reads_device") host[0] = x[1];  // fault host_reads_device: the host reads x[1], which is memory
+    if (name == "host_reads_device") host[0] = x[1];  // fault host_reads_device: the host reads x[1], which is in GPU
     if (name == "host_writes_device") std::memset(x, 0, 8);  // fault host_writes_device: the host writes x[0]
     if (name == "copy_too_long")
         cudaMemcpy(host, x + 1, sizeof host, cudaMemcpyDeviceToHost);  // fault copy_too_long: reads 256 bytes of x
