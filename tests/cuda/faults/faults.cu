@@ -140,7 +140,7 @@ __global__ void traps(float* x) {
 }
 __global__ void assembly(float* x) {
     unsigned lane = 0;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly, which the simulation
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly, which
     x[lane] = 0;
 }
 __global__ void deep(float* x) {  // fault too_many_locals: needs more than the 112 KiB that the simulation has
