@@ -55,7 +55,7 @@ def compiled() -> dict[str, Path]:
         except build.BuildError as error:
             if library.cuda:
                 raise
-            print(f"sbnref: installed without its kernels for CPU tensors: {error}", file=sys.stderr)
+            print(f"sbnref: installed without the kernels for CPU tensors: {error}", file=sys.stderr)
     return files
 
 

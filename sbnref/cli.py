@@ -52,8 +52,8 @@ def compare(
     impl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of an implementation, or file with the four stage functions; give it twice. Default: the "
-            "reference and the device's kernels."
+            help="Name of an implementation, or file with the four stage functions. Pass the option twice. Default: "
+            "the reference and the device's kernels."
         ),
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
@@ -136,9 +136,10 @@ def run_program(
 ) -> None:
     """Run a CUDA program without a GPU, and watch every access to memory.
 
-    An access out of bounds, a race, a missing barrier or memory that was never written ends the program. The report
-    names kernel, block, thread and line. Otherwise it shows what each launch read and wrote. Exits with 0 if all is
-    well, with 1 if not, or with 2 and the reason on stderr if the program does not compile.
+    An access out of bounds, a race, a missing barrier or a read of uninitialized memory ends the program.
+    The report then names kernel, block, thread and line. Without a fault, it shows the traffic of each launch.
+
+    Exits with 0 if the program succeeded without a fault, with 1 if not, or with 2 if it does not compile.
     """
     from .lab.lines import finder
     from .lab.run import run
@@ -204,6 +205,7 @@ def check(
     """Grade your own four stages in Python, or a CUDA function, and find the smallest input on which it fails.
 
     The code runs in a separate process, without network or write access (Linux), and cannot see the expected results.
+
     Exits with 0 if all stages or parts passed, with 1 if not, or with 2 and the reason on stderr.
     """
     from .impls import STAGES
@@ -285,8 +287,7 @@ def trace(
 ) -> None:
     """Record every warp of a small launch in the simulation, and write a page that plays the recording.
 
-    Exits with 0 on success, with 1 if the page ends at an error that the simulation found, or with 2 if nothing was
-    written; the reason is on stderr.
+    Exits with 0 on success, with 1 and a page that ends at the kernels' error, or with 2 and no page on other errors.
     """
     from .lab.lines import finder
     from .lab.trace import trace as record
@@ -331,7 +332,7 @@ def course_make(
         Path | None, typer.Option(help="An edited settings.json of an earlier course: points, seeds, limits.")
     ] = None,
     site: Annotated[
-        Path | None, typer.Option(help="The built site, docs/_build/html after `make docs`, to hand out too.")
+        Path | None, typer.Option(help="The built site to hand out too: docs/_build/html after `make docs`.")
     ] = None,
 ) -> None:
     """Write a folder with a handout (exercises and templates, no solutions) and an autograder for Gradescope.

@@ -53,7 +53,7 @@ def sync_batch_norm(
         \mu = \frac{1}{D} \sum_r w_r \mu_r, \qquad v = \frac{1}{D} \sum_r w_r \left( v_r + (\mu_r - \mu)^2 \right)
 
     with the weights and the divisor of ``stats_mode`` (:mod:`sbnref.modes`). The first eight arguments are as in
-    :func:`torch.nn.functional.batch_norm`. In training every rank of the group has to call, even a rank without data.
+    :func:`torch.nn.functional.batch_norm`. In training, call it on every rank of the group, even without data.
 
     Args:
         input: (N, C, \*), float16, bfloat16, float32 or float64, any strides; N may be 0.

@@ -37,7 +37,7 @@ class SyncBatchNorm(_BatchNorm):
 
     ``'default'`` and ``'N'`` are the modes of ``mmcv.ops.SyncBatchNorm``; ``'exact'`` computes as
     :class:`torch.nn.SyncBatchNorm` does. In training every rank of the group has to call the layer, even a rank with
-    an empty batch. In eval mode nothing is communicated.
+    an empty batch. In eval mode the layer communicates nothing.
 
     Args:
         num_features: the number of channels, C.
@@ -48,8 +48,8 @@ class SyncBatchNorm(_BatchNorm):
         track_running_stats: whether to keep ``running_mean``, ``running_var`` and ``num_batches_tracked``. Without
             them eval mode uses the statistics of this rank's own batch.
         group: the ranks to synchronize: None (all of them, or this process alone when no process group is
-            initialized), a ``ProcessGroup``, or a one-dimensional ``DeviceMesh``. It is looked up at each call, so
-            the layer can be built before ``init_process_group``.
+            initialized), a ``ProcessGroup``, or a one-dimensional ``DeviceMesh``. The layer looks it up at each call,
+            so you can build the layer before ``init_process_group``.
         stats_mode: ``'default'``, ``'N'`` or ``'exact'``.
         impl: ``'reference'``, ``'cpu'``, ``'cuda'``, ``'auto'``, a name given to :func:`sbnref.register_impl`, or None
             to let :func:`sbnref.use_impl` and the environment variable ``SBNREF_IMPL`` decide.

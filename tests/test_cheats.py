@@ -246,9 +246,9 @@ def test_no_cheat_scores(cheat, tmp_path, neighbours):
         with pytest.raises(BlockingIOError):
             server.accept()
     if cheat.startswith("takes"):
-        assert "sbnref may not be imported by code that is graded" in told
+        assert "graded code may not import sbnref" in told
     if cheat == "is allowed nothing that is forbidden":
-        assert "torch.nn.functional.batch_norm may not be called by code that is graded" in " ".join(told.split())
+        assert "graded code may not call torch.nn.functional.batch_norm" in " ".join(told.split())
 
 
 RIGHT = """
@@ -362,12 +362,12 @@ check({str(tmp_path / "theirs.py")!r}, ["forward_stats"], timeout=60)
     assert run.stderr.strip().endswith("KeyboardInterrupt"), run.stderr
 
 
-@pytest.mark.parametrize(("name", "what"), [("numpy", "imported"), ("torch.Tensor.sum", "called")])
+@pytest.mark.parametrize(("name", "what"), [("numpy", "import"), ("torch.Tensor.sum", "call")])
 def test_what_a_teacher_forbids_is_refused_in_a_sentence(name, what, tmp_path):
     text = RIGHT.replace("    m, over", "    import numpy\n    m, over")
     (stage,) = graded(tmp_path, text, forbid=[name]).stages
     assert stage.status == "failed"
-    assert f"{name} may not be {what} by code that is graded" in stage.failure["what"]
+    assert f"graded code may not {what} {name}" in stage.failure["what"]
     with pytest.raises(ValueError, match=r"to forbid, got torch\.no_such_thing"):
         graded(tmp_path, text, forbid=["torch.no_such_thing"])
 

@@ -66,7 +66,7 @@ def test_other_hints():
     base = {"quantity": "dx", "what": "dx is off", "features": ["N"]}
     for stage, changed, text in (
         ("backward_stats", {"what": "the same call gave two different results for x"}, "a changing order"),
-        ("forward_stats", {"what": "raised RuntimeError: f may not be called by code that is graded"}, "forbidden"),
+        ("forward_stats", {"what": "raised RuntimeError: graded code may not call f"}, "forbidden"),
         ("forward_apply", {"quantity": "running_mean", "features": ["all empty"]}, "changes nothing"),
         ("backward_apply", {"features": ["float64"]}, "an intermediate result in float32"),
         ("forward_stats", {"relative": 1e-4}, "Sum deviations from the mean"),

@@ -136,7 +136,7 @@ def test_conversions_are_listed_and_nothing_is_changed():
     listed = conversions(model)
     assert list(listed) == ["1", "2", "3"]
     assert listed["1"].startswith("BatchNorm2d becomes SyncBatchNorm(4, ")
-    assert listed["2"] == "refused: a Fading that overrides momentum, which converting would lose"
+    assert listed["2"] == "rejected: a Fading that overrides momentum, which converting would lose"
     assert listed["3"].endswith("stats_mode='N')")
     assert list(model) == before
 

@@ -84,9 +84,9 @@ def step(case):
         ("eps", ["differ in eps", "rank 2: layer '0'", "eps=0.001"]),
         ("no gradients", ["differ in gradients", "training, without gradients"]),
         ("group", ["differ in group", "with gradients, group '"]),
-        ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected input of 4 channels"]),
+        ("refusal", ["rank 1 rejects the input", "layer '0', which rejects the input: expected input of 4 channels"]),
         ("function", ["differ in stats_mode", "layer 'sync_batch_norm'"]),
-        ("not a tensor", ["rank 1 refuses the input", "expected input to be a Tensor, got list"]),
+        ("not a tensor", ["rank 1 rejects the input", "expected input to be a Tensor, got list"]),
     ],
 )
 def test_every_rank_raises_the_same(debugged, case, texts):

@@ -400,7 +400,7 @@ def test_a_rank_that_raises_keeps_none_waiting(world):
     assert time.perf_counter() - start < 20
     for d in results[::2]:
         assert d.examined["ranks"] == 3
-        assert "Rank 1 left after 2 training steps: ValueError: no such file" in str(d)
+        assert "Rank 1 left the block after 2 training steps: ValueError: no such file" in str(d)
 
 
 def trains_for_long(every: int) -> tuple[list[int], list[str]]:
@@ -439,9 +439,9 @@ def fails(*_: object) -> None:
 
 def test_a_failure_inside_is_a_line_and_no_exception(monkeypatch):
     for target, line in (
-        ((recording, "_statistics"), "Rank 0 did not record all: ZeroDivisionError: planted"),
+        ((recording, "_statistics"), "Rank 0 did not record everything: ZeroDivisionError: planted"),
         ((rules, "layers_of"), "Please report this: combining the records failed with ZeroDivisionError: planted."),
-        ((recording, "_running"), "Rank 0 did not record all: ZeroDivisionError: planted"),
+        ((recording, "_running"), "Rank 0 did not record everything: ZeroDivisionError: planted"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*target, fails)
@@ -456,7 +456,7 @@ def test_submodules_that_are_called_one_by_one_have_steps():
     assert d.examined["training_steps"] == 4
     with sbnref.diagnose(model) as d:
         pass
-    assert str(d).endswith("call the model without it.")
+    assert str(d).endswith("run the model without torch.compile.")
 
 
 class Duck(nn.Module):

@@ -144,7 +144,7 @@ MUTANTS = {
     "one_pass_variance": (replaced(forward_stats=one_pass_variance), "accuracy: mean 1e3, std 1e-2"),
     "variance_about_zero": (replaced(forward_stats=variance_about_zero), "accuracy: float64, mean 1.7e9, std 1"),
     "variance_with_noise": (replaced(forward_apply=variance_with_noise), "accuracy: float64, mean 1.7e9, std 1"),
-    "host_read": (replaced(backward_stats=host_read), "costs: one collective each way, no word with the host"),
+    "host_read": (replaced(backward_stats=host_read), "costs: one collective each way, no host sync"),
 }
 
 
@@ -155,7 +155,7 @@ def by_name(tensor, group):
 
 SHARED_MUTANTS = {  # of the shared code: the replaced function, its replacement, and the failing case
     "never_summed": ("collectives._all_reduce_batch", lambda t, g: t * 1, "transforms: batches of gradients"),
-    "group_by_name": ("collectives._all_reduce_now", by_name, "groups: one that stands before another"),
+    "group_by_name": ("collectives._all_reduce_now", by_name, "groups: a wrapper of another group"),
     "unseen_change": ("autograd.increment_version", lambda tensors: None, "running statistics: a change that autograd"),
     "subclass_within": ("functional.has_torch_function_unary", lambda t: False, "classes: a subclass of Tensor"),
 }

@@ -247,7 +247,7 @@ print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), ex
 @pytest.mark.slow
 def test_a_recording_ends_where_the_simulation_refuses_to_go_on(student):
     recording = recorded(student, "far")
-    assert "reads p.x[288], right behind the end of p.x (288 elements)" in recording.error
+    assert "reads p.x[288], just past the end of p.x (288 elements)" in recording.error
     last = recording.steps[-1]
     assert (last.block, last.warp) == (0, 1)
     assert place(recording, last) == line("one too many")
@@ -298,8 +298,8 @@ def test_the_command_says_where_the_simulation_stopped(student, tmp_path):
     file, output = tmp_path / "far.cu", tmp_path / "far.html"
     file.write_text(STUDENT.replace("mean<<<p.C,", "too_far<<<2,"))
     done = cli(*TRACE, file, "--output", output, code=1)
-    assert "kernel too_far, block 0, thread 32: reads p.x[288], right behind the end of p.x (288" in done.output
-    assert "behind the end of p.x" in output.read_text()
+    assert "kernel too_far, block 0, thread 32: reads p.x[288], just past the end of p.x (288" in done.output
+    assert "past the end of p.x" in output.read_text()
 
 
 @pytest.mark.parametrize(

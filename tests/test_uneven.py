@@ -148,6 +148,6 @@ def loader_or_like(case):
 def test_an_error_of_one_rank_ends_the_loop_on_all(case, error, text, world):
     told, raised = world(2).run(loader_or_like, case)
     assert told[0] is RuntimeError
-    assert "got an error on 1 of 2 ranks, where it is raised; the loop ends on all" in told[1]
+    assert "got an error on 1 of 2 ranks; see its traceback there. The loop ends on all" in told[1]
     assert raised[0] is error
     assert text in raised[1]

@@ -225,4 +225,4 @@ report
 #    ``-O0`` and at ``-O2``. Which accesses does the library miss at ``-O2``? Does nvcc
 #    make them?
 # 3. Two threads that only read do not race. Show that the library agrees. Which race
-#    does it report if it takes reads for writes?
+#    does it report if it treats reads as writes?

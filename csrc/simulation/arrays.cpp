@@ -111,14 +111,14 @@ const Array* nearest(uintptr_t address) {
         record(act, near, static_cast<int64_t>(address - near->begin), bytes, from);
     }
     if (near != nullptr && near->holds(address))  // begins inside
-        fault(what + ", the last of them behind the end of " + near->name, from);
+        fault(what + ", the last of them past the end of " + near->name, from);
     if (near != nullptr) {
         const bool before = address < near->begin;
         const size_t gap = before ? near->begin - address : address - near->end;
         fault(
             std::string(verb(access)) + " " + near->in_words(address, bytes) + ", " +
-                (gap == 0 ? "right" : bytes_in_words(gap)) +
-                (before ? " before the beginning of " : " behind the end of ") +
+                (gap == 0 ? "just" : bytes_in_words(gap)) +
+                (before ? " before the beginning of " : " past the end of ") +
                 (near->space == Space::Shared ? "the shared array " : "") + near->name + " (" +
                 (near->element > 1 ? elements_in_words(near->size() / near->element) : bytes_in_words(near->size())) +
                 ")",
@@ -126,7 +126,7 @@ const Array* nearest(uintptr_t address) {
     }
     const bool is_memory = msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) == 0;
     fault(
-        what + (is_memory ? " of the host's memory; a kernel accesses what cudaMalloc returns, and __device__ variables"
+        what + (is_memory ? " of host memory; a kernel can access only memory from cudaMalloc and __device__ variables"
                           : " at an invalid address"),
         from);
 }
@@ -142,7 +142,7 @@ void check_host(uintptr_t address, size_t bytes, Access access, const void* from
                              : near->holds(address) ? near->in_words(address, bytes)
                                                     : near->name;
     note_fault(
-        "the host " + std::string(verb(access)) + " " + name + ", which is memory of the GPU; copy it with cudaMemcpy",
+        "the host " + std::string(verb(access)) + " " + name + ", which is in GPU memory; copy it with cudaMemcpy",
         site(from), {});
     end_launch();
 }
@@ -337,7 +337,7 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
     if (misaligned != misaligned_at.end() && bytes >= misaligned->second)
         fault(
             std::string(verb(access)) + " " + bytes_in_words(bytes) + " of " + array->name +
-                " at an address that is no multiple of " + std::to_string(misaligned->second),
+                " at an address that is not a multiple of " + std::to_string(misaligned->second),
             from);
     const bool shared = array->space == Space::Shared;
     const Act act = access == Access::Atomic && !shared ? Act::Atomic

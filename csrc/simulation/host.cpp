@@ -85,7 +85,7 @@ cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKin
     const bool wrong_to = to_device && device_array(to) == nullptr;
     if (wrong_to || (from_device && device_array(from) == nullptr)) {
         const std::string which = wrong_to ? "destination" : "source";
-        note_refused("cudaMemcpy: expected memory of the GPU as the " + which + ", got memory of the host", at);
+        note_refused("cudaMemcpy: expected GPU memory as the " + which + ", got host memory", at);
         return set(cudaErrorInvalidValue);
     }
     std::memmove(to, from, bytes);
@@ -109,7 +109,7 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
-    lend("registered memory of the host", p, bytes, 1);
+    lend("registered host memory", p, bytes, 1);
     find(reinterpret_cast<uintptr_t>(p))->host = true;
     return cudaSuccess;
 }

@@ -572,7 +572,7 @@ bool need_kernel(const char* what, const void* from) {
 
 void launch(const char* kernel, const Config& config, int line, void (*thread)(void*), void* arguments, size_t bytes) {
     const void* const from = __builtin_return_address(0);
-    if (running) fail("launches a kernel from a kernel, which is not supported by the simulation");
+    if (running) fail("launches a kernel from a kernel, which the simulation does not support");
     if (has_failed()) return;
     const Turn turn = take_turn();
     if (const std::string why = why_invalid(config); !why.empty()) {

@@ -98,21 +98,21 @@ def _agree(given: dict[str, Any]) -> None:
         "gradients": torch.is_grad_enabled()
         and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),
     }
-    refusal = _refusal(given)
-    all_bring = _exchange(group, {**mine, "refuses": None if refusal is None else str(refusal)})
-    if all(brought["refuses"] for brought in all_bring.values()):
+    error = _coming_error(given)
+    all_bring = _exchange(group, {**mine, "error": None if error is None else str(error)})
+    if all(brought["error"] for brought in all_bring.values()):
         return  # the call itself raises, on every rank
     if any(brought != all_bring[min(all_bring)] for brought in all_bring.values()):
-        error = MismatchError(_message(group, all_bring))
+        mismatch = MismatchError(_message(group, all_bring))
         if dist.get_rank() != _odd_rank(all_bring):
-            _print_without_traceback(error)
-        raise error from refusal
+            _print_without_traceback(mismatch)
+        raise mismatch from error
 
 
 def _odd_rank(all_bring: dict[int, dict[str, Any]]) -> int:
     """Return the first rank that is going to raise, else the first that differs: its traceback is the most useful."""
     everyone = list(all_bring.values())
-    return min(all_bring, key=lambda rank: (not all_bring[rank]["refuses"], everyone.count(all_bring[rank]), rank))
+    return min(all_bring, key=lambda rank: (not all_bring[rank]["error"], everyone.count(all_bring[rank]), rank))
 
 
 def _print_without_traceback(error: MismatchError) -> None:
@@ -136,7 +136,7 @@ def _layer_name() -> str:
     return names.get(id(_modules[-1])) or type(_modules[-1]).__name__
 
 
-def _refusal(given: dict[str, Any]) -> Exception | None:
+def _coming_error(given: dict[str, Any]) -> Exception | None:
     """Return the error that the call is going to raise before it communicates."""
     try:
         check_call(**{name: given[name] for name in inspect.signature(check_call).parameters})
@@ -170,9 +170,10 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
         ) from None
     brought = {rank: json.loads(store.get(key)) for rank, key in keys.items()}
     if gone := [rank for rank, what in brought.items() if what.get("gone")]:
+        late, left = f"rank {dist.get_rank()}", ranks_in_words(gone)
         raise MismatchError(
-            f"SBNREF_DEBUG: {ranks_in_words(gone)} gave up waiting for rank {dist.get_rank()} in call {call} of this "
-            f"group; it calls {_bring(mine)}, they called {_bring(brought[gone[0]])}"
+            f"SBNREF_DEBUG: {left} gave up waiting for {late} in call {call} of this group; {late} calls "
+            f"{_bring(mine)}, {left} called {_bring(brought[gone[0]])}"
         )
     if call > 2:
         store.delete_key(f"{call - 2}/{dist.get_rank()}")  # every rank is past it
@@ -182,9 +183,9 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
 def _message(group: ProcessGroup, all_bring: dict[int, dict[str, Any]]) -> str:
     """Return the call of each rank in words, with one line for all ranks that make the same call."""
     first = all_bring[min(all_bring)]
-    refusing = [rank for rank, brought in all_bring.items() if brought["refuses"]]
-    differing = [k for k in first if k != "refuses" and any(b[k] != first[k] for b in all_bring.values())]
-    reasons = [f"{ranks_in_words(refusing)} refuse{'s' * (len(refusing) == 1)} the input"] if refusing else []
+    rejecting = [rank for rank, brought in all_bring.items() if brought["error"]]
+    differing = [k for k in first if k != "error" and any(b[k] != first[k] for b in all_bring.values())]
+    reasons = [f"{ranks_in_words(rejecting)} reject{'s' * (len(rejecting) == 1)} the input"] if rejecting else []
     reasons += [f"the ranks differ in {in_words(differing)}"] if differing else []
     lines: dict[str, list[int]] = {}
     for rank, brought in all_bring.items():
@@ -196,8 +197,8 @@ def _message(group: ProcessGroup, all_bring: dict[int, dict[str, Any]]) -> str:
 
 
 def _bring(brought: dict[str, Any]) -> str:
-    if brought["refuses"]:
-        return f"layer {brought['layer']!r}, which refuses: {brought['refuses']}"
+    if brought["error"]:
+        return f"layer {brought['layer']!r}, which rejects the input: {brought['error']}"
     mode = "training" if brought["training"] else "eval mode"
     return (
         f"layer {brought['layer']!r}, {brought['channels']} channels, {brought['dtype']}, "

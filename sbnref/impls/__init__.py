@@ -31,7 +31,7 @@ STAGES = ("forward_stats", "forward_apply", "backward_stats", "backward_apply")
 
 
 class Implementation(Protocol):
-    """The four stages. Shapes and meanings stand at the arguments of :mod:`sbnref.impls.reference`."""
+    """The four stages. :mod:`sbnref.impls.reference` explains the arguments and their shapes."""
 
     def forward_stats(self, x: Tensor, weight: int, /) -> Tensor: ...
 
@@ -84,7 +84,7 @@ def impl_names() -> tuple[str, ...]:
 
 @contextmanager
 def use_impl(name: str) -> Iterator[None]:
-    """Make every layer use the implementation ``name`` within the ``with`` block, whatever its own ``impl``.
+    """Make every layer use the implementation ``name`` within the ``with`` block, instead of its own ``impl``.
 
     It holds for the whole process, including layers in other threads.
 

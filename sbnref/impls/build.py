@@ -80,7 +80,7 @@ class Library:
 
 KERNELS = Library(
     "sbnref_kernels",
-    "its CUDA kernels",
+    "the CUDA kernels",
     HOST_SOURCES + CUDA_SOURCES,
     NVCC_FLAGS,
     cuda=True,
@@ -88,7 +88,7 @@ KERNELS = Library(
 )
 SIMULATION = Library(
     "sbnref_simulation",
-    "the simulation of its kernels",
+    "the simulation of the CUDA kernels",
     (*HOST_SOURCES, "simulation/bindings.cpp"),
     SIMULATION_FLAGS,
     simulated=CUDA_SOURCES,
@@ -106,7 +106,7 @@ if _MACHINE not in INSTRUCTIONS:
 CPU_FLAGS = ("-O3", "-ffp-contract=off", "-fvisibility=hidden")
 CPU = Library(
     "sbnref_cpu",
-    "its kernels for CPU tensors",
+    "the kernels for CPU tensors",
     tuple(f"cpu/{name}.cpp" for name in ("operators", *(Path(source).stem for source in CUDA_SOURCES))),
     (*CPU_FLAGS, *INSTRUCTIONS[_MACHINE]),
     installed=f"cpu_{_MACHINE}.so",
@@ -159,7 +159,7 @@ def why_not_yet(library: Library) -> str | None:
     except BuildError as error:
         return str(error)
     (name,) = (name for name, other in LIBRARIES.items() if other is library)
-    return f"{NOT_YET}; asking for it builds it, or: sbnref build {name}"
+    return f"{NOT_YET}; run `sbnref build {name}`, or select it with `impl` to build it on first use"
 
 
 def built(library: Library) -> Path | None:
@@ -310,7 +310,7 @@ def _compile(library: Library, folder: Path) -> None:
         file = folder / f"{library.name}.so"
         call_compiler(file, "-shared", *map(str, objects), *link_flags(), *more, command=command)
     except (DoesNotCompile, RuntimeError, OSError) as error:
-        raise BuildError(f"{what}: {error}") from error
+        raise BuildError(f"cannot build {what}: {error}") from error
     print(f"sbnref: built in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 

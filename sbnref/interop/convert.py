@@ -108,7 +108,7 @@ def conversions(
             elif isinstance(layer, _BatchNorm):
                 found[path] = f"{about} stays: its class is registered with convert=None"
         elif reason := _why_not(layer):
-            found[path] = f"refused: a {about} {reason}"
+            found[path] = f"rejected: a {about} {reason}"
         else:
             found[path] = f"{about} becomes {build(layer)}"
     return found

@@ -73,7 +73,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
         if failed > 0:
             raise RuntimeError(
                 f"expected a batch or the end from every rank's loader, got an error on {failed} of "
-                f"{process_group.size()} ranks, where it is raised; the loop ends on all ranks"
+                f"{process_group.size()} ranks; see its traceback there. The loop ends on all ranks."
             )
         if with_batch == 0:
             return

@@ -56,7 +56,7 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
     assert chosen(**here) == "sbnref.impls.reference"
     told = info(**here)
-    assert told["impls"]["cpu"]["cpu"].startswith("it is not built yet; asking for it builds it, or: sbnref build cpu")
+    assert told["impls"]["cpu"]["cpu"].startswith("it is not built yet; run `sbnref build cpu`, or select it")
     assert told["chosen"]["cpu"] == "reference"
     assert list(tmp_path.iterdir()) == [], "nothing was built"
 
@@ -65,7 +65,7 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
     built = run(*SBNREF, "build", "cpu", **here)
     (library,) = tmp_path.glob("sbnref_cpu-*/sbnref_cpu.so")
     assert f"cpu: {library}" in built.stderr
-    assert "sbnref: building its kernels for CPU tensors in" in built.stderr
+    assert "sbnref: building the kernels for CPU tensors in" in built.stderr
     told = info(**here)
     assert told["chosen"]["cpu"] == "cpu"
     assert told["libraries"] == {"cpu": str(library), "cuda": None, "simulation": None}
@@ -88,7 +88,7 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     here = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "folder")}
     assert "'c++' is not on the PATH; install g++" in run(*build, code=2, **here, PATH="/nonexistent").stderr
     ran = run(*build, code=2, **here, SBNREF_CPU_FLAGS="-fno-such-flag")
-    assert "its kernels for CPU tensors: compiling failed:\n" in ran.stderr
+    assert "cannot build the kernels for CPU tensors: compiling failed:\n" in ran.stderr
     assert "-fno-such-flag" in ran.stderr
     told = info(**here, PATH="/nonexistent")
     assert "'c++' is not on the PATH" in told["impls"]["cpu"]["cpu"]

@@ -148,7 +148,7 @@ def test_processes_that_start_at_once_build_once(tmp_path):
     with ThreadPoolExecutor() as pool:
         runs = list(pool.map(lambda _: load(**environment), range(3)))
     assert all("'simulation'" in run.stdout for run in runs), runs
-    assert sum(run.stderr.count("sbnref: building the simulation of its kernels in") for run in runs) == 1
+    assert sum(run.stderr.count("sbnref: building the simulation of the CUDA kernels in") for run in runs) == 1
     assert "sbnref: building" not in load(**environment).stderr, "it is cached"
 
     (folder,) = (path for path in tmp_path.glob("sbnref_simulation-*") if path.is_dir())

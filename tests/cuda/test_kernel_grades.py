@@ -105,10 +105,10 @@ def test_the_steps_of_the_tutorial_pass_and_improve(tmp_path):
 # The file, the message, and text of the reported line, the first line that contains it.
 FAULTS = {
     "a missing barrier": (BROKEN["a"], "read, without a barrier in between", "sums[t] += sums[t"),
-    "a tail": (BROKEN["b"], "right behind the end of x", "sum += x[at(c, i"),
+    "a tail": (BROKEN["b"], "just past the end of x", "sum += x[at(c, i"),
     "a race on the last block": (BROKEN["d"], "without an order between the two blocks", "sums += partials"),
     "sums in float32": (BROKEN["e"], "var is off by", "var[c] ="),
-    "a small shared array": (BROKEN["f"], "right behind the end of the shared array of_warp (8", "+ kWarps] = square"),
+    "a small shared array": (BROKEN["f"], "just past the end of the shared array of_warp (8", "+ kWarps] = square"),
     "a barrier between sums": (
         changed(FORMULA, "    __syncthreads();  // before the next sum uses the same shared memory\n", ""),
         "without a barrier in between", "const double all = sum_over_block(squares)"),
@@ -117,7 +117,7 @@ FAULTS = {
         "reads mean[0], which was never written", "center = mean[c]"),
     "vectors between boundaries": (
         changed(WIDE, "S % 4 == 0", "N * S % 4 == 0"),
-        "at an address that is no multiple of 16", "const Floats<V> values ="),
+        "at an address that is not a multiple of 16", "const Floats<V> values ="),
     "a shuffle that not all take part in": (
         changed(BROKEN["f"].replace("of_warp[kWarps]", "of_warp[2 * kWarps]"),
                 "    for (int distance = kWarp / 2;", "    if (threadIdx.x < 8) for (int distance = kWarp / 2;"),
@@ -144,7 +144,7 @@ def test_a_fault_is_named_with_its_line(name, tmp_path):
 @pytest.mark.parametrize(
     ("was", "now", "what", "line"),
     [
-        ("    if (i < n) z", "    z", "right behind the end of x", 5),
+        ("    if (i < n) z", "    z", "just past the end of x", 5),
         ("a * x[i] + y[i]", "a * x[i]", "z is off by", 5),
         ("i < n) z", "i + 1 < n) z", "some elements of z are never written", None),
         ("+ y[i];", "+ z[i];", "which was never written", 5),
@@ -268,7 +268,7 @@ def test_what_is_counted_has_to_be_right(tmp_path):
     less = less.replace("<<<132, 1>>>", "<<<1, 1>>>")
     (efficient,) = graded(tmp_path, changed(FORMULA, HEAD, less), ["efficient"]).parts
     assert (efficient.status, efficient.score) == ("failed", 0)
-    assert "on the sizes for counting" in efficient.fault.what
+    assert "on the sizes on which traffic is counted" in efficient.fault.what
 
 
 @pytest.mark.usefixtures("_in_this_process")

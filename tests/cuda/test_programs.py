@@ -160,7 +160,7 @@ def test_what_does_not_compile(lab_run, tmp_path):
 def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, what):
     source = file(tmp_path, f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
     status, _, err = lab_run(source)
-    assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
+    assert (status, err) == (2, f"sbnref: {source}, line 3: the simulation does not support {what}\n")
 
 
 def test_a_launch_keeps_its_lines():

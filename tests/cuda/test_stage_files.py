@@ -92,7 +92,7 @@ def test_a_file_runs_as_a_layer_does():
 
 FAULTS = {  # in forward_stats: the text, its replacement, the message, and text of the reported line
     "a tail": ("k < N * S; k += kThreads) f(", "k <= N * S; k += kThreads) f(",
-               "reads x[3], right behind the end of x (3 elements) (line {line})", "sum += x[i]; });"),
+               "reads x[3], just past the end of x (3 elements) (line {line})", "sum += x[i]; });"),
     "part of the payload": ("if (c == 0) payload[3 * C] = w, payload[3 * C + 1] = N * S;", "",
                             "some elements of payload are never written, such as payload[3]", ""),
 }  # fmt: skip

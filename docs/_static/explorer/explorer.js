@@ -92,7 +92,7 @@ class Explorer {
     if (!linked && this.ranks.length > 0) return;
     const ranks = linked ? fromFragment(location.hash) : null;
     this.replace(ranks ?? PRESETS[0].ranks);
-    if (linked && ranks === null) this.say(`This link holds no case that can be read; shown is “${PRESETS[0].name}”.`);
+    if (linked && ranks === null) this.say(`The link contains no valid case. This is “${PRESETS[0].name}”.`);
   }
 
   /** @param {Rank[]} ranks */

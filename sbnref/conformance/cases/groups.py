@@ -18,7 +18,7 @@ def cases() -> Iterator[Case]:
     """Family ``groups``."""
     yield Case("groups: a subgroup of the world", 4, check_subgroup)
     yield Case("groups: the world in pairs", 4, check_groups_of)
-    yield Case("groups: one that stands before another", 2, check_wrapped_group)
+    yield Case("groups: a wrapper of another group", 2, check_wrapped_group)
     yield Case("groups: device meshes, one rank of a subgroup empty", 4, check_device_mesh)
 
 
@@ -58,7 +58,7 @@ def check_groups_of(impl: str, device: str) -> None:
         groups_of(2.0)  # type: ignore[arg-type]
 
 
-class _Standing(dist.ProcessGroup):
+class _ForwardingGroup(dist.ProcessGroup):
     """A nameless group that forwards its collectives, as fault-tolerant groups do."""
 
     def __init__(self, inner: dist.ProcessGroup) -> None:
@@ -76,7 +76,7 @@ def check_wrapped_group(impl: str, device: str) -> None:
     """A collective goes through the object that the layer was given."""
     xs, dys = random_inputs([3, 0], [(4,)] * 2, torch.float32)
     assert dist.group.WORLD is not None
-    group = _Standing(dist.group.WORLD)
+    group = _ForwardingGroup(dist.group.WORLD)
     compare_step(random_layer(group=group, stats_mode="N", impl=impl, device=device), xs, dys, dist.get_rank())
 
 

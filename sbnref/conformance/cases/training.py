@@ -19,7 +19,7 @@ from .parts import CHANNELS, Case, close, random_inputs, random_layer
 
 def cases() -> Iterator[Case]:
     """Families ``costs`` and ``training``."""
-    name = "costs: one collective each way, no word with the host, nothing saved but the input"
+    name = "costs: one collective each way, no host sync, nothing saved but the input"
     yield Case(name, 2, check_costs)
     yield Case("training: DistributedDataParallel equals one process on the whole batch", 3, check_training)
 

@@ -30,8 +30,8 @@ def compare(
 ) -> Comparison:
     """Run the same input and the same upstream gradient through two implementations, stage by stage.
 
-    A copy of the model runs one training step; the model itself does not change. With a process group, every rank of it
-    has to call, each with its own share of the batch, and every rank gets the whole report.
+    A copy of the model runs one training step; the model itself does not change. With a process group, call ``compare``
+    on every rank, with the rank's own share of the batch. Every rank gets the whole report.
 
     Args:
         model: a :class:`sbnref.SyncBatchNorm`, or a model that contains some, in training mode.

@@ -98,7 +98,7 @@ class _Run:
         self.gave |= once
         for quantity, value in once.items():
             if not torch.equal(value.nan_to_num(), again[quantity].nan_to_num()):
-                what = "saved two different things" if quantity == "saved" else "gave two results"
+                what = "saved different values" if quantity == "saved" else "gave different results"
                 self.problems[stage if quantity == "saved" else quantity] = f"{what} in two runs on the same input"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..report import Report, jsonable, times_allowed
+from ..report import Report, in_words, jsonable, times_allowed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,7 +104,7 @@ class Comparison(Report):
         first = self.first_divergence
         a, b = self.impls
         if first is None and self.empty:
-            return f"Nothing was compared: the input was empty on every rank. {a} and {b} both accept that."
+            return f"Nothing was compared: the input was empty on every rank. {a} and {b} both accept an empty input."
         if first is None:
             return (
                 f"{a} and {b} agree in every stage of {_count(layers, 'layer')} on {_count(ranks, 'rank')}: "
@@ -116,7 +116,8 @@ class Comparison(Report):
             return f"{place}: " + "; ".join(f"{impl} {problem}" for impl, problem in first.problems.items()) + "."
         at = f"channel {first.channel}, index {first.index}" if first.channel is not None else f"index {first.index}"
         values = ", ".join(f"{impl} gave {value:.9g}" for impl, value in first.values.items())
-        verdict = f"Wrong by itself: {', '.join(first.wrong)}." if first.wrong else "Neither is far off by itself."
+        wrong = in_words(first.wrong or ["neither"])
+        verdict = f"Further from float64 than rounding explains: {wrong}."
         return (
             f"{place}, worst at {at}: {values}, float64 gives {first.exact:.9g}. "
             f"They are {first.absolute:.3g} apart, {times_allowed(first.share)}. {verdict}"
@@ -136,7 +137,7 @@ class Comparison(Report):
             else:
                 closest = max(rows, key=lambda row: row.share)
                 parts.append(
-                    Text(f"layer {name}: agrees, {closest.quantity} the least ({closest.share:.2f} of what is allowed)")
+                    Text(f"layer {name}: agrees; {closest.quantity} comes closest, at {closest.share:.2f} of the limit")
                 )
         color = "bold red" if not self.agrees else "yellow" if self.empty else "green"
         return Group(*parts, "", Text(self.verdict(), color))

@@ -25,11 +25,11 @@ def diagnose(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Itera
     evaluation steps if evaluation is what fails.
 
     The ranks exchange nothing until the block ends, and the outputs of the model do not change. At the end each rank
-    has the same diagnosis. A failure in here becomes a line of the diagnosis, never an exception.
+    has the same diagnosis. A failure inside ``diagnose`` becomes a line of the diagnosis, never an exception.
 
     Args:
-        model: a model, possibly in ``DistributedDataParallel``. Layers inside compiled code are not seen: pass the
-            model before it is compiled, and do not call the compiled one.
+        model: a model, possibly in ``DistributedDataParallel``. ``diagnose`` does not see layers inside compiled code:
+            pass the model before you compile it, and do not call the compiled one.
         every: record the first step and every ``every``-th after it. A recorded step reads each layer's input once more
             and keeps 4C numbers of float64 per layer. Above 128 recorded steps, older ones are dropped.
         timeout: seconds to wait for the other ranks when the block ends. After that, missing ranks are left out.

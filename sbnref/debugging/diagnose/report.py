@@ -84,11 +84,13 @@ def _notes(recordings: dict[int, Recording]) -> list[str]:
     if missing := [rank for rank in world if rank not in recordings]:
         notes.append(f"Records of {ranks_in_words(missing)} are missing.")
     if not any(recording.settings for recording in recordings.values()):
-        notes.append("No batch norm was called. Layers in compiled code are not seen: call the model without it.")
+        notes.append("No batch norm was called. Compiled layers are not recorded: run the model without torch.compile.")
     for rank, recording in recordings.items():
         if recording.left:
-            notes.append(f"Rank {rank} left after {recording.training_steps} training steps: {recording.left}")
-        notes += [f"Rank {rank} did not record all: {failure}" for failure in recording.failures]
+            notes.append(
+                f"Rank {rank} left the block after {recording.training_steps} training steps: {recording.left}"
+            )
+        notes += [f"Rank {rank} did not record everything: {failure}" for failure in recording.failures]
     steps = {rank: recording.training_steps for rank, recording in recordings.items()}
     if 0 < max(steps.values()) < FEW_STEPS:
         few = max(steps.values())

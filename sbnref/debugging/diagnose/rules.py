@@ -21,7 +21,7 @@ from ..report import in_words, ranks_in_words
 # logarithm of its variance vary from step to step.
 MODE_OFF = 0.02  # of a mode's mean in std, or of its variance: full batches of equal sizes are off by rounding alone
 SAME = 0.01  # of running statistics of synchronized ranks: they compute the same numbers
-GAP = 0.5  # std: a ReLU behind the layer then treats a fifth of the elements differently in evaluation
+GAP = 0.5  # std: a ReLU after the layer then treats a fifth of the elements differently in evaluation
 FACTOR = 2.0  # of variances: outputs are off by 40 %; smaller ratios occur while weights move
 NOISE = 4.0  # standard errors: chance exceeds them once in 16,000 channels
 RECENT = 5  # recorded steps that count as recent: weights move little within them, and their noise halves
@@ -226,9 +226,9 @@ def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
     broken = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
     if broken and in_evaluation:
         evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(broken))}"
-        advice, code = "All inputs in training were finite, so start them again", "{layer}.reset_running_stats()"
+        advice, code = "Training inputs were finite, so reset the statistics", "{layer}.reset_running_stats()"
         if not layer.steps:
-            advice, code = "Load other statistics, or estimate them again", UPDATE
+            advice, code = "Load other running statistics, or estimate them again", UPDATE
         yield Finding(broken, _span(layer.steps), evidence, advice, code, "running")
     elif place is not None and layer is case.layers[place] and "NaN or Inf" not in case.earlier(layer):
         bad = [step for step in (layer.evaluations if in_evaluation else layer.steps) if step.non_finite]
@@ -236,10 +236,10 @@ def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
         more = f" and {len(bad) - 1} later" if len(bad) > 1 else ""
         where = ranks_in_words(list(bad[0].non_finite))
         evidence = f"an input with NaN, Inf or numbers too large to square on {where} in {when}{more}"
-        advice = "No batch norm comes before, so check the data"
+        advice = "This is the first batch norm, so check the data"
         code = "print(batch.isfinite().all(), batch.abs().max())"
         if place > 0:
-            advice = "The batch norms before had finite inputs, so find the operation in between"
+            advice = "All earlier batch norms had finite inputs, so find the operation before this one"
             code = "torch.autograd.set_detect_anomaly(True)"
         yield Finding(bad[0].non_finite, _span(bad), evidence, advice, code)
 
@@ -259,7 +259,7 @@ def settings(layer: Layer, case: Case) -> Iterator[Finding]:
         if name == "kind":
             what, code = "layer", "model = sbnref.convert_sync_batchnorm(model)"
         elif name in ("group", "track_running_stats"):
-            advice, code = "Build it alike on every rank", "print({layer})"
+            advice, code = "Build it with the same settings on every rank", "print({layer})"
         yield Finding(odd, _span(layer.steps), f"{what} differs: {here}", advice, code, name)
 
 
@@ -274,7 +274,7 @@ def weights(layer: Layer, case: Case) -> Iterator[Finding]:
             advice = "Load the same state on every rank"
             code = "for t in model.state_dict().values(): torch.distributed.broadcast(t, src=0)"
             if case.parameters_differ(1) and not case.parameters_differ(0):
-                advice, code = "Other parameters began to differ, too, so average the gradients", WRAP
+                advice, code = "Other parameters began to differ too, so average the gradients", WRAP
             since = (step.number, layer.steps[-1].number)
             yield Finding(_fewer(same, others), since, evidence, advice, code)
             return
@@ -440,12 +440,12 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     if how_far.beyond(*noise([whole(step) for step in training], eps).margin(errors)):
         what = "those in training" if trained else "the running statistics"
         evidence = f"evaluation inputs differ from {what}: {how_far.words()}"
-        advice = "No batch norm comes before, so prepare evaluation data as in training, and move dropout behind it"
+        advice = "This is the first batch norm, so prepare evaluation data as in training, and move dropout after it"
         code = "eval_set.transform = train_set.transform  # without random augmentation"
         if not trained:
             advice, code = "Load trained statistics, or estimate them", UPDATE
         elif layer is not case.layers[0]:  # gaps add up over the layers if weights move fast or units drop out
-            advice, code = "Move dropout behind it; if there is none, estimate running statistics again", UPDATE
+            advice, code = "Move dropout after this layer; without dropout, estimate the statistics again", UPDATE
         yield Finding(layer.ranks, _span(steps), evidence, advice, code)
 
 
@@ -469,7 +469,7 @@ def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
         code = "DataLoader(data, sampler=DistributedSampler(data, shuffle=True))"
         if case.parameters_differ(0) or case.parameters_differ(1):
             evidence += "; so do the model's parameters"
-            advice, code = "Average the gradients, from the same parameters", WRAP
+            advice, code = "Start from the same parameters and average the gradients", WRAP
         yield Finding(tuple(apart), _span(steps), evidence, advice, code)
 
 

@@ -20,8 +20,8 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
     """Record every :class:`sbnref.SyncBatchNorm` and :class:`torch.nn.SyncBatchNorm` of a model while it trains.
 
     It communicates nothing until the block ends; then the ranks exchange their records, :math:`4C` numbers per layer
-    and recorded step. Every rank has to be inside the block, or none. Nothing remains after it.
-    :func:`sbnref.diagnose` finds what is wrong.
+    and recorded step. Every rank has to be inside the block, or none. No hook remains after the block. For a verdict
+    and a remedy, use :func:`sbnref.diagnose`.
 
     Args:
         model: in training mode by the time it is called; steps in eval mode are not recorded.

@@ -128,14 +128,14 @@ def source_of(text: str, file: str = "the file") -> str:
     for pattern, what in UNSUPPORTED:
         if (match := re.search(pattern, code)) is not None:
             line = code.count("\n", 0, match.start()) + 1
-            raise NotSupported(f"{file}, line {line}: {what}: not supported by the simulation")
+            raise NotSupported(f"{file}, line {line}: the simulation does not support {what}")
     changes = [*_shared(text, code), *_launches(text, code), *_variables(text, code)]
     changes += [
         (m.start(), m.end(), "__attribute__((noinline))") for m in re.finditer(r"(?<!\()\b__noinline__\b", code)
     ]
     for match in re.finditer(r"\b(?:asm|__asm__)\s*(?:volatile\b|__volatile__\b)?\s*\(", code):
         end = _matching(code, match.end() - 1)
-        what = "executes inline assembly: not supported by the simulation"
+        what = "executes inline assembly, which the simulation does not support"
         changes.append((match.start(), end + 1, f'cudasim::fail("{what}")'))
     for match in _BY_POINTERS.finditer(code):
         line, kernel = code.count("\n", 0, match.start()) + 1, _split(code[match.end() :])[0]

@@ -28,7 +28,7 @@ from ..tasks import find_task
 from .settings import FILES, FUNCTIONS, Settings
 
 STUDENT_USER = "nobody"
-_SEEDS = re.compile(r",\s+seed\s+\d+|^the same \w+ again: --seed \d+\s*", re.MULTILINE)  # in reports
+_SEEDS = re.compile(r",\s+seed\s+\d+|^to repeat these \w+: --seed \d+\s*", re.MULTILINE)  # in reports
 
 
 class Outcome(NamedTuple):
@@ -85,7 +85,7 @@ def grade(
     visible, hidden = ([test for test in tests if (test["visibility"] == "visible") is seen] for seen in (True, False))
     output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the visible cases."
     if hidden:
-        output += f" {_sum(hidden, 'max_score'):g} more are for other cases, with results later."
+        output += f" {_sum(hidden, 'max_score'):g} more are for other cases; their results appear later."
     return {
         "score": _sum(tests, "score"),
         "execution_time": round(time.monotonic() - start),
@@ -96,14 +96,14 @@ def grade(
     }
 
 
-def _tests_of(file: Path, names: list[str], settings: Settings, fence: dict[str, Any]) -> list[dict[str, Any]]:
+def _tests_of(file: Path, names: list[str], settings: Settings, sandbox: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tests of one file, for each name the visible one first."""
     needed = list(PARTS) if "efficient" in names else names
-    seen = _outcomes(file, needed, settings.seed, settings, fence)
+    seen = _outcomes(file, needed, settings.seed, settings, sandbox)
     if "efficient" in seen and not all(seen[name].passed for name in needed if name != "efficient"):
         seen["efficient"] = Outcome(0, f"Not counted before everything else passes.\n\n{seen['efficient'].report}")
     hidden_names = [name for name in names if name != "efficient" and settings.hidden_share > 0]
-    unseen = _outcomes(file, [n for n in hidden_names if seen[n].passed], settings.hidden_seed, settings, fence)
+    unseen = _outcomes(file, [n for n in hidden_names if seen[n].passed], settings.hidden_seed, settings, sandbox)
     tests = []
     for name in names:
         points = settings.points[name]
@@ -129,14 +129,16 @@ def _test(name: str, points: float, visibility: str, outcome: Outcome) -> dict[s
     }
 
 
-def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
+def _outcomes(
+    file: Path, names: list[str], seed: int, settings: Settings, sandbox: dict[str, Any]
+) -> dict[str, Outcome]:
     """Return an outcome for each stage or part, on the cases of a seed, even if grading fails."""
     if not names:
         return {}
     why = _not_there(file)
     if why is None:
         try:
-            return _graded(file, names, seed, settings, fence)
+            return _graded(file, names, seed, settings, sandbox)
         except ValueError as refused:  # the file cannot be graded
             why = str(refused)
         except Exception:
@@ -145,8 +147,8 @@ def _outcomes(file: Path, names: list[str], seed: int, settings: Settings, fence
     return dict.fromkeys(names, Outcome(0, process.plain(why).replace(str(file), file.name)))
 
 
-def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: dict[str, Any]) -> dict[str, Outcome]:
-    options = {"examples": settings.examples, "timeout": settings.timeout, "seed": seed} | fence
+def _graded(file: Path, names: list[str], seed: int, settings: Settings, sandbox: dict[str, Any]) -> dict[str, Outcome]:
+    options = {"examples": settings.examples, "timeout": settings.timeout, "seed": seed} | sandbox
     report: Grade | KernelGrade
     outcomes = {}
     if file.name == FUNCTIONS:
@@ -161,7 +163,7 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, fence: 
         for part in report.parts:
             outcomes[part.name] = Outcome(part.score, str(KernelGrade(file.name, [part], seed, None)))
     if report.unconfined is not None:
-        print(f"{file.name} ran unconfined ({report.unconfined}), as {fence['user'] or 'the current user'}")
+        print(f"{file.name} ran unconfined ({report.unconfined}), as {sandbox['user'] or 'the current user'}")
     if seed == settings.hidden_seed:
         return {name: Outcome(share, _SEEDS.sub("", told)) for name, (share, told) in outcomes.items()}
     return outcomes

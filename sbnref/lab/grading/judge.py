@@ -33,7 +33,7 @@ class Judge:
         """Grade stages, or ``'layer'``, the suite over the whole layer.
 
         Raises:
-            Refused: the target cannot be graded.
+            NotGradable: the target cannot be graded.
         """
         try:
             self.student.start(self.timeout)

@@ -67,7 +67,7 @@ class GradeReport(Report):
                     table.add_row(heading, Text(text))
                 lines.append(Padding(table, (0, 0, 1, 4)))
         lines.append(Text(total, "bold"))
-        lines.append(Text(f"the same {cases} again: --seed {self.seed}", "dim"))
+        lines.append(Text(f"to repeat these {cases}: --seed {self.seed}", "dim"))
         if self.unconfined is not None:
             lines.append(Text(f"not confined ({self.unconfined}): grade strangers' code in a container", "yellow"))
         return Group(*lines)

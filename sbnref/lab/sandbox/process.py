@@ -50,7 +50,7 @@ PASSED_ON = (  # environment variables that Python and PyTorch need
 NAMES = {stage: [*inspect.signature(getattr(reference, stage)).parameters] for stage in STAGES}  # argument names
 
 
-class Refused(ValueError):
+class NotGradable(ValueError):
     """The target cannot be graded; the message gives the reason."""
 
 
@@ -105,11 +105,11 @@ class Student:
         """Start a new process, and let it import the code within ``seconds``, or by the deadline.
 
         Raises:
-            Refused: the code cannot be imported, or has none of the functions; or this is Windows.
+            NotGradable: the code cannot be imported, or has none of the functions; or this is Windows.
             Died: the process died before.
         """
         if os.name == "nt":
-            raise Refused("grading does not run on Windows; install sbnref in WSL, the Windows Subsystem for Linux")
+            raise NotGradable("grading does not run on Windows; install sbnref in WSL, the Windows Subsystem for Linux")
         self.close()
         place = self.job.place
         self._folder = tempfile.TemporaryDirectory(prefix="sbnref-check-", dir=place, ignore_cleanup_errors=True)
@@ -154,12 +154,12 @@ class Student:
         self.job = replace(self.job, confined=self.unconfined is None)
         told = self._receive(self._left() if seconds is None else seconds)
         if "refused" in told:
-            raise Refused(plain(told["refused"]))
+            raise NotGradable(plain(told["refused"]))
         names = told.get("functions")
         self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
             expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, found none of them"
-            raise Refused(f"{expected}; `sbnref lab template functions` prints a file to start from")
+            raise NotGradable(f"{expected}; `sbnref lab template functions` prints a file to start from")
 
     def _user(self, folder: str) -> dict[str, Any]:
         """Return the options of :class:`subprocess.Popen` for the job's user, who becomes the folder's owner."""

@@ -135,7 +135,7 @@ class _Refuse:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == self.name or name.startswith(f"{self.name}."):
-            raise ImportError(f"{self.name} may not be imported by code that is graded")
+            raise ImportError(f"graded code may not import {self.name}")
 
 
 def _forbid(name: str) -> bool:
@@ -153,7 +153,7 @@ def _forbid(name: str) -> bool:
         return False
 
     def refuse(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError(f"{name} may not be called by code that is graded")
+        raise RuntimeError(f"graded code may not call {name}")
 
     setattr(owner, attribute, refuse)
     return True

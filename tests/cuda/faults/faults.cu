@@ -48,7 +48,7 @@ __global__ void read_after_atomic(int* x) {
     x[threadIdx.x] = s;
 }
 __global__ void out_of_bounds(float* x, int n) {
-    if (threadIdx.x <= n) x[n - threadIdx.x] += 1;  // fault out_of_bounds: reads x[64], right behind the end of x
+    if (threadIdx.x <= n) x[n - threadIdx.x] += 1;  // fault out_of_bounds: reads x[64], just past the end of x
 }
 __global__ void out_of_bounds_write(float* x, int n) {
     x[threadIdx.x + 1] = n;  // fault out_of_bounds_write: writes x[64]
@@ -59,16 +59,16 @@ __global__ void negative_index(float* x) {
 __global__ void shared_out_of_bounds(float* x) {
     __shared__ float s[kSize];
     __shared__ float other[kSize];
-    s[threadIdx.x + 1] = x[threadIdx.x];  // fault shared_out_of_bounds: writes s[64], right behind the end of the
+    s[threadIdx.x + 1] = x[threadIdx.x];  // fault shared_out_of_bounds: writes s[64], just past the end of the
     other[threadIdx.x] = 0;
 }
 __global__ void dynamic_too_small(float* x) {
     extern __shared__ float d[];
-    d[threadIdx.x] = x[threadIdx.x];  // fault dynamic_too_small: writes d[32], right behind the end of the shared
+    d[threadIdx.x] = x[threadIdx.x];  // fault dynamic_too_small: writes d[32], just past the end of the shared
 }
 __global__ void misaligned(float* x) {
     const auto* const vectors = reinterpret_cast<float4*>(x + threadIdx.x);
-    const float4 v = *vectors;  // fault misaligned: reads 16 bytes of x at an address that is no multiple of 16
+    const float4 v = *vectors;  // fault misaligned: reads 16 bytes of x at an address that is not a multiple of 16
     if (v.x == 1) x[0] = v.w;
 }
 struct alignas(8) Pair {
@@ -123,11 +123,11 @@ __global__ void read_null(const float* x, float* y) {
     y[threadIdx.x] = x[threadIdx.x];  // fault null_pointer: reads 4 bytes at a null pointer
 }
 __global__ void read_host(const float* x, float* y) {
-    y[threadIdx.x] = x[threadIdx.x];  // fault host_pointer: reads 4 bytes of the host's memory
+    y[threadIdx.x] = x[threadIdx.x];  // fault host_pointer: reads 4 bytes of host memory
 }
 int of_host = 1;
 __global__ void write_host(float* x) {
-    of_host = x[0];  // fault host_variable: writes 4 bytes of the host's memory
+    of_host = x[0];  // fault host_variable: writes 4 bytes of host memory
 }
 __global__ void write_constant(int* p) {
     *p = 1;  // fault write_constant: writes constant[0], which is constant
@@ -140,7 +140,7 @@ __global__ void traps(float* x) {
 }
 __global__ void assembly(float* x) {
     unsigned lane = 0;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly: not supported by
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));  // fault assembly: executes inline assembly, which
     x[lane] = 0;
 }
 __global__ void deep(float* x) {  // fault too_many_locals: needs more than the 112 KiB that the simulation has
@@ -194,7 +194,7 @@ int main(int argc, char** argv) {
         cudaFree(x);
         read_one<<<1, kSize>>>(x, y);
     }
-    if (name == "host_reads_device") host[0] = x[1];  // fault host_reads_device: the host reads x[1], which is memory
+    if (name == "host_reads_device") host[0] = x[1];  // fault host_reads_device: the host reads x[1], which is in GPU
     if (name == "host_writes_device") std::memset(x, 0, 8);  // fault host_writes_device: the host writes x[0]
     if (name == "copy_too_long")
         cudaMemcpy(host, x + 1, sizeof host, cudaMemcpyDeviceToHost);  // fault copy_too_long: reads 256 bytes of x
@@ -208,7 +208,7 @@ int main(int argc, char** argv) {
     if (name == "too_much_shared")
         ones<<<1, kSize, 300 * 1024>>>(x);  // fault too_much_shared: expected at most 232448 bytes of shared memory
     if (name == "wrong_direction")
-        cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected memory of the GPU
+        cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected GPU memory
     if (name == "freed_twice") {
         cudaFree(x);
         cudaFree(x);  // fault freed_twice: cudaFree: x was freed before

@@ -23,7 +23,7 @@ from ...sandbox.process import Died, Student, plain
 from ...task_call import COUNTED, lines_in, unwritten
 from ...tasks import TYPES, Task, Typical
 from .. import plan
-from .job import RefusedFile, job_of
+from .job import RejectedFile, job_of
 from .report import PARTS, Fault, KernelGrade, Part
 from .repro import program
 
@@ -79,8 +79,8 @@ def check_kernels(
         with job_of(file, str(target), task, **limits) as (job, source, built), closing(Student(job)) as student:
             judge = Judge(task, source, built, student, examples, timeout, seed)
             grade = judge.grade(str(target), parts)
-    except RefusedFile as refused:
-        return _no_grade(str(target), parts, refused.args[0], seed)
+    except RejectedFile as rejected:
+        return _no_grade(str(target), parts, rejected.args[0], seed)
     if repro is not None and judge.smallest is not None:
         repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade
@@ -117,9 +117,9 @@ class Judge:
             got = outputs.get(p.name) if isinstance(outputs, dict) else None
             kind = (got.dtype, got.shape, got.is_meta) if isinstance(got, Tensor) else None
             if p.is_output and kind != (TYPES[p.type][0], expected[p.name].shape, False):
-                raise ContractError("the process of the kernels gave no answer")
+                raise ContractError("the kernels' process returned no result")
         if not all(type(out.get(name)) is int for name in COUNTED):
-            raise ContractError("the process of the kernels gave no counts")
+            raise ContractError("the kernels' process returned no counts")
         return out | {"expected": expected}
 
     def _legal(self, case: Case) -> Fault | None:
@@ -225,7 +225,7 @@ class Judge:
         if out["refused"] is not None:
             return part("not graded", STOPPED)
         if (fault := self._off(out, case)) is not None:
-            return part("failed", replace(fault, what=f"{fault.what} on the sizes for counting"))
+            return part("failed", replace(fault, what=f"{fault.what} on the sizes on which traffic is counted"))
         arrays = [v for v in case.given.values() if isinstance(v, Tensor)] + list(out["outputs"].values())
         size = sum(array.numel() * array.itemsize for array in arrays)
         least, moved = self.task.passes * size, SECTOR * out["sectors"]

@@ -29,7 +29,7 @@ run, writer = call.run, call.writer
 """
 
 
-class RefusedFile(Exception):
+class RejectedFile(Exception):
     """The file cannot run; the argument is the fault in its text."""
 
 
@@ -43,12 +43,12 @@ def job_of(
     """Yield the job, the compiled copy of the source, and its library, and delete them at the end.
 
     Raises:
-        RefusedFile: the file contains forbidden code, or does not compile.
+        RejectedFile: the file contains forbidden code, or does not compile.
         RuntimeError: there is no compiler.
     """
     text = file.read_text(errors="replace")
     if (refused := refusal(text)) is not None:
-        raise RefusedFile(Fault(refused[1], line=refused[0]))
+        raise RejectedFile(Fault(refused[1], line=refused[0]))
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # the path in the compiler's debug information
         # Compile the text that was checked, in an empty folder, so that no file beside it can replace a header.
@@ -59,7 +59,7 @@ def job_of(
         try:
             shutil.copyfile(compiled(alone, [task]), built)
         except DoesNotCompile as error:
-            raise RefusedFile(_complaint(alone, str(error), target, task)) from None
+            raise RejectedFile(_complaint(alone, str(error), target, task)) from None
         module.write_text(_MODULE.format(package=str(OURS.parent), built=str(built), signature=task.signature))
         yield Job(str(module), place, forbidden=(), place=place, functions=("run", "writer"), **limits), alone, built
 

@@ -79,14 +79,14 @@ class KernelGrade(GradeReport):
 
 
 def _wrong(fault: Fault) -> Rows:
-    line = there = None
+    line = value = None
     if fault.line is not None:
         other = f"; the other access is in line {fault.other}" if fault.other is not None else ""
         line = f"{fault.line}{other}"
     if fault.index is not None:
         given, expected = in_digits(fault.given), in_digits(fault.expected)
-        there = f"{fault.output}{list(fault.index)} is {given}; expected {expected}"
-    rows = {"wrong": fault.what, "line": line, "on": fault.on, "there": there, "hint": fault.hint}
+        value = f"{fault.output}{list(fault.index)} is {given}; expected {expected}"
+    rows = {"wrong": fault.what, "line": line, "input": fault.on, "value": value, "hint": fault.hint}
     return [(name, text) for name, text in (rows | {"printed": fault.printed}).items() if text]
 
 

@@ -21,7 +21,7 @@ _WORDS = {
     r"\bcudasim\w*|\b__tsan\w*": f"the simulation's own names: {{word}} {_NOT}",
     r"\b(?:extern(?!\s+__shared__)|__attribute__|_Pragma|__builtin_\w+)": f"{{word}} {_NOT}",
     rf"\bstd\s*::\s*(?!(?:{_OF_STD})\w*)\w+": f"{{word}} {_NOT}",
-    rf"\b(?:{_COPIES})\b": f"{{word}} {_NOT}: the kernels do the work",
+    rf"\b(?:{_COPIES})\b": f"{{word}} {_NOT}: copy in a kernel",
     r"##|%:|\?\?=": f"{{word}} {_NOT}: it hides what a line does",
 }
 
