@@ -256,8 +256,8 @@ def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
 
 
 def _leave_group() -> None:
-    gc.collect()  # a DistributedDataParallel that held the last reference would wait for gloo's threads with the GIL
-    if dist.is_initialized():
+    if dist.is_initialized() and not hasattr(sys, "last_type"):  # after an error, a thread may wait for another rank
+        gc.collect()  # a DistributedDataParallel freed last would wait for gloo's threads with the lock that they need
         dist.destroy_process_group()
 
 
@@ -290,10 +290,12 @@ def _init_process_group(local_rank: int, local_world_size: int, **where: Any) ->
 
 
 def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any, timeout: float) -> list[T]:
-    if not dist.is_initialized():
+    mine = not dist.is_initialized()
+    if mine:
         local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _init_process_group(*local, timeout=timedelta(seconds=timeout))
-        atexit.register(_leave_group)
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, fn(*args, **kwargs))
+    if mine:
+        atexit.register(_leave_group)
     return results
