@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from browsing import HTML, PHONE, ROOT, Browser
+from browsing import FAINT_TEXT, HTML, PHONE, ROOT, SMALL_TEXT, Browser
 
 from sbnref.debugging.monitor.report import MODE_COLORS
 
@@ -117,8 +117,8 @@ def test_a_page_fits_every_screen_and_is_legible_in_both_themes(browser, page):
     for width in (1440, 1024, 360, PHONE):
         browser.resize(width, 740)
         assert browser.cut_off("article *") == [], width
-    assert browser.small_text(11) == []
+    assert browser.run(SMALL_TEXT, 11) == []
     for theme in ("light", "dark"):
         browser.run(f"document.body.dataset.theme = '{theme}'")
-        assert browser.faint_text(4.5) == [], theme
+        assert browser.run(FAINT_TEXT, 4.5) == [], theme
     assert browser.run("return document.title")
