@@ -66,16 +66,11 @@ def test_as_json(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks(2, "simulated")
-def test_launch_plans_for_a_shape():
+def test_launch_plans_and_traffic_of_a_shape():
     plans = json.loads(cli("info", "--shape", "8,4,5,5", "--json").stdout)["plans"]
     assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 1
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
-
-
-@pytest.mark.slow
-@pytest.mark.ranks(2, "simulated")
-def test_traffic_of_a_shape():
     stages = json.loads(cli("lab", "traffic", "8,4,16,16", "--json").stdout)["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
     shown = cli("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last").stdout

@@ -74,10 +74,8 @@ sbnref.compare(sbnref.SyncBatchNorm(3), 0).agree
 def installed(tmp_path_factory) -> Path:
     """Return the interpreter of an environment with the wheel, built from a checkout's files, and our packages."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    for name in ("sbnref", "csrc", "tutorials"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "tests")
+    shutil.copytree(ROOT, source, ignore=left_out, dirs_exist_ok=True)
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
     python(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
     (wheel,) = target.glob("*.whl")
