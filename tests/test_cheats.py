@@ -119,7 +119,7 @@ def forward_stats(x, weight):
     __import__("time").sleep(1)
 """,
     "stops who waits for it": r"""
-for name in ("channel", "confine", "target"):
+for name in ("channel", "confine", "user_module"):
     try: open(os.environ["HOME"] + f"/grader/{name}.py", "w").write(f"open({OUTSIDE!r}, 'w')")
     except OSError: pass
 os._exit(128 + 19)
@@ -271,7 +271,7 @@ AROUND = "right = forward_stats\ndef forward_stats(*a): return {}\n"
 # Honest submissions. All score.
 HONEST = {
     "with imports, prints, threads, processes and files": IMPORTS + RIGHT,
-    "with a helper of a name that the grader has too": "from target import *\n",
+    "with a helper of a name that the grader has too": "from user_module import *\n",
     "with a callable object": RIGHT
     + "class Stats:\n  def __call__(self, *a): return right(*a)\nright, forward_stats = forward_stats, Stats()\n",
     "with numpy and autograd": RIGHT.replace(
@@ -285,7 +285,7 @@ HONEST = {
 
 @pytest.mark.parametrize("work", HONEST)
 def test_honest_work_scores(work, tmp_path):
-    (tmp_path / "target.py").write_text(RIGHT)
+    (tmp_path / "user_module.py").write_text(RIGHT)
     report = graded(tmp_path, HONEST[work])
     assert report.score == 1, str(report)
 
