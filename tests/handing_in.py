@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import process
 
 from sbnref.impls.build import cache
 
@@ -69,19 +69,13 @@ class Autograder:
         shutil.copy(self.place / "source" / "run_autograder", self.place)
         (self.place / "venv").symlink_to(ENVIRONMENT)  # setup.sh would create it
         (self.place / "libraries").symlink_to(cache())
-        self.printed = ""
 
-    def __call__(self, files: dict[str, str]) -> dict[str, Any]:
+    def __call__(self, files: dict[str, str], code: int = 0) -> dict[str, Any]:
         shutil.rmtree(self.place / "submission")
         (self.place / "submission").mkdir()
         (self.place / "results" / "results.json").unlink(missing_ok=True)
         hand_in(self.place / "submission", files)
-        run = subprocess.run(
-            [self.place / "run_autograder"],
-            cwd=self.place,
-            env={"PATH": os.environ["PATH"], "AUTOGRADER": str(self.place)},
-            capture_output=True,
-            text=True,
-        )
+        env = {"PATH": os.environ["PATH"], "AUTOGRADER": str(self.place)}
+        run = process(self.place / "run_autograder", code=code, cwd=self.place, env=env)
         self.printed = run.stdout + run.stderr
         return json.loads((self.place / "results" / "results.json").read_text())

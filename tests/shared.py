@@ -1,8 +1,11 @@
 """Run the command ``sbnref`` in this process, run other commands in new processes, and read pages' code blocks."""
 
+import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -38,3 +41,13 @@ def process(*command: object, code: int = 0, **options) -> subprocess.CompletedP
 
 def python(*arguments: object, **options) -> subprocess.CompletedProcess:
     return process(sys.executable, *arguments, **options)
+
+
+def gone(pid: int) -> bool:
+    """Return whether a process ends within half a minute."""
+    with suppress(ProcessLookupError):
+        for _ in range(300):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+        return False
+    return True

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
 from hosts import steps
+from shared import gone
 
 import sbnref
 
@@ -56,10 +56,7 @@ def test_an_error_in_time_names_the_rank(launcher, what, impl, message, tmp_path
     pids = [(tmp_path / f"pid-{rank}").read_text() for rank in (0, 1)]
     seen = re.search(message.format(pid=pids[1]), output)
     assert seen, output
-    end = time.monotonic() + 30
-    while left := [pid for pid in pids if Path("/proc", pid).exists()]:
-        assert time.monotonic() < end, f"ranks that did not end: {left}"
-        time.sleep(0.1)
+    assert all(gone(int(pid)) for pid in pids)
     assert not list(tmp_path.glob("sbnref-*"))
     seen = seen[0] if launcher == "torchrun" else output.split(":")[0]
     record(launcher=launcher, impl=impl, fault=f"a rank {what}", seen=seen, seconds=seconds)

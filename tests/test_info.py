@@ -1,11 +1,10 @@
 """The report of ``sbnref info``."""
 
 import json
-import os
 
 import pytest
 import torch
-from shared import ROOT, cli, python, refused
+from shared import ROOT, cli, refused
 
 from sbnref.debugging.launch_plan import launch_plan
 from sbnref.impls import build
@@ -65,24 +64,15 @@ def test_as_json(monkeypatch, tmp_path):
     assert data["variables"]["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
 
 
-def simulated(*words):
-    """Run the command in a new process, because a process holds one library of kernels."""
-    return python("-m", "sbnref", *words, env={**os.environ, "SBNREF_CUDASIM": "1", "COLUMNS": "100"}).stdout
-
-
 @pytest.mark.slow
-def test_launch_plans_for_a_shape():
-    simulated("build", "simulation")
-    plans = json.loads(simulated("info", "--shape", "8,4,5,5", "--json"))["plans"]
+@pytest.mark.ranks(2, "simulated")
+def test_launch_plans_and_traffic_of_a_shape():
+    plans = json.loads(cli("info", "--shape", "8,4,5,5", "--json").stdout)["plans"]
     assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 1
-    assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(simulated("info", "--shape", "8,4,5,5").split())
-
-
-@pytest.mark.slow
-def test_traffic_of_a_shape():
-    stages = json.loads(simulated("lab", "traffic", "8,4,16,16", "--json"))["stages"]
+    assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
+    stages = json.loads(cli("lab", "traffic", "8,4,16,16", "--json").stdout)["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
-    shown = simulated("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last")
+    shown = cli("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last").stdout
     assert "float16, channels-last" in shown
     assert "backward_apply" in shown

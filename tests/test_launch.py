@@ -3,26 +3,18 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from contextlib import suppress
 from multiprocessing import parent_process
 
 import pytest
 import torch
 import torch.distributed as dist
-from shared import python
+from shared import ROOT, gone, python
 
 import sbnref
-
-
-def total(value: float) -> float:
-    tensor = torch.tensor([value * (dist.get_rank() + 1)])
-    dist.all_reduce(tensor)
-    return tensor.item()
 
 
 def fail() -> None:
@@ -39,21 +31,6 @@ def die_late() -> None:
     raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
 
 
-def leave() -> None:
-    if dist.get_rank() == 1:
-        os._exit(3)
-
-
-def gone(pid: int) -> bool:
-    """Return whether the process ends within a few seconds."""
-    with suppress(ProcessLookupError):
-        for _ in range(100):
-            os.kill(pid, 0)
-            time.sleep(0.1)
-        return False
-    return True
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -61,9 +38,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_ranks_are_reused_and_sent_functions_by_value(world):
-    ranks = world(2)
-    factor = 3.0
-    assert ranks.run(lambda: total(factor)) == [9.0, 9.0]
+    ranks, factor = world(2), 3.0
+
+    def total() -> float:
+        tensor = torch.tensor([factor * (dist.get_rank() + 1)])
+        dist.all_reduce(tensor)
+        return tensor.item()
+
+    assert ranks.run(total) == [9.0, 9.0]
     assert ranks.run(os.getpid) == ranks.run(os.getpid)
 
 
@@ -72,7 +54,7 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all(folder):
         for function, message in (
             (fail, r"(?s)rank 1 failed:.*in fail.*ValueError: the reason"),
             (die_late, "rank 1 failed:\n\nits process was ended by signal 9"),
-            (leave, "rank 1 failed:\n\nits process ended with exit code 3"),
+            (lambda: dist.get_rank() and os._exit(3), "rank 1 failed:\n\nits process ended with exit code 3"),
         ):
             pids = ranks.run(os.getpid)  # fresh ones
             assert len(list(folder.glob("sbnref-*"))) == 1
@@ -99,81 +81,48 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all(folder):
     assert list(folder.glob("sbnref-*")) == []
 
 
-def test_ranks_do_not_outlive_a_killed_parent(tmp_path):
-    script = """
-        import os, time, sbnref
+def interrupt(by: int) -> None:
+    """Send the parent a signal from rank 0 while both ranks work; no rank returns by itself."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        os.kill(parent_process().pid, by)
+        dist.barrier()
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ranks_end_with_a_program_that_a_signal_ends(number, tmp_path):
+    script = f"""
+        import os, signal, sbnref
+        from test_launch import interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         ranks = sbnref.Ranks(2)
         print(*ranks.run(os.getpid), flush=True)
-        time.sleep(60)
+        ranks.run(interrupt, {number:d})
     """
-    command, env = [sys.executable, "-c", textwrap.dedent(script)], {**os.environ, "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    parent.kill()
-    parent.wait()
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = python("-c", textwrap.dedent(script), code=-number, timeout=120, env=env)
+    pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
     assert all(map(gone, pids))
     assert list(tmp_path.glob("sbnref-*")) == []
 
 
-def interrupt(by: int, wait: str) -> None:
-    """Send the parent a signal from rank 0 while both ranks work; no rank returns by itself."""
-    dist.barrier()
-    if dist.get_rank() == 0:
-        os.kill(parent_process().pid, by)
-    while wait == "loop":
-        pass
-    if wait == "collective" and dist.get_rank() == 0:
-        dist.barrier()
-    time.sleep(600)
-
-
-@pytest.fixture
-def interruptible():
-    """Install Python's interrupt handler, even if the parent shell ignores interrupts."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("wait", ["loop", "sleep", "collective"])
-def test_an_interrupt_ends_the_ranks_and_the_next_start_finds_all_in_order(wait, folder):
+def test_an_exception_from_a_signal_ends_the_ranks_and_new_ones_start(folder, request):
     """Only the parent gets the signal, like in a notebook."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     ranks = sbnref.Ranks(2)
     pids = ranks.run(os.getpid)
-    with pytest.raises(KeyboardInterrupt):
-        ranks.run(interrupt, signal.SIGINT, wait)
+    with pytest.raises(SystemExit):
+        ranks.run(interrupt, signal.SIGTERM)
     assert all(map(gone, pids))
-    with pytest.raises(KeyboardInterrupt):
-        sbnref.launch(interrupt, 2, signal.SIGINT, wait)
+    with pytest.raises(SystemExit):
+        sbnref.launch(interrupt, 2, signal.SIGTERM)
     assert list(folder.glob("sbnref-*")) == []
     with ranks:
         assert ranks.run(dist.get_rank) == [0, 1]
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_exception_from_the_handler_of_another_signal():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
-    with pytest.raises(SystemExit):
-        sbnref.launch(interrupt, 2, signal.SIGTERM, "collective")
-
-
-def test_a_program_that_is_interrupted_ends():
-    script = """
-        import multiprocessing, os, signal, time, sbnref
-        import torch.distributed as dist
-        def work():
-            if dist.get_rank() == 0:
-                os.kill(multiprocessing.parent_process().pid, signal.SIGINT)
-            time.sleep(600)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sbnref.launch(work, 2)
-    """
-    done = python("-c", textwrap.dedent(script), code=-signal.SIGINT, timeout=120)
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_a_long_text_of_an_exception_is_cut_to_its_ends():

@@ -4,16 +4,13 @@
 ``namespace(...)``; to run that program alone, call ``errors(world, SimpleNamespace(...))`` in a test.
 """
 
-import os
-import sys
 import time
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import Phase, find, given, settings, strategies
+from hypothesis import given, settings, strategies
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,15 +26,16 @@ pytestmark = pytest.mark.slow
 EPS = 0.01  # gradients of three layers fit into float16
 
 
-def programs(*impls):
+def programs():
     """Return a strategy for programs. Tuples of four hold a number per rank; smaller worlds ignore the last numbers."""
-    one_of, some = (lambda *choices: strategies.sampled_from(choices)), strategies.fixed_dictionaries
+    one_of = lambda *choices: strategies.sampled_from(choices)  # noqa: E731
     switches = dict(affine=one_of(True, False), track_running_stats=one_of(True, False))
-    norm = some(dict(stats_mode=one_of(*STATS_MODES), momentum=one_of(0.1, None, 1.0), **switches))
+    norm = strategies.builds(dict, stats_mode=one_of(*STATS_MODES), momentum=one_of(0.1, None, 1.0), **switches)
     step = strategies.tuples(one_of(True, True, False), strategies.tuples(*[one_of(0, 1, 2, 3, 5)] * 4))
-    choices = dict(
+    return strategies.builds(
+        SimpleNamespace,
         world_size=one_of(1, 2, 3, 4),
-        impl=one_of(*impls),
+        impl=one_of("reference", "cpu"),
         dtypes=one_of(*DTYPES),  # of the input and of the parameters
         channels=one_of(1, 2, 3, 8, 17),
         lengths=strategies.tuples(*[one_of(7, 2, 33, 300, 0)] * 4),  # inputs are (size, channels, length)
@@ -48,7 +46,6 @@ def programs(*impls):
         steps=strategies.lists(step, min_size=1, max_size=3),  # whether it trains, and the batch sizes
         seed=strategies.integers(0, 99),
     )
-    return some(choices).map(lambda chosen: SimpleNamespace(**chosen))
 
 
 def train(program):
@@ -86,7 +83,7 @@ def train(program):
     return steps
 
 
-def errors(world, program, train=train):
+def errors(world, program):
     """Run the program and describe errors beyond rounding."""
     found = []
     for i, step in enumerate(zip(*world(program.world_size).run(train, program), strict=True)):
@@ -138,14 +135,12 @@ def expect_training(norm, ranks):
         "running_var": (old["running_var"] + factor * want.unbiased_var, 2 * factor * unit * (want.var + EPS)),
         "num_batches_tracked": (steps, 0 * steps),
     }
-    names = ["y", "dx"] + ["weight.grad", "bias.grad"] * norm["affine"]
-    names += ["running_mean", "running_var", "num_batches_tracked"] * norm["track_running_stats"]
     for rank, (x, dy, xhat) in enumerate(zip(xs, dys, xhats, strict=True)):
         size = over(x, gamma.abs()) * (xhat + 1) + over(x, beta.abs())
         sums = over(x, sum_g) + over(x, sum_g_xhat) * (xhat + over(x, 1 + tilt))
         dx_size = over(x, gamma.abs() * invstd) * (dy.abs() + sums / max(elements_per_channel(x), 1))
         own = {"y": (want.y[rank], over(x, unit) * size), "dx": (want.dx[rank], over(x, unit) * dx_size)}
-        yield from ((rank, name, *(own | same)[name]) for name in names)
+        yield from ((rank, name, *bounded) for name, bounded in (own | same).items() if name in ranks[rank])
 
 
 @pytest.mark.timeout(0)  # the ranks' timeout ends a program that hangs
@@ -154,36 +149,10 @@ def test_every_number_equals_the_definition(world, pytestconfig):
     end = time.monotonic() + 60 * minutes
 
     @settings(max_examples=25, deadline=None, database=None, derandomize=not minutes)
-    @given(programs("reference", "cpu"))
+    @given(programs())
     def check(program):
         assert not errors(world, program)
 
     check()
     while time.monotonic() < end:
         check()
-
-
-def train_without_the_skew(program):
-    """Drop the term of backward_apply that only an empty rank in mode 'default' needs."""
-    original, keep = reference.backward_apply, torch.tensor([[1], [1], [0], [1]])
-    with patch.object(reference, "backward_apply", lambda *args: original(*args[:3], keep * args[3], *args[4:])):
-        return train(program)
-
-
-def test_a_planted_bug_is_found(world):
-    quick = settings(max_examples=200, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
-    program = find(programs("reference"), lambda p: errors(world, p, train_without_the_skew), settings=quick)
-    assert {error.split()[0] for error in errors(world, program, train_without_the_skew)} == {"dx"}
-    assert not errors(world, program)
-
-
-def repeat(program):
-    for _ in range(5):
-        train(program)
-    return [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
-def test_descriptors_and_threads_do_not_grow(world):
-    program = find(programs("cpu"), lambda program: program.ddp and program.world_size == 2)
-    assert world(2).run(repeat, program) == world(2).run(repeat, program)

@@ -1,14 +1,12 @@
-"""Serve the built site on localhost, and visit it with a browser."""
+"""Visit the built site with a browser."""
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
 HTML = Path(os.environ.get("SBNREF_HTML", ROOT / "docs" / "_build" / "html"))  # SBNREF_HTML may name another site
@@ -30,12 +28,14 @@ CUT_OFF = """
     .filter((e) => e === page || (!fits(e) && !scrolls(e))).slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
 """
 
+# Text in drawings that is smaller than a number of pixels.
 SMALL_TEXT = """
   const size = (text) => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
   const shown = [...document.querySelectorAll('article svg text')].filter((text) => text.checkVisibility());
   return shown.filter((text) => size(text) < arguments[0]).slice(0, 3).map((text) => text.outerHTML);
 """
 
+# Text whose contrast to its background (WCAG's ratio) is below a number.
 FAINT_TEXT = """
   const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
   const rgba = (color) => {
@@ -61,31 +61,6 @@ FAINT_TEXT = """
     .filter((e) => worded(e) && e.checkVisibility({ visibilityProperty: true }) && contrast(e) < arguments[0])
     .slice(0, 3).map((e) => `${contrast(e).toFixed(1)} ${e.outerHTML.slice(0, 200)}`);
 """
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/favicon.ico":  # browsers request it; its absence is no error
-            self.send_response(204)
-            self.end_headers()
-        else:
-            super().do_GET()
-
-    def translate_path(self, path: str) -> str:
-        # Serve these two from the source, in case the built site is older.
-        if path.startswith("/_static/explorer/"):
-            return str(ROOT / "docs") + urlsplit(path).path
-        player = ROOT / "sbnref" / "lab" / "player" / Path(urlsplit(path).path).name
-        if path.startswith("/_static/kernels/") and player.exists():
-            return str(player)
-        return super().translate_path(path)
-
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @dataclass
@@ -124,14 +99,6 @@ class Browser:
     def cut_off(self, selector: str) -> list[str]:
         """Return elements that reach beyond the window's right edge outside of any scrolling container."""
         return self.run(CUT_OFF, selector)
-
-    def small_text(self, pixels: float) -> list[str]:
-        """Return text in drawings that is smaller than ``pixels``."""
-        return self.run(SMALL_TEXT, pixels)
-
-    def faint_text(self, contrast: float) -> list[str]:
-        """Return text whose contrast to its background (WCAG's ratio) is below ``contrast``."""
-        return self.run(FAINT_TEXT, contrast)
 
     def show(self, case: str) -> None:
         """Show another case on the open page by its fragment."""

@@ -29,10 +29,6 @@ def random_case(rng: random.Random) -> list[Rank]:
     ]
 
 
-def fragment(ranks: list[Rank]) -> str:
-    return "#ranks=" + "/".join(",".join(f"{value:g}" for value in rank) for rank in ranks)
-
-
 def tensor(rank: Rank) -> torch.Tensor:
     """Return (n, 1, h, w) elements with the rank's mean and standard deviation; a single element has no deviation."""
     n, h, w, mean, std = rank
@@ -57,10 +53,8 @@ def results(browser: Browser) -> dict[str, list[str]]:
 
 def inputs(browser: Browser) -> list[list[float]]:
     """Return the numbers in the inputs, rank by rank."""
-    rows = browser.driver.find_elements("css selector", ".inputs tbody tr")
-    return [
-        browser.run("return [...arguments[0].querySelectorAll('input')].map((i) => i.valueAsNumber)", r) for r in rows
-    ]
+    of_a_row = "(row) => [...row.querySelectorAll('input')].map((input) => input.valueAsNumber)"
+    return browser.run(f"return [...document.querySelectorAll('.inputs tbody tr')].map({of_a_row})")
 
 
 def replace(browser: Browser, rank: int, key: str, value: str) -> None:
@@ -75,7 +69,7 @@ def test_the_table_shows_what_the_package_computes(browser):
     rng = random.Random(0)
     browser.open(PAGE)
     for ranks in [random_case(rng) for _ in range(25)]:
-        browser.show(fragment(ranks))
+        browser.show("#ranks=" + "/".join(",".join(f"{value:g}" for value in rank) for rank in ranks))
         xs, shown = [tensor(rank) for rank in ranks], results(browser)
         whole = torch.cat([x.flatten() for x in xs])
         for mode in modes.STATS_MODES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from browsing import HTML, PHONE, ROOT, Browser
+from browsing import FAINT_TEXT, HTML, PHONE, ROOT, SMALL_TEXT
 
 from sbnref.debugging.monitor.report import MODE_COLORS
 
@@ -18,13 +18,6 @@ def pages() -> list[str]:
     """Return the addresses of the pages, without generated ones."""
     found = (path.relative_to(HTML) for path in sorted(HTML.rglob("*.html")))
     return [str(path) for path in found if path.parts[0] not in GENERATED]
-
-
-def settled(browser: Browser) -> None:
-    """Wait until formulas, if any, are typeset."""
-    browser.wait("document.readyState === 'complete'")
-    typeset = "const done = arguments[0]; (window.MathJax?.startup?.promise ?? Promise.resolve()).then(() => done())"
-    browser.driver.execute_async_script(typeset)
 
 
 def test_search_finds_a_page_or_says_that_it_finds_nothing(browser):
@@ -113,12 +106,13 @@ def test_the_keyboard_starts_a_drawing_and_reduced_motion_stops_it(browser):
 @pytest.mark.parametrize("page", pages() or ["index.html"])
 def test_a_page_fits_every_screen_and_is_legible_in_both_themes(browser, page):
     browser.open(page, 1440, 900)
-    settled(browser)
+    typeset = "(window.MathJax?.startup?.promise ?? Promise.resolve())"
+    browser.driver.execute_async_script(f"{typeset}.then(arguments[0])")
     for width in (1440, 1024, 360, PHONE):
         browser.resize(width, 740)
         assert browser.cut_off("article *") == [], width
-    assert browser.small_text(11) == []
+    assert browser.run(SMALL_TEXT, 11) == []
     for theme in ("light", "dark"):
         browser.run(f"document.body.dataset.theme = '{theme}'")
-        assert browser.faint_text(4.5) == [], theme
+        assert browser.run(FAINT_TEXT, 4.5) == [], theme
     assert browser.run("return document.title")
