@@ -176,6 +176,21 @@ def test_an_installed_library_needs_its_release_of_cuda(monkeypatch, tmp_path, r
         build._check_tools(KERNELS)
 
 
+@pytest.mark.parametrize("lack", ["an older GPU", "an AMD GPU", "CUDA 12"])
+def test_an_installed_library_needs_its_gpus_unless_compiled_for_this_machine(monkeypatch, tmp_path, real, lack):
+    monkeypatch.setattr(build, "INSTALLED", tmp_path)
+    (tmp_path / KERNELS.installed).touch()
+    assert build.built(KERNELS) == tmp_path / KERNELS.installed
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5) if lack == "an older GPU" else (9, 0))
+    monkeypatch.setattr(torch.version, "hip", "7.0" if lack == "an AMD GPU" else None)
+    cuda = {"an older GPU": "13.0", "an AMD GPU": None, "CUDA 12": "12.8"}
+    monkeypatch.setattr(torch.version, "cuda", cuda[lack])
+    assert build.built(KERNELS) is None
+    (tmp_path / build.COMPILED_CUDA).touch()
+    assert build.built(KERNELS) == tmp_path / build.COMPILED_CUDA
+
+
 def test_nvcc_is_told_what_to_compile_for(real, cuda_home, monkeypatch):
     home = cuda_home("13.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;12.0+PTX")
