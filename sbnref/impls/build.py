@@ -37,7 +37,7 @@ from types import ModuleType
 
 import torch
 
-from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler, compiler
+from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler, compiler, not_writable
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
@@ -194,9 +194,7 @@ def build(library: Library) -> Path:
                 _compile(library, folder)
                 finished.touch()
     except OSError as error:
-        raise BuildError(
-            f"cannot write to {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to another folder"
-        ) from error
+        raise BuildError(not_writable(folder, error)) from error
     return folder / f"{library.name}.so"
 
 

@@ -107,6 +107,15 @@ def test_the_table_and_the_numbers_of_launches(lab_run):
     assert (status, len(json.loads(out)["launches"])) == (0, 1)
 
 
+def test_a_cache_that_is_not_writable_is_named(lab_run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    status, _, err = lab_run(SUM)
+    assert status == 2
+    assert err.startswith(f"sbnref: cannot write to {tmp_path / 'file'}/")
+    assert err.endswith(": Not a directory; set TORCH_EXTENSIONS_DIR to another folder\n")
+
+
 def test_a_fault_and_a_leak(lab_run):
     status, out, _ = lab_run(FAULTS, "missing_barrier")
     assert status == 1
