@@ -80,6 +80,15 @@ def test_launch_plans_for_a_shape():
 
 
 @pytest.mark.slow
+def test_a_shape_without_a_plan_is_refused():
+    """Not by an exception of the library's, which would abort the process where the library has its own runtime."""
+    simulated("build", "simulation")
+    info = ("-m", "sbnref", "info", "--shape", "1,2,99999999999")
+    run = python(*info, code=2, env={**os.environ, "SBNREF_CUDASIM": "1"})
+    assert run.stderr == "sbnref: launch_plan: expected less than 16 GiB per channel and sample\n"
+
+
+@pytest.mark.slow
 def test_traffic_of_a_shape():
     stages = json.loads(simulated("lab", "traffic", "8,4,16,16", "--json"))["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
