@@ -30,6 +30,13 @@ def test_as_a_table(monkeypatch):
     assert "got 'gpu'" in " ".join(cli("info").stdout.split())
 
 
+def test_a_missing_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for version, shown in (("13.0", True), (None, False)):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert ("PyTorch sees no CUDA GPU" in " ".join(cli("info").stdout.split())) == shown
+
+
 @pytest.mark.parametrize(
     ("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("False", False), ("off", False)]
 )
