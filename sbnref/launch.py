@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -286,10 +287,19 @@ def _init_process_group(local_rank: int, local_world_size: int, **where: Any) ->
 
 
 def _run_as_launched(fn: Callable[..., T], args: Any, kwargs: Any, timeout: float) -> list[T]:
-    if not dist.is_initialized():
+    mine = not dist.is_initialized()
+    if mine:
         local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _init_process_group(*local, timeout=timedelta(seconds=timeout))
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, fn(*args, **kwargs))
     dist.barrier()  # the program may end now: see _exit_now
+    if mine:
+        atexit.register(_leave_at_exit)
     return results
+
+
+def _leave_at_exit() -> None:
+    """Stop gloo's threads, unless the program ends by an error: they might wait for other ranks."""
+    if dist.is_initialized() and not hasattr(sys, "last_type"):
+        _leave_group()

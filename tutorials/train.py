@@ -89,7 +89,7 @@ def main() -> None:
         report(f"accuracy on {len(labels[test])} other digits: {accuracy:.1%}", rank)
         if args.output:
             torch.save(sbnref.revert_sync_batchnorm(model).state_dict(), args.output)
-    if world_size > 1:
+    if dist.is_initialized():
         dist.barrier()  # a rank may abort if it leaves right after its last collective
         dist.destroy_process_group()
 
