@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,8 @@ MISSING = {  # the library, the patch that removes a requirement, and the messag
         SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
     "sources": (
         SIMULATION, ("setattr", build, "CSRC", Path("no")), "expected the kernels' sources in"),
+    "a POSIX system": (
+        SIMULATION, ("setattr", build, "os", SimpleNamespace(name="nt")), "cannot be built on Windows; use WSL"),
     "CUDA": (KERNELS, ("setattr", torch.version, "cuda", None), "was built without CUDA; install one built with it"),
 }  # fmt: skip
 
