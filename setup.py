@@ -51,7 +51,8 @@ def compiled() -> dict[str, Path]:
         if library.cuda and os.environ.get("SBNREF_BUILD_CUDA", "") in ("", "0"):
             continue
         try:
-            files[library.installed] = build.built(library) or build.build(library)
+            name = build.COMPILED_CUDA if library.cuda else library.installed
+            files[name] = build.built(library) or build.build(library)
         except build.BuildError as error:
             if library.cuda:
                 raise

@@ -487,7 +487,7 @@ def main() -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, ended)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "simulation"
-    name = f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}-{datetime.now():%Y-%m-%d-%H%M}-checks.json"
+    name = f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}-{datetime.now():%Y-%m-%d}-checks.json"  # of the day's calls
     output = (options.output or HERE / "results" / name).absolute()
     seconds = options.seconds or (3 * SECONDS if options.only == list(LIMITS) else SECONDS)
     seconds *= SLOWER if simulated() and not options.seconds else 1

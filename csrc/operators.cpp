@@ -80,24 +80,30 @@ struct Gpu {
 std::tuple<std::string, std::string> build_info() { return {__VERSION__, cuda_release()}; }
 
 // The plan for a dense tensor that is (outer, channels, inner) in memory, on a chip with a number of multiprocessors,
-// or 0 for this chip. sbnref/debugging/launch_plan.py has the names of the numbers.
+// or 0 for this chip. sbnref/debugging/launch_plan.py has the names of the numbers. Empty on failure, see `boxed`.
 std::vector<int64_t> launch_plan(
     int64_t outer, int64_t channels, int64_t inner, int64_t element_size, bool backward, int64_t multiprocessors) {
-    const Device device = multiprocessors > 0 ? device_of(static_cast<int>(multiprocessors)) : current_device();
-    const Plan plan = make_plan(
-        outer, channels, inner, static_cast<int>(element_size), backward ? kBackwardUnroll : kForwardUnroll, device);
-    return {
-        static_cast<int64_t>(plan.layout),
-        plan.inner,
-        plan.blocks(),
-        plan.threads,
-        plan.vector,
-        plan.lanes,
-        plan.rows(),
-        plan.edges.columns,
-        plan.tile_channels,
-        plan.tiles,
-        plan.splits};
+    try {
+        const Device device = multiprocessors > 0 ? device_of(static_cast<int>(multiprocessors)) : current_device();
+        const Plan plan = make_plan(
+            outer, channels, inner, static_cast<int>(element_size), backward ? kBackwardUnroll : kForwardUnroll,
+            device);
+        return {
+            static_cast<int64_t>(plan.layout),
+            plan.inner,
+            plan.blocks(),
+            plan.threads,
+            plan.vector,
+            plan.lanes,
+            plan.rows(),
+            plan.edges.columns,
+            plan.tile_channels,
+            plan.tiles,
+            plan.splits};
+    } catch (const std::exception& error) {
+        failure() = error.what();
+        return {};
+    }
 }
 
 }  // namespace

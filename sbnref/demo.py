@@ -7,6 +7,7 @@ classes, often none.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ from .module import SyncBatchNorm
 
 UNSYNCHRONIZED = "no sync"
 MODES = (*STATS_MODES, UNSYNCHRONIZED)
+MISSING = "sbnref demo needs scikit-learn and matplotlib: pip install scikit-learn matplotlib"
 LOOKED_AT = 8  # digits that a rank looks at in each step
 LOOKS_FOR: list[set[int]] = [set(range(10)), {2, 3}, {8}, {5}]  # classes that a rank keeps, repeated for more ranks
 
@@ -53,6 +55,8 @@ def run(ranks: int, steps: int, seed: int, output: Path, as_json: bool) -> None:
         "modes": {},
     }
     load_digits()  # report a missing package before any process starts
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit(MISSING)
     output.mkdir(parents=True, exist_ok=True)
     with console.status(f"starting {ranks} ranks"):
         pool = Ranks(ranks)
@@ -133,9 +137,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise SystemExit(
-            "sbnref demo needs scikit-learn and matplotlib: pip install scikit-learn matplotlib"
-        ) from error
+        raise SystemExit(MISSING) from error
     digits = datasets.load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)

@@ -29,6 +29,13 @@ def test_as_a_table(monkeypatch):
     assert "got 'gpu'" in " ".join(cli("info").stdout.split())
 
 
+def test_a_missing_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for version, shown in (("13.0", True), (None, False)):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert ("PyTorch sees no CUDA GPU" in " ".join(cli("info").stdout.split())) == shown
+
+
 @pytest.mark.parametrize(
     ("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("False", False), ("off", False)]
 )
@@ -71,6 +78,8 @@ def test_launch_plans_and_traffic_of_a_shape():
     assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 1
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
+    refusal = "launch_plan: expected less than 16 GiB per channel and sample"
+    assert refusal in cli("info", "--shape", "1,2,99999999999", code=2).stderr
     stages = json.loads(cli("lab", "traffic", "8,4,16,16", "--json").stdout)["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
     shown = cli("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last").stdout

@@ -166,3 +166,25 @@ def test_the_same_script_runs_under_torchrun(tmp_path):
     for options, expected in (((), "[[0, 2], [1, 2]]"), (torchrun, "[[0, 3], [1, 3], [2, 3]]")):
         lines = python(*options, tmp_path / "script.py", timeout=120).stdout.splitlines()
         assert lines == [f"results {expected}"] * (3 if options else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_under_torchrun_no_thread_of_gloo_outlives_the_script(tmp_path):
+    """A thread that releases a tensor while the interpreter is being finalized aborts the process."""
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+        import atexit, sys, torch, sbnref
+        from pathlib import Path
+        def threads(when):
+            names = sorted({file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")})
+            sys.stdout.write(f"{when}: {'gloo' in str(names)}\\n")
+        atexit.register(threads, "at exit")
+        layer = sbnref.SyncBatchNorm(3)
+        for _ in range(2):
+            sbnref.launch(lambda: layer(torch.randn(4, 3)).sum().backward(), 2)
+        threads("before")
+        """)
+    )
+    lines = python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py").stdout
+    assert sorted(lines.splitlines()) == ["at exit: False"] * 2 + ["before: True"] * 2

@@ -100,6 +100,9 @@ class Info(Report):
             table.add_row(name, version or "none")
         for device, what in self.devices.items():
             table.add_row(f"device {device}", what)
+        if self.versions["CUDA (of PyTorch)"] and "cuda:0" not in self.devices:
+            none = "none: PyTorch sees no CUDA GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            table.add_row("device cuda", Text(none, "yellow"))
         table.add_row("backends", ", ".join(self.backends) or "none")
         for impl, devices in self.impls.items():
             for device, reason in devices.items():

@@ -26,7 +26,7 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
         block at once), ``tile_channels`` (channels per block), ``tiles``, ``splits`` (blocks that share a tile).
 
     Raises:
-        ValueError: the tensor has no channels.
+        ValueError: the tensor has no channels, or no plan fits it.
         BuildError: the kernels can be neither found nor built.
     """
     if x.dim() < 2 or x.shape[1] == 0:
@@ -37,6 +37,8 @@ def launch_plan(x: Tensor, *, backward: bool = False, multiprocessors: int = 0) 
     plan = cuda.operators().launch_plan(
         outer, channels, inner if outer else 1, x.element_size(), backward, multiprocessors
     )
+    if not plan:
+        raise ValueError(f"launch_plan: {cuda.operators().failure()}")
     layout, *numbers = plan
     names = ("inner", "grid", "block", "vector", "lanes", "rows", "edges", "tile_channels", "tiles", "splits")
     return {"layout": LAYOUTS[layout], **dict(zip(names, numbers, strict=True))}

@@ -37,12 +37,14 @@ from types import ModuleType
 
 import torch
 
-from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler, compiler
+from .compiling import CSRC, TORCH_HEADERS, DoesNotCompile, cache, call_compiler, compiler, not_writable
 from .environment import flag
 from .toolkit import NoToolkit, Toolkit, find_toolkit
 
 INSTALLED = Path(__file__).resolve().parents[1] / "libraries"  # the libraries in a wheel
 INSTALLED_CUDA = 13  # the release that a wheel's CUDA kernels need
+INSTALLED_CAPABILITY = (8, 0)  # the oldest GPUs that they run on
+COMPILED_CUDA = "cuda.so"  # CUDA kernels that `pip install` compiled for this machine
 
 HOST_SOURCES = ("operators.cpp", "plan.cpp")
 CUDA_SOURCES = ("forward_stats.cu", "forward_apply.cu", "backward_stats.cu", "backward_apply.cu")
@@ -164,10 +166,11 @@ def why_not_yet(library: Library) -> str | None:
 
 def built(library: Library) -> Path | None:
     """Return the library's file, installed or built before with the current flags; None if it is not built."""
-    if library.installed is not None and not _more_flags(library) and not (library.cuda and _older_cuda()):
-        file = INSTALLED / library.installed
-        if file.exists():
-            return file
+    if library.installed is not None and not _more_flags(library):
+        names = [library.installed] if not library.cuda or _wheel_needs() is None else []
+        for name in ([COMPILED_CUDA] if library.cuda else []) + names:
+            if (INSTALLED / name).exists():
+                return INSTALLED / name
     folder = _cache_folder(library)
     there = os.path.exists(folder / "finished")  # pathlib raises if the folder is not readable
     return folder / f"{library.name}.so" if there else None
@@ -191,9 +194,7 @@ def build(library: Library) -> Path:
                 _compile(library, folder)
                 finished.touch()
     except OSError as error:
-        raise BuildError(
-            f"cannot write to {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to another folder"
-        ) from error
+        raise BuildError(not_writable(folder, error)) from error
     return folder / f"{library.name}.so"
 
 
@@ -385,14 +386,20 @@ def find_cuda() -> Toolkit:
     try:
         return find_toolkit(torch.version.cuda)
     except NoToolkit as error:
-        ours = f" (the kernels in wheels need CUDA {INSTALLED_CUDA})" if _older_cuda() else ""
+        ours = f" (the kernels in wheels need {needs})" if (needs := _wheel_needs()) else ""
         version, cuda = torch.__version__, torch.version.cuda
         raise BuildError(f"PyTorch {version} was built with CUDA {cuda}{ours}, and {error}") from None
 
 
-def _older_cuda() -> bool:
-    """Return whether PyTorch's CUDA is older than that of the kernels in a wheel."""
-    return torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) < INSTALLED_CUDA
+def _wheel_needs() -> str | None:
+    """Return what a wheel's CUDA kernels need and PyTorch or a GPU at hand lacks, in words, or None."""
+    older = torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) < INSTALLED_CUDA
+    if older or torch.version.hip is not None:
+        return f"CUDA {INSTALLED_CUDA}"
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if min(capabilities, default=INSTALLED_CAPABILITY) < INSTALLED_CAPABILITY:
+        return "GPUs of compute capability {}.{} or higher".format(*INSTALLED_CAPABILITY)
+    return None
 
 
 def _check_gpus() -> None:

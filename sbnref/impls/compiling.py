@@ -47,7 +47,13 @@ def is_clang(command: str) -> bool:
 def cache() -> Path:
     """Return the folder for libraries that are built on first use, shared with PyTorch's own extensions."""
     caches = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches).expanduser() / "torch_extensions")
+    # pathlib's expanduser raises if the user has no home
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser(f"{caches}/torch_extensions"))
+
+
+def not_writable(folder: Path, error: OSError) -> str:
+    """Return a message for an error in the cache."""
+    return f"cannot write to {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to another folder"
 
 
 def cached(
@@ -62,14 +68,20 @@ def cached(
         about: other things that it depends on.
         compile: makes the file at the path that it gets.
         suffix: the suffix of the file's name.
+
+    Raises:
+        RuntimeError: the cache is not writable.
     """
     depends = [torch.__version__, os.environ.get("CXX", ""), *about]
     digest = hashlib.sha256("\n".join(depends).encode())
     for source in sorted(sources):
         digest.update(os.fsencode(source.resolve()) + source.read_bytes())
     built = cache() / f"{name}-{digest.hexdigest()[:16]}" / f"{name}{suffix}"
-    if not built.exists():
-        built.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.exists(built):  # pathlib raises if the folder is not readable
+        try:
+            built.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RuntimeError(not_writable(built.parent, error)) from error
         compile(built)
     return built
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from shared import process, refused
 
-from sbnref.impls import cpu
+from sbnref.impls import build, cpu
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +93,13 @@ def test_what_is_said_where_it_cannot_be_built(tmp_path):
     told = info(**here, PATH="/nonexistent")
     assert "'c++' is not on the PATH" in told["impls"]["cpu"]["cpu"]
     assert told["chosen"]["cpu"] == "reference"
+
+
+def test_without_a_home_layers_run(monkeypatch):
+    for variable in ("HOME", "XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert build.built(build.CPU) is None
 
 
 def test_libraries_and_devices_are_named():

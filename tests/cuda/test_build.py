@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,8 @@ MISSING = {  # the library, the patch that removes a requirement, and the messag
         SIMULATION, ("setattr", "importlib.util.find_spec", lambda _: None), "install it with: pip install pybind11"),
     "sources": (
         SIMULATION, ("setattr", build, "CSRC", Path("no")), "expected the kernels' sources in"),
+    "a POSIX system": (
+        SIMULATION, ("setattr", build, "os", SimpleNamespace(name="nt")), "cannot be built on Windows; use WSL"),
     "CUDA": (KERNELS, ("setattr", torch.version, "cuda", None), "was built without CUDA; install one built with it"),
 }  # fmt: skip
 
@@ -174,6 +177,21 @@ def test_an_installed_library_needs_its_release_of_cuda(monkeypatch, tmp_path, r
     cuda_home("13.0")
     with pytest.raises(build.BuildError, match=r"built with CUDA 12\.8 \(the kernels in wheels need CUDA 13\), and"):
         build._check_tools(KERNELS)
+
+
+@pytest.mark.parametrize("lack", ["an older GPU", "an AMD GPU", "CUDA 12"])
+def test_an_installed_library_needs_its_gpus_unless_compiled_for_this_machine(monkeypatch, tmp_path, real, lack):
+    monkeypatch.setattr(build, "INSTALLED", tmp_path)
+    (tmp_path / KERNELS.installed).touch()
+    assert build.built(KERNELS) == tmp_path / KERNELS.installed
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5) if lack == "an older GPU" else (9, 0))
+    monkeypatch.setattr(torch.version, "hip", "7.0" if lack == "an AMD GPU" else None)
+    cuda = {"an older GPU": "13.0", "an AMD GPU": None, "CUDA 12": "12.8"}
+    monkeypatch.setattr(torch.version, "cuda", cuda[lack])
+    assert build.built(KERNELS) is None
+    (tmp_path / build.COMPILED_CUDA).touch()
+    assert build.built(KERNELS) == tmp_path / build.COMPILED_CUDA
 
 
 def test_nvcc_is_told_what_to_compile_for(real, cuda_home, monkeypatch):

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sass
@@ -400,6 +402,21 @@ def test_on_a_gpu_skipped_is_not_passed(check, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "memcheck", "--output", str(tmp_path / "out.json")])
     assert check.main() == 1
     assert "compute-sanitizer is not here" in capsys.readouterr().out
+
+
+def test_the_calls_of_a_day_share_a_file(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(check, "nvidia_tool", lambda name: None)
+    monkeypatch.setattr(check, "HERE", tmp_path)
+    for hour, part in enumerate(("memcheck", "racecheck")):
+        now = datetime(2030, 1, 2, hour)
+        monkeypatch.setattr(check, "datetime", SimpleNamespace(now=lambda now=now: now))
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", part])
+        check.main()
+    (file,) = (tmp_path / "results").iterdir()
+    assert file.name == "a-gpu-2030-01-02-checks.json"
+    assert {row["part"] for row in load(file).notes["checks"]} == {"memcheck", "racecheck"}
 
 
 INTERRUPTED = """

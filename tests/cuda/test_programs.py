@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvcc import compiled, needs_nvcc
@@ -12,6 +13,7 @@ from shared import blocks, python
 from typer.testing import CliRunner
 
 from sbnref.cli import app
+from sbnref.impls import simulation
 from sbnref.impls.simulation.rewrite import source_of
 from sbnref.lab.lines import OPTIONS
 from sbnref.lab.run import run
@@ -105,6 +107,22 @@ def test_the_table_and_the_numbers_of_launches(lab_run):
     assert (status, launch["grid"], launch["bytes_read"], launch["sectors"]) == (0, [1, 1, 1], 800, 39)
     status, out, _ = lab_run("--json", "--launches", 1, LAST_BLOCK)
     assert (status, len(json.loads(out)["launches"])) == (0, 1)
+
+
+def test_a_cache_that_is_not_writable_is_named(lab_run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    status, _, err = lab_run(SUM)
+    assert status == 2
+    assert err.startswith(f"sbnref: cannot write to {tmp_path / 'file'}/")
+    assert err.endswith(": Not a directory; set TORCH_EXTENSIONS_DIR to another folder\n")
+
+
+def test_windows_needs_wsl(lab_run, monkeypatch):
+    monkeypatch.setattr(simulation, "os", SimpleNamespace(name="nt"))
+    simulation.runtime.cache_clear()
+    status, _, err = lab_run(SUM)
+    assert (status, err.startswith("sbnref: the simulation does not run on Windows; use WSL")) == (2, True), err
 
 
 def test_a_fault_and_a_leak(lab_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -136,8 +137,10 @@ def runtime() -> tuple[Path, ...]:
     """Return the simulation's objects, compiled once for all programs.
 
     Raises:
-        RuntimeError: they do not compile, or there is no compiler.
+        RuntimeError: they do not compile, there is no compiler, or this is Windows.
     """
+    if os.name == "nt":
+        raise RuntimeError("the simulation does not run on Windows; use WSL, the Windows Subsystem for Linux")
     headers = list(SIMULATION.rglob("*.h"))
     flags = ("-O2", "-fPIC")
 
