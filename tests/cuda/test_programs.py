@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from nvcc import compiled, needs_nvcc
+from nvcc import compile_together, needs_nvcc
 from shared import blocks, python
 from typer.testing import CliRunner
 
@@ -40,13 +40,7 @@ def test_a_right_program_passes_in_every_order(program):
 
 @needs_nvcc
 def test_nvcc_compiles_the_programs(tmp_path):
-    """Compile all programs at once, each in its own namespace, in a tenth of the time."""
-    texts = [program.read_text() for program in PROGRAMS]
-    headers = sorted({header for text in texts for header in re.findall(r"#include <.*>", text)})
-    spaces = [f'namespace {p.stem} {{\n#include "{p}"\n}}' for p in PROGRAMS]
-    source = tmp_path / "all.cu"
-    source.write_text("\n".join([*headers, f'#include "{HERE}/programs/program.h"', *spaces]))
-    compiled(["nvcc", "-std=c++17", "-arch=sm_90", "-c", str(source), "-o", str(tmp_path / "all.o")])
+    compile_together(PROGRAMS, tmp_path, "-std=c++17", f"-I{HERE / 'programs'}")
 
 
 @pytest.mark.parametrize("name", PLANTED)
