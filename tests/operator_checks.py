@@ -86,9 +86,8 @@ def check_refusals(operators: Any) -> None:
 
 def check_alignment(operators: Any) -> None:
     """Check that misaligned tensors give the bits of aligned ones."""
-    x, dy = torch.randn(2, 4, 3, 5, 5)
+    x = torch.randn(4, 3, 5, 5)
     for name, args in calls(x).items():
-        args = tuple(dy if a is not x and isinstance(a, torch.Tensor) and a.shape == x.shape else a for a in args)
         moved = tuple(off_by_one(a) if isinstance(a, torch.Tensor) and a.shape == x.shape else a for a in args)
         out, expected = (
             getattr(operators, name)(*(a.clone() if isinstance(a, torch.Tensor) and a.dim() < 2 else a for a in given))

@@ -5,7 +5,6 @@ each launched kernel from the PTX of that compilation.
 """
 
 import ctypes
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,17 +52,10 @@ def compile_all(folder: Path, includes: list[str]) -> None:
 class Gpu:
     """Run the launches of the process that loaded the library."""
 
-    folder: Path
     library: ctypes.CDLL
-    kernels: dict[str, ptx.Kernel] = field(default_factory=dict)
+    kernels: dict[str, ptx.Kernel]
     fused: bool = True
-    launches: list[tuple[str, int, int]] = field(default_factory=list)  # kernel, blocks and threads
-
-    def read(self, edit: Callable[[str], str] = lambda text: text) -> None:
-        """Load the compiled PTX, edited by ``edit``."""
-        self.kernels = {}
-        for source in CUDA_SOURCES:
-            self.kernels |= ptx.parse(edit((self.folder / source).with_suffix(".ptx").read_text()))
+    launched: set[str] = field(default_factory=set)  # names of kernels
 
     def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> int:
         """Return the address of an error message, empty on success."""
@@ -73,7 +65,7 @@ class Gpu:
     def _launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> bytes:
         try:
             kernel = self.kernels[name.decode()]
-            self.launches.append((kernel.name, blocks, threads))
+            self.launched.add(kernel.name)
             end = max(offset + size for offset, size in kernel.parameters.values())
             given = bytearray(end)
             for pointer, (offset, size) in zip(arguments, kernel.parameters.values(), strict=False):
@@ -105,8 +97,10 @@ def load(folder: Path) -> None:
     global _gpu
     library = ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # before the simulation, whose symbols it replaces
     library.known_memory.restype = ctypes.c_size_t
-    _gpu = Gpu(folder, library)
+    kernels = {}
+    for source in CUDA_SOURCES:
+        kernels |= ptx.parse((folder / source).with_suffix(".ptx").read_text())
+    _gpu = Gpu(library, kernels)
     _gpu.launcher = LAUNCHER(_gpu.launch)  # type: ignore[attr-defined] # protect it from garbage collection
     library.launch_with(_gpu.launcher)  # type: ignore[attr-defined]
     assert cuda.why_not(torch.device("cpu")) is None
-    _gpu.read()

@@ -6,7 +6,7 @@ barrier or a shuffle, lanes wait for the others.
 
 Arithmetic is done in the instruction's type and rounded once per instruction. An approximate division is rounded
 correctly, which is one of the results that a GPU may return. An unknown instruction or an access outside the known
-memory is an error that names the kernel, the line and the instruction.
+memory is an error that names the kernel and the instruction.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ def parse(text: str) -> dict[str, Kernel]:
     """Return the kernels of a program by their mangled names."""
     before, *entries = _COMMENT.sub("", text).split(".entry")
     dynamic = re.search(r"\.extern\s+\.shared[^;]*?([\w$]+)\[\];", before)
-    kernels, line = {}, 1 + before.count("\n")
+    kernels = {}
     for entry in entries:
         header, _, body = entry.partition("{")
         name = re.findall(r"[\w$]+", header)[0]
-        kernels[name] = Kernel(name, header, body, line + header.count("\n"), dynamic[1] if dynamic else None)
-        line += entry.count("\n")
+        kernels[name] = Kernel(name, header, body, dynamic[1] if dynamic else None)
     return kernels
 
 
@@ -66,7 +65,6 @@ def _up(offset: int, align: int) -> int:
 
 @dataclass
 class Instruction:
-    line: int
     text: str
     guard: str | None  # the predicate, with its "!"
     parts: list[str]  # of the opcode
@@ -87,11 +85,10 @@ class Kernel:
         shared_size: bytes, without dynamic shared memory.
         runs: sequences of instructions. An instruction at which lanes wait is a run; a branch ends a run.
         labels: the run after each label.
-        fences: number executed so far by all threads.
     """
 
-    def __init__(self, name: str, header: str, body: str, line: int, dynamic_shared: str | None) -> None:
-        self.name, self._body, self._first_line, self.fences = name, body, line, 0
+    def __init__(self, name: str, header: str, body: str, dynamic_shared: str | None) -> None:
+        self.name, self._body = name, body
         self.parameters, _ = _lay_out(re.findall(_VARIABLE % "param", header))
         shared, self.shared_size = _lay_out(re.findall(_VARIABLE % "shared", body))
         self.shared = {array: offset for array, (offset, _) in shared.items()}
@@ -108,10 +105,8 @@ class Kernel:
 
         body = _INNER_SCOPE.sub(renamed, self._body)
         runs: list[list[Instruction]] = [[]]
-        labels, line, counted = {}, self._first_line, 0
+        labels: dict[str, int] = {}
         for match in _STATEMENT.finditer(body):
-            start = match.start(match.lastgroup or 0)
-            line, counted = line + body.count("\n", counted, start), start
             if label := match["label"]:
                 if runs[-1]:
                     runs.append([])
@@ -119,7 +114,7 @@ class Kernel:
             elif not match["text"].startswith("."):  # a declaration
                 text = " ".join(match["text"].split())
                 guard, opcode, operands = re.fullmatch(r"(?:@(\S+) )?(\S+) ?(.*)", text).groups()  # type: ignore[union-attr]
-                instruction = Instruction(line, text, guard, opcode.split("."), _OPERAND.findall(operands))
+                instruction = Instruction(text, guard, opcode.split("."), _OPERAND.findall(operands))
                 if instruction.waits and runs[-1]:
                     runs.append([])
                 runs[-1].append(instruction)
@@ -133,7 +128,7 @@ class Kernel:
     def launch(
         self, blocks: int, threads: int, shared_bytes: int, arguments: bytes, memory: dict[int, np.ndarray], fused: bool
     ) -> None:
-        """Run the kernel; on failure, raise a :class:`PtxError` that names the kernel, the line and the instruction.
+        """Run the kernel; on failure, raise a :class:`PtxError` that names the kernel and the instruction.
 
         Args:
             shared_bytes: bytes of dynamic shared memory.
@@ -246,7 +241,7 @@ class Block:
         if not waiting:
             return len(self.kernel.runs)
         first, *others = [self.kernel.runs[place][0] for place in waiting]
-        where = " and ".join(f"line {other.line}" for other in others) or "have returned"
+        where = " and ".join(f"at `{other.text}`" for other in others) or "have returned"
         count = (self._at == waiting[0]).sum()
         raise self._error(first, f"{count} of {self.threads} threads wait, the others {where}")
 
@@ -285,7 +280,7 @@ class Block:
         return guarded
 
     def _error(self, instruction: Instruction, what: str) -> PtxError:
-        return PtxError(f"{self.kernel.name}, line {instruction.line}, `{instruction.text}`: {what}")
+        return PtxError(f"{self.kernel.name}, `{instruction.text}`: {what}")
 
     # ---- operands ----
 
@@ -390,13 +385,7 @@ class Block:
     def _nothing(self, parts: list[str], *operands: str) -> Step:
         return lambda active: None
 
-    _prefetch = _nothing
-
-    def _membar(self, parts: list[str]) -> Step:
-        def step(active: np.ndarray) -> None:
-            self.kernel.fences += int(active.sum())
-
-        return step
+    _prefetch = _membar = _nothing
 
     # ---- branches and warp operations ----
 

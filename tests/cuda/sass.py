@@ -7,6 +7,8 @@ kernel can move per second, for any memory bandwidth.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -20,14 +22,10 @@ from sbnref.lab.own_stages import WARP, issue_ceiling
 
 def disassembler() -> str | None:
     """Return cuobjdump from the wheel, which needs ``nvidia-cuda-nvdisasm``, or from the toolkit; None without both."""
-    try:
-        import nvidia
-
-        folders = [str(folder) for root in nvidia.__path__ for folder in Path(root).glob("cu*/bin")]
-    except ImportError:
-        folders = []
-    found = (shutil.which("cuobjdump", path=folder) for folder in folders)
-    return next(filter(None, found), None) or shutil.which("cuobjdump")
+    nvidia = importlib.util.find_spec("nvidia")
+    places = (nvidia and nvidia.submodule_search_locations) or ()
+    folders = [str(folder) for place in places for folder in Path(place).glob("cu*/bin")]
+    return shutil.which("cuobjdump", path=os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
 @dataclass(frozen=True)

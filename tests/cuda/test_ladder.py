@@ -1,19 +1,13 @@
 """The tutorials' ladder of kernels, simulated and compiled: every rung is right and moves the documented bytes."""
 
-import shutil
 from functools import partial
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from kernels import ladder
-from test_gpu_benchmark import benchmark
 
-from benchmarks.results import tabulate
 from sbnref.impls.reference import forward_stats
-from sbnref.lab import LABORATORY
 
 pytestmark = pytest.mark.slow
 
@@ -161,62 +155,6 @@ def test_backwards_the_second_pass_fetches_less():
     forwards, backwards = (ladder.fetched(call, ladder.count(call), x.nbytes) for call in calls)
     assert forwards > 0.95
     assert backwards < 0.6
-
-
-def test_the_second_pass_starts_where_the_first_one_ended():
-    x = tensor("6 backwards", (33, 8, 16, 16))
-    for rung, backwards in (("5 payload", False), ("6 backwards", True)):
-        call = ladder.Call(rung, x)
-        launch, block, _, _, sector = ladder.count(call).trace.T
-        first = call.addresses["x"] // 32
-        of_x = (sector >= first) & (sector < first + x.numel() // 8)
-        ended = sector[of_x & (launch == 0) & (block == block[of_x].max())]
-        started = sector[of_x & (launch == 1) & (block == 0)]
-        assert torch.isin(started, ended).any() == backwards
-
-
-@pytest.mark.parametrize(
-    ("source", "barrier", "rung"),
-    [
-        ("laboratory.cuh", 0, "1 naive"),
-        ("laboratory.cuh", 1, "1 naive"),
-        ("2_welford.cu", 0, "2 Welford"),
-        ("7_channels_last.cu", 0, "7 channels-last"),
-        ("7_channels_last.cu", 1, "7 channels-last"),
-    ],
-)
-def test_a_missing_barrier_shows(source, barrier, rung, tmp_path, monkeypatch):
-    shutil.copytree(ladder.KERNELS, tmp_path, dirs_exist_ok=True)
-    shutil.copy(LABORATORY / "laboratory.cuh", tmp_path)  # files beside the source are included before installed ones
-    parts = (tmp_path / source).read_text().split("__syncthreads();")
-    parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
-    (tmp_path / source).write_text("__syncthreads();".join(parts))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    for order in ORDERS:
-        ladder.set_order(order, tmp_path)
-        with pytest.raises(RuntimeError, match=r"kernel .* (never written|without a barrier in between)"):
-            ladder.Call(rung, tensor(rung, (2, 3, 32, 32)), kernels=tmp_path).run()
-
-
-def test_the_gpus_benchmark_measures_every_rung(monkeypatch):
-    gpu = benchmark("gpu")
-    monkeypatch.setattr(gpu, "LADDER_SHAPES", [(2, 5, 8, 8)])
-    monkeypatch.setattr(gpu, "eager_seconds", lambda work, repetitions: [work(i) is None or 1e-3 for i in range(3)])
-    rung_of = {(torch.float32, False): "1 naive", (torch.float32, True): "7 channels-last"}
-    rung_of[torch.float16, False] = "9 half"
-    monkeypatch.setattr(gpu, "tensor", lambda shape, dtype, last: tensor(rung_of[dtype, last], shape))
-    chip = SimpleNamespace(L2_cache_size=4000, multi_processor_count=4, max_threads_per_multi_processor=2048)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: chip)
-
-    floor = MagicMock(side_effect=lambda moved, kernels, timing: moved / 1e9, bandwidth=1e9)
-    rows = list(gpu.Benchmark(floor, [], None).measure_ladder())
-    assert [row["layer"] for row in rows] == list(ladder.RUNGS)
-    assert [row["layout"] for row in rows] == ["contiguous"] * 6 + ["channels_last"] + ["contiguous"] * 2
-    for row in rows:
-        size = 2 * 5 * 8 * 8 * (2 if row["dtype"] == "float16" else 4)
-        assert row["over_floor"] == 1e-3 / (3 * size / 1e9)
-    _, inputs = tabulate(rows)
-    assert sum(map(len, inputs.values())) == len(rows)
 
 
 def test_every_rung_has_a_file_and_every_file_a_rung():

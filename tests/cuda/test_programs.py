@@ -8,13 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from nvcc import compiled, needs_nvcc
+from nvcc import compile_together, needs_nvcc
 from shared import blocks, python
 from typer.testing import CliRunner
 
 from sbnref.cli import app
 from sbnref.impls import simulation
-from sbnref.impls.simulation.rewrite import source_of
 from sbnref.lab.lines import OPTIONS
 from sbnref.lab.run import run
 
@@ -42,13 +41,7 @@ def test_a_right_program_passes_in_every_order(program):
 
 @needs_nvcc
 def test_nvcc_compiles_the_programs(tmp_path):
-    """Compile all programs at once, each in its own namespace, in a tenth of the time."""
-    texts = [program.read_text() for program in PROGRAMS]
-    headers = sorted({header for text in texts for header in re.findall(r"#include <.*>", text)})
-    spaces = [f'namespace {p.stem} {{\n#include "{p}"\n}}' for p in PROGRAMS]
-    source = tmp_path / "all.cu"
-    source.write_text("\n".join([*headers, f'#include "{HERE}/programs/program.h"', *spaces]))
-    compiled(["nvcc", "-std=c++17", "-arch=sm_90", "-c", str(source), "-o", str(tmp_path / "all.o")])
+    compile_together(PROGRAMS, tmp_path, "-std=c++17", f"-I{HERE / 'programs'}")
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -151,18 +144,18 @@ def test_how_a_program_ends(lab_run, tmp_path):
 
 def test_what_does_not_compile(lab_run, tmp_path):
     kernel = "__global__ void k(int* x) {\n    __shared__ int s[4], n;\n    x[0] = y;\n}\n"
-    source = file(tmp_path, f"{kernel}int main() {{}}\n")
+    source = file(tmp_path, f"extern __shared__ int all[];\n{kernel}int main() {{}}\n")
     status, _, err = lab_run(source)
     assert status == 2
-    assert f"{source}:3:" in err
+    assert f"{source}:4:" in err
     assert "‘y’ was not declared" in err or "'y'" in err
     assert lab_run(source.with_name("absent.cu"))[0] == 2
     assert "expected an order 'ascending', 'descending' or 'random:SEED'" in lab_run("--order", "sideways", SUM)[2]
     status, _, err = lab_run(file(tmp_path, "__global__ void k(int* x) {}\n"))
     assert (status, err) == (2, f"sbnref: expected a program, got {source}, which has no main()\n")
-    text = "__global__ void k(int* x) {}\nint main() {\n    k<<<1, 1>>>(nullptr, 3);\n}\n"
+    text = "__global__ void k(int* x) {}\nint main() {\n    k<<<\n1,\n1>>>(nullptr);\n    k<<<1, 1>>>(nullptr, 3);\n}\n"
     err = lab_run(file(tmp_path, text))[2]
-    assert re.search(f"{source}:3: (error: too many arguments to function|fatal error: no matching function)", err)
+    assert re.search(f"{source}:6: (error: too many arguments to function|fatal error: no matching function)", err)
     assert err.count("\n") < 6, "only what the user can act on"
 
 
@@ -179,15 +172,6 @@ def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, w
     source = file(tmp_path, f"// tex2D() and cudaTextureObject_t in a comment\n\n{line}\nint main() {{}}\n")
     status, _, err = lab_run(source)
     assert (status, err) == (2, f"sbnref: {source}, line 3: the simulation does not support {what}\n")
-
-
-def test_a_launch_keeps_its_lines():
-    source = source_of("::k<<<\n  1,\n  2\n>>>(x);")
-    assert "{ ::k(cudasim_given...); })(x);" in source
-    assert "cudasim::Config(\n  1,\n  2\n)" in source
-    source = source_of("void k() {\n    __shared__ float a[32][N + 1], b;\n    __shared__ A<int, 2> c[2];\n}\n")
-    assert source.count("\n") == 4
-    assert re.search(r"#define s .*\n#line 2\n", source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n"))
 
 
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
