@@ -26,7 +26,6 @@ def debugged():
 CHANGES = {  # the deviating rank, and a change of its model or a replacement of its input
     "order": (1, lambda model, x: setattr(model, "0", nn.Identity())),
     "dtype": (2, lambda model, x: x.double()),
-    "mode": (2, lambda model, x: setattr(model[0], "stats_mode", "exact")),
     "eps": (2, lambda model, x: setattr(model[0], "eps", 1e-3)),
     "no gradients": (1, lambda model, x: model.requires_grad_(False) and None),
     "training": (0, lambda model, x: model.eval() and None),
@@ -79,9 +78,8 @@ def step(case):
         ("order", ["differ in layer and stats_mode", "ranks 0 and 2: layer '0', 4 channels", "rank 1: layer '2'"]),
         ("channels", ["differ in channels", "rank 0: layer 'SyncBatchNorm', 2 channels"]),
         ("dtype", ["differ in dtype", "rank 2: layer '0', 4 channels, torch.float64"]),
-        ("mode", ["differ in stats_mode", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='exact'"]),
         ("training", ["differ in training", "eps=1e-05, momentum=0.1, eval mode, with gradients"]),
-        ("eps", ["differ in eps", "rank 2: layer '0'", "eps=0.001"]),
+        ("eps", ["differ in eps", "rank 2: layer '0', 4 channels, torch.float32, stats_mode='default', eps=0.001"]),
         ("no gradients", ["differ in gradients", "training, without gradients"]),
         ("group", ["differ in group", "with gradients, group '"]),
         ("refusal", ["rank 1 refuses the input", "rank 1: layer '0', which refuses: expected input of 4 channels"]),

@@ -20,24 +20,13 @@ import sbnref
 from sbnref.conformance.watch import Watch
 from sbnref.debugging import recording
 from sbnref.debugging.diagnose import Diagnosis, rules
-from sbnref.functional import sync_batch_norm
 from sbnref.interop.peers import MMCVSyncBatchNorm
 
 STEPS = 30
 
 
-class SyncBatchNormLikeTorchs(nn.modules.batchnorm._BatchNorm):
-    """Imitate torch's synchronized layer, which refuses CPU tensors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        tensors = self.running_mean, self.running_var, self.weight, self.bias
-        options = dict(num_batches_tracked=self.num_batches_tracked, stats_mode="exact")
-        return sync_batch_norm(x, *tensors, self.training, self.momentum, self.eps, **options)
-
-
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "plain": nn.BatchNorm2d,
-    "torch": SyncBatchNormLikeTorchs,
     "mmcv": MMCVSyncBatchNorm,
     "ours": lambda channels, **options: sbnref.SyncBatchNorm(channels, stats_mode="exact", **options),
     "default": sbnref.SyncBatchNorm,
@@ -179,8 +168,7 @@ def frozen(name: str, on: int) -> Callable[[nn.Module, int, int], object]:
 
 # name: (the plan, the rule, the first layer, the deviating ranks or None for all)
 FAULTS = {
-    "checkpoint on rank 0, torch": (
-        Plan("torch", start=on(0, scale("bn1.running_var", 50))), "running statistics", "bn1", 0),
+    "checkpoint on rank 0": (Plan(start=on(0, scale("bn1.running_var", 50))), "running statistics", "bn1", 0),
     "buffers of rank 2, plain": (
         Plan("plain", start=on(2, scale("bn1.running_mean", 1, 30))), "running statistics", "bn1", 2),
     "empty rank, mmcv": (Plan("mmcv", size=lambda r, s: 0 if r == 1 and s % 2 else 8), "statistics mode", "bn1", 1),
@@ -192,7 +180,7 @@ FAULTS = {
     "inf between layers": (Plan(start=lambda m, r: setattr(m, "relu1", InfLayer())), "NaN or Inf", "bn2", 2),
     "eval mode on one rank": (Plan("plain", step=frozen("bn1", 1)), "eval mode", "bn1", 1),
     "eval mode of the model": (Plan(train=False), "eval mode", "bn1", None),
-    "one layer unconverted, torch": (Plan("torch", build=unconvert("bn1")), "unconverted", "bn1", None),
+    "one layer unconverted": (Plan(build=unconvert("bn1")), "unconverted", "bn1", None),
     "eps differs": (Plan(start=on(1, lambda m: setattr(m.bn1, "eps", 1e-2))), "settings", "bn1", 1),
     "mode differs": (Plan(start=on(1, lambda m: setattr(m.bn1, "stats_mode", "default"))), "settings", "bn1", 1),
     "weights differ": (Plan("plain", start=on(1, lambda m: m.bn2.weight.data.mul_(2))), "weights", "bn2", 1),
@@ -228,7 +216,7 @@ PAIRS = {
         Plan("plain", start=on(0, lambda m: setattr(m.bn2, "momentum", 0.5)), batch=shift_on(2)),
         ("settings", "bn2"), ("ranks apart", "bn1")),
     "nan and unconverted": (
-        Plan("torch", build=unconvert("bn2"), batch=nan_in), ("NaN or Inf", "bn1"), ("unconverted", "bn2")),
+        Plan(build=unconvert("bn2"), batch=nan_in), ("NaN or Inf", "bn1"), ("unconverted", "bn2")),
     "weights and shards": (
         Plan("ours", start=on(2, lambda m: m.bn2.weight.data.mul_(3)), batch=shift_on(1)),
         ("weights", "bn2"), ("ranks apart", "bn1")),
@@ -257,7 +245,7 @@ HEALTHY |= {
     "larger steps": Plan("plain", lr=0.1, steps=60),
     "from scratch": Plan("plain", warm=False, steps=45),
     "from scratch, default": Plan("default", {"momentum": 0.2}, warm=False, size=lambda r, s: 4),
-    "from scratch, torch, ragged": Plan("torch", warm=False, steps=45, size=lambda r, s: 2 + r + s % 2),
+    "from scratch, ragged": Plan(warm=False, steps=45, size=lambda r, s: 2 + r + s % 2),
 }
 
 
