@@ -17,6 +17,7 @@ from sbnref.debugging.compare import kernels_for
 from sbnref.debugging.compare.ranks import RandomLayer
 from sbnref.impls import reference
 
+SAME = ("reference", "reference")
 BOTH = ("--impl", "reference", "--impl", "reference")
 
 
@@ -48,7 +49,7 @@ def test_agreement_of_every_stage_on_every_rank():
     model = network()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(dist.get_rank() * 2, 2, 8, 9)
-    report = sbnref.compare(DistributedDataParallel(model), x, ("reference", "reference"))
+    report = sbnref.compare(DistributedDataParallel(model), x, SAME)
     assert report.agrees
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -104,15 +105,14 @@ def test_names_layer_rank_channel_and_index_on_every_rank(world):
 def test_a_stage_that_breaks_the_contract_is_reported(returns, problem):
     impl = register("breaks", forward_apply=lambda *args: returns(*reference.forward_apply(*args)))
     report = sbnref.compare(sbnref.SyncBatchNorm(2), torch.randn(4, 2), ("reference", impl))
-    assert problem in report.first_divergence.problems["breaks"]
     problems = {row.stage: row.problems["breaks"] for row in report.rows if row.problems}
-    if "None" in problem:
-        assert problems["backward_stats"] == "was not run, because forward_apply saved nothing"
+    assert problem in problems["forward_apply"]
+    assert problems["backward_stats"] == "was not run, because forward_apply saved nothing"
 
 
 def test_many_layers_take_a_line_each_unless_they_diverge():
     model = nn.Sequential(*(sbnref.SyncBatchNorm(3) for _ in range(6)))
-    lines = str(sbnref.compare(model, torch.randn(4, 3), ("reference", "reference"))).splitlines()
+    lines = str(sbnref.compare(model, torch.randn(4, 3), SAME)).splitlines()
     assert sum(line.startswith("layer ") and "agrees" in line for line in lines) == 6
 
 
@@ -134,29 +134,28 @@ class Twice(nn.Module):
 
 
 def test_models_of_other_shapes():
-    x, both = torch.randn(5, 3, dtype=torch.float64), ("reference", "reference")
+    x = torch.randn(5, 3, dtype=torch.float64)
     model = Twice(momentum=None, dtype=torch.float64)
-    report = sbnref.compare(model, {"x": x, "scale": 2}, both, upstream=[torch.ones(()), x])
+    report = sbnref.compare(model, {"x": x, "scale": 2}, SAME, upstream=[torch.ones(()), x])
     assert report.agrees
     assert {row.layer for row in report.rows} == {"norm", "norm (call 2)"}
     for options in ({"affine": False}, {"track_running_stats": False}):
-        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, both).agrees
+        assert sbnref.compare(sbnref.SyncBatchNorm(3, **options), x, SAME).agrees
 
 
 def test_bad_use_says_what_to_do():
     layer, x = sbnref.SyncBatchNorm(3), torch.randn(4, 3)
-    both = ("reference", "reference")
     for error, text, arguments in (
-        (TypeError, "expected a torch.nn.Module, got function", (network, x, both)),
-        (ValueError, "found none", (nn.Linear(3, 3), x, both)),
-        (ValueError, "only BatchNorm1d; sbnref.convert_sync_batchnorm", (nn.Sequential(nn.BatchNorm1d(3)), x, both)),
-        (ValueError, "call model.train\\(\\) first", (sbnref.SyncBatchNorm(3).eval(), x, both)),
-        (ValueError, "but it called none", (Twice(), {"x": x, "scale": 1, "skip": True}, both)),
+        (TypeError, "expected a torch.nn.Module, got function", (network, x, SAME)),
+        (ValueError, "found none", (nn.Linear(3, 3), x, SAME)),
+        (ValueError, "only BatchNorm1d; sbnref.convert_sync_batchnorm", (nn.Sequential(nn.BatchNorm1d(3)), x, SAME)),
+        (ValueError, "call model.train\\(\\) first", (sbnref.SyncBatchNorm(3).eval(), x, SAME)),
+        (ValueError, "but it called none", (Twice(), {"x": x, "scale": 1, "skip": True}, SAME)),
     ):
         with pytest.raises(error, match=text):
             sbnref.compare(*arguments)
     with pytest.raises(ValueError, match=r"shapes of the outputs, \[\(4, 3\)\], got \[\(3,\)\]"):
-        sbnref.compare(layer, x, both, upstream=torch.ones(3))
+        sbnref.compare(layer, x, SAME, upstream=torch.ones(3))
 
 
 def compared_with_reference(impl, name):
@@ -213,15 +212,6 @@ def test_command_refuses_in_a_sentence(arguments, text):
     said = refused("compare", *arguments.split(), *([] if "--impl" in arguments else BOTH))
     assert said.startswith("sbnref: ")
     assert text in said
-
-
-@pytest.mark.slow
-@pytest.mark.ranks(2, "simulated")
-def test_kernels_for_cpus_and_simulated_ones():
-    x = torch.randn([0, 6][dist.get_rank()], 5, 3, 3)
-    report = sbnref.compare(sbnref.SyncBatchNorm(5), x, ("cpu", "cuda"))
-    assert report.impls == ("cpu", "cuda")
-    assert report.agrees, str(report)
 
 
 def test_without_names_it_is_the_reference_and_the_kernels_of_the_device(monkeypatch):
