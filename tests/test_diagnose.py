@@ -375,7 +375,7 @@ def trains_for_long(every: int) -> tuple[list[int], list[str]]:
     return [row.step for row in recordings[rank].rows["0"]], [s.rule for s in rules.suspects(recordings)[0]]
 
 
-def test_older_steps_are_thinned_out_and_no_rank_seems_to_skip_a_layer(world, monkeypatch):
+def test_older_steps_are_thinned_out_and_no_rank_seems_to_skip_a_layer(world):
     for every, newest in ((1, 385), (3, 355)):
         for rank, (steps, found) in enumerate(world(2).run(trains_for_long, every)):
             assert len(steps) <= recording.MOST_STEPS
