@@ -1,4 +1,4 @@
-"""Shared fixtures: pools of ranks, each started on first use, and lines for the summary after the tests."""
+"""Shared fixtures: pools of ranks, each started on first use, and rows to record."""
 
 import re
 import subprocess
@@ -19,7 +19,6 @@ from sbnref.interop import convert
 sys.path.append(str(Path(__file__).parents[1] / "tutorials"))  # for the tutorials' kernels
 TIMEOUT = 300  # seconds for one call on ranks, compiling included
 
-_summary: list[str] = []
 _recorded: list[dict[str, Any]] = []
 
 
@@ -99,15 +98,3 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     file = session.config.getoption("record")
     if file and not session.testsfailed:
         Results(rows=_recorded).save(Path(file))
-
-
-@pytest.fixture
-def summary() -> list[str]:
-    """Return a list whose lines are printed after the tests."""
-    return _summary
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _summary:
-        terminalreporter.section("relative errors against float64")
-        terminalreporter.write_line("\n".join(_summary))

@@ -74,9 +74,8 @@ def test_a_trace_is_saved_and_loaded(model):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
-def test_eval_mode_without_running_statistics_is_torchs_own(impl):
-    layer = SyncBatchNorm(2, track_running_stats=False, impl=impl).eval()
+def test_eval_mode_without_running_statistics_is_torchs_own():
+    layer = SyncBatchNorm(2, track_running_stats=False).eval()
     torch.jit.save(torch.jit.trace(layer, X), io.BytesIO())
     calls = [str(node.target) for node in torch.export.export(layer, (X,)).graph.nodes if node.op == "call_function"]
     assert not [call for call in calls if "sbnref" in call], calls

@@ -112,12 +112,9 @@ def test_torch_layers_are_watched_where_they_run():
     assert watch.layers["1"].mean_off("exact") == 0
 
 
-def test_plot(world, tmp_path):
+def test_plot(world):
     watch = world(4).run(equal_batches, [[], [2]])[0]
-    figure = watch.plot()
-    assert len(figure.axes) == 2
-    figure.savefig(tmp_path / "figure.png")
-    assert len(watch.plot(["SyncBatchNorm"]).axes) == 2
+    assert len(watch.plot().axes) == len(watch.plot(["SyncBatchNorm"]).axes) == 2
     with pytest.raises(KeyError):
         watch.plot(["head"])
 
