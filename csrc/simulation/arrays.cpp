@@ -1,6 +1,9 @@
 // The arrays that kernels may access, and the checks of every access that the compiler reports.
 #include <dlfcn.h>
 #include <sys/mman.h>
+#ifdef __linux__
+#include <link.h>
+#endif
 
 #include <algorithm>
 #include <tuple>
@@ -98,6 +101,25 @@ const Array* nearest(uintptr_t address) {
     return found;
 }
 
+// Whether an address is in the program's memory for constants, tables and strings, which the compiler may make.
+bool is_constant(uintptr_t address) {
+#ifdef __linux__
+    const auto holds = [](dl_phdr_info* info, size_t, void* p) {
+        const uintptr_t at = *static_cast<uintptr_t*>(p) - info->dlpi_addr;
+        return static_cast<int>(
+            std::any_of(info->dlpi_phdr, info->dlpi_phdr + info->dlpi_phnum, [at](const auto& part) {
+                const bool is_read_only =
+                    part.p_type == PT_GNU_RELRO || (part.p_type == PT_LOAD && !(part.p_flags & PF_W));
+                return is_read_only && at - part.p_vaddr < part.p_memsz;
+            }));
+    };
+    return dl_iterate_phdr(holds, &address) != 0;
+#else
+    Dl_info of;
+    return dladdr(reinterpret_cast<void*>(address), &of) != 0;
+#endif
+}
+
 // Reports a kernel's access to an address that it may not access.
 [[noreturn]] void fail_outside(uintptr_t address, size_t bytes, Access access, const void* from) {
     const std::string what = std::string(verb(access)) + " " + bytes_in_words(bytes);
@@ -124,10 +146,13 @@ const Array* nearest(uintptr_t address) {
                 ")",
             from);
     }
-    const bool is_memory = msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) == 0;
+    if (msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) != 0)
+        fault(what + " at an invalid address", from);
+    Dl_info of;
+    const bool is_variable = dladdr(reinterpret_cast<void*>(address), &of) != 0;
     fault(
-        what + (is_memory ? " of the host's memory; a kernel accesses what cudaMalloc returns, and __device__ variables"
-                          : " at an invalid address"),
+        what + " of the host's memory; a kernel accesses what cudaMalloc returns, and __device__ variables" +
+            (is_variable ? "" : "; malloc and new in a kernel are not supported by the simulation"),
         from);
 }
 
@@ -322,10 +347,7 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
     Array* array = find_shared(address);
     if (array == nullptr) array = find(address);
     if (array == nullptr) {
-        Dl_info of;  // a constant of the program, a table or a string
-        if (access == Access::Read && address >= 4096 && !region().holds(address) &&
-            dladdr(reinterpret_cast<void*>(address), &of) != 0)
-            return;
+        if (access == Access::Read && address >= 4096 && !region().holds(address) && is_constant(address)) return;
         fail_outside(address, bytes, access, from);
     }
     if (address + bytes > array->end) fail_outside(address, bytes, access, from);

@@ -129,6 +129,15 @@ int of_host = 1;
 __global__ void write_host(float* x) {
     of_host = x[0];  // fault host_variable: writes 4 bytes of the host's memory
 }
+__global__ void read_host_variable(float* x) {
+    x[0] = of_host;  // fault host_variable_read: reads 4 bytes of the host's memory; a kernel accesses what cudaMalloc
+}
+__global__ void allocates(float* x) {
+    auto* const p = static_cast<float*>(malloc(4));
+    p[0] = x[threadIdx.x];  // fault device_malloc: malloc and new in a kernel are not supported by the simulation
+    x[threadIdx.x] = p[0];
+    free(p);
+}
 __global__ void write_constant(int* p) {
     *p = 1;  // fault write_constant: writes constant[0], which is constant
 }
@@ -171,6 +180,8 @@ int main(int argc, char** argv) {
         {"divergent_barrier", divergent_barrier},
         {"missing_syncwarp", missing_syncwarp},
         {"host_variable", write_host},
+        {"host_variable_read", read_host_variable},
+        {"device_malloc", allocates},
         {"assertion", asserts},
         {"trap", traps},
         {"assembly", assembly}};
