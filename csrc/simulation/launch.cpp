@@ -472,11 +472,12 @@ bool is_any_stack(uintptr_t address) {
 
 namespace {
 
-// Reports a thread that has run into the page below its stack. Other causes of the signal are handled after the return.
-void handle_overflow(int number, siginfo_t* info, void* context) {
+// Reports a thread that has run into the page below its stack, or divides by zero. Other causes of the signal are
+// handled after the return.
+void handle_signal(int number, siginfo_t* info, void* context) {
     signal(number, SIG_DFL);
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
-    if (!running || !is_any_stack(address)) return;
+    if (!running || (number != SIGFPE && !is_any_stack(address))) return;
     running = false;
     Site at(self().calls.rbegin(), self().calls.rend());
 #if defined(__linux__)
@@ -490,21 +491,23 @@ void handle_overflow(int number, siginfo_t* info, void* context) {
 #endif
     const std::string most = std::to_string((kStackBytes - kPage) / 1024);
     note_fault(
-        in_kernel_words() + "thread " + thread_in_words(current) + ": needs more than the " + most +
-            " KiB that the simulation has for a thread's local variables",
+        in_kernel_words() + "thread " + thread_in_words(current) + ": " +
+            (number == SIGFPE
+                 ? "divides an integer by zero"
+                 : "needs more than the " + most + " KiB that the simulation has for a thread's local variables"),
         at, {});
     end_launch();
 }
 
-bool catch_overflow() {
+bool catch_signals() {
     static char memory[64 * 1024];
     stack_t own{};
     own.ss_sp = memory;
     own.ss_size = sizeof memory;
     struct sigaction action{};
-    action.sa_sigaction = handle_overflow;
+    action.sa_sigaction = handle_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (const int number : {SIGSEGV, SIGBUS}) sigaction(number, &action, nullptr);
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(number, &action, nullptr);
     return sigaltstack(&own, nullptr) == 0;
 }
 
@@ -587,7 +590,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     dynamic_bytes = config.shared;
     cooperative = config.cooperative;
     faulty = false;
-    [[maybe_unused]] static const bool caught = std::getenv("SBNREF_LAB_REPORT") != nullptr && catch_overflow();
+    [[maybe_unused]] static const bool caught = std::getenv("SBNREF_LAB_REPORT") != nullptr && catch_signals();
     built_in.block_size = config.block;
     built_in.grid_size = config.grid;
     ++launches;

@@ -144,6 +144,9 @@ __global__ void write_constant(int* p) {
 __global__ void asserts(float* x) {
     assert(x[threadIdx.x] > 0);  // fault assertion: assertion failed: x[threadIdx.x] > 0
 }
+__global__ void divides(float* x) {
+    x[0] = 100 / int(x[threadIdx.x]);  // fault division: divides an integer by zero
+}
 __global__ void traps(float* x) {
     if (x[threadIdx.x] == 0) __trap();  // fault trap: executes __trap()
 }
@@ -184,6 +187,7 @@ int main(int argc, char** argv) {
         {"device_malloc", allocates},
         {"assertion", asserts},
         {"trap", traps},
+        {"division", divides},
         {"assembly", assembly}};
     if (simple.count(name)) simple.at(name)<<<1, kSize>>>(x);
     if (name == "too_many_locals") deep<<<1, kSize>>>(x);
@@ -220,6 +224,9 @@ int main(int argc, char** argv) {
         ones<<<1, kSize, 300 * 1024>>>(x);  // fault too_much_shared: expected at most 232448 bytes of shared memory
     if (name == "wrong_direction")
         cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected memory of the GPU
+    if (name == "memset_of_host") cudaMemset(host, 0, 4);  // fault memset_of_host: destination, got memory of the host
+    if (name == "copy_to_null")
+        cudaMemcpy(nullptr, x, 4, cudaMemcpyDeviceToDevice);  // fault copy_to_null: destination, got a null pointer
     if (name == "freed_twice") {
         cudaFree(x);
         cudaFree(x);  // fault freed_twice: cudaFree: x was freed before
