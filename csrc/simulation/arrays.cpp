@@ -291,7 +291,7 @@ bool take_back(const void* begin) {
     return found;
 }
 
-Variable::Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant) {
+Variable::Variable(const volatile void* address, size_t bytes, size_t element, const char* name, bool constant) {
     auto array = std::make_unique<Array>();
     array->begin = reinterpret_cast<uintptr_t>(address);
     array->end = array->begin + bytes;

@@ -97,7 +97,7 @@ void* dynamic_shared(const char* name, size_t element);
 
 // A variable of the GPU: __device__, __constant__ or __managed__.
 struct Variable {
-    Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant);
+    Variable(const volatile void* address, size_t bytes, size_t element, const char* name, bool constant);
 };
 template <typename T>
 size_t element_size(const T&) {

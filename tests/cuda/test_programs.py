@@ -172,6 +172,25 @@ def test_a_launch_keeps_its_lines():
     assert re.search(r"#define s .*\n#line 2\n", source_of("\nextern __shared__ int s[];\nvoid k() { s[0] = 1; }\n"))
 
 
+def test_variables_and_macros_of_ordinary_programs(lab_run, tmp_path):
+    text = """\ufeff__device__ volatile int total = 3;
+#define LAUNCH(kernel, ...) \\
+    kernel<<<1, \\
+             1>>>(__VA_ARGS__)
+__global__ void count(int n) { total += n; }
+int main() {
+    LAUNCH(count, 2);
+    int result;
+    cudaMemcpyFromSymbol(&result, total, sizeof result);
+    return result - 5;
+}
+"""
+    status, out, err = lab_run("--json", file(tmp_path, text))
+    assert status == 0, err
+    (launch,) = json.loads(out)["launches"]
+    assert (launch["kernel"], launch["line"]) == ("count", 7)
+
+
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
     page = "docs/cuda_without_a_gpu.md"
     (source,), shown = blocks(page, "cuda"), [text.split("\n", 1)[1] for text in blocks(page, "console")]
