@@ -163,6 +163,21 @@ def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, w
     assert (status, err) == (2, f"sbnref: {source}, line 3: {what}: not supported by the simulation\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("int main() { cudaMemset2D(nullptr, 4, 0, 4, 4); }", "cudaMemset2D"),
+        ("__global__ void k(int* x) { *x = __dp4a(1, 2, 3); }", "__dp4a"),
+        ("cudaArray_t array;", "cudaArray_t"),
+        ("#include <cuComplex.h>", "cuComplex.h"),
+    ],
+)
+def test_a_name_that_may_be_of_cuda_is_named(lab_run, tmp_path, line, name):
+    status, _, err = lab_run(file(tmp_path, f"{line}\n"))
+    assert (status, "mine.cu:1:" in err) == (2, True)
+    assert f"If CUDA has {name}, it is not supported by the simulation." in err
+
+
 def test_a_launch_keeps_its_lines():
     source = source_of("::k<<<\n  1,\n  2\n>>>(x);")
     assert "{ ::k(cudasim_given...); })(x);" in source

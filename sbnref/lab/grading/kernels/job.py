@@ -77,4 +77,5 @@ def _complaint(file: Path, said: str, target: str, task: Task) -> Fault:
     if not errors:
         return Fault(said.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))
+    note = re.search(r"^If CUDA has .*", said, re.MULTILINE)
+    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]), hint=note and note.group())
