@@ -19,7 +19,7 @@ constexpr size_t kChunk = 4096;         // elements
 constexpr size_t kAlignment = 256;      // of an allocation
 constexpr size_t kGap = 256;            // between allocations
 constexpr uintptr_t kPage = 16 * 1024;  // a multiple of the system's page
-constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024;
+constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024, kStaticBytes = 48 * 1024;
 
 // Allocations follow each other in one region and are never reused, so that every address identifies its array.
 struct Region {
@@ -304,6 +304,8 @@ Variable::Variable(const volatile void* address, size_t bytes, size_t element, c
 
 // ---- shared memory ----
 
+static const char of_dynamic = 0;  // its address identifies dynamic shared memory
+
 void* shared_array(const char* id, const char* name, size_t bytes, size_t element) {
     if (!running) return nullptr;
     Arena& here = arena();
@@ -311,6 +313,8 @@ void* shared_array(const char* id, const char* name, size_t bytes, size_t elemen
         if (known == id) return reinterpret_cast<void*>(array->begin);
     if (here.bytes + bytes > kSharedBytes)
         fault("needs more than the 227 KiB of shared memory that a block has", __builtin_return_address(0));
+    if (id != &of_dynamic && (here.fixed += bytes) > kStaticBytes)
+        fault("needs more than the 48 KiB that __shared__ arrays of fixed sizes have", __builtin_return_address(0));
     auto array = std::make_unique<Array>();
     here.used = (here.used + kSharedGap + kSharedGap - 1) / kSharedGap * kSharedGap;
     array->begin = reinterpret_cast<uintptr_t>(here.memory.get()) + here.used;
@@ -327,8 +331,7 @@ void* shared_array(const char* id, const char* name, size_t bytes, size_t elemen
 }
 
 void* dynamic_shared(const char* name, size_t element) {
-    static const char id = 0;
-    return shared_array(&id, name, dynamic_bytes, element);
+    return shared_array(&of_dynamic, name, dynamic_bytes, element);
 }
 
 // ---- an access ----

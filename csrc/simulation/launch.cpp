@@ -25,6 +25,7 @@ namespace {
 
 constexpr size_t kPage = 16 * 1024;
 constexpr size_t kMostThreads = 1024, kMostShared = 227 * 1024;
+size_t allowed_shared = 48 * 1024;  // dynamic
 constexpr size_t kMostGuarded = 16 * 1024;
 constexpr int kExchanged = 16;       // most bytes that a lane exchanges
 constexpr unsigned kResident = 132;  // multiprocessors, of 2048 threads each
@@ -145,7 +146,7 @@ void start(Block& b, unsigned index, const Config& config) {
     b.epoch = 0;
     b.fruitless = 0;
     b.arena.arrays.clear();
-    b.arena.used = b.arena.bytes = 0;
+    b.arena.used = b.arena.bytes = b.arena.fixed = 0;
     if (b.arena.memory == nullptr) b.arena.memory.reset(new char[2 * kMostShared]);
     if (b.stacks_bytes < size * kStackBytes) {
         if (b.stacks != nullptr) munmap(b.stacks, b.stacks_bytes);
@@ -423,6 +424,9 @@ std::string why_invalid(const Config& c) {
     if (c.shared > kMostShared)
         return "expected at most " + std::to_string(kMostShared) + " bytes of shared memory, got " +
                std::to_string(c.shared);
+    if (c.shared > allowed_shared)
+        return "expected at most " + std::to_string(allowed_shared) + " bytes of dynamic shared memory, got " +
+               std::to_string(c.shared) + "; set cudaFuncAttributeMaxDynamicSharedMemorySize";
     if (c.cooperative && blocks > kResident * (2048 / size))
         return "expected at most " + std::to_string(kResident * (2048 / size)) +
                " blocks, because a cooperative launch runs all at once, got " + std::to_string(blocks);
@@ -435,6 +439,7 @@ std::string why_invalid(const Config& c) {
 
 Arena& arena() { return block->arena; }
 size_t dynamic_bytes;
+void allow_dynamic_shared(size_t bytes) { allowed_shared = std::max(allowed_shared, bytes); }
 
 uint3 thread_index(unsigned thread) {
     const unsigned x = built_in.block_size.x, y = built_in.block_size.y;

@@ -160,6 +160,10 @@ __global__ void deep(float* x) {  // fault too_many_locals: needs more than the 
     for (float& v : local) v = x[0];
     x[0] = local[threadIdx.x];
 }
+__global__ void large(float* x) {
+    __shared__ float s[20000];  // fault static_shared: needs more than the 48 KiB that __shared__ arrays of fixed
+    x[threadIdx.x] = s[threadIdx.x];
+}
 __global__ void ones(float* x) { x[threadIdx.x] = 1; }
 
 int main(int argc, char** argv) {
@@ -187,6 +191,7 @@ int main(int argc, char** argv) {
         {"device_malloc", allocates},
         {"assertion", asserts},
         {"trap", traps},
+        {"static_shared", large},
         {"division", divides},
         {"assembly", assembly}};
     if (simple.count(name)) simple.at(name)<<<1, kSize>>>(x);
@@ -222,6 +227,8 @@ int main(int argc, char** argv) {
     if (name == "empty_grid") ones<<<0, kSize>>>(x);  // fault empty_grid: expected a grid of at least one block
     if (name == "too_much_shared")
         ones<<<1, kSize, 300 * 1024>>>(x);  // fault too_much_shared: expected at most 232448 bytes of shared memory
+    if (name == "shared_not_allowed")
+        ones<<<1, kSize, 64 * 1024>>>(x);  // fault shared_not_allowed: expected at most 49152 bytes of dynamic shared
     if (name == "wrong_direction")
         cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected memory of the GPU
     if (name == "memset_of_host") cudaMemset(host, 0, 4);  // fault memset_of_host: destination, got memory of the host
