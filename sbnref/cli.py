@@ -221,6 +221,7 @@ def check(
         if task is None:
             raise typer.BadParameter(f"expected --task for a CUDA file: {', '.join(TASKS)}, or a Python file")
         name, repro = task, Path("repro.cu")
+        repro.unlink(missing_ok=True)  # of an earlier call
         kernels = or_exit(lambda: check_kernels(target, find_task(name), part or PARTS, repro=repro, **limits))
         _show(kernels, json)
         if not kernels.passed and repro.exists():

@@ -1,6 +1,9 @@
 // The arrays that kernels may access, and the checks of every access that the compiler reports.
 #include <dlfcn.h>
 #include <sys/mman.h>
+#ifdef __linux__
+#include <link.h>
+#endif
 
 #include <algorithm>
 #include <tuple>
@@ -16,7 +19,7 @@ constexpr size_t kChunk = 4096;         // elements
 constexpr size_t kAlignment = 256;      // of an allocation
 constexpr size_t kGap = 256;            // between allocations
 constexpr uintptr_t kPage = 16 * 1024;  // a multiple of the system's page
-constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024;
+constexpr size_t kSharedGap = 128, kSharedBytes = 227 * 1024, kStaticBytes = 48 * 1024;
 
 // Allocations follow each other in one region and are never reused, so that every address identifies its array.
 struct Region {
@@ -98,6 +101,25 @@ const Array* nearest(uintptr_t address) {
     return found;
 }
 
+// Whether an address is in the program's memory for constants, tables and strings, which the compiler may make.
+bool is_constant(uintptr_t address) {
+#ifdef __linux__
+    const auto holds = [](dl_phdr_info* info, size_t, void* p) {
+        const uintptr_t at = *static_cast<uintptr_t*>(p) - info->dlpi_addr;
+        return static_cast<int>(
+            std::any_of(info->dlpi_phdr, info->dlpi_phdr + info->dlpi_phnum, [at](const auto& part) {
+                const bool is_read_only =
+                    part.p_type == PT_GNU_RELRO || (part.p_type == PT_LOAD && !(part.p_flags & PF_W));
+                return is_read_only && at - part.p_vaddr < part.p_memsz;
+            }));
+    };
+    return dl_iterate_phdr(holds, &address) != 0;
+#else
+    Dl_info of;
+    return dladdr(reinterpret_cast<void*>(address), &of) != 0;
+#endif
+}
+
 // Reports a kernel's access to an address that it may not access.
 [[noreturn]] void fail_outside(uintptr_t address, size_t bytes, Access access, const void* from) {
     const std::string what = std::string(verb(access)) + " " + bytes_in_words(bytes);
@@ -124,10 +146,13 @@ const Array* nearest(uintptr_t address) {
                 ")",
             from);
     }
-    const bool is_memory = msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) == 0;
+    if (msync(reinterpret_cast<void*>(address / kPage * kPage), 1, MS_ASYNC) != 0)
+        fault(what + " at an invalid address", from);
+    Dl_info of;
+    const bool is_variable = dladdr(reinterpret_cast<void*>(address), &of) != 0;
     fault(
-        what + (is_memory ? " of host memory; a kernel can access only memory from cudaMalloc and __device__ variables"
-                          : " at an invalid address"),
+        what + " of host memory; a kernel can access only memory from cudaMalloc and __device__ variables" +
+            (is_variable ? "" : "; the simulation does not support malloc and new in a kernel"),
         from);
 }
 
@@ -266,7 +291,7 @@ bool take_back(const void* begin) {
     return found;
 }
 
-Variable::Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant) {
+Variable::Variable(const volatile void* address, size_t bytes, size_t element, const char* name, bool constant) {
     auto array = std::make_unique<Array>();
     array->begin = reinterpret_cast<uintptr_t>(address);
     array->end = array->begin + bytes;
@@ -279,6 +304,8 @@ Variable::Variable(const void* address, size_t bytes, size_t element, const char
 
 // ---- shared memory ----
 
+static const char of_dynamic = 0;  // its address identifies dynamic shared memory
+
 void* shared_array(const char* id, const char* name, size_t bytes, size_t element) {
     if (!running) return nullptr;
     Arena& here = arena();
@@ -286,6 +313,8 @@ void* shared_array(const char* id, const char* name, size_t bytes, size_t elemen
         if (known == id) return reinterpret_cast<void*>(array->begin);
     if (here.bytes + bytes > kSharedBytes)
         fault("needs more than the 227 KiB of shared memory that a block has", __builtin_return_address(0));
+    if (id != &of_dynamic && (here.fixed += bytes) > kStaticBytes)
+        fault("needs more than the 48 KiB that __shared__ arrays of fixed sizes have", __builtin_return_address(0));
     auto array = std::make_unique<Array>();
     here.used = (here.used + kSharedGap + kSharedGap - 1) / kSharedGap * kSharedGap;
     array->begin = reinterpret_cast<uintptr_t>(here.memory.get()) + here.used;
@@ -302,8 +331,7 @@ void* shared_array(const char* id, const char* name, size_t bytes, size_t elemen
 }
 
 void* dynamic_shared(const char* name, size_t element) {
-    static const char id = 0;
-    return shared_array(&id, name, dynamic_bytes, element);
+    return shared_array(&of_dynamic, name, dynamic_bytes, element);
 }
 
 // ---- an access ----
@@ -322,10 +350,7 @@ void check(uintptr_t address, size_t bytes, Access access, const void* from, boo
     Array* array = find_shared(address);
     if (array == nullptr) array = find(address);
     if (array == nullptr) {
-        Dl_info of;  // a constant of the program, a table or a string
-        if (access == Access::Read && address >= 4096 && !region().holds(address) &&
-            dladdr(reinterpret_cast<void*>(address), &of) != 0)
-            return;
+        if (access == Access::Read && address >= 4096 && !region().holds(address) && is_constant(address)) return;
         fail_outside(address, bytes, access, from);
     }
     if (address + bytes > array->end) fail_outside(address, bytes, access, from);

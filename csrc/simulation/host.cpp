@@ -1,6 +1,7 @@
 // The functions of the CUDA runtime that are not templates.
 #include "host.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -30,6 +31,11 @@ double milliseconds() {
 const Array* device_array(const void* p) {
     const Array* const array = find(reinterpret_cast<uintptr_t>(p));
     return array != nullptr && !array->freed ? array : nullptr;
+}
+
+std::string expected_device(const char* what, const void* p) {
+    return std::string("expected GPU memory as the ") + what + ", got " +
+           (p == nullptr ? "a null pointer" : "host memory");
 }
 
 // Whether the bytes are inside one array, or the host's: a copy beyond its array is a fault.
@@ -69,7 +75,9 @@ cudaError_t allocate_for(void** p, size_t bytes, const char* expression, size_t 
     if (const size_t cast = name.rfind(')'); cast != std::string::npos && cast + 1 < name.size())
         name.erase(0, cast + 1);
     name.erase(0, name.find_first_not_of("& "));
-    *p = bytes == 0 ? nullptr : allocate(bytes, name, element, host, site(__builtin_return_address(0)));
+    *p = bytes == 0 || bytes > cudaDeviceProp{}.totalGlobalMem
+             ? nullptr
+             : allocate(bytes, name, element, host, site(__builtin_return_address(0)));
     if (*p != nullptr && host) const_cast<Array*>(device_array(*p))->known = true;
     return set(bytes != 0 && *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
@@ -84,8 +92,8 @@ cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKin
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     const bool wrong_to = to_device && device_array(to) == nullptr;
     if (wrong_to || (from_device && device_array(from) == nullptr)) {
-        const std::string which = wrong_to ? "destination" : "source";
-        note_refused("cudaMemcpy: expected GPU memory as the " + which + ", got host memory", at);
+        note_refused(
+            "cudaMemcpy: " + (wrong_to ? expected_device("destination", to) : expected_device("source", from)), at);
         return set(cudaErrorInvalidValue);
     }
     std::memmove(to, from, bytes);
@@ -118,8 +126,12 @@ cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : se
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     const Turn turn = take_turn();
-    if (!check_range("cudaMemset writes", p, bytes, site(__builtin_return_address(0))) || device_array(p) == nullptr)
+    const Site at = site(__builtin_return_address(0));
+    if (!check_range("cudaMemset writes", p, bytes, at)) return set(cudaErrorInvalidValue);
+    if (device_array(p) == nullptr) {
+        note_refused("cudaMemset: " + expected_device("destination", p), at);
         return set(cudaErrorInvalidValue);
+    }
     std::memset(p, value, bytes);
     find(reinterpret_cast<uintptr_t>(p))->set_written(reinterpret_cast<uintptr_t>(p), bytes);
     return cudaSuccess;
@@ -206,7 +218,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     size_t used = 0;
     const Turn turn = take_turn();
     for (const auto& array : allocations()) used += array->freed ? 0 : array->size();
-    *free = *total - used;
+    *free = *total - std::min(used, *total);
     return cudaSuccess;
 }
 

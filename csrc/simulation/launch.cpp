@@ -25,6 +25,7 @@ namespace {
 
 constexpr size_t kPage = 16 * 1024;
 constexpr size_t kMostThreads = 1024, kMostShared = 227 * 1024;
+size_t allowed_shared = 48 * 1024;  // dynamic
 constexpr size_t kMostGuarded = 16 * 1024;
 constexpr int kExchanged = 16;       // most bytes that a lane exchanges
 constexpr unsigned kResident = 132;  // multiprocessors, of 2048 threads each
@@ -145,7 +146,7 @@ void start(Block& b, unsigned index, const Config& config) {
     b.epoch = 0;
     b.fruitless = 0;
     b.arena.arrays.clear();
-    b.arena.used = b.arena.bytes = 0;
+    b.arena.used = b.arena.bytes = b.arena.fixed = 0;
     if (b.arena.memory == nullptr) b.arena.memory.reset(new char[2 * kMostShared]);
     if (b.stacks_bytes < size * kStackBytes) {
         if (b.stacks != nullptr) munmap(b.stacks, b.stacks_bytes);
@@ -423,6 +424,9 @@ std::string why_invalid(const Config& c) {
     if (c.shared > kMostShared)
         return "expected at most " + std::to_string(kMostShared) + " bytes of shared memory, got " +
                std::to_string(c.shared);
+    if (c.shared > allowed_shared)
+        return "expected at most " + std::to_string(allowed_shared) + " bytes of dynamic shared memory, got " +
+               std::to_string(c.shared) + "; set cudaFuncAttributeMaxDynamicSharedMemorySize";
     if (c.cooperative && blocks > kResident * (2048 / size))
         return "expected at most " + std::to_string(kResident * (2048 / size)) +
                " blocks, because a cooperative launch runs all at once, got " + std::to_string(blocks);
@@ -435,6 +439,7 @@ std::string why_invalid(const Config& c) {
 
 Arena& arena() { return block->arena; }
 size_t dynamic_bytes;
+void allow_dynamic_shared(size_t bytes) { allowed_shared = std::max(allowed_shared, bytes); }
 
 uint3 thread_index(unsigned thread) {
     const unsigned x = built_in.block_size.x, y = built_in.block_size.y;
@@ -472,11 +477,12 @@ bool is_any_stack(uintptr_t address) {
 
 namespace {
 
-// Reports a thread that has run into the page below its stack. Other causes of the signal are handled after the return.
-void handle_overflow(int number, siginfo_t* info, void* context) {
+// Reports a thread that has run into the page below its stack, or divides by zero. Other causes of the signal are
+// handled after the return.
+void handle_signal(int number, siginfo_t* info, void* context) {
     signal(number, SIG_DFL);
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
-    if (!running || !is_any_stack(address)) return;
+    if (!running || (number != SIGFPE && !is_any_stack(address))) return;
     running = false;
     Site at(self().calls.rbegin(), self().calls.rend());
 #if defined(__linux__)
@@ -490,21 +496,23 @@ void handle_overflow(int number, siginfo_t* info, void* context) {
 #endif
     const std::string most = std::to_string((kStackBytes - kPage) / 1024);
     note_fault(
-        in_kernel_words() + "thread " + thread_in_words(current) + ": needs more than the " + most +
-            " KiB that the simulation has for a thread's local variables",
+        in_kernel_words() + "thread " + thread_in_words(current) + ": " +
+            (number == SIGFPE
+                 ? "divides an integer by zero"
+                 : "needs more than the " + most + " KiB that the simulation has for a thread's local variables"),
         at, {});
     end_launch();
 }
 
-bool catch_overflow() {
+bool catch_signals() {
     static char memory[64 * 1024];
     stack_t own{};
     own.ss_sp = memory;
     own.ss_size = sizeof memory;
     struct sigaction action{};
-    action.sa_sigaction = handle_overflow;
+    action.sa_sigaction = handle_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (const int number : {SIGSEGV, SIGBUS}) sigaction(number, &action, nullptr);
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(number, &action, nullptr);
     return sigaltstack(&own, nullptr) == 0;
 }
 
@@ -587,7 +595,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     dynamic_bytes = config.shared;
     cooperative = config.cooperative;
     faulty = false;
-    [[maybe_unused]] static const bool caught = std::getenv("SBNREF_LAB_REPORT") != nullptr && catch_overflow();
+    [[maybe_unused]] static const bool caught = std::getenv("SBNREF_LAB_REPORT") != nullptr && catch_signals();
     built_in.block_size = config.block;
     built_in.grid_size = config.grid;
     ++launches;

@@ -94,10 +94,11 @@ T& shared(const char* id, const char* name) {
     return *static_cast<T*>(shared_array(id, name, sizeof(T), sizeof(std::remove_all_extents_t<T>)));
 }
 void* dynamic_shared(const char* name, size_t element);
+void allow_dynamic_shared(size_t bytes);  // more than 48 KiB, by any kernel
 
 // A variable of the GPU: __device__, __constant__ or __managed__.
 struct Variable {
-    Variable(const void* address, size_t bytes, size_t element, const char* name, bool constant);
+    Variable(const volatile void* address, size_t bytes, size_t element, const char* name, bool constant);
 };
 template <typename T>
 size_t element_size(const T&) {

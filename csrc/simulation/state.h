@@ -110,7 +110,7 @@ struct Array {
 struct Arena {
     std::unique_ptr<char[]> memory;
     std::vector<std::pair<const char*, std::unique_ptr<Array>>> arrays;  // by the address that identifies each
-    size_t used = 0, bytes = 0;                                          // of the memory; of the arrays
+    size_t used = 0, bytes = 0, fixed = 0;  // of the memory; of the arrays, and of those of fixed sizes
 };
 Arena& arena();  // of the running block
 

@@ -87,7 +87,7 @@ class Run(Report):
             parts += [Text(f"    at {place}") for place in fault.at[:1]]
             parts += [Text(f"    other access at {place}") for place in fault.other[:1]]
             parts += [Text(f"    called at {place}", "dim") for place in fault.at[1:]]
-        if self.fault is None:
+        if self.fault is None and self.status >= 0:  # a program ended by a signal leaves no report
             parts.append(_table(self.launches))
         for leak in self.leaks if self.fault is None else ():
             where = f", allocated at {leak.at[0]}" if leak.at else ""

@@ -80,11 +80,12 @@ class TaskCall:
         error = self._call(given, self._addresses)
         lib.cudasim_download()
         found = json.loads(lib.cudasim_report())
-        fault, launches = found["fault"] or {"at": [], "other": []}, found["launches"]
+        launches, failed = found["launches"], [found["fault"], *found["refused"]]
+        fault = next(filter(None, failed), {"what": error, "at": []})
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
         largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
         counts |= {"launches": len(launches), "blocks": largest["blocks"]}
-        return {"outputs": outputs, "refused": error, "sites": [fault["at"], fault["other"]], **counts}
+        return {"outputs": outputs, "refused": fault["what"], "sites": [fault["at"], fault.get("other", [])], **counts}
 
     def writer(
         self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int

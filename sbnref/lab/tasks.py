@@ -113,6 +113,7 @@ class Task:
     def given(self, draw: Draw) -> dict[str, Any]:
         """Draw the function's arguments: arrays in the parameters' dtypes, and numbers."""
         inputs = self.inputs(draw)
+        self._expect("inputs", [p.name for p in self.parameters if not p.is_output], inputs)
         return {
             p.name: inputs[p.name].to(TYPES[p.type][0]).contiguous() if p.is_array else inputs[p.name]
             for p in self.parameters
@@ -121,7 +122,15 @@ class Task:
 
     def expected(self, given: dict[str, Any]) -> dict[str, Tensor]:
         """Return the expected results for inputs, in float64."""
-        return {name: value.double() for name, value in self.oracle(**_wide(given)).items()}
+        results = self.oracle(**_wide(given))
+        self._expect("oracle", [p.name for p in self.parameters if p.is_output], results)
+        return {name: value.double() for name, value in results.items()}
+
+    def _expect(self, function: str, names: list[str], found: dict[str, Any]) -> None:
+        if not found.keys() >= {*names}:
+            raise ValueError(
+                f"expected {function} of the task {self.name} to return {', '.join(names)}, got {', '.join(found)}"
+            )
 
     def allowed(self, given: dict[str, Any], expected: Tensor) -> Tensor:
         """Return the error allowed for each element of a result, in float64."""

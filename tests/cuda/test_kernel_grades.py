@@ -271,6 +271,42 @@ def test_kernels_that_are_stopped_on_some_inputs_are_not_right(tmp_path):
         assert part.fault.what == "the kernels do something illegal; see the part above"
 
 
+ATOMIC = """#include <cuda_runtime.h>
+__device__ float total;
+__global__ void zero(float* y) { *y = 0; }
+__global__ void add(const float* x, float* y, int n) {
+    const int i = blockIdx.x * 32 + threadIdx.x;
+    if (i < n) atomicAdd(y, x[i]);
+}
+void sum(const float* x, float* y, int n) {
+    zero<<<1, 1>>>(y);
+    if (n > 0) add<<<(n + 31) / 32, 32>>>(x, y, n);
+}
+"""
+
+
+@pytest.mark.usefixtures("_in_this_process")
+@pytest.mark.parametrize(
+    ("was", "now", "what"),
+    [
+        ("if (n > 0) add", "add", "kernel add: expected a grid of at least one block"),
+        ("    if (n > 0) add", "cudaGetLastError(), add", "kernel add: expected a grid of at least one block"),
+        ("atomicAdd(y, x[i])", "atomicExch(y, x[i])", "y depends on the order in which"),
+        ("atomicAdd(y, x[i])", "*y = atomicAdd(&total, 1)", "y changes if the function is called again"),
+        ("const float* x, float* y, int n) {\n    zero", "float* x, float* y, int n) {\n    zero", "other parameters"),
+        ("*y = 0", "*y = tex1D<float>(0, 0)", "theirs.cu, line 3: the simulation does not support texture memory"),
+    ],
+)
+def test_a_sum_with_atomic_operations(was, now, what, tmp_path):
+    fault = first_fault(graded(tmp_path, changed(ATOMIC, was, now), ["legal"], "sum", examples=100))
+    assert what in fault.what
+
+
+@pytest.mark.usefixtures("_in_this_process")
+def test_atomic_operations_may_round_in_any_order(tmp_path):
+    assert graded(tmp_path, ATOMIC, task="sum", examples=100).passed
+
+
 def test_a_missing_compiler_is_not_the_students_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler, but 'no-such-compiler' cannot be run"):
@@ -358,3 +394,11 @@ def test_the_command_of_a_test_ends_with_0_for_efficient_kernels(tmp_path):
     hand_in(tmp_path, {"mine.cu": WIDE})
     environment = {**os.environ, "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}"}
     process("bash", "-c", COURSE.command("efficient"), cwd=tmp_path, env=environment)
+
+
+def test_a_task_that_lacks_an_array_is_named():
+    task = Task("void f(const float* x, float* y)", "", inputs=lambda _: {}, oracle=lambda x: {"z": x}, typical=())
+    with pytest.raises(ValueError, match="expected inputs of the task f to return x, got"):
+        task.given(None)
+    with pytest.raises(ValueError, match="expected oracle of the task f to return y, got z"):
+        task.expected({"x": None})

@@ -174,6 +174,40 @@ def test_what_is_not_supported_is_named_with_its_line(lab_run, tmp_path, line, w
     assert (status, err) == (2, f"sbnref: {source}, line 3: the simulation does not support {what}\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("int main() { cudaMemset2D(nullptr, 4, 0, 4, 4); }", "cudaMemset2D"),
+        ("__global__ void k(int* x) { *x = __dp4a(1, 2, 3); }", "__dp4a"),
+        ("cudaArray_t array;", "cudaArray_t"),
+        ("#include <cuComplex.h>", "cuComplex.h"),
+    ],
+)
+def test_a_name_that_may_be_of_cuda_is_named(lab_run, tmp_path, line, name):
+    status, _, err = lab_run(file(tmp_path, f"{line}\n"))
+    assert (status, "mine.cu:1:" in err) == (2, True)
+    assert f"If CUDA has {name}, the simulation does not support it." in err
+
+
+def test_variables_and_macros_of_ordinary_programs(lab_run, tmp_path):
+    text = """\ufeff__device__ volatile int total = 3;
+#define LAUNCH(kernel, ...) \\
+    kernel<<<1, \\
+             1>>>(__VA_ARGS__)
+__global__ void count(int n) { total += n; }
+int main() {
+    LAUNCH(count, 2);
+    int result;
+    cudaMemcpyFromSymbol(&result, total, sizeof result);
+    return result - 5;
+}
+"""
+    status, out, err = lab_run("--json", file(tmp_path, text))
+    assert status == 0, err
+    (launch,) = json.loads(out)["launches"]
+    assert (launch["kernel"], launch["line"]) == ("count", 7)
+
+
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch):
     page = "docs/cuda_without_a_gpu.md"
     (source,), shown = blocks(page, "cuda"), [text.split("\n", 1)[1] for text in blocks(page, "console")]

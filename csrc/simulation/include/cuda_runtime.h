@@ -416,8 +416,15 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevicePointer = 17,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchOutOfResources = 701,
+    cudaErrorLaunchTimeout = 702,
     cudaErrorAssert = 710,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
@@ -689,7 +696,8 @@ CUDASIM_BUILTIN cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, F) {
     return *a = {}, cudaSuccess;
 }
 template <typename F>
-CUDASIM_BUILTIN cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) {
+CUDASIM_BUILTIN cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute attribute, int value) {
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) cudasim::allow_dynamic_shared(value);
     return cudaSuccess;
 }
 template <typename F>

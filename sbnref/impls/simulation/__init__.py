@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,14 @@ _CLANG = (
     *("-mllvm", "-disable-loop-idiom-all"),  # a loop is not a memset
     "-fno-delete-null-pointer-checks",  # keep a kernel's read at a null pointer, to report it
     "-fno-caret-diagnostics",
+)
+
+
+# The compiler's messages on unknown names and headers that may be CUDA's.
+_UNKNOWN = re.compile(
+    r"[‘'](?:struct )?((?:cuda|cu|CU|nv|__)\w+)[’'] (?:was not declared|does not name a type|has no member)"
+    r"|(?:undeclared identifier|unknown type name) '((?:cuda|cu|CU|nv|__)\w+)'"
+    r"|fatal error: '?((?:cu|nv)[\w/]*\.h)'?(?:: No such file| file not found)"
 )
 
 
@@ -120,9 +129,15 @@ def _compile(
                 source.write_text(unit)
             includes = [f"-I{SIMULATION / 'include'}", *(f"-I{path}" for path in search)]
             made = Path(folder) / "program.o"
-            call_compiler(
-                made, *instrument(), *code, *includes, *more, "-c", str(rewrite(source, Path(folder), search))
-            )
+            rewritten = rewrite(source, Path(folder), search)
+            try:
+                call_compiler(made, *instrument(), *code, *includes, *more, "-c", str(rewritten))
+            except DoesNotCompile as error:
+                if (unknown := _UNKNOWN.search(str(error))) is None:
+                    raise
+                name = next(filter(None, unknown.groups()))
+                note = f"If CUDA has {name}, the simulation does not support it."
+                raise DoesNotCompile(f"{error}\n{note}") from None
             libraries = () if platform.system() == "Darwin" else ("-ldl", "-lpthread")
             # The linker keeps the first of equal templates: the simulation's come first, because it must not run the
             # instrumented ones.

@@ -72,7 +72,7 @@ def included(file: Path, search: Iterable[Path] = ()) -> list[Path]:
         path = todo.pop()
         if path not in found:
             found[path] = None
-            text = blank(path.read_text(errors="replace"), quotes=False)
+            text = blank(path.read_text("utf-8-sig", errors="replace"), quotes=False)
             todo += [p for m in _INCLUDE.finditer(text) if (p := _find(m[2] or m[3], path, search)) is not None]
     return list(found)
 
@@ -80,7 +80,7 @@ def included(file: Path, search: Iterable[Path] = ()) -> list[Path]:
 def _copy(file: Path, folder: Path, search: list[Path], done: dict[Path, Path]) -> None:
     name = f"{hashlib.sha256(str(file).encode()).hexdigest()[:8]}-{file.name}"
     done[file] = folder / (name + ".cpp" if file.suffix == ".cu" else name)
-    text = file.read_text(errors="replace")
+    text = file.read_text("utf-8-sig", errors="replace")
     silent = blank(text, quotes=False)
     for match in _INCLUDE.finditer(silent):
         path = _find(match[2] or match[3], file, search)
@@ -203,13 +203,16 @@ def _launches(text: str, code: str) -> list[tuple[int, int, str]]:
         config = text[match.end() : close]
         opening = code.index("(", close + 3)
         closing = _matching(code, opening)
-        line = code.count("\n", 0, begin) + 1
-        name = re.sub(r"\s+", " ", kernel).replace('"', "'")
+        line = str(code.count("\n", 0, begin) + 1)
+        name = '"' + re.sub(r"\s+", " ", kernel).replace('"', "'") + '"'
+        if (macro := _macro(code, begin)) is not None:  # as where the macro is used
+            line = "__LINE__"
+            name = f"#{kernel}" if kernel in re.findall(r"\w+", macro["parameters"] or "") else name
         # A name may denote a template or overloaded functions; the host evaluates any other expression once.
         is_name = re.fullmatch(r"[\w:\s]+(?:<.*>)?", kernel, re.DOTALL) is not None
         capture, call = ("[=]", kernel) if is_name else (f"[cudasim_kernel = {kernel}]", "cudasim_kernel")
         head = (
-            f'cudasim::launcher("{name}", {line}, {_CONFIG}({config}), '
+            f"cudasim::launcher({name}, {line}, {_CONFIG}({config}), "
             f"{capture}(auto&... cudasim_given) {{ {call}(cudasim_given...); }})("
         )
         changes.append((begin, opening + 1, head))

@@ -129,11 +129,23 @@ int of_host = 1;
 __global__ void write_host(float* x) {
     of_host = x[0];  // fault host_variable: writes 4 bytes of host memory
 }
+__global__ void read_host_variable(float* x) {
+    x[0] = of_host;  // fault host_variable_read: reads 4 bytes of host memory; a kernel can access only
+}
+__global__ void allocates(float* x) {
+    auto* const p = static_cast<float*>(malloc(4));
+    p[0] = x[threadIdx.x];  // fault device_malloc: the simulation does not support malloc and new in a kernel
+    x[threadIdx.x] = p[0];
+    free(p);
+}
 __global__ void write_constant(int* p) {
     *p = 1;  // fault write_constant: writes constant[0], which is constant
 }
 __global__ void asserts(float* x) {
     assert(x[threadIdx.x] > 0);  // fault assertion: assertion failed: x[threadIdx.x] > 0
+}
+__global__ void divides(float* x) {
+    x[0] = 100 / int(x[threadIdx.x]);  // fault division: divides an integer by zero
 }
 __global__ void traps(float* x) {
     if (x[threadIdx.x] == 0) __trap();  // fault trap: executes __trap()
@@ -147,6 +159,10 @@ __global__ void deep(float* x) {  // fault too_many_locals: needs more than the 
     float local[60000];
     for (float& v : local) v = x[0];
     x[0] = local[threadIdx.x];
+}
+__global__ void large(float* x) {
+    __shared__ float s[20000];  // fault static_shared: needs more than the 48 KiB that __shared__ arrays of fixed
+    x[threadIdx.x] = s[threadIdx.x];
 }
 __global__ void ones(float* x) { x[threadIdx.x] = 1; }
 
@@ -171,8 +187,12 @@ int main(int argc, char** argv) {
         {"divergent_barrier", divergent_barrier},
         {"missing_syncwarp", missing_syncwarp},
         {"host_variable", write_host},
+        {"host_variable_read", read_host_variable},
+        {"device_malloc", allocates},
         {"assertion", asserts},
         {"trap", traps},
+        {"static_shared", large},
+        {"division", divides},
         {"assembly", assembly}};
     if (simple.count(name)) simple.at(name)<<<1, kSize>>>(x);
     if (name == "too_many_locals") deep<<<1, kSize>>>(x);
@@ -207,8 +227,13 @@ int main(int argc, char** argv) {
     if (name == "empty_grid") ones<<<0, kSize>>>(x);  // fault empty_grid: expected a grid of at least one block
     if (name == "too_much_shared")
         ones<<<1, kSize, 300 * 1024>>>(x);  // fault too_much_shared: expected at most 232448 bytes of shared memory
+    if (name == "shared_not_allowed")
+        ones<<<1, kSize, 64 * 1024>>>(x);  // fault shared_not_allowed: expected at most 49152 bytes of dynamic shared
     if (name == "wrong_direction")
         cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected GPU memory
+    if (name == "memset_of_host") cudaMemset(host, 0, 4);  // fault memset_of_host: destination, got host memory
+    if (name == "copy_to_null")
+        cudaMemcpy(nullptr, x, 4, cudaMemcpyDeviceToDevice);  // fault copy_to_null: destination, got a null pointer
     if (name == "freed_twice") {
         cudaFree(x);
         cudaFree(x);  // fault freed_twice: cudaFree: x was freed before

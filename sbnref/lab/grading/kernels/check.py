@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STOPPED = Fault("the kernels do something illegal; see the part above")
 MULTIPROCESSORS = 132  # of an H100; each should have a block
+OVERFLOW = "Only numbers far from zero fail: look for an overflow, such as of exp."
 FAR_FROM_ZERO = "Only numbers far from zero fail: look for a sum or a difference that loses digits."
 NEAR = 0.9  # this share of the least traffic gets the full score
 
@@ -80,7 +81,7 @@ def check_kernels(
             judge = Judge(task, source, built, student, examples, timeout, seed)
             grade = judge.grade(str(target), parts)
     except RejectedFile as rejected:
-        return _no_grade(str(target), parts, rejected.args[0], seed)
+        return _no_grade(str(target), parts, *rejected.args, seed)
     if repro is not None and judge.smallest is not None:
         repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade
@@ -101,7 +102,7 @@ class Judge:
         try:
             self.student.start(self.timeout)
         except Died as death:
-            return _no_grade(target, parts, Fault(death.what, printed=death.printed), self.seed, death.status)
+            return _no_grade(target, parts, Fault(death.what, printed=death.printed), death.status, self.seed)
         questions = {"legal": self._legal, "right": self._right}
         found = [self._search(part, questions[part]) if part in questions else self._count() for part in parts]
         return KernelGrade(target, found, self.seed, self.student.unconfined)
@@ -131,8 +132,18 @@ class Judge:
         for name, value in first["outputs"].items():
             if (missing := unwritten(name, value)) is not None:
                 return Fault(missing, str(case))
-            if not torch.equal(value.nan_to_num(), second["outputs"][name].nan_to_num()):
-                return Fault(f"{name} depends on the order in which blocks and threads take turns", str(case))
+        if (name := self._unlike(first, second, case)) is not None:
+            if self._unlike(first, self._call(case, "ascending"), case) is not None:
+                return Fault(f"{name} changes if the function is called again: a variable keeps its value", str(case))
+            return Fault(f"{name} depends on the order in which blocks and threads take turns", str(case))
+        return None
+
+    def _unlike(self, first: dict[str, Any], second: dict[str, Any], case: Case) -> str | None:
+        """Return the name of a result that differs between two calls by more than the task's tolerance, or None."""
+        for name, value in first["outputs"].items():
+            allowed = self.task.allowed(case.given, value.double())
+            if difference(second["outputs"][name], value.double(), allowed, torch.float32).share > 1:
+                return name
         return None
 
     def _right(self, case: Case) -> Fault | None:
@@ -161,7 +172,9 @@ class Judge:
         strides = torch.empty(expected[fault.output].shape, device="meta").stride()
         element = sum(map(math.prod, zip(fault.index, strides, strict=True)))
         line, _ = self._lines(self.student.call("writer", case.given, _shapes(expected), fault.output, element))
-        return replace(fault, line=line, hint=FAR_FROM_ZERO if case.values == "large mean" else None)
+        finite = fault.given is None or math.isfinite(fault.given)
+        hint = (FAR_FROM_ZERO if finite else OVERFLOW) if case.values == "large mean" else None
+        return replace(fault, line=line, hint=hint)
 
     def _lines(self, sites: object) -> tuple[int | None, int | None]:
         """Return the lines in the file of an access, and of the access that it collides with."""
@@ -240,7 +253,7 @@ def _shapes(results: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in results.items()}
 
 
-def _no_grade(target: str, parts: Sequence[str], fault: Fault, seed: int, status: str = "failed") -> KernelGrade:
+def _no_grade(target: str, parts: Sequence[str], fault: Fault, status: str, seed: int) -> KernelGrade:
     """Return the grade of a file that cannot run."""
     first, *others = parts
     rest = [Part(name, "not graded", fault=fault) for name in others]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....impls.compiling import DoesNotCompile
+from ....impls.simulation.rewrite import NotSupported
 from ....impls.user_module import OURS
 from ...sandbox.process import Job
 from ...task_call import compiled
@@ -30,7 +31,7 @@ run, writer = call.run, call.writer
 
 
 class RejectedFile(Exception):
-    """The file cannot run; the argument is the fault in its text."""
+    """The file cannot run; the arguments are the fault in its text, and the status of the grade."""
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def job_of(
     """
     text = file.read_text(errors="replace")
     if (refused := refusal(text)) is not None:
-        raise RejectedFile(Fault(refused[1], line=refused[0]))
+        raise RejectedFile(Fault(refused[1], line=refused[0]), "failed")
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # the path in the compiler's debug information
         # Compile the text that was checked, in an empty folder, so that no file beside it can replace a header.
@@ -59,7 +60,9 @@ def job_of(
         try:
             shutil.copyfile(compiled(alone, [task]), built)
         except DoesNotCompile as error:
-            raise RejectedFile(_complaint(alone, str(error), target, task)) from None
+            raise RejectedFile(_complaint(alone, str(error), target, task), "failed") from None
+        except NotSupported as error:
+            raise RejectedFile(Fault(str(error).replace(str(alone), target)), "not graded") from None
         module.write_text(_MODULE.format(package=str(OURS.parent), built=str(built), signature=task.signature))
         yield Job(str(module), place, forbidden=(), place=place, functions=("run", "writer"), **limits), alone, built
 
@@ -69,7 +72,10 @@ def _complaint(file: Path, said: str, target: str, task: Task) -> Fault:
     if re.search(rf"error: (?:.{task.name}. was not declared|use of undeclared identifier '{task.name}')", said):
         return Fault(f"expected {target} to define {task.signature}, found no such function")
     errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", said, re.MULTILINE)
+    if not errors and "unit.cu:" in said:  # the call of the function
+        return Fault(f"expected {target} to define {task.signature}, found other parameters")
     if not errors:
         return Fault(said.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]))
+    note = re.search(r"^If CUDA has .*", said, re.MULTILINE)
+    return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]), hint=note and note.group())
