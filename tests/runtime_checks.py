@@ -74,26 +74,23 @@ def other_capture() -> None:
 
 
 def no_memory() -> None:
-    """Check that a call without memory for its counters reports the lack, and that the next call succeeds."""
+    """Check that a call gets memory for its counters if only PyTorch's cache has some."""
     driver = ctypes.CDLL("libcuda.so.1")  # bypasses PyTorch's allocator, which would release its cache
     x = torch.randn(SHAPE, device="cuda")
     want = reference.forward_stats(x, 1)
     assert cuda.why_not(x.device) is None
-    spare = [torch.empty(2**19, dtype=torch.uint8, device="cuda") for _ in range(8)]  # for the outputs
+    spare = [torch.empty(2**19, dtype=torch.uint8, device="cuda") for _ in range(32)]
     del spare
     torch.cuda.synchronize()
     taken: list[int] = []
-    address, failure = ctypes.c_uint64(), ""
+    address = ctypes.c_uint64()
     for power in range(30, 8, -1):
         while driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2**power)) == 0:
             taken.append(address.value)
     try:
-        cuda.forward_stats(x, 1)
-    except RuntimeError as error:
-        failure = str(error)
+        got = cuda.forward_stats(x, 1)
     finally:
         for each in taken:
             driver.cuMemFree_v2(ctypes.c_uint64(each))
     assert taken, "the driver gave no memory"
-    assert "out of memory" in failure, f"expected an error that says so, got {failure!r}"
-    torch.testing.assert_close(cuda.forward_stats(x, 1), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

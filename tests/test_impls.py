@@ -10,7 +10,7 @@ from planted import BUGS, one_pass_variance, replaced
 import sbnref
 from sbnref import impls
 from sbnref.conformance import cases
-from sbnref.impls import cpu, reference
+from sbnref.impls import cpu, operators, reference
 
 X = torch.randn(4, 3)
 
@@ -29,6 +29,17 @@ def recorder():
 
 def normalize(impl=None):
     return sbnref.SyncBatchNorm(3, impl=impl)(X)
+
+
+def test_kernels_without_memory_for_their_counters_empty_pytorchs_cache(monkeypatch):
+    results, emptied = iter([None, X]), []
+    stage = SimpleNamespace(default=lambda *args: next(results))
+    library = SimpleNamespace(forward_stats=stage, failure=lambda: "CUDA error: out of memory")
+    monkeypatch.setattr(torch.ops, "planted", library, raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    forward_stats, *_ = operators.stages_of("planted")
+    assert forward_stats(X, 1) is X
+    assert emptied == [1]
 
 
 def test_every_way_to_choose_and_their_order(recorder, monkeypatch):

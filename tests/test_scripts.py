@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from shared import ROOT, blocks, python
 from torch import nn
 
 TRAIN = ROOT / "tutorials" / "train.py"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 
 
 def test_the_example_of_the_readme(tmp_path):
@@ -27,9 +27,12 @@ def test_solution(script):
     python(script, timeout=300)
 
 
-def figures(*command: object) -> list[float]:
+def figures(folder: Path, *command: object) -> list[float]:
     """Run the training script, and return the numbers in its report, which only one process prints."""
-    run = python(*command, "--steps", "20", env=ENV, timeout=300)
+    (folder / "sitecustomize.py").write_text("import ends_well\n")
+    env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    env["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    run = python(*command, "--steps", "20", env=env, timeout=300)
     assert run.stdout.count("accuracy") == 1
     return [float(figure) for figure in re.findall(r"(?:loss|digits:) ([\d.]+)", run.stdout)]
 
@@ -37,9 +40,9 @@ def figures(*command: object) -> list[float]:
 @pytest.mark.slow
 def test_four_ranks_train_as_one_process(tmp_path):
     """Run on one host; tests/hosts runs torchrun on several."""
-    alone = figures(TRAIN, "--output", tmp_path / "model.pt")
+    alone = figures(tmp_path, TRAIN, "--output", tmp_path / "model.pt")
     assert alone[1] > 80, alone
     state = torch.load(tmp_path / "model.pt")
     nn.BatchNorm2d(16).load_state_dict({k[2:]: v for k, v in state.items() if k.startswith("1.")})
-    four = figures("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", TRAIN)
+    four = figures(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", TRAIN)
     assert four == pytest.approx(alone, rel=0.02)

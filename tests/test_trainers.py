@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def env(tmp_path_factory) -> dict[str, str]:
     """Return an environment for trainers, in which torchvision can be imported first."""
     folder = tmp_path_factory.mktemp("path")
-    (folder / "sitecustomize.py").write_text("import torchvision_here\n")
+    (folder / "sitecustomize.py").write_text("import ends_well, torchvision_here\n")
     return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}:{ROOT / 'tests'}"}
 
 

@@ -81,7 +81,7 @@ class TaskCall:
         lib.cudasim_download()
         found = json.loads(lib.cudasim_report())
         launches, failed = found["launches"], [found["fault"], *found["refused"]]
-        fault = next(filter(None, failed), {"what": error, "at": []})
+        fault: dict[str, Any] = next(filter(None, failed), {"what": error, "at": []})
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
         largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
         counts |= {"launches": len(launches), "blocks": largest["blocks"]}

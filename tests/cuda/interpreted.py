@@ -55,7 +55,7 @@ class Gpu:
     library: ctypes.CDLL
     kernels: dict[str, ptx.Kernel]
     fused: bool = True
-    launched: set[str] = field(default_factory=set)  # names of kernels
+    launched: dict[str, int] = field(default_factory=dict)  # the last number of blocks, by kernel
 
     def launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> int:
         """Return the address of an error message, empty on success."""
@@ -65,7 +65,7 @@ class Gpu:
     def _launch(self, name: bytes, blocks: int, threads: int, shared_bytes: int, arguments: Any) -> bytes:
         try:
             kernel = self.kernels[name.decode()]
-            self.launched.add(kernel.name)
+            self.launched[kernel.name] = blocks
             end = max(offset + size for offset, size in kernel.parameters.values())
             given = bytearray(end)
             for pointer, (offset, size) in zip(arguments, kernel.parameters.values(), strict=False):

@@ -85,10 +85,11 @@ class Kernel:
         shared_size: bytes, without dynamic shared memory.
         runs: sequences of instructions. An instruction at which lanes wait is a run; a branch ends a run.
         labels: the run after each label.
+        fences: number executed so far by all threads.
     """
 
     def __init__(self, name: str, header: str, body: str, dynamic_shared: str | None) -> None:
-        self.name, self._body = name, body
+        self.name, self._body, self.fences = name, body, 0
         self.parameters, _ = _lay_out(re.findall(_VARIABLE % "param", header))
         shared, self.shared_size = _lay_out(re.findall(_VARIABLE % "shared", body))
         self.shared = {array: offset for array, (offset, _) in shared.items()}
@@ -385,7 +386,13 @@ class Block:
     def _nothing(self, parts: list[str], *operands: str) -> Step:
         return lambda active: None
 
-    _prefetch = _membar = _nothing
+    _prefetch = _nothing
+
+    def _membar(self, parts: list[str]) -> Step:
+        def step(active: np.ndarray) -> None:
+            self.kernel.fences += int(active.sum())
+
+        return step
 
     # ---- branches and warp operations ----
 

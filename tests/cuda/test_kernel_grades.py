@@ -204,7 +204,7 @@ REFUSED = {
     "#define J(a, b) a##b": "## is not allowed",
     'auto s = R"(x)";': "raw strings are not allowed",
     "\f#include <fstream>": "includes 'fstream'",
-    "void f() { a\\\nsm(); }": "a line that continues after a backslash is not allowed",
+    "void f() { a\\\nsm(); }": "inline assembly is not allowed",
     "x" * 300_000: "expected at most 200,000 characters, got 300,000",
 }
 
@@ -222,8 +222,10 @@ def test_what_a_file_may_not_say(text, why, tmp_path):
 
 def test_what_a_file_may_say():
     template = TASKS["softmax"].template()
-    texts = [template, "\ufeff" + template, template.replace("\n", "\r\n"), RIGHT.read_text()]
-    assert [refusal(text) for text in (*texts, *STEPS.values(), *BROKEN.values())] == [None] * 14
+    macro = "#define CHECK(call)  \\\n    if (call) \\ \n        exit(1)\n"
+    texts = [template, "\ufeff" + template, template.replace("\n", "\r\n"), RIGHT.read_text(), macro + template]
+    assert [refusal(text) for text in (*texts, *STEPS.values(), *BROKEN.values())] == [None] * 15
+    assert refusal(macro + "\n#line 3")[0] == 5
 
 
 def test_what_the_compiler_says_is_told_with_the_line(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from interpreted import gpu
 from nvcc import needs_nvcc
 
-from sbnref.impls import cuda, reference
+from sbnref.impls import STAGES, cuda, reference
 
 pytestmark = [needs_nvcc, pytest.mark.slow]
 
@@ -40,10 +40,10 @@ def results(dtype: torch.dtype, impl=cuda) -> list[dict[str, torch.Tensor]]:
 
 def run_interpreted(dtype: torch.dtype, fused: bool) -> tuple[list[dict[str, torch.Tensor]], set[str], set[str]]:
     """Return the results, the names of the kernels for this dtype, and the names of those that ran."""
-    gpu().fused, gpu().launched = fused, set()
+    gpu().fused, gpu().launched = fused, {}
     mangled = {torch.float16: "N3c104HalfE", torch.bfloat16: "N3c108BFloat16E", torch.float32: "f", torch.float64: "d"}
     there = {name for name in gpu().kernels if re.search(rf"kernelI{mangled[dtype]}LN", name)}
-    return results(dtype), there, gpu().launched
+    return results(dtype), there, {*gpu().launched}
 
 
 @pytest.mark.parametrize("dtype", checks.DTYPES)
@@ -62,3 +62,19 @@ def test_every_instance_is_right(interpreted, dtype):
     got, _, _ = interpreted(run_interpreted, dtype, True)
     for one, want in zip(got, results(dtype, reference), strict=True):
         checks.assert_close(one, want, want["y"], f"shape {tuple(want['y'].shape)}")
+
+
+def fences() -> dict[str, tuple[int, int]]:
+    """Return each kernel's executed fences and its blocks, on a tensor with split tiles."""
+    x, dy = (checks.tensor((1, 2, 1500), torch.float32, seed) for seed in (0, 1))
+    gpu().launched, before = {}, {name: kernel.fences for name, kernel in gpu().kernels.items()}
+    checks.run(cuda, x, dy, torch.float32, None)
+    return {name: (gpu().kernels[name].fences - before[name], blocks) for name, blocks in gpu().launched.items()}
+
+
+def test_one_thread_fences_for_its_block(interpreted):
+    for name, (executed, blocks) in interpreted(fences).items():
+        stage = next(stage for stage in STAGES if f"{stage}_kernel" in name)
+        # For momentum=None, each of two tiles fences before its ticket, and one tile fences after it.
+        assert executed == {"forward_apply": 3, "backward_apply": 0}.get(stage, 2 * blocks), name
+        assert blocks > 2, name

@@ -231,7 +231,7 @@ int main(int argc, char** argv) {
         ones<<<1, kSize, 64 * 1024>>>(x);  // fault shared_not_allowed: expected at most 49152 bytes of dynamic shared
     if (name == "wrong_direction")
         cudaMemcpy(host, x, sizeof host, cudaMemcpyHostToDevice);  // fault wrong_direction: expected GPU memory
-    if (name == "memset_of_host") cudaMemset(host, 0, 4);  // fault memset_of_host: destination, got host memory
+    if (name == "memset_of_host") cudaMemset(host, 0, 4);          // fault memset_of_host: destination, got host memory
     if (name == "copy_to_null")
         cudaMemcpy(nullptr, x, 4, cudaMemcpyDeviceToDevice);  // fault copy_to_null: destination, got a null pointer
     if (name == "freed_twice") {

@@ -81,7 +81,8 @@ def check_kernels(
             judge = Judge(task, source, built, student, examples, timeout, seed)
             grade = judge.grade(str(target), parts)
     except RejectedFile as rejected:
-        return _no_grade(str(target), parts, *rejected.args, seed)
+        fault, status = rejected.args
+        return _no_grade(str(target), parts, fault, status, seed)
     if repro is not None and judge.smallest is not None:
         repro.write_text(program(file, task, judge.smallest, next(p.fault for p in grade.parts if p.fault)))
     return grade

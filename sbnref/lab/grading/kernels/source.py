@@ -26,14 +26,23 @@ _WORDS = {
 }
 
 
+# Lines that continue after a backslash. The compiler joins them first of all.
+_BACKSLASH = re.compile(r"\\[^\S\n]*\n")
+_CONTINUED = re.compile(rf"^(?:[^\n]*{_BACKSLASH.pattern})+[^\n]*", re.MULTILINE)
+
+
+def _joined(lines: re.Match[str]) -> str:
+    """Return the lines as one, followed by empty ones, so that the lines below keep their numbers."""
+    line, breaks = _BACKSLASH.subn("", lines[0])
+    return line + "\n" * breaks
+
+
 def refusal(text: str) -> tuple[int, str] | None:
     """Return the line, from 1 on, and the reason why a file with that text is not graded, or None."""
     if len(text) > MOST_CHARACTERS:
         return 1, f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}"
-    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
+    text = _CONTINUED.sub(_joined, text.removeprefix("\ufeff"))  # the byte order mark of some editors
     found: list[tuple[int, str]] = []
-    if spliced := re.search(r"\\[^\S\n]*\n", text):
-        found.append((spliced.start(), f"a line that continues after a backslash {_NOT}: it hides what a line does"))
     quoting = blank(text, quotes=False)  # the names of included files are in quotes
     if raw := re.search(r'\b(?:u8|[uUL])?R"', quoting):
         found.append((raw.start(), "raw strings are not allowed in a graded file"))

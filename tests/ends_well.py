@@ -1,4 +1,4 @@
-"""On PYTHONPATH, makes Python exit with status 9 if threads of gloo outlive the program: such a thread may abort it."""
+"""Imported by a program, ends it with status 9 if threads of gloo are left at its exit: such a thread may abort it."""
 
 import atexit
 import os
