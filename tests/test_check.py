@@ -212,12 +212,9 @@ def test_what_is_no_number_is_json():
     assert json.loads(json.dumps(grade.to_dict(), allow_nan=False))["score"] == 0
 
 
-def test_stages_have_to_be_named():
+def test_no_stage_and_no_hypothesis_are_named(monkeypatch):
     with pytest.raises(ValueError, match=r"expected stages among .* got none"):
         check("json", [])
-
-
-def test_without_hypothesis_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip install hypothesis"):
         check("json")

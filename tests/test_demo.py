@@ -39,14 +39,9 @@ def test_a_folder_that_cannot_be_is_refused_before_the_training(tmp_path, monkey
     assert said.startswith(f"sbnref: expected a writable folder for the results, got {tmp_path}/file/folder: ")
 
 
-def test_a_missing_matplotlib_is_named_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(demo, "Ranks", None)
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
+def test_a_missing_package_is_named_before_the_training(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(demo, "train", None)
     with pytest.raises(SystemExit, match=r"pip install scikit-learn matplotlib"):
-        demo.run(2, 1, 0, tmp_path, as_json=False)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(SystemExit, match=r"pip install scikit-learn matplotlib"):
-        demo.load_digits()
+        demo.run(1, 1, 0, tmp_path, as_json=False)

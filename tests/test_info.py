@@ -52,11 +52,6 @@ def test_shapes_are_refused_in_a_sentence(command, shape, monkeypatch):
     assert refused(*command, shape) == f"sbnref: {said} {shape!r}"
 
 
-def test_a_plan_takes_a_channel():
-    with pytest.raises(ValueError, match=r"at least one channel, got shape \(4, 0\)"):
-        launch_plan(torch.empty(4, 0))
-
-
 def test_as_json(monkeypatch, tmp_path):
     (tmp_path / "sbnref_library").mkdir()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -78,6 +73,8 @@ def test_launch_plans_and_traffic_of_a_shape():
     assert plans["forward"]["layout"] == "short runs"
     assert plans["forward"]["tiles"] == 1
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
+    with pytest.raises(ValueError, match=r"at least one channel, got shape \(4, 0\)"):
+        launch_plan(torch.empty(4, 0))
     refusal = "launch_plan: expected less than 16 GiB per channel and sample"
     assert refusal in cli("info", "--shape", "1,2,99999999999", code=2).stderr
     stages = json.loads(cli("lab", "traffic", "8,4,16,16", "--json").stdout)["stages"]

@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections import defaultdict
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -241,16 +240,6 @@ def test_a_recording_ends_where_the_simulation_refuses_to_go_on(student):
 def test_a_kernel_that_goes_on_for_ever_is_stopped(student):
     with pytest.raises(ValueError, match=r"at most \d+ instructions of warps"):
         recorded(student, "ever")
-
-
-def test_arrays_keep_their_places_within_sectors(student):
-    recording = recorded(student, "forward")
-    called = Call(Kernels(student, FUNCTIONS, 64), example((2, 4, 6, 6)))
-    for array in recording.arrays:
-        if not array.shared:
-            assert array.start % 32 == getattr(called, array.name).data_ptr() % 32
-    ends = sorted((a.start, a.start + a.size) for a in recording.arrays if not a.shared)
-    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
 
 
 # ---- the command ----

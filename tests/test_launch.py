@@ -144,11 +144,6 @@ def test_a_world_has_a_rank(world_size):
         sbnref.Ranks(world_size)
 
 
-def test_the_timeout_where_nobody_says_otherwise():
-    """The pages document this default."""
-    assert dist.distributed_c10d.default_pg_timeout.total_seconds() == 30 * 60
-
-
 @pytest.mark.slow
 def test_the_same_script_runs_under_torchrun(tmp_path):
     script = """

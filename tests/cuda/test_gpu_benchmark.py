@@ -19,7 +19,7 @@ import sass
 import torch
 from kernels import ladder
 from nvcc import FLAGS, compiled, needs_nvcc
-from shared import python
+from shared import gone, python
 from torch.utils.cpp_extension import include_paths
 
 import sbnref
@@ -236,18 +236,6 @@ def test_what_only_a_gpu_has_is_checked_by_code_that_runs(simulation):
 # ---- running them ----
 
 
-def gone(pid: int) -> bool:
-    """Return whether a process ends within a few seconds; a zombie counts as ended."""
-    for _ in range(200):
-        try:
-            if ") Z " in Path(f"/proc/{pid}/stat").read_text():
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_how_a_part_went(check, capsys):
     shell = ["sh", "-c"]
     assert check.run("a", [*shell, "echo fine"], 30).status == "passed"
@@ -345,21 +333,7 @@ def test_a_later_call_replaces_its_parts_in_the_file(tmp_path, bare):
     assert "got 'buid'" in python(*command, "buid", code=2).stderr
 
 
-def test_on_a_gpu_skipped_is_not_passed(check, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-    monkeypatch.setattr(check, "nvidia_tool", lambda name: None)
-    monkeypatch.setattr(check, "HERE", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "memcheck,ncu"])
-    assert check.main() == 1
-    printed = capsys.readouterr().out
-    assert "compute-sanitizer is not here" in printed
-    assert "ncu is not here" in printed
-    (file,) = (tmp_path / "results").iterdir()
-    assert file.match("a-gpu-*-checks.json")
-
-
-def test_the_calls_of_a_day_share_a_file(check, tmp_path, monkeypatch):
+def test_on_a_gpu_skipped_is_not_passed_and_the_calls_of_a_day_share_a_file(check, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     monkeypatch.setattr(check, "nvidia_tool", lambda name: None)
@@ -368,7 +342,8 @@ def test_the_calls_of_a_day_share_a_file(check, tmp_path, monkeypatch):
         now = datetime(2030, 1, 2, hour)
         monkeypatch.setattr(check, "datetime", SimpleNamespace(now=lambda now=now: now))
         monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", part])
-        check.main()
+        assert check.main() == 1
+        assert "compute-sanitizer is not here" in capsys.readouterr().out
     (file,) = (tmp_path / "results").iterdir()
     assert file.name == "a-gpu-2030-01-02-checks.json"
     assert {row["part"] for row in load(file).notes["checks"]} == {"memcheck", "racecheck"}

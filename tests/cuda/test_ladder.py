@@ -106,8 +106,6 @@ def test_a_mean_far_above_the_deviations(rung):
     error = (ladder.Call(rung, x).run() - reference(x)).abs().max()
     # A float32 mean is off by up to 5e-4 here, unlike the payload's mean. The remaining error is in the threads' means.
     assert error < (2e-4 if rung in PAYLOAD else 2e-3)
-    textbook = x.square().mean([0, 2, 3]) - x.mean([0, 2, 3]).square()
-    assert ((textbook - x.double().var([0, 2, 3], correction=0)).abs() > 0.5).any()
 
 
 FLOORS = {  # launches, blocks, reads of x, writes of y
@@ -155,8 +153,3 @@ def test_backwards_the_second_pass_fetches_less():
     forwards, backwards = (ladder.fetched(call, ladder.count(call), x.nbytes) for call in calls)
     assert forwards > 0.95
     assert backwards < 0.6
-
-
-def test_every_rung_has_a_file_and_every_file_a_rung():
-    files = {path.name for path in ladder.KERNELS.glob("[0-9]_*.cu")}
-    assert files == {rung.source for rung in ladder.RUNGS.values()}

@@ -10,7 +10,7 @@ import torch
 from sbnref.debugging.launch_plan import launch_plan, plan_in_words
 from sbnref.impls import STAGES, cuda
 from sbnref.lab.own_stages import StageTraffic, Traffic, calls, record_stages
-from sbnref.lab.recording import Act, example
+from sbnref.lab.recording import example
 
 pytestmark = pytest.mark.slow
 
@@ -152,10 +152,3 @@ def test_a_stage_does_in_a_recording_what_it_does_elsewhere(shape, channels_last
         assert counts["sectors"] == launch["sectors"], stage
         assert [launched.kernel for launched in recording.launches] == [launch["kernel"]]
         assert {Path(recording.sites[step.site][-1][0]).name for step in recording.steps} == {f"{stage}.cu"}
-
-
-@pytest.mark.ranks(1, "simulated")
-def test_each_block_takes_a_ticket():
-    (recording,) = record_stages(example((6, 2, 10, 10)), ["backward_stats"]).values()
-    tickets = [(step.block, len(step.lanes)) for step in recording.steps if step.act is Act.ATOMIC]
-    assert tickets == [(block, 1) for block in range(4)]

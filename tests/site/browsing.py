@@ -19,6 +19,8 @@ INTO_VIEW = """(element) => {
   return { x: box.x + box.width / 2, y: box.y + box.height / 2 };
 }"""
 
+TWO_FRAMES = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"  # what follows the size is drawn then
+
 CUT_OFF = """
   const fits = (e) => e.getBoundingClientRect().right <= innerWidth + 1;
   const scrolls = (e) => e !== document.body && e !== null &&
@@ -112,6 +114,7 @@ class Browser:
         """Set the window's inner size; the window itself cannot be as narrow as a phone."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_async_script(TWO_FRAMES)
 
     def prefer(self, scheme: str, motion: str = "no-preference") -> None:
         """Set the system's preference: 'light' or 'dark', and optionally 'reduce' for motion."""
