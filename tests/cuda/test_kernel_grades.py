@@ -185,7 +185,7 @@ def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
     monkeypatch.setattr("sbnref.lab.grading.kernels.check.Student", Liar)
     (part,) = graded(tmp_path, FORMULA, ["right"]).parts
     assert part.status == "failed"
-    assert part.fault.what.startswith("the process of the kernels gave no ")
+    assert part.fault.what.startswith("the kernels' process returned no ")
 
 
 REFUSED = {

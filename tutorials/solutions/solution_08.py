@@ -39,7 +39,6 @@ def seconds(size) -> float:
 with sbnref.Ranks(2) as ranks:
     measured = {size: ranks.run(seconds, size)[0] for size in (10, 10**4, 10**6)}
 print("3.", *(f"{size} numbers: {1e6 * t:.0f} µs;" for size, t in measured.items()))
-assert measured[10**6] > 2 * measured[10]
 
 
 # 4. Ranks are numbered machine by machine, so the groups are the rows of an 8 x 8 mesh.
