@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_VERSION := 26.3
 PYTEST := $(BIN)/pytest --verbose
 
-.PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs wheels docs-serve lock clean build-cpu
+.PHONY: help demo test test-all test-lanes test-rest test-compile coverage test-cuda test-hosts test-sanitized test-site test-toolkit faults soak gpu-check lint types docs wheels release docs-serve lock clean build-cpu
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -80,6 +80,9 @@ wheels: .venv/.wheels  ## build the wheels of all platforms into dist, and check
 	$(BIN)/python .ci/wheels.py
 	for wheel in dist/*linux*.whl; do $(BIN)/auditwheel show $$wheel | grep "This constrains" || exit 1; done
 	$(BIN)/twine check --strict dist/*
+
+release: .venv/.wheels  ## make the release VERSION: set it, build and test the wheels, commit and tag (Linux on x86-64)
+	$(BIN)/python .ci/release.py $(VERSION)
 
 docs-serve: docs  ## show the site on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000

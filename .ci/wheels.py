@@ -1,4 +1,4 @@
-"""Build the wheels: the package with compiled kernels, for Linux on x86-64 and aarch64, and for macOS on arm64.
+"""Build the wheels: with compiled kernels for Linux on x86-64 and aarch64 and for macOS on arm64, and one without.
 
 ``make wheels`` runs it on Linux x86-64. The C++ compiler is ziglang's, which has the C libraries of all platforms. The
 nvcc that ``sbnref info`` finds compiles the CUDA kernels, for the x86-64 wheel only.
@@ -20,6 +20,8 @@ from sbnref.impls import build
 from sbnref.impls.toolkit import find_toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
+WHEELS = ROOT / "dist"
+MOST_MEGABYTES = 15
 #: For each platform's name in a wheel: zig's name, and the instruction sets to compile for.
 PLATFORMS = {
     "manylinux_2_28_x86_64": ("x86_64-linux-gnu.2.28", ("avx512", "avx2", "default")),
@@ -52,17 +54,8 @@ def stand_in(target: str, folder: Path) -> list[str]:
     names = {name for header in headers for name in re.findall(r"\b((?:aoti_)?torch_\w+)\(", header.read_text())}
     source = folder / "torch.c"
     source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
-    run(
-        *zig(target)[:-1],
-        "-x",
-        "c",
-        "-w",
-        "-shared",
-        "-Wl,-soname,libtorch_cpu.so",
-        source,
-        "-o",
-        folder / "libtorch_cpu.so",
-    )
+    options = ("-x", "c", "-w", "-shared", "-Wl,-soname,libtorch_cpu.so")
+    run(*zig(target)[:-1], *options, source, "-o", folder / "libtorch_cpu.so")
     return ["-Wl,-z,defs", f"-L{folder}", "-ltorch_cpu"]
 
 
@@ -103,15 +96,24 @@ def cuda_kernels(platform: str, folder: Path, libraries: Path) -> None:
     )
 
 
+def pack(folder: Path, **variables: str) -> None:
+    """Pack a wheel by setup.py, which reads the environment variables; ``folder`` is for temporary files."""
+    config = folder / "setup.cfg"
+    config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(WHEELS))
+    environment = {**os.environ, "DIST_EXTRA_CONFIG": str(config), **variables}
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, env=environment)
+
+
 def main() -> None:
-    """Build the wheels of the platforms on the command line."""
+    """Build the wheels of the platforms on the command line, and the wheel without kernels for all others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=list(PLATFORMS), help="all by default")
     parser.add_argument("--without-cuda", action="store_true", help="leave the CUDA kernels out")
     arguments = parser.parse_args()
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         sys.exit("expected Linux on x86-64")
-    wheels, work = ROOT / "dist", ROOT / "build" / "wheels"
+    work = ROOT / "build" / "wheels"
     shutil.rmtree(work, ignore_errors=True)
     for platform in arguments.platforms:
         folder, libraries = work / platform, work / platform / "libraries"
@@ -119,27 +121,14 @@ def main() -> None:
         cpu_kernels(platform, folder, libraries)
         if platform.endswith("x86_64") and not arguments.without_cuda:
             cuda_kernels(platform, folder, libraries)
-        config = folder / "setup.cfg"  # a separate build folder for each platform
-        config.write_text(f"[build]\nbuild_base={folder}/build\n[egg_info]\negg_base={folder}\n")
-        os.environ |= {
-            "SBNREF_LIBRARIES": str(libraries),
-            "SBNREF_PLATFORM": platform,
-            "DIST_EXTRA_CONFIG": str(config),
-        }
-        run(
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            wheels,
-            ROOT,
-        )
-    for wheel in wheels.glob("*.whl"):
-        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
+        pack(folder, SBNREF_LIBRARIES=str(libraries), SBNREF_PLATFORM=platform)
+    (work / "any").mkdir()
+    pack(work / "any", SBNREF_BUILD_CPU="0")
+    for wheel in WHEELS.glob("*.whl"):
+        size = wheel.stat().st_size / 1e6
+        print(f"{wheel.name}: {size:.1f} MB")
+        if size > MOST_MEGABYTES:
+            sys.exit(f"expected wheels of at most {MOST_MEGABYTES} MB")
 
 
 if __name__ == "__main__":

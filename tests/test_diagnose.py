@@ -328,7 +328,7 @@ def stepped(step: Callable[[nn.Module, int, int], object], norm: str = "plain", 
     """Diagnose six calls of ``step`` on every rank; on rank ``raises``, expect an error."""
     rank, model = dist.get_rank(), network(norm)
     expected = pytest.raises(ValueError, match="no such file") if rank == raises else nullcontext()
-    with expected, sbnref.diagnose(model, timeout=30) as d:
+    with expected, sbnref.diagnose(model, timeout=200) as d:
         for i in range(6):
             step(model, rank, i)
     return d
@@ -359,7 +359,7 @@ def test_a_rank_that_raises_keeps_none_waiting(world):
 
     ranks, start = world(3), time.perf_counter()
     results = ranks.run(stepped, leave, raises=1)
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 150
     for d in results[::2]:
         assert d.examined["ranks"] == 3
         assert "Rank 1 left the block after 2 training steps: ValueError: no such file" in str(d)
