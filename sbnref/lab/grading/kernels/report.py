@@ -69,7 +69,7 @@ class KernelGrade(GradeReport):
         results: list[tuple[bool, str, str, Rows]] = []
         shown: Fault | None = None
         for part in self.parts:
-            good = part.status == "passed" or (part.status == "measured" and part.score == 1)
+            good = part.status in ("passed", "measured")
             tried = f", tried on {part.tried} inputs" if part.tried else ""
             score = f", {part.score:.2f}" if part.status == "measured" else ""
             rows = _wrong(part.fault) if part.fault and part.fault is not shown else []
@@ -98,5 +98,5 @@ def _counted(counted: dict[str, int]) -> Rows:
     return [
         ("moved", f"{moved:,} bytes, {moved / least:.2f} times the least"),
         ("blocks", f"{counted['blocks']}; an H100 has 132 multiprocessors"),
-        ("also", f"{others}, {counted['launches']} launches"),
+        ("also", f"{others}, {counted['launches']} launch{'es' * (counted['launches'] > 1)}"),
     ]
