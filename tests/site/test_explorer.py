@@ -135,7 +135,7 @@ def test_a_link_holds_the_case(browser):
     assert inputs(browser) == case
     assert results(browser) == shown
     browser.show("#ranks=1,1,1,x,1")
-    assert "no case that can be read" in browser.find(".problem").text
+    assert "The link contains no valid case" in browser.find(".problem").text
     assert len(inputs(browser)) == 4
 
 
