@@ -21,7 +21,7 @@ from kernels import cpu_ladder
 
 from benchmarks.results import Results, Row
 from benchmarks.show import show
-from sbnref.lab.timing import fill, spread
+from benchmarks.timing import fill, spread
 
 SAMPLE = (32, 28, 28)  # 98 KiB
 

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.results import Results, Row
 from benchmarks.show import show
+from benchmarks.timing import spread
 from sbnref import Ranks, SyncBatchNorm, diagnose
-from sbnref.lab.timing import spread
 
 SHAPE, STEPS, EVERY = (16, 3, 32, 32), 30, 10
 

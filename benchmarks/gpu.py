@@ -39,9 +39,9 @@ from gpu_layers import ALONE, LAYERS, MMCV, RELU, Work, build_mmcv, sbnref_alone
 from gpu_report import EAGER, GRAPH, Row, lines, verdicts
 
 from benchmarks.results import Results
+from benchmarks.timing import spread
 from sbnref.collectives import sum_payloads
 from sbnref.impls import cuda
-from sbnref.lab.timing import spread
 
 Shape = tuple[int, ...]
 Case = tuple[Shape, torch.dtype, bool]  # with whether channels come last

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from sbnref.conformance.watch import Watch
 from sbnref.functional import masked
 from sbnref.interop.peers import MMCVSyncBatchNorm, NaiveSyncBatchNorm
-from sbnref.lab.timing import fill, interleaved, peak_bytes, repeated, spread
+from sbnref.lab.timing import interleaved
 from sbnref.launch import Ranks
 from sbnref.modes import payload_dtype
 from sbnref.module import SyncBatchNorm
 
 from .results import Results, Row
+from .timing import fill, peak_bytes, repeated, spread
 
 Shape = tuple[int, ...]
 LayerMaker = Callable[[int], nn.Module]

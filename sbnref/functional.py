@@ -92,16 +92,9 @@ def sync_batch_norm(
         # The input's class calls this function again on plain tensors and wraps the output. Pass it the function
         # without the agreement of SBNREF_DEBUG: the ranks agree once a call, not twice.
         function: Callable[..., Tensor] = getattr(sync_batch_norm, "__wrapped__", sync_batch_norm)
-        return handle_torch_function(
-            function,
-            (input,),
-            *positional,
-            num_features=num_features,
-            num_batches_tracked=num_batches_tracked,
-            group=group,
-            stats_mode=stats_mode,
-            impl=impl,
-        )
+        checks = dict(num_features=num_features, num_batches_tracked=num_batches_tracked)
+        choices = dict(group=group, stats_mode=stats_mode, impl=impl)
+        return handle_torch_function(function, (input,), *positional, **checks, **choices)
     check_call(*positional, num_features, num_batches_tracked, stats_mode)
     if not training:
         return _normalize_locally(input, running_mean, running_var, weight, bias, eps)

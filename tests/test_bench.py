@@ -8,11 +8,11 @@ import pytest
 import torch
 from shared import ROOT, cli, refused
 
-from benchmarks import compare, load, suites
+from benchmarks import compare, load, suites, timing
 from benchmarks.__main__ import app
 from benchmarks.figures import draw
 from benchmarks.results import Results, tabulate
-from sbnref.lab import timing
+from sbnref.lab.timing import interleaved
 
 
 def row(median, layer="reference", **more):
@@ -46,7 +46,7 @@ def test_the_reference_holds_no_more_than_batch_norm():
 def test_rounds_are_interleaved():
     order = []
     works = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = timing.interleaved(works, 0.0)
+    times = interleaved(works, 0.0)
     assert order[:6] == ["a"] * 3 + ["b"] * 3
     rounds = {tuple(order[i : i + 2]) for i in range(6, 16, 2)}
     assert rounds == {("a", "b"), ("b", "a")}, "in every round each, and not always after the same"

@@ -40,16 +40,9 @@ def train_step(
     loss = torch.stack([(y * dy.detach().cpu().double()).sum() for y, dy in zip(ys, dys, strict=True)]).sum()
     *dxs, dgamma, dbeta = torch.autograd.grad(loss, [*xs, gamma, beta])
     elements = sum(elements_per_channel(x) for x in xs)
-    return Expected(
-        [y.detach() for y in ys],
-        dxs,
-        dgamma / len(xs),
-        dbeta / len(xs),
-        mean.detach(),
-        var.detach(),
-        var.detach() * elements / max(elements - 1, 1),
-        elements,
-    )
+    y, mean, var = [y.detach() for y in ys], mean.detach(), var.detach()
+    unbiased_var = var * elements / max(elements - 1, 1)
+    return Expected(y, dxs, dgamma / len(xs), dbeta / len(xs), mean, var, unbiased_var, elements)
 
 
 def forward(

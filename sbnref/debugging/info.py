@@ -66,7 +66,10 @@ class Info(Report):
         self.chosen = {device: self._chosen(torch.device(device)) for device in self.devices}
         libraries = {name: build.built(library) for name, library in build.LIBRARIES.items()}
         self.libraries = {name: None if file is None else str(file) for name, file in libraries.items()}
-        self.toolkit = build.toolkit_in_words()
+        try:
+            self.toolkit = str(build.find_cuda())
+        except build.BuildError as error:
+            self.toolkit = f"none: {error}"
         self.shape, self.plans = shape, {}
         if None in self.impls["cuda"].values():
             x = torch.empty(shape, device="meta")

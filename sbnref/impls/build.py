@@ -250,13 +250,8 @@ def compile_sources(
 def nvcc_command() -> tuple[str, ...]:
     """Return the command of nvcc that compiles and links for the GPUs in ``TORCH_CUDA_ARCH_LIST`` or at hand."""
     home = find_cuda().home
-    return (
-        str(home / "bin" / "nvcc"),
-        f"-ccbin={compiler()}",
-        "-Xcompiler=-fPIC",
-        *(f"-L{home / folder}" for folder in ("lib64", "lib")),
-        *gpu_flags(_architectures()),
-    )
+    host = (f"-ccbin={compiler()}", "-Xcompiler=-fPIC", *(f"-L{home / folder}" for folder in ("lib64", "lib")))
+    return (str(home / "bin" / "nvcc"), *host, *gpu_flags(_architectures()))
 
 
 def gpu_flags(architectures: list[str]) -> list[str]:
@@ -411,11 +406,3 @@ def _check_gpus() -> None:
             "PyTorch sees no CUDA GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or set TORCH_CUDA_ARCH_LIST, for "
             "example to 9.0, to build for another machine"
         )
-
-
-def toolkit_in_words() -> str:
-    """Return the toolkit that :func:`find_cuda` finds, or the reason why it finds none, in words."""
-    try:
-        return str(find_cuda())
-    except BuildError as error:
-        return f"none: {error}"

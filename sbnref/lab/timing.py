@@ -1,16 +1,11 @@
-"""Comparable times: measured in one run, interleaved, as medians with their spread."""
+"""Comparable times: measured in one run, interleaved."""
 
 from __future__ import annotations
 
 import random
-import statistics
 import time
-from collections.abc import Callable, Iterable
-from itertools import accumulate
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
 
@@ -33,43 +28,15 @@ def interleaved(
     while done < 5 or (time.perf_counter() - start < seconds and done < 500):
         lots.shuffle(turns)
         for name, work in turns:
-            rounds[name].append(_seconds(work, before))
+            rounds[name].append(time_once(work, before))
         done += 1
     return rounds
 
 
-def repeated(work: Work, count: int, before: Work) -> list[float]:
-    """Return the seconds of ``count`` runs after three warm-up runs. All ranks make the same number of runs."""
-    return [_seconds(work, before) for _ in range(count + 3)][3:]
-
-
-def _seconds(work: Work, before: Work | None) -> float:
+def time_once(work: Work, before: Work | None) -> float:
+    """Return the seconds of one run, after ``before``."""
     if before is not None:
         before()
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
-
-
-def spread(times: Iterable[float]) -> dict[str, float]:
-    """Return median and quartiles, in seconds, and the number of times."""
-    times = list(times)
-    first, median, third = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-    return {"median": median, "first_quartile": first, "third_quartile": third, "repetitions": len(times)}
-
-
-def peak_bytes(work: Work) -> int:
-    """Return the peak memory that ``work`` allocates, in bytes, from the CPU's allocator."""
-    work()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())), initial=0))
-
-
-def fill(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """Return random numbers with mean 1, (N, C, *), in a memory format."""
-    x = (torch.randn(shape) + 1).to(dtype)
-    if layout == "channels_last" and x.dim() in (4, 5):
-        x = x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
-    return x

@@ -88,12 +88,9 @@ def check_bad_masks(impl: str, device: str) -> None:
     layer = random_layer(impl=impl, device=device)
     x = torch.randn(2, CHANNELS, 3, device=device)
     mask = torch.ones(2, 3, dtype=torch.bool, device=device)
+    shapes = "mask of shape (N, *) = (2, 3) for input of shape (2, 5, 3), got (2, 5, 3)"
     for error, text, bad in (
-        (
-            ValueError,
-            "mask of shape (N, *) = (2, 3) for input of shape (2, 5, 3), got (2, 5, 3)",
-            mask[:, None] | (x > 0),
-        ),
+        (ValueError, shapes, mask[:, None] | (x > 0)),
         (TypeError, "mask of torch.bool, True where a position is valid, got torch.int64", mask.long()),
         (TypeError, "mask to be a Tensor, got list", mask.tolist()),
         (TypeError, "a dense mask, got torch.sparse_coo", mask.to_sparse()),
@@ -133,10 +130,7 @@ def check_mapped(impl: str, device: str) -> None:
     got = torch.func.vmap(normalize, in_dims=(0, None))(weights, x)
     close("y by weight", got, torch.stack([normalize(weight, x) for weight in weights]))
     xs = torch.stack([x, 3 * x])
-    close(
-        "y",
-        torch.func.vmap(normalize)(weights, xs),
-        torch.stack([normalize(*each) for each in zip(weights, xs, strict=True)]),
-    )
+    want = torch.stack([normalize(*each) for each in zip(weights, xs, strict=True)])
+    close("y", torch.func.vmap(normalize)(weights, xs), want)
     with refusal(ValueError, "expected one mask under vmap, got a batch of masks"):
         torch.func.vmap(partial(masked, layer, x))(torch.stack([mask, mask]))

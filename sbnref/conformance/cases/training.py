@@ -54,15 +54,8 @@ def check_training(impl: str, device: str) -> None:
 
     def network(norm: Callable[[int], nn.Module]) -> nn.Module:
         torch.manual_seed(3)
-        return nn.Sequential(
-            nn.Conv2d(1, 6, 3),
-            norm(6),
-            nn.ReLU(),
-            nn.Conv2d(6, CHANNELS, 3),
-            norm(CHANNELS),
-            nn.Flatten(),
-            nn.Linear(16 * CHANNELS, 2),
-        )
+        convolutions = nn.Conv2d(1, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, CHANNELS, 3), norm(CHANNELS)
+        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16 * CHANNELS, 2))
 
     alone = network(nn.BatchNorm2d).double()
     together = network(partial(SyncBatchNorm, stats_mode="exact", impl=impl)).double().to(device)

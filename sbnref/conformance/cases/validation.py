@@ -60,10 +60,8 @@ def check_validation(impl: str, device: str) -> None:
     for error, text, bad in bad_inputs:
         with refusal(error, text):
             layer(bad)
-    bad_choices: list[tuple[dict[str, Any], str]] = [
-        (dict(stats_mode="n"), "('default', 'N', 'exact'), got 'n'"),
-        (dict(impl="gpu"), "got 'gpu'"),
-    ]
+    modes, bad_impl = "('default', 'N', 'exact'), got 'n'", {"impl": "gpu"}
+    bad_choices: list[tuple[dict[str, Any], str]] = [({"stats_mode": "n"}, modes), (bad_impl, "got 'gpu'")]
     for choice, text in bad_choices:
         with refusal(ValueError, text):
             SyncBatchNorm(CHANNELS, **choice)
@@ -79,10 +77,9 @@ def check_validation(impl: str, device: str) -> None:
         (dict(bias=mean.to("meta")), f"on the input's device {x.device}, got it on meta"),
     ]
     for arguments, text in bad_arguments:
+        statistics = dict(running_mean=mean, running_var=var)
         with refusal(ValueError, text):
-            sync_batch_norm(
-                x, **{"running_mean": mean, "running_var": var, "training": True, "impl": impl, **arguments}
-            )
+            sync_batch_norm(x, training=True, impl=impl, **(statistics | arguments))
     wrong_types: list[tuple[dict[str, Any], str]] = [
         (dict(eps="exact"), "eps to be a number, got 'exact'"),
         (dict(momentum=True), "momentum to be a number, got True"),

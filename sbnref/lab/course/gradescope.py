@@ -86,14 +86,9 @@ def grade(
     output = f"{_sum(visible, 'score'):g} of {_sum(visible, 'max_score'):g} points on the visible cases."
     if hidden:
         output += f" {_sum(hidden, 'max_score'):g} more are for other cases; their results appear later."
-    return {
-        "score": _sum(tests, "score"),
-        "execution_time": round(time.monotonic() - start),
-        "output": output,
-        "visibility": "visible",
-        "stdout_visibility": "hidden",
-        "tests": tests,
-    }
+    shown = {"visibility": "visible", "stdout_visibility": "hidden"}
+    seconds = round(time.monotonic() - start)
+    return {"score": _sum(tests, "score"), "execution_time": seconds, "output": output, "tests": tests, **shown}
 
 
 def _tests_of(file: Path, names: list[str], settings: Settings, sandbox: dict[str, Any]) -> list[dict[str, Any]]:

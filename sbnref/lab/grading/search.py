@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
@@ -66,14 +66,9 @@ def search(
             found.fault, found.case = fault, case
             raise _Fails
 
-    run = settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )(seeded(seed)(given(cases)(fails)))
+    quiet: Any = dict(deadline=None, database=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
+    profile = settings(max_examples=examples, phases=[Phase.generate, Phase.shrink], **quiet)
+    run = profile(seeded(seed)(given(cases)(fails)))
     with suppress(_Fails, Flaky):  # flaky: a race, or out of time; then the last failure counts
         run()
     if not found.died and found.fault is not None:
