@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/sbnref/sbnref"
 
 
-def run(*command: object) -> str:
-    """Run a command in the repository, and return its output; raise an error if it fails."""
+def run(*command: object) -> None:
+    """Run a command in the repository, and end the program if the command fails."""
     words = [str(word) for word in command]
-    return subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    if subprocess.run(words, cwd=ROOT).returncode != 0:
+        sys.exit(f"failed: {' '.join(words)}")
 
 
 def replace(file: str, pattern: str, by: str) -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     version, today = " ".join(sys.argv[1:]), date.today().isoformat()
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         sys.exit(f"expected VERSION to be three numbers such as 1.2.3, got {version!r}")
-    if changed := run("git", "status", "--porcelain"):
+    if changed := subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True):
         sys.exit(f"expected no uncommitted changes, got:\n{changed}")
     replace("pyproject.toml", r'version = ".*"', f'version = "{version}"')
     replace("sbnref/__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
@@ -45,7 +46,7 @@ def main() -> None:
     replace("CHANGELOG.md", r"\[Unreleased\]: .*", links)
     run("make", "wheels")
     (wheel,) = (ROOT / "dist").glob("*x86_64.whl")
-    print(run(".ci/try_wheel", wheel))
+    run(".ci/try_wheel", wheel)
     run("git", "commit", "--all", "--message", f"Release {version}")
     run("git", "tag", "--annotate", f"v{version}", "--message", f"Release {version}")
     print("To publish: git push --follow-tags && .venv/bin/uv publish")
