@@ -135,6 +135,8 @@ class Ranks:
         with _nameless_main():
             for executor in self._executors:
                 starts.append(executor.submit(_getpid))  # starts the rank's process
+                # Leave the rank as the only writer: its death while it sends a result then ends the result.
+                executor._result_queue._writer.close()  # type: ignore[attr-defined]
                 self._processes += set(active_children()) - others
                 others.update(self._processes)
         self._collect(starts)

@@ -33,8 +33,8 @@ def normalize(impl=None):
 
 def test_kernels_without_memory_for_their_counters_empty_pytorchs_cache(monkeypatch):
     results, emptied = iter([None, X]), []
-    stage = SimpleNamespace(default=lambda *args: next(results))
-    library = SimpleNamespace(forward_stats=stage, failure=lambda: "CUDA error: out of memory")
+    library = SimpleNamespace(failure=lambda: "CUDA error: out of memory")
+    library.forward_stats = SimpleNamespace(default=lambda *args: next(results))
     monkeypatch.setattr(torch.ops, "planted", library, raising=False)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     forward_stats, *_ = operators.stages_of("planted")

