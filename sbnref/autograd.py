@@ -44,7 +44,7 @@ class SyncBatchNormFunction(torch.autograd.Function):
         total = sum_payloads(impl.forward_stats(x, weight), group)
         y, saved = impl.forward_apply(x, total, divisor, gamma, beta, eps, running, momentum)
         if running is not None and not torch.compiler.is_compiling():
-            increment_version([t for t in running if t is not None])  # PyTorch's operations do it, kernels do not
+            increment_version(filter(torch.is_tensor, running))  # PyTorch's operations do it, kernels do not
 
         ctx.save_for_backward(x, gamma, beta, saved)
         ctx.layer = eps, weight, divisor, group

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from .modes import STATS_MODES
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PLAIN = (Tensor, Parameter)
 
 
 def check_call(
@@ -43,21 +44,20 @@ def check_call(
         raise ValueError(f"expected input of at least 1 channel, got shape {tuple(input.shape)}")
     if num_features is not None and channels != num_features:
         raise ValueError(f"expected input of {num_features} channels (N, C, *), got shape {tuple(input.shape)}")
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    for name, tensor in named.items():
+    fitting = (channels,), device
+    named = ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
+    for name, tensor in named:
         if tensor is None:
             continue
-        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        if type(tensor) not in _PLAIN:
             check_dense(name, tensor)
-        if tensor.shape != (channels,):
-            raise ValueError(
-                f"expected {name} of shape (C,) = ({channels},) for input of shape {tuple(input.shape)}, "
-                f"got {tuple(tensor.shape)}"
-            )
         if tensor.dtype not in DTYPES:
             raise TypeError(f"expected {name} of one of the dtypes {DTYPES}, got {tensor.dtype}")
-        if tensor.device != device:
-            raise ValueError(f"expected {name} on the input's device {device}, got it on {tensor.device}")
+        if (tensor.shape, tensor.device) != fitting:
+            raise ValueError(
+                f"expected {name} of shape (C,) = ({channels},) on the input's device {device} for input of shape "
+                f"{tuple(input.shape)}, got {tuple(tensor.shape)} on {tensor.device}"
+            )
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got only one")
     count = num_batches_tracked
@@ -66,15 +66,21 @@ def check_call(
             f"expected num_batches_tracked of shape () and dtype torch.int64 on the input's device {device}, got "
             f"shape {tuple(count.shape)}, {count.dtype}, on {count.device}"
         )
-    for name, number in (("eps", eps), *(() if momentum is None else (("momentum", momentum),))):
-        if isinstance(number, bool) or not isinstance(number, (int, float, Real)):  # NumPy's are Real
-            raise TypeError(f"expected {name} to be a number, got {number!r}")
+    if type(eps) is not float:
+        _check_number("eps", eps)
+    if momentum is not None and type(momentum) is not float:
+        _check_number("momentum", momentum)
     if momentum is not None and momentum != momentum:
         raise ValueError(f"expected momentum to be a number or None, got {momentum!r}")
     if (training or running_mean is None) and not eps > 0:
         raise ValueError(f"expected a positive eps, got {eps!r}")
     if momentum is None and running_mean is not None and num_batches_tracked is None:
         raise ValueError("expected num_batches_tracked for momentum=None, the cumulative average, got None")
+
+
+def _check_number(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float, Real)):  # NumPy's are Real
+        raise TypeError(f"expected {name} to be a number, got {number!r}")
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -20,13 +20,14 @@ def stages_of(namespace: str) -> tuple[Callable[..., Any], ...]:
         operators = getattr(torch.ops, namespace)
         operator = getattr(operators, stage).default
         result = operator(*args)
-        if _failed(result) and "out of memory" in operators.failure():
+        if not _failed(result):
+            return result
+        if "out of memory" in operators.failure():
             torch.cuda.empty_cache()  # it may hold the memory that CUDA lacks for the kernels' counters
-            result = operator(*args)
-        if _failed(result):
-            torch.empty_like(args[0])  # raises PyTorch's own error if memory is short
-            raise RuntimeError(f"{stage}: {operators.failure()}")
-        return result
+            if not _failed(result := operator(*args)):
+                return result
+        torch.empty_like(args[0])  # raises PyTorch's own error if memory is short
+        raise RuntimeError(f"{stage}: {operators.failure()}")
 
     def forward_apply(
         x: Tensor,  # (N, C, *)
