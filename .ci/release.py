@@ -39,8 +39,7 @@ def main() -> None:
         sys.exit(f"expected no uncommitted changes, got:\n{changed}")
     replace("pyproject.toml", r'version = ".*"', f'version = "{version}"')
     replace("sbnref/__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
-    replace("CITATION.cff", "version: .*", f"version: {version}")
-    replace("CITATION.cff", "date-released: .*", f"date-released: {today}")
+    replace("CITATION.cff", "version: .*(\ndate-released: .*)?", f"version: {version}\ndate-released: {today}")
     replace("CHANGELOG.md", r"## \[Unreleased\]", f"## [Unreleased]\n\n## [{version}] - {today}")
     links = f"[Unreleased]: {REPOSITORY}/compare/v{version}...main\n[{version}]: {REPOSITORY}/releases/tag/v{version}"
     replace("CHANGELOG.md", r"\[Unreleased\]: .*", links)

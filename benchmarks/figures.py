@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from .results import Results, Row
 
-COLORS = ("#00798c", "#d1495b", "#edae49", "#5c677d", "#66a182", "#8d5a97")
+COLORS = ("#00798c", "#d1495b", "#edae49", "#5c677d", "#66a182", "#8d5a97", "#8c564b", "#1f3b73")
 
 
 def draw(results: Results, folder: Path, name: str) -> list[Path]:
@@ -39,7 +40,7 @@ def one_process(plt: Any, rows: list[Row], results: Results) -> Any:
     layers = [layer for layer in dict.fromkeys(row["layer"] for row in steps) if layer != "F.batch_norm"]
     base = {(tuple(r["shape"]), r["layout"]): r["median"] for r in steps if r["layer"] == "F.batch_norm"}
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.42 * len(cases)), layout="constrained")
-    for layer, color in zip(layers, COLORS, strict=False):
+    for layer, color in zip(layers, cycle(COLORS)):
         mine = {(tuple(r["shape"]), r["layout"]): r for r in steps if r["layer"] == layer}
         places = [i for i, case in enumerate(cases) if case in mine]
         ratios = [mine[cases[i]]["median"] / base[cases[i]] for i in places]
@@ -59,7 +60,7 @@ def scaling(plt: Any, rows: list[Row], results: Results) -> Any:
     sizes = sorted({row["shape"][0] for row in rows if row["shape"][0] <= 4096})
     figure, both = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, channels in zip(both, (sizes[0], sizes[-1]), strict=True):
-        for collective, color in zip(("all-reduce", "all-gather"), COLORS, strict=False):
+        for collective, color in zip(("all-reduce", "all-gather"), cycle(COLORS)):
             points = [row for row in rows if row["layer"] == collective and row["shape"][0] == channels]
             worlds, times = [row["world_size"] for row in points], [1e6 * row["median"] for row in points]
             axes.loglog(worlds, times, "o-", color=color, label=collective)
@@ -75,7 +76,7 @@ def gpu(plt: Any, rows: list[Row], results: Results) -> Any:
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for axes, what in zip(both, ("forward", "backward"), strict=True):
         axes.axhline(results.notes["bandwidth"] / 1e9, color="black", linewidth=0.8, label="copying")
-        for layer, color in zip(layers, COLORS, strict=False):
+        for layer, color in zip(layers, cycle(COLORS)):
             for layout, marker in (("contiguous", "o"), ("channels_last", "^")):
                 points = [r for r in rows if (r["layer"], r["what"], r["layout"]) == (layer, f"{what}, graph", layout)]
                 sizes = [row["bytes_moved"] / 1e6 for row in points]
@@ -93,7 +94,7 @@ def cpu_ladder(plt: Any, rows: list[Row], results: Results) -> Any:
     whats = list(dict.fromkeys(row["what"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     others = {"copy": ("-", "black"), "F.batch_norm": ("--", "gray"), "impl='cpu'": (":", "black")}
-    colors = iter(COLORS)
+    colors = cycle(COLORS)
     looks = {layer: others.get(layer) or ("-", next(colors)) for layer in layers}
     figure, panels = plt.subplots(1, len(whats), figsize=(9, 4), sharey=True, squeeze=False, layout="constrained")
     for axes, what in zip(panels[0], whats, strict=True):

@@ -17,6 +17,7 @@ TITLES = {
     "padding": "Padded sequences, three quarters of the positions valid",
     "overhead": "Overhead, on a few numbers",
     "gpu": "On a GPU: time of the device",
+    "host": "On a GPU: time of the host, without pauses",
     "ladder": "On a GPU: the ladder of kernels of tutorial 5",
     "diagnose": "Overhead of sbnref.diagnose, every=10, on ResNet-20",
     "cpu_ladder": "On a CPU: the ladder of tutorial 11, forward",
