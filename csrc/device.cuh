@@ -28,7 +28,7 @@ inline void check_launch(const char* kernel) {
     throw std::runtime_error(message);
 }
 
-// The arrays that a launch may access: in the simulation, no others.
+// Registers the arrays of a launch. The simulation reports an access to any other.
 class Lent {
    public:
 #ifdef SBNREF_CUDASIM

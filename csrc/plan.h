@@ -56,8 +56,8 @@ struct Plan {
     constexpr int64_t count() const { return outer * inner; }  // elements per channel
 };
 
-// Accesses that a thread has in flight to each tensor: `wide` if they are of 16 bytes, more if they are narrower. What
-// it keeps for eight channels leaves registers for three: with four, forward_stats spills 16 to 68 bytes.
+// Accesses that a thread has in flight to each tensor: `wide` if they are of 16 bytes, more if they are narrower. With
+// eight channels per thread the registers suffice for three: with four, forward_stats spills 16 to 68 bytes.
 constexpr int in_flight(Layout layout, int wide, int vector, int element_size) {
     const int accesses = wide * kAccessBytes / (vector * element_size);
     const int most = layout != Layout::ChannelsFirst && vector == 8 ? 3 : kMostInFlight;

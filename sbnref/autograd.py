@@ -85,7 +85,7 @@ def parameter_gradients(
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """Return the gradients of x, gamma and beta as differentiable functions of x, gamma, beta and dy."""
     given = ctx.saved_tensors[:3]
-    # Compute all of them: ranks may need different ones, and each takes collectives.
+    # Compute all of them: each needs collectives, and ranks may need different ones.
     inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in given]
     y = composed_sync_batch_norm(*inputs, *ctx.layer)
     grads = iter(torch.autograd.grad(y, [t for t in inputs if t is not None], dy, create_graph=True))

@@ -18,8 +18,8 @@ from .impls.environment import flag
 from .validation import check_group, check_member, check_registered
 
 if dist.is_available():
-    # The world of the time of this import becomes a default argument of its functions. DistributedDataParallel imports
-    # it too; after that import, destroy_process_group could not end the world's threads, and a thread that releases a
+    # Its functions take the world at the time of this import as a default argument. DistributedDataParallel imports it
+    # too; after that import, destroy_process_group could not end the world's threads, and a thread that releases a
     # tensor while the interpreter shuts down aborts the process (PyTorch's issue 190489).
     import torch.distributed.nn.functional
 

@@ -51,7 +51,7 @@ def transformed_sync_batch_norm(
 ) -> Tensor:  # y (N, C, *)
     """Normalize ``x`` within a function transform.
 
-    Every rank of the group has to be within the same transform, because the derivatives make collectives too.
+    Every rank of the group has to be within the same transform, because the derivatives issue collectives too.
 
     Raises:
         ValueError: the transform maps ``x``, and a batch of statistics cannot update the running ones.

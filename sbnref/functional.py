@@ -90,7 +90,7 @@ def sync_batch_norm(
     positional = input, running_mean, running_var, weight, bias, training, momentum, eps
     if type(input) is not Tensor and has_torch_function_unary(input):
         # The input's class calls this function again on plain tensors and wraps the output. Pass it the function
-        # without the agreement of SBNREF_DEBUG: the ranks agree once a call, not twice.
+        # without the check of SBNREF_DEBUG, which has to run once per call.
         function: Callable[..., Tensor] = getattr(sync_batch_norm, "__wrapped__", sync_batch_norm)
         checks = dict(num_features=num_features, num_batches_tracked=num_batches_tracked)
         choices = dict(group=group, stats_mode=stats_mode, impl=impl)
@@ -180,7 +180,7 @@ def masked(layer: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor) -> Te
     if transforming():  # not in place: a mapped weight makes a batch of outputs, which one output cannot hold
         return output.movedim(1, -1).index_put(valid, normalized).movedim(-1, 1)
     output.movedim(1, -1)[valid] = normalized
-    return output  # not the view: an empty view cuts off second derivatives, and with them their collectives
+    return output  # not the view: autograd stops at an empty one, and this rank would miss collectives
 
 
 if flag("SBNREF_DEBUG"):  # read once, when sbnref is imported

@@ -1,8 +1,8 @@
 """Synchronized batch normalization in thirty lines: the whole idea, to read first.
 
-A rank computes the mean of x and of x² over its own elements and weighs both. One all-reduce adds up the weighted
-means of all ranks, and every rank normalizes by the same statistics. ``all_reduce`` is differentiable, so autograd
-derives the backward pass, with one more all-reduce. A rank without data takes part and sends zeros.
+A rank computes the mean of x and of x² over its own elements and multiplies both by its weight. One all-reduce adds up
+the weighted means of all ranks, and every rank normalizes by the same statistics. ``all_reduce`` is differentiable, so
+autograd derives the backward pass, with one more all-reduce. A rank without data takes part and sends zeros.
 
 The layer adds precision far from zero and in half precision (``impls/reference.py``), a backward pass without a copy
 of the input (``autograd.py``), speed (``impls/cpu.py``, ``impls/cuda.py``), running statistics (``running.py``),
@@ -27,7 +27,7 @@ def sync_batch_norm(
     n, channels, *spatial = x.shape
     m = x.numel() // channels  # elements per channel on this rank
 
-    # Weigh: how much does this rank count?
+    # The weight of this rank
     w = {"default": min(m, 1), "N": n * min(m, 1), "exact": m}[stats_mode]
     rows = x.transpose(0, 1).reshape(channels, m)
     means = torch.cat([rows.sum(1), rows.square().sum(1)]) / max(m, 1)  # of x, x²

@@ -34,11 +34,11 @@ def rank_weight(stats_mode: str, batch_size: int, count: int) -> int:
     Raises:
         ValueError: ``stats_mode`` is not one of :data:`STATS_MODES`.
     """
-    if stats_mode == "default":  # every rank that has data weighs the same
+    if stats_mode == "default":  # all ranks that have data have the same weight
         return min(count, 1)
-    if stats_mode == "N":  # a rank weighs as many samples as it has
+    if stats_mode == "N":  # the number of samples
         return batch_size * min(count, 1)
-    if stats_mode == "exact":  # a rank weighs as many elements as it has
+    if stats_mode == "exact":  # the number of elements
         return count
     raise ValueError(f"expected stats_mode to be one of {STATS_MODES}, got {stats_mode!r}")
 

@@ -212,16 +212,16 @@ def check_eager_trace() -> None:
 
 
 def check_join() -> None:
-    """Raise :class:`RuntimeError` within DDP's ``Join``: a joined rank makes DDP's collectives but not the layer's."""
+    """Raise :class:`RuntimeError` within DDP's ``Join``: a joined rank issues DDP's collectives but not the layer's."""
     if torch.compiler.is_compiling():
         return
     model = torch.nn.parallel.DistributedDataParallel._active_ddp_module
     if model is None or not model._join_config.enable or model._join_config.throw_on_early_termination:
         return  # with throw_on_early_termination no rank goes on after the first one ran out of batches
     raise RuntimeError(
-        "expected no Join around a model with SyncBatchNorm: in a Join, a rank without batches makes DDP's collectives "
-        "but not the layer's, and the other ranks wait for those. Leave Join out and give that rank empty batches, "
-        "x[:0], until all ranks have run out; or end on all ranks at once with throw_on_early_termination=True."
+        "expected no Join around a model with SyncBatchNorm: in a Join, a rank without batches issues DDP's "
+        "collectives but not the layer's, and the other ranks wait for those. Leave Join out and give that rank empty "
+        "batches, x[:0], until all ranks have run out; or end on all ranks with throw_on_early_termination=True."
     )
 
 

@@ -117,7 +117,7 @@ def saving(change):
     return forward_apply
 
 
-def test_what_is_saved_may_lie_as_its_owner_likes():
+def test_saved_may_have_any_layout():
     flipped = replaced(
         forward_apply=saving(lambda saved: saved.flip(0)),
         backward_stats=lambda dy, x, saved: reference.backward_stats(dy, x, saved.flip(0)),
@@ -126,7 +126,7 @@ def test_what_is_saved_may_lie_as_its_owner_likes():
     assert {result.status for result in statuses(flipped).values()} == {"passed"}
 
 
-def test_what_is_saved_wrongly_is_the_fault_of_who_saves_it():
+def test_wrong_saved_is_a_fault_of_forward_apply():
     results = statuses(replaced(forward_apply=saving(lambda saved: saved * 1.01)))
     assert [stage for stage in STAGES if results[stage].status == "failed"] == ["forward_apply"]
     report = " ".join(str(Grade("theirs.py", [*results.values()])).split())

@@ -101,7 +101,7 @@ def test_agreement_goes_unnoticed(debugged):
 
 
 @pytest.mark.parametrize(("case", "error"), [("all refuse", "ValueError"), ("no group", "TypeError")])
-def test_what_all_ranks_refuse_is_refused_as_ever(debugged, case, error):
+def test_an_error_on_all_ranks_is_unchanged(debugged, case, error):
     assert {result[0] for result in debugged.run(step, case)} == {error}
 
 

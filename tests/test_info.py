@@ -11,7 +11,7 @@ from sbnref.impls import build
 from sbnref.impls.environment import VARIABLES
 
 
-def test_every_variable_stands_on_its_page():
+def test_every_variable_is_documented():
     page = (ROOT / "docs" / "api.md").read_text()
     for name, effect in VARIABLES.items():
         assert f"| `{name}` | {effect} |" in page

@@ -16,7 +16,7 @@ from sbnref import SyncBatchNorm
 from sbnref.modes import rank_weight
 
 
-def test_it_is_a_batch_norm_to_everybody_who_asks():
+def test_it_is_recognized_as_a_batch_norm():
     layer = SyncBatchNorm(4, stats_mode="N", impl="reference")
     assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
     assert torch.equal(layer.weight, torch.ones(4))
@@ -125,7 +125,7 @@ def test_a_symbolic_trace_calls_it():
     torch.testing.assert_close(traced.get_buffer("0.running_mean"), model[0].running_mean)
 
 
-def test_channels_are_checked_where_no_parameter_tells():
+def test_channels_are_checked_without_parameters():
     layer = SyncBatchNorm(3, affine=False, track_running_stats=False)
     with pytest.raises(ValueError, match=r"expected input of 3 channels \(N, C, \*\), got shape \(4, 5, 2\)"):
         layer(torch.randn(4, 5, 2))

@@ -94,7 +94,7 @@ def errors(world, program):
                 info = torch.finfo(got.dtype if got.is_floating_point() else torch.float64)
                 stored = (4 if name.endswith("grad") else 1) * info.eps  # DDP averages in the dtype of the parameters
                 apart = difference(got, want, allowed + stored * (want.abs() + info.smallest_normal), torch.float64)
-                if got.shape != want.shape or apart.share > 1:
+                if got.shape != want.shape or apart.ratio > 1:
                     found.append(f"{name} of {norm} at step {i} on rank {rank} is off by {apart}")
                 if name not in ("y", "dx") and not torch.equal(got, ranks[0][name]):
                     found.append(f"{name} of {norm} at step {i} differs between ranks 0 and {rank}")

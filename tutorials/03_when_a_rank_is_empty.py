@@ -106,10 +106,9 @@ ax.set_title("Empty ranks shift the normalized values of unchanged data")
 ax.legend()
 plt.show()
 
-# %%
-# As the number of empty ranks changes, the output for one and the same input jumps. The
-# next layer has to work with every version of it. Eval mode uses an average of these
-# statistics, which is right for no version.
+# %% As the number of empty ranks changes, the output for one and the same input jumps.
+# The next layer has to work with all of these outputs. Eval mode uses an average of the
+# statistics, which matches none of them.
 #
 # Real data
 # ---------

@@ -188,7 +188,7 @@ print(f"{blocks} blocks keep {blocks} of {MULTIPROCESSORS} multiprocessors busy"
 # So several blocks share a channel. An atomic addition would be a short way to combine
 # their results, but then the sum would depend on the order in which the blocks finish.
 # Instead each block stores its result in memory. A third kernel merges these partial
-# results in a fixed order, so two runs agree to the bit.
+# results in a fixed order, so two runs agree bit for bit.
 #
 # .. player:: 3-split+2-welford
 #
@@ -229,10 +229,11 @@ climb("4 wide")
 #
 # A synchronized layer does not need the mean and variance of this rank. It needs this
 # rank's *payload*, the numbers for the all-reduce (:doc:`/derivations/payload`). Each
-# block of a channel takes a ticket when it finishes. The block with the last ticket
-# merges the partial results and writes the payload in float64. So each stage takes one
-# launch, with only the all-reduce in between. The second stage splits the mean of the
-# float64 total into two parts (:doc:`/derivations/precision`).
+# block of a channel takes a *ticket* when it finishes: it increments the channel's
+# counter atomically. The block with the last ticket merges the partial results and
+# writes the payload in float64. So each stage takes one launch, with only the
+# all-reduce in between. The second stage splits the mean of the float64 total into two
+# parts (:doc:`/derivations/precision`).
 #
 # .. player:: 5-payload
 #
@@ -244,7 +245,7 @@ climb("4 wide")
 climb("5 payload")
 
 # %%
-# This saves one launch and keeps more digits. The rungs above store the mean in
+# This saves one launch and keeps more precision. The rungs above store the mean in
 # float32, which rounds a mean of 1000 by up to half a unit in the last place. The
 # payload equals the payload of the reference's first stage:
 

@@ -5,8 +5,8 @@
 Locate the faulty stage of a batch norm by comparing two implementations stage by stage.
 **Time:** about 15 minutes, and 45 for the exercises. **You need:** tutorial 4.
 
-**Question.** A training diverges on eight GPUs but not on one, after a rewrite of the
-batch norm. Where is the bug?
+**Question.** A training run diverges on eight GPUs but not on one, after a rewrite of
+the batch norm. Where is the bug?
 
 Two implementations of the four stages work as a debugger: give both of them equal
 inputs and equal upstream gradients, and look for the first stage with different
@@ -90,7 +90,7 @@ import matplotlib.pyplot as plt
 worst = {}
 for row in unequal["rows"]:
     name = f"{row['stage']}: {row['quantity']}"
-    worst[name] = max(row["share"], worst.get(name, 1e-3))  # a log axis has no zero
+    worst[name] = max(row["ratio"], worst.get(name, 1e-3))  # a log axis has no zero
 
 figure, ax = plt.subplots(figsize=(7.5, 3.2))
 ax.barh(list(worst), list(worst.values()))

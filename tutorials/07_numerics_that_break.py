@@ -110,9 +110,9 @@ plt.show()
 # float16
 # -------
 #
-# A float16 number has 11 bits and ends at 65504. A sum *in* float16 stops growing when
-# the terms are smaller than half the distance to the next number. A sum of squares
-# overflows.
+# A float16 number has 11 significant bits, and the largest is 65504. A sum *in* float16
+# stops growing when the terms are smaller than half the distance to the next number. A
+# sum of squares overflows.
 
 x = torch.rand(20_000).half() + 1
 naive = torch.tensor(0.0, dtype=torch.float16)

@@ -79,9 +79,9 @@ def climb(name, threads=1):
 
 
 # %%
-# All rungs share the tensor and the line that normalizes a channel. The line takes a
-# mean in float64 and keeps its digits, although all arithmetic on elements is float32
-# (:doc:`/derivations/precision`).
+# All rungs share the tensor and the affine map that normalizes a channel. The map takes
+# a mean in float64 and keeps its precision, although all arithmetic on elements is
+# float32 (:doc:`/derivations/precision`).
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/ladder.h
 #    :language: cpp
@@ -116,15 +116,16 @@ climb("1 naive")
 # chain of additions is the limit. The compiler may not break it up, because in floating
 # point another order of additions gives another result.
 #
-# The chain also costs digits. Half way through a channel the sum is a large number, and
-# each further addition is rounded to its last place.
+# The chain also costs accuracy. Half way through a channel the sum is a large number,
+# and each further addition is rounded to its last place.
 #
 # Rung 2: one pass
 # ----------------
 #
 # This rung computes both sums in one pass. With deviations from zero, its formula would
-# cancel (:doc:`/learn/07_numerics_that_break`). With deviations from a pivot near the
-# mean it does not cancel, and any element of the channel is likely to be near.
+# suffer from cancellation (:doc:`/learn/07_numerics_that_break`). With deviations from
+# a pivot near the mean little cancels, and any element of the channel is likely to be
+# near.
 #
 # .. literalinclude:: ../../tutorials/kernels/cpu/2_one_pass.cpp
 #    :language: cpp
@@ -137,8 +138,8 @@ climb("2 one pass")
 # This saves one pass, and the two chains don't wait for each other. If the mean is
 # large, the deviations are much smaller, so their sums are rounded more finely. But a
 # chain is still as long as a channel. And an element is not always near the mean:
-# images have borders and masks. If the first element is an outlier, the formula
-# cancels.
+# images have borders and masks. If the first element is an outlier, the formula suffers
+# from cancellation again.
 #
 # Rung 3: blocks
 # --------------
@@ -166,9 +167,9 @@ climb("2 one pass")
 climb("3 blocks")
 
 # %%
-# This rung gains digits, not speed. There is one more chain to wait for, and a second
+# This rung gains accuracy, not speed. There is one more chain to wait for, and a second
 # pass over a block in L1 saves only memory traffic, which is not the limit yet. The
-# gain in digits has four reasons: a sum has at most 4096 terms, the deviations are
+# gain in accuracy has four reasons: a sum has at most 4096 terms, the deviations are
 # taken from the block's own mean, an outlier spoils only its own block, and the mean is
 # kept in float64.
 #
@@ -276,10 +277,10 @@ for name, row in table.items():
 # %%
 # The package's kernels do more than the last rung. They handle four dtypes, strides,
 # rows of any length, and the backward pass. They stream only tensors that are larger
-# than the last cache, and their second pass starts on the data that the first pass left
-# in the cache. ``csrc/cpu/reduce.h`` and ``csrc/cpu/apply.h`` are the full versions of
-# rungs 3 to 6. A call of the layer also checks its input and enters autograd, which
-# takes a fixed time for any size.
+# than the last-level cache, and their second pass starts on the data that the first
+# pass left in the cache. ``csrc/cpu/reduce.h`` and ``csrc/cpu/apply.h`` are the full
+# versions of rungs 3 to 6. A call of the layer also checks its input and enters
+# autograd, which takes a fixed time for any size.
 #
 # The roofline
 # ------------
@@ -287,9 +288,9 @@ for name, row in table.items():
 # Is the ladder complete? Divide the bytes that have to move, twice x and once y, by the
 # time. The *roof* is the bandwidth that a copy of this tensor reaches: a program that
 # waits for memory cannot get far above it. The roof depends on the place of the tensor:
-# L2 is faster than the last cache, and the last cache is faster than memory. Below the
-# roof, something other than memory is the limit. At the roof, only moving fewer bytes
-# would help.
+# L2 is faster than the last-level cache, which is faster than memory. Below the roof,
+# something other than memory is the limit. At the roof, only moving fewer bytes would
+# help.
 
 from math import prod
 
@@ -333,7 +334,7 @@ if not cpu_ladder.draw_committed():
 # 1. Let the compiler make vectors: ``flags=("-ftree-vectorize",)``. Which rungs become
 #    faster, and why can no bit change? Then allow the compiler to reorder additions:
 #    ``-fassociative-math -fno-signed-zeros -fno-trapping-math``. How do the bits of
-#    rungs 1 and 5 change? Does rung 5 still keep its promise?
+#    rungs 1 and 5 change? Does rung 5 still give the same bits on every machine?
 # 2. Put the first element of a channel k standard deviations from its mean, and predict
 #    the relative error of rung 2's variance as a function of k. Then measure it for
 #    rungs 2 and 3.

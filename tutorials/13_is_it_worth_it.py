@@ -14,15 +14,14 @@ few samples on each rank.
 """
 
 # %%
-# Two trainings
-# -------------
+# Two training runs
+# -----------------
 #
-# In the first training the ranks synchronize. In the second training each rank
-# normalizes its own samples, as ``DistributedDataParallel`` does with ordinary batch
-# norms: it averages the gradients and keeps the running statistics of rank 0 for eval
-# mode.
+# In the first run the ranks synchronize. In the second run each rank normalizes its own
+# samples, as ``DistributedDataParallel`` does with ordinary batch norms: it averages
+# the gradients and keeps the running statistics of rank 0 for eval mode.
 #
-# One process can compute both trainings. Synchronized ranks compute the results of
+# One process can compute both runs. Synchronized ranks compute the results of
 # ``BatchNorm2d`` on the whole batch. For separate ranks, the layer below normalizes
 # each part of the batch by itself.
 
@@ -38,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sbnref
 from sbnref.demo import load_digits, network
 
-RANKS, STEPS, STARTS, SIZES = 4, 100, 5, (1, 4, 16)  # sizes: samples per rank
+RANKS, STEPS, SEEDS, SIZES = 4, 100, 5, (1, 4, 16)  # sizes: samples per rank
 images, labels, test_images, test_labels = load_digits()
 
 
@@ -56,9 +55,9 @@ class Separate(nn.BatchNorm2d):
         return torch.cat([super().forward(first), *rest])
 
 
-def train(norm, size, start, steps=STEPS):
+def train(norm, size, seed, steps=STEPS):
     """Train on one process with the batch of all ranks, or on a rank with its part."""
-    torch.manual_seed(start)  # equal weights and batches for every norm
+    torch.manual_seed(seed)  # equal weights and batches for every norm
     model = wrapped = network(norm)
     part = slice(None)  # of the batch
     if dist.is_initialized():
@@ -91,9 +90,9 @@ with sbnref.Ranks(RANKS) as ranks:
 # The measurement
 # ---------------
 #
-# Each training runs from several starts. A start is a seed that sets the weights and
-# the batches. Both trainings share it, so we can compute the difference start by start.
-# No training sees the digits of the test set.
+# Each run is repeated with several seeds. A seed sets the weights and the batches. Both
+# runs share it, so we can compute the difference seed by seed. No run sees the digits
+# of the test set.
 
 
 @torch.no_grad()
@@ -109,15 +108,15 @@ torch.set_num_threads(1)  # in a network this small, threads wait for one anothe
 norms = {"synchronized": nn.BatchNorm2d, "separate": Separate}
 results = torch.tensor(
     [
-        [evaluate(train(norm, size, start)) for norm in norms.values()]
+        [evaluate(train(norm, size, seed)) for norm in norms.values()]
         for size in SIZES
-        for start in range(STARTS)
+        for seed in range(SEEDS)
     ]
-).view(len(SIZES), STARTS, 2, 2)  # (sizes, starts, norms, accuracy and loss)
+).view(len(SIZES), SEEDS, 2, 2)  # (sizes, seeds, norms, accuracy and loss)
 torch.set_num_threads(threads)
 gain = (results[:, :, 0] - results[:, :, 1]) * torch.tensor([1, -1])
 
-print(f"{STEPS} steps, {len(test_labels)} test digits, mean ± std over {STARTS} starts")
+print(f"{STEPS} steps, {len(test_labels)} test digits, mean ± std over {SEEDS} seeds")
 for size, values, gains in zip(SIZES, results.unbind(), gain, strict=True):
     print(f"samples per rank: {size}")
     for name, of in zip((*norms, "gain"), (*values.unbind(1), gains), strict=True):
@@ -127,7 +126,7 @@ for size, values, gains in zip(SIZES, results.unbind(), gain, strict=True):
 
 # %%
 # A positive gain means that synchronizing is better: more accuracy, less loss. In the
-# figure a dot is a start, and a bar is the mean.
+# figure a dot is a seed, and a bar is the mean.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
 sizes = [str(size) for size in SIZES]
@@ -146,8 +145,8 @@ plt.show()
 # page stops if one of these statements about the loss is false:
 
 one, sixteen = gain[0, :, 1], gain[-1, :, 1]
-assert (one > 0).all()  # with one sample per rank synchronizing helps from every start,
-assert one.mean() > 2 * one.std()  # by more than twice the spread over the starts;
+assert (one > 0).all()  # with one sample per rank synchronizing helps with every seed,
+assert one.mean() > 2 * one.std()  # by more than twice the spread over the seeds;
 assert sixteen.mean().abs() < one.mean() / 10  # with 16 the gain is less than a tenth.
 
 # %%
@@ -155,14 +154,14 @@ assert sixteen.mean().abs() < one.mean() / 10  # with 16 the gain is less than a
 # together halve it. With 16 samples per rank, only a quarter of the noise is left to be
 # halved.
 #
-# This page says nothing about other networks, data, learning rates or longer trainings:
+# This page says nothing about other networks, data, learning rates or longer runs:
 # measure your own. :doc:`/benchmarks` has the time that synchronizing takes.
 #
 # Exercises
 # ---------
 #
 # 1. Train with a learning rate of 0.01 and of 0.1. Is there still a gain in loss with
-#    one sample per rank, from every start?
+#    one sample per rank, with every seed?
 # 2. Take one image, then four images, and compute the variance of each channel before
 #    the second batch norm. How far is it from the variance over all images? Predict the
 #    ratio of the two errors, then measure it.

@@ -55,8 +55,8 @@ struct Partials {
 // Sums of squares are taken about a center near the mean, so that little cancels. A block guesses a center from its
 // first elements. If these differ from the rest (an outlier, the edge of an image), it reads the channel once more,
 // about the mean that is now known. If all elements are about equally far from the center, every addition may be
-// rounded in the same direction: the mean is then off by a quarter of a unit in the last place of the distance for
-// every addition in a row. So fewer additions allow for more distance.
+// rounded in the same direction: the error of the mean then grows with the distance times the number of additions in a
+// row. So with fewer additions in a row, a larger distance is allowed.
 
 // Whether center and mean are more than `most` standard deviations apart, by [sum d, sum d^2].
 inline bool off_center(const Pair& sums, double per_count, double most) {

@@ -28,8 +28,8 @@ struct Problem {
 
     __host__ __device__ int64_t count() const { return N * S; }  // per channel
 
-    // The index of element i of channel c. A GPU divides integers in software, 32 bits faster than 64: a channel has
-    // less than 2^32 elements.
+    // The index of element i of channel c. A GPU divides integers in software, faster in 32 bits, and a channel has
+    // fewer than 2^32 elements.
     __device__ int64_t at(int64_t c, int64_t i) const {
         const auto position = static_cast<unsigned>(i), size = static_cast<unsigned>(S);
         return position / size * stride_n + c * stride_c + position % size * stride_s;
@@ -50,7 +50,8 @@ __device__ Floats<V>& floats(float* p) {
     return *reinterpret_cast<Floats<V>*>(p);
 }
 
-// The sum over the threads of a block, always added in the same order. Call it at most once in a kernel.
+// The sum over the threads of a block, always added in the same order. Before a second call, which uses the same shared
+// memory, call __syncthreads().
 __device__ inline double sum_over_block(double value) {
     __shared__ double of_warp[kThreads / kWarp];
     for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_down_sync(~0u, value, distance);

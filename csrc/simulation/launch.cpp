@@ -328,7 +328,7 @@ bool release_barrier(Block& b) {
     std::string what = describe(waiting);
     Site elsewhere_at;
     if (other != b.threads.end()) {
-        what += ", " + describe(other) + ": they wait for each other forever";
+        what += ", " + describe(other) + ": a deadlock";
         elsewhere_at = site_of(*other);
     } else {
         what += " forever";
@@ -638,7 +638,11 @@ void exchange(const char* kind, unsigned mask, const void* value, size_t bytes, 
     if (!need_kernel(kind, from)) return;
     const unsigned lane = built_in.lane, warp = current / kWarp;
     if (!(mask >> lane & 1)) fault(std::string(kind) + " with a mask that leaves out its own lane", from);
-    if (bytes > kExchanged) fault(std::string(kind) + " of a value of " + std::to_string(bytes) + " bytes", from);
+    if (bytes > kExchanged)
+        fault(
+            std::string(kind) + " of a value of " + std::to_string(bytes) + " bytes; expected at most " +
+                std::to_string(kExchanged),
+            from);
     if (recording && bytes > 0) record(Act::Shuffle, nullptr, source, bytes, from);
     std::memcpy(block->warps[warp].pending[lane].data(), value, bytes);
     Thread& me = self();

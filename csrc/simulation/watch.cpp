@@ -1,11 +1,11 @@
 // Races, and reads of uninitialized memory.
 //
 // Two accesses to the same bytes race if they are of different threads, one of them writes, not both are strong, and
-// nothing orders them. Atomic operations are strong and, in global memory, volatile accesses. Accesses are ordered
-// within a block by a barrier, within a warp by a __syncwarp of both lanes, and between blocks by the end of a launch,
-// a barrier of the grid, or fences around strong accesses to one address: if block B reads the value of a strong access
-// of block A, and has a __threadfence or a barrier after that, then B comes after everything that A's threads did
-// before their own __threadfence, if that was before A's access.
+// nothing orders them. Strong accesses are atomic operations and, in global memory, volatile accesses. Accesses are
+// ordered within a block by a barrier, within a warp by a __syncwarp of both lanes, and between blocks by the end of a
+// launch, a barrier of the grid, or fences around strong accesses to one address: if block B reads the value of a
+// strong access of block A, and has a __threadfence or a barrier after that, then B comes after everything that A's
+// threads did before their own __threadfence, if that was before A's access.
 //
 // A plain read does not race with atomic operations if the thread's next access is an atomicCAS there: the CUDA C++
 // programming guide builds other atomic functions in this way. Stores of one value to one place do not race, unless the

@@ -212,7 +212,7 @@ class Exact:
         return {"backward payload": Bounded(payload, allowed, self.acc_dtype)}
 
     def backward_apply(self, total: Tensor) -> dict[str, Bounded]:
-        """Return the gradient by the input for the backward pass's ``total``, (2C,)."""
+        """Return the gradient with respect to the input for the backward pass's ``total``, (2C,)."""
         wide, (mean, invstd, skew, inverse_divisor) = self.wide, self.saved
         total = total.detach().cpu().double()
         a, b = total.abs().chunk(2)
@@ -239,8 +239,8 @@ class Difference:
     relative: float  # the largest, over the largest magnitude in its channel
     ulp: float  # the largest, in units in the last place of that magnitude
     allowed: float  # at the worst place
-    share: float  # the difference over the allowed one, at the worst place; above 1 is more than rounding
-    index: tuple[int, ...]  # the worst place: the largest share
+    ratio: float  # the difference over the allowed one, at the worst place; above 1 is more than rounding
+    index: tuple[int, ...]  # the worst place: the largest ratio
     got: float  # there
     want: float  # there
 
@@ -256,15 +256,15 @@ def difference(got: Tensor, want: Tensor, allowed: Tensor, unit: torch.dtype) ->
     magnitude = want.abs() if want.dim() < 2 else want.abs().amax(others, keepdim=True)
     info = torch.finfo(unit)
     ulp = torch.exp2(magnitude.clamp(min=info.smallest_normal).log2().floor()) * info.eps
-    share = torch.where(apart == 0, 0.0, apart / allowed).nan_to_num(torch.inf, torch.inf)
-    worst = int(share.argmax())
+    ratios = torch.where(apart == 0, 0.0, apart / allowed).nan_to_num(torch.inf, torch.inf)
+    worst = int(ratios.argmax())
     return Difference(
         float(apart.max()),
         float(torch.where(apart == 0, 0.0, apart / magnitude).nan_to_num(torch.inf, torch.inf).max()),
         float((apart / ulp).nan_to_num(torch.inf, torch.inf).max()),
-        float(allowed.expand_as(share).flatten()[worst]),
-        float(share.flatten()[worst]),
-        tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), share.shape)),
+        float(allowed.expand_as(ratios).flatten()[worst]),
+        float(ratios.flatten()[worst]),
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), ratios.shape)),
         float(got.flatten()[worst]),
         float(want.flatten()[worst]),
     )

@@ -93,8 +93,8 @@ def _agree(given: dict[str, Any]) -> None:
         "momentum": given["momentum"],
         "training": given["training"],
         "group": name_of(group),  # the collectives of two groups never match, even if the ranks are the same
-        "transform": transforming(),  # its derivatives make more collectives than a plain call
-        # whether this rank will make the backward pass's collective
+        "transform": transforming(),  # its derivatives issue more collectives than a plain call
+        # whether this rank will issue the backward pass's collective
         "gradients": torch.is_grad_enabled()
         and any(isinstance(t, Tensor) and t.requires_grad for t in (x, given["weight"], given["bias"])),
     }

@@ -50,7 +50,7 @@ def plan_in_words(plan: dict[str, Any]) -> str:
     if plan["layout"] == "channels-first":
         work = f"each works on one channel and reads it {elements}"
         if plan["edges"]:
-            work += f", but for {plan['edges']} of the {plan['inner']} side by side, which lie at the ends"
+            work += f", except {plan['edges']} of the {plan['inner']} contiguous ones, at the ends, one by one"
     else:
         work = (
             f"each works on {plan['tile_channels']} neighbouring channels: {plan['lanes']} threads read a row of them "
@@ -58,6 +58,6 @@ def plan_in_words(plan: dict[str, Any]) -> str:
         )
     if plan["splits"] > 1:
         what = "a channel" if plan["tile_channels"] == 1 else "these channels"
-        work += f"; {plan['splits']} blocks share {what}, and the last to finish adds up what they found"
+        work += f"; {plan['splits']} blocks share {what}, and the last to finish adds up their partial sums"
     blocks = f"{plan['grid']} block{'s' if plan['grid'] > 1 else ''}"
     return f"{blocks} of {plan['block']} threads; {work}."

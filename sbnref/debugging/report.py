@@ -47,9 +47,9 @@ def in_words(items: Sequence[Any]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def times_allowed(share: float) -> str:
+def times_allowed(ratio: float) -> str:
     """Return the ratio to the allowed difference, above 1, in words."""
-    return f"{share:.3g} times what rounding explains" if share < math.inf else "which no rounding explains"
+    return f"{ratio:.3g} times what rounding explains" if ratio < math.inf else "which no rounding explains"
 
 
 def jsonable(value: Any) -> Any:

@@ -6,8 +6,8 @@ Four stages, two on each side of a collective:
 
 Shapes: N samples, C channels, ``*`` any number of spatial dimensions. Sums run over everything but the channels.
 Arithmetic on elements is in ``acc``, float32 or float64. Numbers per channel are float64, because they are few.
-Numbers per channel are stacked before they meet the elements: compiled code stores a stack, and would compute
-anything else again for every element.
+Numbers per channel are stacked before they are used on elements: compiled code stores a stack, and would compute
+separate tensors again for every element.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def backward_stats(
     mean, invstd, _, inverse_divisor = saved
     acc = accumulator(x)
     hi, lo = split(mean, acc)
-    # Both sums get a factor per channel, divided out below: compiled code fuses two equal sums, and reads dy once.
+    # Both sums get a factor per channel, divided out below: they then have the same form, and compiled code computes
+    # both while it reads dy once.
     g = dy.to(acc) * over(x, inverse_divisor.to(acc))
     sum_g = sum_of(g) / inverse_divisor
     sum_g_deviation = sum_of(g.mul_(x.to(acc) - over(x, hi))) / inverse_divisor
@@ -101,7 +102,7 @@ def backward_apply(
     gamma: Tensor | None,  # (C,)
     k: float,  # w / m, 0 on an empty rank; k / D is the weight of one element in the mean
 ) -> Tensor:  # dx (N, C, *)
-    """Return the derivative of the loss, summed over all ranks, by this rank's input."""
+    """Return the gradient of the loss, summed over all ranks, with respect to this rank's input."""
     mean, invstd, skew, inverse_divisor = saved
     a, b = total.chunk(2)
     acc = accumulator(x)

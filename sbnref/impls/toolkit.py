@@ -106,10 +106,10 @@ def _package_homes(wanted: str) -> list[Path]:
 
 def _release(nvcc: Path) -> str | None:
     try:
-        said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
+        output = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:  # not executable here
         return None
-    found = re.search(r"release (\d+\.\d+)", said)
+    found = re.search(r"release (\d+\.\d+)", output)
     return found[1] if found else None
 
 

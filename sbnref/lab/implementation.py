@@ -104,10 +104,10 @@ class StageKernels:
 
     def _simulate(self, call: TaskCall, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         found = call.run(given, shapes, next(self._orders))
-        if found["refused"] is not None:
+        if found["fault"] is not None:
             line, other = lines_in(self._file, Path(call.library._name), found["sites"])
             more = "" if other is None else f"; the other access is in line {other}"
-            raise RuntimeError(found["refused"] + ("" if line is None else f" (line {line}{more})"))
+            raise RuntimeError(found["fault"] + ("" if line is None else f" (line {line}{more})"))
         outputs: dict[str, Tensor] = found["outputs"]
         for name, value in outputs.items():
             if (missing := unwritten(name, value)) is not None:

@@ -212,13 +212,13 @@ def translation_unit(kernels: Kernels) -> str:
     return f'#include "{kernels.file.resolve()}"\n\n#include "exports.cuh"\n\n{exports}\n'
 
 
-def _about(kernels: Kernels, said: str) -> str:
+def _about(kernels: Kernels, message: str) -> str:
     """Turn a compiler's error about a missing function into a sentence about the user's file."""
-    first = re.search(r"^(.+?):\d+(?::\d+)?: (?:fatal )?error: (.*)", said, re.MULTILINE)
+    first = re.search(r"^(.+?):\d+(?::\d+)?: (?:fatal )?error: (.*)", message, re.MULTILINE)
     for function in kernels.functions:
         if first and Path(first[1]) != kernels.file and re.search(rf"\b{function}\b", first[2]):
             return f"expected {kernels.file} to define void {function}(const Problem&), found no such function"
-    return said
+    return message
 
 
 def compile_for_gpu(file: Path, unit: str, *flags: str) -> Path:

@@ -60,7 +60,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Place]]:
     found: dict[int, list[Place]] = {address: [] for address in addresses}
     if (command := finder()) is None:
         return found
-    said = subprocess.run(
+    output = subprocess.run(
         [command, *OPTIONS[command], str(library)],
         input="\n".join(hex(a - 1) for a in addresses),  # a call ends one byte before the address that it returns to
         capture_output=True,
@@ -68,7 +68,7 @@ def lines_of(library: Path, returns: Iterable[int]) -> dict[int, list[Place]]:
         check=True,
     ).stdout
     at = -1
-    for line in said.splitlines():
+    for line in output.splitlines():
         if line.startswith("0x"):
             at = int(line, 16) + 1
             continue

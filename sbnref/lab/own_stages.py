@@ -119,7 +119,7 @@ class Traffic(Report):
 
         table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("stage", style="bold", no_wrap=True)
-        for name in ("launches", "read", "of floor", "written", "of floor", "sectors", "TB/s"):
+        for name in ("launches", "read", "of floor", "written", "of floor", "efficiency", "TB/s"):
             table.add_column(name, justify="right")
         for s in self.stages:
             moved = *_moved(s.bytes_read, s.floor_read), *_moved(s.bytes_written, s.floor_written)

@@ -161,8 +161,8 @@ def take(
     lib.cudasim_record(1)
     try:
         run()
-    except RuntimeError as refused:
-        error = str(refused)
+    except RuntimeError as fault:
+        error = str(fault)
     finally:
         lib.cudasim_record(0)
     acts = numbers(lib.cudasim_acts).view(-1, 8).tolist()
@@ -307,8 +307,8 @@ def _without_gaps(sizes: dict[int, int]) -> dict[int, int]:
 def _short(step: Event) -> list[Any]:
     """Return a step as [act, site, block, warp, lanes as bits] and, for an access, [array, bytes, conflicts, offsets].
 
-    Offsets are that of the first active lane and the increment per lane, or a list of all. For a shuffle from lanes at
-    a fixed distance they are that distance.
+    The offsets are that of the first active lane and the increment per lane, or a list of all. For a shuffle from lanes
+    at a fixed distance they are this distance.
     """
     head = [int(step.act), step.site, step.block, step.warp, sum(1 << lane for lane in step.lanes)]
     if step.act is Act.BARRIER:

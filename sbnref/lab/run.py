@@ -39,7 +39,7 @@ class Run(Report):
     """The result of a program. Printing it shows the first fault, or a table of the launches."""
 
     def __init__(self, program: Path, report: dict[str, Any], status: int) -> None:
-        faults = [*filter(None, [report["fault"]]), *report["refused"]]
+        faults = [*filter(None, [report["fault"]]), *report["failed_calls"]]
         sites = [site for fault in faults for site in (fault["at"], fault.get("other", []))]
         found = iter(places(program, sites + [leak["at"] for leak in report["leaks"]]))  # in this order
 
@@ -48,7 +48,7 @@ class Run(Report):
         self.fault = known.pop(0) if report["fault"] else None
         #: launches with an invalid configuration, and other calls that returned an error; they fail the run unless the
         #: program has read the error, with ``cudaGetLastError`` for example
-        self.refused = known
+        self.failed_calls = known
         #: arrays that were never freed
         self.leaks = [Fault(f"{leak['name']}, {leak['bytes']} bytes", next(found)) for leak in report["leaks"]]
         #: for each launch: ``kernel``, ``line``, ``grid``, ``block``, ``shared_bytes`` of a block, ``bytes_read`` and
@@ -60,7 +60,7 @@ class Run(Report):
     @property
     def passed(self) -> bool:
         """Whether the program exited with 0 and did nothing that CUDA does not allow."""
-        return self.fault is None and all(call.handled for call in self.refused) and self.status == 0
+        return self.fault is None and all(call.handled for call in self.failed_calls) and self.status == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in JSON's types."""
@@ -70,7 +70,7 @@ class Run(Report):
 
         return {
             "fault": plain(self.fault),
-            "refused": [{**plain(call), "handled": call.handled} for call in self.refused],
+            "failed_calls": [{**plain(call), "handled": call.handled} for call in self.failed_calls],
             "leaks": [*map(plain, self.leaks)],
             "launches": self.launches,
             "status": self.status,
@@ -81,7 +81,7 @@ class Run(Report):
         from rich.text import Text
 
         parts: list[RenderableType] = []
-        for fault in [*([] if self.fault is None else [self.fault]), *self.refused]:
+        for fault in [*([] if self.fault is None else [self.fault]), *self.failed_calls]:
             mark = ("warning: ", "yellow") if fault.handled else ("✗ ", "bold red")
             parts.append(Text.assemble(mark, (fault.what, "bold")))
             parts += [Text(f"    at {place}") for place in fault.at[:1]]
@@ -136,7 +136,7 @@ def run(
             done = subprocess.run([program, *arguments], env=os.environ | environment, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"{file} took longer than {timeout:g} s and was ended") from None
-        found: dict[str, Any] = {"fault": None, "refused": [], "launches": [], "leaks": []}
+        found: dict[str, Any] = {"fault": None, "failed_calls": [], "launches": [], "leaks": []}
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
     return Run(program, found, done.returncode)
@@ -154,7 +154,7 @@ def _table(launches: list[dict[str, Any]]) -> RenderableType:
         rows.setdefault((launch["kernel"], launch["line"], *launch["grid"], *launch["block"]), []).append(launch)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("kernel", style="bold", overflow="fold")
-    for name in ("launches", "grid", "block", "read", "written", "sectors", "of bytes", "shared", "conflicts"):
+    for name in ("launches", "grid", "block", "read", "written", "sectors", "efficiency", "shared", "conflicts"):
         table.add_column(name, justify="right")
     keys = ("bytes_read", "bytes_written", "sectors", "conflicts")
     for same in rows.values():

@@ -68,7 +68,7 @@ class TaskCall:
         """Call the function once, in the simulation.
 
         Returns:
-            ``outputs``, by name; ``refused``, the fault that the simulation found, or None, and ``sites``, its place,
+            ``outputs``, by name; ``fault``, the fault that the simulation found, or None, and ``sites``, its place,
             for :func:`lines_in`; and the numbers of :data:`COUNTED`.
         """
         lib = self.library
@@ -80,12 +80,12 @@ class TaskCall:
         error = self._call(given, self._addresses)
         lib.cudasim_download()
         found = json.loads(lib.cudasim_report())
-        launches, failed = found["launches"], [found["fault"], *found["refused"]]
+        launches, failed = found["launches"], [found["fault"], *found["failed_calls"]]
         fault: dict[str, Any] = next(filter(None, failed), {"what": error, "at": []})
         counts = {name: sum(launch[name] for launch in launches) for name in ("sectors", "accesses", "conflicts")}
         largest = max(launches, key=lambda launch: launch["sectors"], default={"blocks": 0})
         counts |= {"launches": len(launches), "blocks": largest["blocks"]}
-        return {"outputs": outputs, "refused": fault["what"], "sites": [fault["at"], fault.get("other", [])], **counts}
+        return {"outputs": outputs, "fault": fault["what"], "sites": [fault["at"], fault.get("other", [])], **counts}
 
     def writer(
         self, given: dict[str, Any], shapes: Mapping[str, Sequence[int]], name: str, element: int
@@ -136,8 +136,8 @@ def record_task(file: Path, task: Task, sizes: Sequence[int] = (), title: str = 
     shapes = {name: tuple(result.shape) for name, result in task.expected(given).items()}
 
     def run() -> None:
-        if (refused := call.run(given, shapes)["refused"]) is not None:
-            raise RuntimeError(refused)
+        if (fault := call.run(given, shapes)["fault"]) is not None:
+            raise RuntimeError(fault)
 
     return take(call.library, run, sizes, title or file.name)
 

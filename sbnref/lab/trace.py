@@ -60,17 +60,17 @@ def trace(
 def _in(ranks: Ranks, work: Callable[..., object], *args: object) -> Any:
     """Run ``work`` in another process. Its errors, and the end of that process, become a RuntimeError."""
     try:
-        ((result, refused),) = ranks.run(_refusing, work, *args)
+        ((result, error),) = ranks.run(_with_error, work, *args)
     except RankError as died:
         raise RuntimeError(str(died).rpartition("\n\n")[2].strip()) from None
     except TimeoutError:
         raise RuntimeError(f"the kernels took longer than {ranks.timeout:g} s") from None
-    if refused is not None:
-        raise RuntimeError(refused)
+    if error is not None:
+        raise RuntimeError(error)
     return result
 
 
-def _refusing(work: Callable[..., object], *args: object) -> tuple[object, str | None]:
+def _with_error(work: Callable[..., object], *args: object) -> tuple[object, str | None]:
     try:
         return work(*args), None
     except (ValueError, RuntimeError) as error:

@@ -63,7 +63,7 @@ def test_auto_takes_them_where_they_are_and_starts_no_compiler(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_what_is_said_where_it_cannot_be_built(tmp_path):
+def test_messages_where_it_cannot_be_built(tmp_path):
     file = tmp_path / "file"
     file.touch()
     build = (*SBNREF, "build", "cpu")

@@ -164,7 +164,7 @@ def test_an_installed_library_needs_its_gpus_unless_compiled_for_this_machine(
     assert build.built(KERNELS) == tmp_path / build.COMPILED_CUDA
 
 
-def test_nvcc_is_told_what_to_compile_for(real, cuda_home, monkeypatch):
+def test_nvcc_gets_the_architectures(real, cuda_home, monkeypatch):
     home = cuda_home("13.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;12.0+PTX")
     command = build.nvcc_command()

@@ -177,7 +177,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_what_the_process_tells_is_not_believed(lie, tmp_path, monkeypatch):
+def test_the_output_of_the_process_is_validated(lie, tmp_path, monkeypatch):
     class Liar(InThisProcess):
         def call(self, name, *arguments):
             return lie(super().call(name, *arguments)) if name == "run" else super().call(name, *arguments)
@@ -228,7 +228,7 @@ def test_what_a_file_may_say():
     assert refusal(macro + "\n#line 3")[0] == 5
 
 
-def test_what_the_compiler_says_is_told_with_the_line(tmp_path):
+def test_an_error_of_the_compiler_has_its_line(tmp_path):
     fault = first_fault(graded(tmp_path, changed(FORMULA, "float sum = 0;", "float sum = zero;")))
     assert "it does not compile: 'zero' was not declared in this scope" in fault.what.translate({8216: 39, 8217: 39})
     assert fault.line == FORMULA[: FORMULA.index("float sum = 0;")].count("\n") + 1

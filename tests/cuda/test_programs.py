@@ -47,7 +47,7 @@ def test_nvcc_compiles_the_programs(tmp_path):
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_fault_is_reported_with_its_line(name):
     report = run(FAULTS, [name], timeout=60)
-    fault = report.fault or report.refused[0]
+    fault = report.fault or report.failed_calls[0]
     line, words = PLANTED[name]
     assert words in fault.what
     assert (fault.at[0].file, fault.at[0].line) == (str(FAULTS), line)

@@ -121,9 +121,9 @@ def test_the_report_says_it_in_words():
     for words, text in (
         ("input (2, 6, 9, 9), float32, channels-first", str(first)),
         ("each works on", str(first)),
-        ("but for 5 of the 2025 side by side, which lie at the ends", edges),
+        ("except 5 of the 2025 contiguous ones, at the ends, one by one", edges),
         ("neighbouring channels", str(last)),
-        ("8 blocks share a channel, and the last to finish adds up what they found.", split),
+        ("8 blocks share a channel, and the last to finish adds up their partial sums.", split),
     ):
         assert words in text, text
     assert small.startswith("1 block of 32 threads")

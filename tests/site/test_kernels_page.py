@@ -62,7 +62,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
 
 
 def show(browser: Browser, *recordings: Recording, width: int = 1280) -> None:
-    """Open the page that ``sbnref trace`` writes."""
+    """Open the page that ``sbnref lab trace`` writes."""
     browser.resize(width)
     text = base64.b64encode(page("Mine & yours", *recordings).encode()).decode()
     browser.driver.get(f"data:text/html;base64,{text}")

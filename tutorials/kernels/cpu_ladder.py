@@ -253,7 +253,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def caches() -> dict[str, int]:
-    """Return the bytes of L2 and of the last cache by Linux; elsewhere, guess."""
+    """Return the bytes of L2 and of the last-level cache by Linux; elsewhere, guess."""
     sizes = {}
     for index in range(8):
         folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")

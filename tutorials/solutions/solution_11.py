@@ -31,12 +31,12 @@ def milliseconds(works: dict) -> dict[str, float]:
     return {name: 1e3 * median(of) for name, of in times.items()}
 
 
-# 1. The compiler can make vectors of independent operations: the loop that normalizes. A
-# sum is a chain and must keep the order of its additions. So no bit changes, and the
-# statistics take as long as before. If the compiler may reorder additions, it splits one
-# chain into several. Rung 1 then has other bits, and often better ones, because the
-# chains are shorter. Rung 5 can lose its promise: the compiler chooses the order of
-# additions, and the order depends on the width of the registers.
+# 1. The compiler can make vectors of independent operations: the loop that normalizes.
+# A sum is a chain and must keep the order of its additions. So no bit changes, and the
+# statistics take as long as before. If the compiler may reorder additions, it splits
+# one chain into several. Rung 1 then has other bits, and often better ones, because the
+# chains are shorter. Rung 5 may give other bits on another machine: the compiler
+# chooses the order of additions, and the order depends on the width of the registers.
 vectors = ("-ftree-vectorize",)
 reordered = (
     *vectors,

@@ -6,7 +6,7 @@ from torch import nn
 
 from sbnref.demo import load_digits, network
 
-RANKS, STEPS, STARTS = 4, 100, 3
+RANKS, STEPS, SEEDS = 4, 100, 3
 images, labels, test_images, test_labels = load_digits()
 torch.set_num_threads(1)
 
@@ -36,9 +36,9 @@ def draw_own(size):
     return torch.cat([q[torch.randint(len(q), (size,))] for q in quarters])
 
 
-def loss(norm, size, start, rate=0.05, draw=draw_any):
+def loss(norm, size, seed, rate=0.05, draw=draw_any):
     """Return the test loss after a training."""
-    torch.manual_seed(start)
+    torch.manual_seed(seed)
     model = network(norm)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS)
@@ -53,15 +53,15 @@ def loss(norm, size, start, rate=0.05, draw=draw_any):
 
 
 def gains(size, **kwargs):
-    """Return the gain in test loss by synchronizing, for every start."""
+    """Return the gain in test loss by synchronizing, for every seed."""
     return [
-        loss(Separate, size, start, **kwargs)
-        - loss(nn.BatchNorm2d, size, start, **kwargs)
-        for start in range(STARTS)
+        loss(Separate, size, seed, **kwargs)
+        - loss(nn.BatchNorm2d, size, seed, **kwargs)
+        for seed in range(SEEDS)
     ]
 
 
-# 1. Yes, every start gains with both learning rates.
+# 1. Yes, every seed gains with both learning rates.
 for rate in (0.01, 0.1):
     gain = gains(1, rate=rate)
     print(f"1. learning rate {rate}: gain in loss {[round(g, 3) for g in gain]}")

@@ -25,7 +25,7 @@ def cases() -> Iterator[Case]:
 
 
 def check_costs(impl: str, device: str) -> None:
-    """A step makes two collectives, of 3C + 2 and 2C float64, and saves its input and O(C) numbers for the backward."""
+    """A step issues two collectives, of 3C + 2 and 2C float64, and saves its input and O(C) numbers for backward."""
     for sizes, stats_mode, momentum in itertools.product(([8, 4], [8, 0]), STATS_MODES, (0.1, None)):
         xs, dys = random_inputs(sizes, [(9, 9), (9, 9)], torch.float16)
         x = xs[dist.get_rank()].to(device).requires_grad_()

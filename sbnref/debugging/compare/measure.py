@@ -17,7 +17,7 @@ from .run import Call
 
 
 def compare_call(call: Call, impls: tuple[str, str]) -> list[Row]:
-    """Measure the four stages of both implementations. Every rank makes the same collectives, even if a stage fails."""
+    """Measure the four stages of both implementations. Ranks issue the same collectives, even if a stage fails."""
     layer, group = call.layer, call.group
     assert call.dy is not None
     tensors, ranks = (call.x, call.dy, layer.weight, layer.bias), world_size(group)
@@ -110,7 +110,7 @@ def _row(call: Call, stage: str, quantity: str, bounded: Bounded, runs: list[_Ru
     wrong = [
         run.name
         for run, value in zip(runs, (a, b), strict=True)
-        if run.name in problems or difference(value, bounded.value, bounded.allowed, bounded.unit).share > 1
+        if run.name in problems or difference(value, bounded.value, bounded.allowed, bounded.unit).ratio > 1
     ]
     exact = float(bounded.value[apart.index]) if apart.index or bounded.value.dim() == 0 else math.nan
     return Row(
@@ -123,7 +123,7 @@ def _row(call: Call, stage: str, quantity: str, bounded: Bounded, runs: list[_Ru
         relative=apart.relative,
         ulp=apart.ulp,
         allowed=apart.allowed,
-        share=apart.share,
+        ratio=apart.ratio,
         channel=channel_of(quantity, apart.index, call.x.shape[1]),
         index=apart.index,
         values={runs[0].name: apart.want, runs[1].name: apart.got},

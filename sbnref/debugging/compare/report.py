@@ -25,7 +25,7 @@ class Row:
         relative: the largest difference over the largest magnitude in its channel.
         ulp: ``relative`` in units in the last place of ``unit``.
         allowed: the difference that rounding explains, at the worst place.
-        share: the difference over ``allowed``, at the worst place; above 1 the two diverge.
+        ratio: the difference over ``allowed``, at the worst place; above 1 the two diverge.
         channel: the channel of the worst place, None if the quantity has no channels.
         index: the index of the worst place.
         values: the value there from each implementation.
@@ -43,7 +43,7 @@ class Row:
     relative: float
     ulp: float
     allowed: float
-    share: float
+    ratio: float
     channel: int | None
     index: tuple[int, ...]
     values: dict[str, float]
@@ -54,7 +54,7 @@ class Row:
     @property
     def agrees(self) -> bool:
         """Whether rounding explains the difference, and there was no problem."""
-        return self.share <= 1 and not self.problems
+        return self.ratio <= 1 and not self.problems
 
 
 class Comparison(Report):
@@ -120,7 +120,7 @@ class Comparison(Report):
         verdict = f"Further from float64 than rounding explains: {wrong}."
         return (
             f"{place}, worst at {at}: {values}, float64 gives {first.exact:.9g}. "
-            f"They are {first.absolute:.3g} apart, {times_allowed(first.share)}. {verdict}"
+            f"They are {first.absolute:.3g} apart, {times_allowed(first.ratio)}. {verdict}"
         )
 
     def __rich__(self) -> RenderableType:
@@ -135,9 +135,9 @@ class Comparison(Report):
             if len(layers) <= 4 or not all(row.agrees for row in rows):
                 parts += [Text(f"\nlayer {name}", "bold"), _table(rows)]
             else:
-                closest = max(rows, key=lambda row: row.share)
+                closest = max(rows, key=lambda row: row.ratio)
                 parts.append(
-                    Text(f"layer {name}: agrees; {closest.quantity} comes closest, at {closest.share:.2f} of the limit")
+                    Text(f"layer {name}: agrees; {closest.quantity} comes closest, at {closest.ratio:.2f} of the limit")
                 )
         color = "bold red" if not self.agrees else "yellow" if self.empty else "green"
         return Group(*parts, "", Text(self.verdict(), color))
@@ -147,7 +147,7 @@ class Comparison(Report):
         worst: dict[tuple[str, str, str], Row] = {}
         for row in self.rows:
             key = row.layer, row.stage, row.quantity
-            if key not in worst or (bool(row.problems), row.share) > (bool(worst[key].problems), worst[key].share):
+            if key not in worst or (bool(row.problems), row.ratio) > (bool(worst[key].problems), worst[key].ratio):
                 worst[key] = row
         return list(worst.values())
 
@@ -170,7 +170,7 @@ def _table(rows: list[Row]) -> RenderableType:
             {"num_batches_tracked": "steps"}.get(row.quantity, row.quantity.removeprefix("backward ")),
             str(row.rank),
             *(_short(v) for v in (row.absolute, row.relative, row.ulp)),
-            f"{row.share:.2f}" if row.share < 100 else _short(row.share),
+            f"{row.ratio:.2f}" if row.ratio < 100 else _short(row.ratio),
             Text("agrees", "green") if row.agrees else Text("DIVERGES", "bold red"),
         )
         stage = row.stage

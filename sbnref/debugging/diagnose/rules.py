@@ -255,7 +255,7 @@ def settings(layer: Layer, case: Case) -> Iterator[Finding]:
         odd = tuple(rank for rank in layer.ranks if rank not in most)
         here = in_words([f"{value!r} on {ranks_in_words(ranks)}" for value, ranks in values.items()])
         what, code = name, f"{{layer}}.{name} = {getattr(layer.settings[most[0]], name)!r}"
-        advice = "On every rank"
+        advice = "Set it to one value on every rank"
         if name == "kind":
             what, code = "layer", "model = sbnref.convert_sync_batchnorm(model)"
         elif name in ("group", "track_running_stats"):
@@ -299,7 +299,7 @@ def unconverted(layer: Layer, case: Case) -> Iterator[Finding]:
     if not layer.synchronized and others and len(case.recordings) > 1:
         kind = layer.first.kind
         layers = f"{others} synchronized layer{'s' * (others > 1)}"
-        evidence = f"{kind} takes the statistics of each rank alone, beside {layers}"
+        evidence = f"{kind} uses the statistics of each rank alone, next to {layers}"
         code = "model = sbnref.convert_sync_batchnorm(model)"
         yield Finding(layer.ranks, _span(layer.steps), evidence, "Convert the whole model", code)
 

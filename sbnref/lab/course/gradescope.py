@@ -134,8 +134,8 @@ def _outcomes(
     if why is None:
         try:
             return _graded(file, names, seed, settings, sandbox)
-        except ValueError as refused:  # the file cannot be graded
-            why = str(refused)
+        except ValueError as error:  # the file cannot be graded
+            why = str(error)
         except Exception:
             print(f"The grader failed on {file.name}:\n{traceback.format_exc()}")
             why = "The grader itself failed, perhaps not because of your code. Please tell your teacher."
@@ -160,7 +160,7 @@ def _graded(file: Path, names: list[str], seed: int, settings: Settings, sandbox
     if report.unconfined is not None:
         print(f"{file.name} ran unconfined ({report.unconfined}), as {sandbox['user'] or 'the current user'}")
     if seed == settings.hidden_seed:
-        return {name: Outcome(share, _SEEDS.sub("", told)) for name, (share, told) in outcomes.items()}
+        return {name: Outcome(share, _SEEDS.sub("", report)) for name, (share, report) in outcomes.items()}
     return outcomes
 
 

@@ -63,13 +63,13 @@ class Settings:
             ValueError: the file is not readable or has unknown or invalid settings.
         """
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            given = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"expected settings in {file}: {error}") from None
         fields = tuple(cls.__dataclass_fields__)
-        if not isinstance(told, dict) or not {*told} <= {*fields}:
-            raise ValueError(f"expected in {file} settings among {fields}, got {sorted(told)}")
-        return cls(**told)
+        if not isinstance(given, dict) or not {*given} <= {*fields}:
+            raise ValueError(f"expected in {file} settings among {fields}, got {sorted(given)}")
+        return cls(**given)
 
     def save(self, file: Path) -> None:
         """Write the settings to a file for :meth:`load`."""

@@ -105,8 +105,8 @@ def _graded(stage: str, status: str, tried: int, failure: Failure | None) -> Sta
     """Return the grade of a stage, with a hint."""
     if failure is None:
         return StageGrade(stage, status, tried)
-    told = asdict(failure)
-    return StageGrade(stage, status, tried, told, *where_to_look(stage, status, told))
+    fields = asdict(failure)
+    return StageGrade(stage, status, tried, fields, *where_to_look(stage, status, fields))
 
 
 _students: list[Student] = []  # of this rank, at most one, kept between cases

@@ -183,11 +183,11 @@ def _call(
 def _off(quantity: str, got: Tensor, bounded: Bounded) -> dict[str, Any] | None:
     """Describe a quantity that differs by more than rounding; None if it does not."""
     apart = difference(got, bounded.value, bounded.allowed, bounded.unit)
-    if apart.share <= 1:
+    if apart.ratio <= 1:
         return None
     few = got.numel() <= MAX_NUMBERS
     return {
-        "what": f"{quantity} is off by {apart.absolute:.3g}, {times_allowed(apart.share)}",
+        "what": f"{quantity} is off by {apart.absolute:.3g}, {times_allowed(apart.ratio)}",
         "index": apart.index,
         "relative": apart.relative,
         "expected": bounded.value.tolist() if few else apart.want,

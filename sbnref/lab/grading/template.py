@@ -48,7 +48,7 @@ def forward_apply(
 
 
 def backward_stats(
-    dy: Tensor,  # (N, C, *), the gradient by y
+    dy: Tensor,  # (N, C, *), the gradient with respect to y
     x: Tensor,  # (N, C, *), the input
     saved: Tensor,  # from your forward_apply
 ) -> Tensor:  # (2C,) float64
@@ -63,14 +63,14 @@ def backward_stats(
 
 
 def backward_apply(
-    dy: Tensor,  # (N, C, *), the gradient by y
+    dy: Tensor,  # (N, C, *), the gradient with respect to y
     x: Tensor,  # (N, C, *), the input
     total: Tensor,  # (2C,) float64, the payloads of all ranks, summed: [A, B]
     saved: Tensor,  # as above
     gamma: Tensor | None,  # (C,) or None for 1
     k: float,  # w / m, 0 on an empty rank
 ) -> Tensor:  # dx, (N, C, *) in the dtype of x
-    """Return the gradient by this rank's input.
+    """Return the gradient with respect to this rank's input.
 
     It is gamma / sigma { g - k / D [A + xhat B - (B / sigma) mean (1 - W/D)] } with sigma = sqrt(var + eps).
     """

@@ -105,7 +105,7 @@ class View {
     const layout = recording.channelsLast ? "channels-last" : "contiguous";
     this.find("h3").textContent = `${recording.title}, on (${recording.shape.join(", ")}) ${layout}`;
     this.find(".error").hidden = recording.error === null;
-    this.find(".error").textContent = `It ends early. ${recording.error}`;
+    this.find(".error").textContent = `The recording ends early: ${recording.error}`;
     this.reserve();
     this.fillCounters();
     this.extents = recording.arrays.map((_, i) => this.extent(i));

@@ -33,14 +33,14 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
     """
     if sys.platform != "linux" or os.uname().machine not in _CAPSET:
         raise OSError("this platform has no namespaces")
-    told, tell = os.pipe()
+    read_end, write_end = os.pipe()
     if (child := os.fork()) != 0:  # this process only waits, so it is unchanged if the child fails
-        os.close(tell)
-        if reason := os.read(told, 1000):
+        os.close(write_end)
+        if reason := os.read(read_end, 1000):
             os.waitpid(child, 0)
             raise OSError(reason.decode())
         _end_with(child)
-    os.close(told)
+    os.close(read_end)
     try:
         end_with_parent()
         uid, gid = os.getuid(), os.getgid()
@@ -49,20 +49,20 @@ def confine(folder: str, hidden: Sequence[str]) -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
         if (child := os.fork()) != 0:
-            os.close(tell)
+            os.close(write_end)
             _end_with(child)
         # This is the first process of the new namespace. All others end with it, and their signals cannot end it. The
         # submitted code runs in a child, which signals can end.
         end_with_parent()
         _arrange(folder, hidden)
         if (child := os.fork()) != 0:
-            os.close(tell)
+            os.close(write_end)
             _end_with(child)
         _give_up_rights()
     except OSError as error:
-        os.write(tell, str(error).encode())
+        os.write(write_end, str(error).encode())
         os._exit(1)
-    os.close(tell)
+    os.close(write_end)
 
 
 def end_with_parent() -> None:

@@ -152,10 +152,10 @@ class Student:
         self.unconfined = self.unconfined or (None if unconfined is None else plain(unconfined))
         # If the first process could be confined, so must be every later one, on every rank.
         self.job = replace(self.job, confined=self.unconfined is None)
-        told = self._receive(self._left() if seconds is None else seconds)
-        if "refused" in told:
-            raise NotGradable(plain(told["refused"]))
-        names = told.get("functions")
+        reply = self._receive(self._left() if seconds is None else seconds)
+        if "error" in reply:
+            raise NotGradable(plain(reply["error"]))
+        names = reply.get("functions")
         self._functions = [name for name in self.job.functions if isinstance(names, list) and name in names]
         if not self._functions:
             expected = f"expected {self.job.target} to define {in_words(self.job.functions)}, found none of them"
@@ -208,37 +208,37 @@ class Student:
         request = {"id": self._asked, "stage": stage, "arguments": arguments, "apart": apart}
         with suppress(OSError):  # the process has ended; then no answer comes
             channel.send(self._channel, request | {"names": NAMES.get(stage, ())}, max(seconds, 0.1))
-        told = self._receive(seconds)
-        if type(told.get("id")) is not int or told["id"] != self._asked:
+        reply = self._receive(seconds)
+        if type(reply.get("id")) is not int or reply["id"] != self._asked:
             self._end("sent the grader an unsolicited message")
-        if "died" in told:
-            raise Died(plain(told["died"]), self._printed.text(wait=0), told.get("hung") is True)
-        if "not written" in told:
-            raise NotImplementedError(plain(told["not written"]))
-        if "raised" in told:
-            raise ContractError(f"raised {plain(told['raised'])}")
-        if "changed" in told:
-            raise ContractError(f"{stage} changed its input {plain(told['changed'])}; work on a copy")
-        result = told.get("result")
+        if "died" in reply:
+            raise Died(plain(reply["died"]), self._printed.text(wait=0), reply.get("hung") is True)
+        if "not written" in reply:
+            raise NotImplementedError(plain(reply["not written"]))
+        if "raised" in reply:
+            raise ContractError(f"raised {plain(reply['raised'])}")
+        if "changed" in reply:
+            raise ContractError(f"{stage} changed its input {plain(reply['changed'])}; work on a copy")
+        result = reply.get("result")
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 kind, most = f"one of shape {tuple(tensor.shape)} in {tensor.dtype}", channel.MOST_DATA >> 20
                 raise ContractError(f"{stage} must return CPU tensors of at most {most} MiB, but returned {kind}")
-        if stage == "forward_apply" and arguments[6] is not None and isinstance(told.get("running"), (tuple, list)):
-            _move(arguments[6], told["running"])
+        if stage == "forward_apply" and arguments[6] is not None and isinstance(reply.get("running"), (tuple, list)):
+            _move(arguments[6], reply["running"])
         return result
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         """Return the next message of the process; raise :class:`Died` if it sends none."""
         try:
-            told = channel.receive(self._channel, seconds)
+            reply = channel.receive(self._channel, seconds)
         except TimeoutError:
             self._end(f"was still running after {seconds:.3g} s and was ended", hung=True)
         except channel.Closed:
             self._end()
         except channel.Garbage as error:
             self._end(f"sent the grader {error}")
-        return told
+        return reply
 
     def _end(self, what: str | None = None, hung: bool = False) -> None:
         """End the process, and raise :class:`Died` with the reason."""
@@ -291,6 +291,6 @@ class _Tail:
         return plain("\n".join(line[-200:] for line in lines))
 
 
-def plain(told: object) -> str:
+def plain(reply: object) -> str:
     """Return untrusted text without control characters, and not too long."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(told)[:20_000])
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(reply)[:20_000])

@@ -58,11 +58,11 @@ def main() -> None:
 
     for name in job["forbidden"]:
         if not _forbid(name):
-            return send(grader, {"refused": f"expected an existing module or function to forbid, got {name}"})
+            return send(grader, {"error": f"expected an existing module or function to forbid, got {name}"})
     try:
         module = import_target(job["target"])
     except BaseException as error:  # SystemExit too
-        return send(grader, {"refused": f"{job['target']} cannot be imported: {error_in_words(error)}"})
+        return send(grader, {"error": f"{job['target']} cannot be imported: {error_in_words(error)}"})
     functions = {name: f for name in job["functions"] if callable(f := getattr(module, name, None))}
     send(grader, {"functions": list(functions)})
 
@@ -89,18 +89,18 @@ def _answer(
     if request["stage"] == "forward_apply" and arguments[6] is not None:
         running = arguments[6] = RunningStats(*arguments[6])
     before = [a.clone() if isinstance(a, torch.Tensor) else None for a in arguments]
-    told: dict[str, Any] = {"id": request["id"]}
+    reply: dict[str, Any] = {"id": request["id"]}
     try:
         with torch.no_grad():
             result = function(*arguments)
     except NotImplementedError as error:
-        return {**told, "not written": str(error)}
+        return {**reply, "not written": str(error)}
     except BaseException as error:  # SystemExit too
-        return {**told, "raised": in_words(error)}
+        return {**reply, "raised": in_words(error)}
     for name, old, new in zip(request["names"], before, arguments, strict=False):
         if old is not None and not torch.equal(old.nan_to_num(), new.nan_to_num()):
-            return {**told, "changed": name}
-    return {**told, "result": result, "running": running}
+            return {**reply, "changed": name}
+    return {**reply, "result": result, "running": running}
 
 
 def _in_a_fork(answer: Callable[[], None], seconds: float) -> tuple[str, bool] | None:

@@ -127,9 +127,9 @@ class Judge:
     def _legal(self, case: Case) -> Fault | None:
         first, second = (self._call(case, order) for order in ("ascending", case.order))
         for out in (first, second):
-            if out["refused"] is not None:
+            if out["fault"] is not None:
                 line, other = self._lines(out["sites"])
-                return Fault(plain(out["refused"]), str(case), line, other)
+                return Fault(plain(out["fault"]), str(case), line, other)
         for name, value in first["outputs"].items():
             if (missing := unwritten(name, value)) is not None:
                 return Fault(missing, str(case))
@@ -143,13 +143,13 @@ class Judge:
         """Return the name of a result that differs between two calls by more than the task's tolerance, or None."""
         for name, value in first["outputs"].items():
             allowed = self.task.allowed(case.given, value.double())
-            if difference(second["outputs"][name], value.double(), allowed, torch.float32).share > 1:
+            if difference(second["outputs"][name], value.double(), allowed, torch.float32).ratio > 1:
                 return name
         return None
 
     def _right(self, case: Case) -> Fault | None:
         out = self._call(case, "ascending")
-        if out["refused"] is not None:  # graded in the part legal
+        if out["fault"] is not None:  # graded in the part legal
             self._stopped += 1
             return None
         return self._off(out, case)
@@ -159,7 +159,7 @@ class Judge:
         for name, want in out["expected"].items():
             got = out["outputs"][name]
             apart = difference(got, want, self.task.allowed(case.given, want), torch.float32)
-            if apart.share > 1:
+            if apart.ratio > 1:
                 what = f"{name} is off by {apart.absolute:.3g}" if math.isfinite(apart.absolute) else f"{name} is wrong"
                 where = {"index": apart.index, "expected": apart.want, "given": apart.got, "output": name}
                 return Fault(unwritten(name, got) or what, str(case), **where)
@@ -236,7 +236,7 @@ class Judge:
             return part("failed", Fault(str(error)))
         except Died as death:
             return part(death.status, Fault(death.what, printed=death.printed))
-        if out["refused"] is not None:
+        if out["fault"] is not None:
             return part("not graded", STOPPED)
         if (fault := self._off(out, case)) is not None:
             return part("failed", replace(fault, what=f"{fault.what} on the sizes on which traffic is counted"))
@@ -244,7 +244,7 @@ class Judge:
         size = sum(array.numel() * array.itemsize for array in arrays)
         least, moved = self.task.passes * size, SECTOR * out["sectors"]
         if moved < NEAR * size:
-            return part("failed", Fault(f"moves only {moved:,} bytes; the arrays have {size:,}"))
+            return part("failed", Fault(f"expected each array to be moved once, {size:,} bytes; moved {moved:,}"))
         shares = min(1.0, least / moved / NEAR), min(1.0, out["blocks"] / MULTIPROCESSORS)
         counted = {name: out[name] for name in COUNTED} | {"moved": moved, "least": int(least)}
         return Part("efficient", "measured", sum(shares) / len(shares), counted=counted)

@@ -67,15 +67,15 @@ def job_of(
         yield Job(str(module), place, forbidden=(), place=place, functions=("run", "writer"), **limits), alone, built
 
 
-def _complaint(file: Path, said: str, target: str, task: Task) -> Fault:
+def _complaint(file: Path, message: str, target: str, task: Task) -> Fault:
     """Turn the compiler's message into a fault of the file, with the name ``target``."""
-    if re.search(rf"error: (?:.{task.name}. was not declared|use of undeclared identifier '{task.name}')", said):
+    if re.search(rf"error: (?:.{task.name}. was not declared|use of undeclared identifier '{task.name}')", message):
         return Fault(f"expected {target} to define {task.signature}, found no such function")
-    errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", said, re.MULTILINE)
-    if not errors and "unit.cu:" in said:  # the call of the function
+    errors = re.findall(rf"^{re.escape(str(file))}:(\d+)(?::\d+)?: (?:fatal )?error: (.*)$", message, re.MULTILINE)
+    if not errors and "unit.cu:" in message:  # the call of the function
         return Fault(f"expected {target} to define {task.signature}, found other parameters")
     if not errors:
-        return Fault(said.replace(str(file), target)[:2000])
+        return Fault(message.replace(str(file), target)[:2000])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    note = re.search(r"^If CUDA has .*", said, re.MULTILINE)
+    note = re.search(r"^If CUDA has .*", message, re.MULTILINE)
     return Fault(f"it does not compile: {errors[0][1]}{more}", line=int(errors[0][0]), hint=note and note.group())
