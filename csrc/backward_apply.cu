@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) backward_apply_kernel
 }  // namespace
 
 void backward_apply(const Plan& plan, const BackwardApply& stage, Stream stream) {
-    const Lent lent(stage);
+    const Registered registered(stage);
     launch("backward_apply", stage.x.dtype, plan, [&](auto c) {
         backward_apply_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 }  // namespace
 
 void backward_stats(const Plan& plan, const BackwardStats& stage, const Workspace& workspace, Stream stream) {
-    const Lent lent(stage, workspace);
+    const Registered registered(stage, workspace);
     launch("backward_stats", stage.x.dtype, plan, [&](auto c) {
         backward_stats_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(

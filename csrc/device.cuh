@@ -29,23 +29,23 @@ inline void check_launch(const char* kernel) {
 }
 
 // Registers the arrays of a launch. The simulation reports an access to any other.
-class Lent {
+class Registered {
    public:
 #ifdef SBNREF_CUDASIM
     template <typename... Parts>
-    explicit Lent(const Parts&... parts) {
+    explicit Registered(const Parts&... parts) {
         cudasim::forget_failure();
-        const auto lend = [](const char* name, const Buffer& b) {
+        const auto register_buffer = [](const char* name, const Buffer& b) {
             constexpr size_t kBytes[] = {2, 2, 4, 8};
             const size_t element = kBytes[static_cast<int>(b.dtype)];
-            if (b.data != nullptr) cudasim::lend(name, b.data, b.size * element, element);
+            if (b.data != nullptr) cudasim::register_memory(name, b.data, b.size * element, element);
         };
-        (each_array(parts, lend), ...);
+        (each_array(parts, register_buffer), ...);
     }
-    ~Lent() { cudasim::take_back(); }
+    ~Registered() { cudasim::unregister_memory(); }
 #else
     template <typename... Parts>
-    explicit Lent(const Parts&...) {}
+    explicit Registered(const Parts&...) {}
 #endif
 };
 

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks) forward_apply_kernel(
 }  // namespace
 
 void forward_apply(const Plan& plan, const ForwardApply& stage, Stream stream) {
-    const Lent lent(stage);
+    const Registered registered(stage);
     launch("forward_apply", stage.x.dtype, plan, [&](auto c) {
         forward_apply_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(plan, stage);

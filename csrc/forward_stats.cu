@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 
 void forward_stats(const Plan& plan, const ForwardStats& stage, const Workspace& workspace, Stream stream) {
     const double per_count = plan.count() > 0 ? 1.0 / static_cast<double>(plan.count()) : 0;
-    const Lent lent(stage, workspace);
+    const Registered registered(stage, workspace);
     launch("forward_stats", stage.x.dtype, plan, [&](auto c) {
         forward_stats_kernel<typename decltype(c)::T, decltype(c)::layout, decltype(c)::V>
             <<<plan.blocks(), plan.threads, scratch_bytes(plan), static_cast<cudaStream_t>(stream)>>>(

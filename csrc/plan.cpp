@@ -120,11 +120,11 @@ Plan make_plan(int64_t outer, int64_t channels, int64_t inner, int element_size,
         if (plan.tiles <= resident || threads <= kFewThreads || rows == 1) break;
     }
     plan.splits = best.splits;
-    for (Tour* tour : {&plan.body, &plan.edges}) {
-        tour->split_positions = ceil_div(tour->positions, plan.splits);
-        const int columns = std::max(tour->columns, 1);
-        tour->step = plan.rows() / columns * plan.row;
-        tour->column_step = plan.rows() % columns;
+    for (Traversal* traversal : {&plan.body, &plan.edges}) {
+        traversal->split_positions = ceil_div(traversal->positions, plan.splits);
+        const int columns = std::max(traversal->columns, 1);
+        traversal->step = plan.rows() / columns * plan.row;
+        traversal->column_step = plan.rows() % columns;
     }
     return plan;
 }

@@ -31,7 +31,7 @@ constexpr int kMaxTileChannels = 64;  // per block
 constexpr int kTickets = 4096;        // tiles that may be split over several blocks, at most
 
 // The accesses to a part of a tile, at positions 0, 1, 2, ... in memory's order: see walk.cuh.
-struct Tour {
+struct Traversal {
     int64_t positions;        // of the tile
     int64_t split_positions;  // of them for each split
     int columns;              // positions of a run, in ChannelsFirst
@@ -49,7 +49,7 @@ struct Plan {
     int threads;                     // per block; rows() * lanes of them work
     int64_t tiles;                   // blocks side by side along the channels
     int64_t splits;                  // blocks that share a tile
-    Tour body, edges;                // whole accesses, and the remaining elements
+    Traversal body, edges;           // whole accesses, and the remaining elements
 
     constexpr int rows() const { return threads / lanes; }  // read by a block at once
     constexpr int64_t blocks() const { return tiles * splits; }

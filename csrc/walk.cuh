@@ -64,9 +64,9 @@ template <Layout layout, int V, Direction direction, Part part>
 class Walk {
    public:
     __device__ Walk(const Plan& plan, const Place& place)
-        : plan_(plan), tour_(part == Part::Body ? plan.body : plan.edges), at_(0), column_(0) {
-        const int64_t begin = place.split * tour_.split_positions, rest = tour_.positions - begin;
-        const int here = static_cast<int>(rest < tour_.split_positions ? rest : tour_.split_positions);
+        : plan_(plan), traversal_(part == Part::Body ? plan.body : plan.edges), at_(0), column_(0) {
+        const int64_t begin = place.split * traversal_.split_positions, rest = traversal_.positions - begin;
+        const int here = static_cast<int>(rest < traversal_.split_positions ? rest : traversal_.split_positions);
         const int rows = plan.rows();
         const int64_t start = begin + (kForwards ? place.row : here - 1 - place.row);
         left_ = place.row < here && place.row < rows ? (here - place.row + rows - 1) / rows : 0;
@@ -74,8 +74,8 @@ class Walk {
         at_ = static_cast<int64_t>(place.tile) * plan.tile_channels * plan.inner;
         if constexpr (layout == Layout::ChannelsFirst) {
             if (left_ == 0) return;
-            const int64_t outer = start / tour_.columns;
-            column_ = static_cast<int>(start - outer * tour_.columns);
+            const int64_t outer = start / traversal_.columns;
+            column_ = static_cast<int>(start - outer * traversal_.columns);
             at_ += outer * plan.row;
         } else {
             at_ += place.lane * V;
@@ -114,16 +114,16 @@ class Walk {
     // Advance without a division: computing column and row by division takes 5 to 19 instructions more for each access
     // in channels-first.
     __device__ void step() {
-        at_ += kForwards ? tour_.step : -tour_.step;
+        at_ += kForwards ? traversal_.step : -traversal_.step;
         if constexpr (layout == Layout::ChannelsFirst) {
-            column_ += kForwards ? tour_.column_step : -tour_.column_step;
-            if (kForwards && column_ >= tour_.columns) column_ -= tour_.columns, at_ += plan_.row;
-            if (!kForwards && column_ < 0) column_ += tour_.columns, at_ -= plan_.row;
+            column_ += kForwards ? traversal_.column_step : -traversal_.column_step;
+            if (kForwards && column_ >= traversal_.columns) column_ -= traversal_.columns, at_ += plan_.row;
+            if (!kForwards && column_ < 0) column_ += traversal_.columns, at_ -= plan_.row;
         }
     }
 
     const Plan& plan_;
-    const Tour& tour_;
+    const Traversal& traversal_;
     int64_t at_;  // the start of the run, in channels-first; the access itself otherwise
     int column_;  // of the run
     int left_;    // remaining accesses of this thread

@@ -92,7 +92,7 @@ class Ranks:
         self.timeout = timeout
         self._executors: list[ProcessPoolExecutor] = []  # one single-process executor per rank
         self._processes: list[BaseProcess] = []
-        self._meeting_point = ExitStack()  # the folder where the ranks find each other
+        self._store_folder = ExitStack()  # the folder where the ranks find each other
 
     def run(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run ``fn(*args, **kwargs)`` on every rank; see :func:`launch`."""
@@ -109,7 +109,7 @@ class Ranks:
                 executor.submit(_leave_group)
         for executor in executors:
             executor.shutdown()
-        self._meeting_point.close()
+        self._store_folder.close()
 
     def __enter__(self) -> Ranks:
         return self
@@ -122,7 +122,7 @@ class Ranks:
 
     def _start(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
-        where = self.world_size, Path(self._meeting_point.enter_context(folder), "store").as_uri(), self.timeout
+        where = self.world_size, Path(self._store_folder.enter_context(folder), "store").as_uri(), self.timeout
         self._executors = [
             ProcessPoolExecutor(
                 1, _start_method(), exec, (_JOIN, {"environ": dict(os.environ), "where": (rank, *where)})
@@ -169,7 +169,7 @@ class Ranks:
             process.kill()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
-        self._meeting_point.close()
+        self._store_folder.close()
 
     def _what_happened(self, rank: int, future: Future[bytes]) -> str:
         """Return a rank's own traceback, or how it died."""

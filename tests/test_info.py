@@ -72,8 +72,8 @@ def test_launch_plans_and_traffic_of_a_shape():
     assert "(8, 4, 5, 5) float32: 1 block of" in " ".join(cli("info", "--shape", "8,4,5,5").stdout.split())
     with pytest.raises(ValueError, match=r"at least one channel, got shape \(4, 0\)"):
         launch_plan(torch.empty(4, 0))
-    refusal = "launch_plan: expected less than 16 GiB per channel and sample"
-    assert refusal in cli("info", "--shape", "1,2,99999999999", code=2).stderr
+    message = "launch_plan: expected less than 16 GiB per channel and sample"
+    assert message in cli("info", "--shape", "1,2,99999999999", code=2).stderr
     stages = json.loads(cli("lab", "traffic", "8,4,16,16", "--json").stdout)["stages"]
     assert [stage["launches"] for stage in stages] == [1, 1, 1, 1]
     shown = cli("lab", "traffic", "8,4,16,16", "--dtype", "float16", "--channels-last").stdout

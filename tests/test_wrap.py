@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sbnref
 from sbnref import SyncBatchNorm, groups_of
-from sbnref.conformance.cases.validation import refusal
+from sbnref.conformance.cases.validation import expect_error
 from sbnref.conformance.watch import Watch
 
 SIZES = [[3, 2], [4, 0], [0, 0], [1, 5]]  # of the ranks' batches, step by step
@@ -280,7 +280,7 @@ def test_a_group_of_a_world_before_is_refused(make, compiled, tmp_path):
 def test_distributed_buffers_are_refused_before_anything_is_communicated():
     layer = distribute_module(SyncBatchNorm(3, impl="reference"), init_device_mesh("cpu", (2,)))
     message = "expected running_mean to be a plain Tensor, got a DTensor; leave this layer out of"
-    with refusal(TypeError, message):
+    with expect_error(TypeError, message):
         layer(torch.randn(4, 3))
 
 

@@ -48,7 +48,7 @@ std::vector<std::unique_ptr<Array>>& allocated() {                   // in the o
     return arrays;
 }
 
-std::vector<std::unique_ptr<Array>>& others() {                      // variables, and lent memory
+std::vector<std::unique_ptr<Array>>& others() {                      // variables, and registered memory
     static auto& arrays = *new std::vector<std::unique_ptr<Array>>;  // outlives the report at the exit
     return arrays;
 }
@@ -59,7 +59,7 @@ std::vector<std::tuple<void*, void*, size_t>>& uploads() {  // on the GPU, on th
 }
 
 Array* last = nullptr;  // the array found last
-bool any_lent = false;
+bool any_registered = false;
 
 // The allocation that begins at or before an address.
 Array* allocation_before(uintptr_t address) {
@@ -158,7 +158,7 @@ bool is_constant(uintptr_t address) {
 
 // The host's code must not reach into the GPU's memory.
 void check_host(uintptr_t address, size_t bytes, Access access, const void* from) {
-    if (!region().holds(address) && !any_lent) return;
+    if (!region().holds(address) && !any_registered) return;
     const Turn turn = take_turn();
     const Array* const array = find(address);
     if (array == nullptr ? !region().holds(address) : array->host && !array->freed) return;
@@ -266,7 +266,7 @@ Array* find(uintptr_t address) {
     return nullptr;
 }
 
-void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written) {
+void register_memory(const char* name, const void* begin, size_t bytes, size_t element, bool written) {
     const Turn turn = take_turn();
     auto array = std::make_unique<Array>();
     array->begin = reinterpret_cast<uintptr_t>(begin);
@@ -274,20 +274,20 @@ void lend(const char* name, const void* begin, size_t bytes, size_t element, boo
     array->name = name;
     array->element = element;
     array->known = written;
-    array->lent = any_lent = true;
+    array->registered = any_registered = true;
     others().push_back(std::move(array));
 }
 
-bool take_back(const void* begin) {
+bool unregister_memory(const void* begin) {
     const Turn turn = take_turn();
     last = nullptr;
     auto& all = others();
     const auto left = std::remove_if(all.begin(), all.end(), [begin](const auto& a) {
-        return a->lent && (begin == nullptr || a->begin == reinterpret_cast<uintptr_t>(begin));
+        return a->registered && (begin == nullptr || a->begin == reinterpret_cast<uintptr_t>(begin));
     });
     const bool found = left != all.end();
     all.erase(left, all.end());
-    any_lent = std::any_of(all.begin(), all.end(), [](const auto& a) { return a->lent; });
+    any_registered = std::any_of(all.begin(), all.end(), [](const auto& a) { return a->registered; });
     return found;
 }
 
@@ -400,8 +400,10 @@ void* fill(void* to, int value, size_t bytes) {
 
 }  // namespace cudasim
 
-extern "C" void cudasim_lend(const void* begin, int64_t bytes) { cudasim::lend("an array", begin, bytes, 1, true); }
-extern "C" void cudasim_take_back() { cudasim::take_back(); }
+extern "C" void cudasim_register(const void* begin, int64_t bytes) {
+    cudasim::register_memory("an array", begin, bytes, 1, true);
+}
+extern "C" void cudasim_unregister() { cudasim::unregister_memory(); }
 
 // Copies an array of the host to the GPU's memory, until the next call of cudasim_free_all; returns its address.
 extern "C" void* cudasim_upload(const char* name, void* from, int64_t bytes, int64_t element, int written) {

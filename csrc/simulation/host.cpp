@@ -117,11 +117,11 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaHostRegister(void* p, size_t bytes, unsigned) {
-    lend("registered host memory", p, bytes, 1);
+    register_memory("registered host memory", p, bytes, 1);
     find(reinterpret_cast<uintptr_t>(p))->host = true;
     return cudaSuccess;
 }
-cudaError_t cudaHostUnregister(void* p) { return take_back(p) ? cudaSuccess : set(cudaErrorInvalidValue); }
+cudaError_t cudaHostUnregister(void* p) { return unregister_memory(p) ? cudaSuccess : set(cudaErrorInvalidValue); }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;

@@ -105,10 +105,10 @@ size_t element_size(const T&) {
     return sizeof(std::remove_all_extents_t<T>);
 }
 
-// Memory of the host that is lent to the kernels of a library: they may access it.
-void lend(const char* name, const void* begin, size_t bytes, size_t element, bool written = true);
-bool take_back(const void* begin = nullptr);  // one array, or everything lent
-void forget_failure();                        // so that the next launch runs again
+// Memory of the host that is registered for the kernels of a library: they may access it.
+void register_memory(const char* name, const void* begin, size_t bytes, size_t element, bool written = true);
+bool unregister_memory(const void* begin = nullptr);  // one array, or all registered ones
+void forget_failure();                                // so that the next launch runs again
 
 enum class Access { Read, Write, Atomic };
 

@@ -85,9 +85,9 @@ struct Array {
     uintptr_t begin = 0, end = 0;
     std::string name;
     Space space = Space::Global;
-    size_t element = 1;                              // bytes of the type, if known
-    bool known = false;                              // whether all of it has been written
-    bool freed = false, host = false, lent = false;  // host: the host may access it too
+    size_t element = 1;                                    // bytes of the type, if known
+    bool known = false;                                    // whether all of it has been written
+    bool freed = false, host = false, registered = false;  // host: the host may access it too
     Site made;
 
     // For each granule, the size of the smallest access so far: whether the host has written it, and the last visits of

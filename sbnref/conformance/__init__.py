@@ -1,9 +1,9 @@
-"""One suite for every implementation: the layer's promises, as functions that run on each rank of a world.
+"""One suite for every implementation: the layer's guarantees, as functions that run on each rank of a world.
 
 from sbnref.conformance import cases
 for case in cases():
     with sbnref.Ranks(case.world_size) as ranks:
-        ranks.run(case.check, "reference", "cpu")   # raises if the promise is broken
+        ranks.run(case.check, "reference", "cpu")   # raises if the guarantee is violated
 """
 
 from .accuracy import measure_accuracy

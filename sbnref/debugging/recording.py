@@ -301,7 +301,7 @@ def _weights(layer: Any, dtype: torch.dtype) -> Tensor:  # (2,)
 
 # ---- exchange of the records ----
 
-_meetings = 0  # the number of blocks that this process has left
+_exchanges = 0  # the number of blocks that this process has left
 
 
 def _in_a_world() -> bool:
@@ -314,12 +314,12 @@ def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeo
     Rank 0 summarizes for all. A rank that an exception ended stores its records and does not wait. If a rank is missing
     after ``timeout`` seconds, or an exception ended it, each rank summarizes the records that it has.
     """
-    global _meetings
+    global _exchanges
     if not _in_a_world() or dist.get_world_size() == 1:
         return summarize({mine.rank: mine})
-    _meetings += 1
+    _exchanges += 1
     try:
-        store = dist.PrefixStore(f"sbnref/meeting/{_meetings}", dist.distributed_c10d._get_default_store())
+        store = dist.PrefixStore(f"sbnref/exchange/{_exchanges}", dist.distributed_c10d._get_default_store())
         if mine.left is not None:
             store.set("incomplete", "")  # first, so that a rank that sees the records sees this
         _put(store, str(mine.rank), mine)

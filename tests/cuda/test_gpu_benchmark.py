@@ -65,9 +65,9 @@ def simulated_peer(monkeypatch):
 
     def run(number, *tensors, **numbers):
         for tensor in tensors:
-            library.cudasim_lend(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
+            library.cudasim_register(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
         on_gpu(number, *tensors, **numbers)
-        library.cudasim_take_back()
+        library.cudasim_unregister()
 
     monkeypatch.setattr(layers.MMCV, "library", library)
     monkeypatch.setattr(layers.MMCV, "run", run)

@@ -18,7 +18,7 @@ from sbnref.lab.course.make import make
 from sbnref.lab.course.packing import TUTORIALS
 from sbnref.lab.course.settings import Settings
 from sbnref.lab.grading.kernels.check import check_kernels
-from sbnref.lab.grading.kernels.source import refusal
+from sbnref.lab.grading.kernels.source import why_rejected
 from sbnref.lab.run import run
 from sbnref.lab.tasks import TASKS, Task, find_task
 
@@ -212,11 +212,11 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "why"), REFUSED.items(), ids=[why[:30] for why in REFUSED.values()])
 def test_what_a_file_may_not_say(text, why, tmp_path):
     above = '#include <cuda_runtime.h>  // asm "cudasim" \n/* #include <x>\n asm */ const char c = \'"\'; // R"(\n'
-    line, what = refusal(text) if len(text) > 1000 else refusal(above + text)
+    line, what = why_rejected(text) if len(text) > 1000 else why_rejected(above + text)
     assert what.startswith(why)
     assert line == (1 if len(text) > 1000 else 4)
     report = graded(tmp_path, text, EVERYTHING)
-    assert (report.score, report.parts[0].status, report.parts[0].fault.what) == (0, "failed", refusal(text)[1])
+    assert (report.score, report.parts[0].status, report.parts[0].fault.what) == (0, "failed", why_rejected(text)[1])
     assert {part.fault for part in report.parts} == {report.parts[0].fault}
 
 
@@ -224,8 +224,8 @@ def test_what_a_file_may_say():
     template = TASKS["softmax"].template()
     macro = "#define CHECK(call)  \\\n    if (call) \\ \n        exit(1)\n"
     texts = [template, "\ufeff" + template, template.replace("\n", "\r\n"), RIGHT.read_text(), macro + template]
-    assert [refusal(text) for text in (*texts, *STEPS.values(), *BROKEN.values())] == [None] * 15
-    assert refusal(macro + "\n#line 3")[0] == 5
+    assert [why_rejected(text) for text in (*texts, *STEPS.values(), *BROKEN.values())] == [None] * 15
+    assert why_rejected(macro + "\n#line 3")[0] == 5
 
 
 def test_an_error_of_the_compiler_has_its_line(tmp_path):

@@ -1,6 +1,6 @@
-"""The promises of the layer, case by case, with a file for each family of cases.
+"""The guarantees of the layer, case by case, with a file for each family of cases.
 
-A check runs on every rank of its world and raises if a promise is broken. Every rank makes the inputs of all ranks
+A check runs on every rank of its world and raises if a guarantee is violated. Every rank makes the inputs of all ranks
 from one seed, so that it can compute the results of the whole group by itself.
 """
 

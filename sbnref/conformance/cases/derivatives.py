@@ -15,7 +15,7 @@ from ...functional import sync_batch_norm
 from ...modes import STATS_MODES, fixed_divisor, rank_weight
 from ..oracle import elements_per_channel, train_step
 from .parts import CHANNELS, Case, affine_of, close, random_inputs, random_layer
-from .validation import refusal
+from .validation import expect_error
 
 
 def cases() -> Iterator[Case]:
@@ -168,16 +168,16 @@ def check_vmap(impl: str, device: str) -> None:
     weights = torch.rand(3, CHANNELS, dtype=torch.float64, device=device)
     close("y by weight", torch.func.vmap(with_weight)(weights), torch.stack([with_weight(w) for w in weights]))
     statistics = random_layer(stats_mode="N", impl=impl, device=device, dtype=torch.float64)
-    with refusal(ValueError, "expected no running statistics under vmap"):
+    with expect_error(ValueError, "expected no running statistics under vmap"):
         torch.func.vmap(statistics)(xs)
     for size, average in ((1 + rank, "1.5"), (2 * rank, "1")):
         words = f"expected vmap of one size on every rank, got {size} on this rank and {average} on average"
-        with refusal(ValueError, words, collectives=1):
+        with expect_error(ValueError, words, collectives=1):
             torch.func.vmap(layer)(xs[:size])
     numbers = (3 * CHANNELS * 2, 0)[rank]  # the empty rank's Jacobian maps over none
     words = f"expected vmap of one size on every rank, got {numbers} on this rank and {3 * CHANNELS:g} on average"
     for jacobian in (torch.func.jacrev, torch.func.jacfwd):
-        with refusal(ValueError, words, collectives=2):  # of the statistics, and of the sizes
+        with expect_error(ValueError, words, collectives=2):  # of the statistics, and of the sizes
             jacobian(layer)(xs[0])
 
 

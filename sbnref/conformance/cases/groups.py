@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ...collectives import groups_of, timeout_of
 from .parts import Case, compare_step, random_inputs, random_layer
-from .validation import refusal
+from .validation import expect_error
 
 
 def cases() -> Iterator[Case]:
@@ -36,7 +36,7 @@ def check_subgroup(impl: str, device: str) -> None:
     else:
         for group in (evens, odd):
             layer = random_layer(group=group, impl=impl, device=device)
-            with refusal(ValueError, "a group without rank 1"):
+            with expect_error(ValueError, "a group without rank 1"):
                 layer(xs[rank].to(device))
 
 
@@ -52,9 +52,9 @@ def check_groups_of(impl: str, device: str) -> None:
     layer = random_layer(group=fours, stats_mode="N", impl=impl, device=device)
     compare_step(layer, xs, dys, rank)
     for ranks in (3, 0, 8, -2):
-        with refusal(ValueError, f"expected groups of one of [1, 2, 4] ranks in a world of 4, got {ranks}"):
+        with expect_error(ValueError, f"expected groups of one of [1, 2, 4] ranks in a world of 4, got {ranks}"):
             groups_of(ranks)
-    with refusal(TypeError, "as an integer, got 2.0"):
+    with expect_error(TypeError, "as an integer, got 2.0"):
         groups_of(2.0)  # type: ignore[arg-type]
 
 
@@ -93,12 +93,12 @@ def check_device_mesh(impl: str, device: str) -> None:
     layer = random_layer(group=mesh["batch"], stats_mode="exact", impl=impl, device=device)
     compare_step(layer, xs[row], dys[row], rank % 2)
     layer = random_layer(group=mesh, impl=impl, device=device)
-    with refusal(ValueError, "one-dimensional DeviceMesh, got one of 2 dimensions"):
+    with expect_error(ValueError, "one-dimensional DeviceMesh, got one of 2 dimensions"):
         layer(xs[rank].to(device))
 
     layer = random_layer(group=DeviceMesh(mesh_device, [0, 1, 2]), stats_mode="N", impl=impl, device=device)
     if rank == 3:
-        with refusal(ValueError, "a group without rank 3"):
+        with expect_error(ValueError, "a group without rank 3"):
             layer(xs[rank].to(device))
     else:
         compare_step(layer, xs[:3], dys[:3], rank)

@@ -14,7 +14,7 @@ from ...functional import masked
 from ...modes import STATS_MODES
 from ..oracle import train_step
 from .parts import CHANNELS, Case, affine_of, close, random_inputs, random_layer
-from .validation import refusal
+from .validation import expect_error
 
 # The valid positions of each rank's samples: ragged; of no sample; none; ragged.
 LENGTHS: tuple[list[int], ...] = ([5, 2, 0], [], [0, 0], [1, 4])
@@ -95,9 +95,9 @@ def check_bad_masks(impl: str, device: str) -> None:
         (TypeError, "mask to be a Tensor, got list", mask.tolist()),
         (TypeError, "a dense mask, got torch.sparse_coo", mask.to_sparse()),
     ):
-        with refusal(error, text):
+        with expect_error(error, text):
             masked(layer, x, bad)  # type: ignore[arg-type]
-    with refusal(ValueError, "input of at least 2 dimensions (N, C, *), got shape (5,)"):
+    with expect_error(ValueError, "input of at least 2 dimensions (N, C, *), got shape (5,)"):
         masked(layer, x[0, :, 0], mask)
     assert layer.num_batches_tracked == 0
 
@@ -113,7 +113,7 @@ def check_bad_layers(impl: str, device: str) -> None:
         (TypeError, "layer to return a Tensor, got tuple", lambda y: (y,)),
     ]
     for error, text, returns in bad_layers:
-        with refusal(error, text.format(x.device)):
+        with expect_error(error, text.format(x.device)):
             masked(returns, x, mask)
 
 
@@ -132,5 +132,5 @@ def check_mapped(impl: str, device: str) -> None:
     xs = torch.stack([x, 3 * x])
     want = torch.stack([normalize(*each) for each in zip(weights, xs, strict=True)])
     close("y", torch.func.vmap(normalize)(weights, xs), want)
-    with refusal(ValueError, "expected one mask under vmap, got a batch of masks"):
+    with expect_error(ValueError, "expected one mask under vmap, got a batch of masks"):
         torch.func.vmap(partial(masked, layer, x))(torch.stack([mask, mask]))

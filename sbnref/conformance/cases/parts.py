@@ -27,7 +27,7 @@ DTYPES = [  # of the input and of the parameters
 
 @dataclass(frozen=True)
 class Case:
-    """One promise.
+    """One guarantee.
 
     Attributes:
         name: unique, with the family before the first colon.

@@ -23,7 +23,7 @@ def cases() -> Iterator[Case]:
     yield Case("validation: one value per channel in a group of one", 1, check_single_value)
 
 
-class refusal:
+class expect_error:
     """Pass if the block raises ``error`` with ``text`` in its message, after ``collectives`` collectives."""
 
     def __init__(self, error: type[Exception], text: str, collectives: int = 0) -> None:
@@ -58,14 +58,14 @@ def check_validation(impl: str, device: str) -> None:
     mesh = DeviceMesh(x.device.type, list(range(dist.get_world_size())))
     bad_inputs.append((TypeError, "got a DTensor", DTensor.from_local(x, mesh, [Shard(0)])))
     for error, text, bad in bad_inputs:
-        with refusal(error, text):
+        with expect_error(error, text):
             layer(bad)
     modes, bad_impl = "('default', 'N', 'exact'), got 'n'", {"impl": "gpu"}
     bad_choices: list[tuple[dict[str, Any], str]] = [({"stats_mode": "n"}, modes), (bad_impl, "got 'gpu'")]
     for choice, text in bad_choices:
-        with refusal(ValueError, text):
+        with expect_error(ValueError, text):
             SyncBatchNorm(CHANNELS, **choice)
-        with refusal(ValueError, text):
+        with expect_error(ValueError, text):
             sync_batch_norm(x, None, None, training=True, **choice)
     mean, var = torch.zeros(CHANNELS, device=device), torch.ones(CHANNELS, device=device)
     bad_arguments: list[tuple[dict[str, Any], str]] = [
@@ -78,7 +78,7 @@ def check_validation(impl: str, device: str) -> None:
     ]
     for arguments, text in bad_arguments:
         statistics = dict(running_mean=mean, running_var=var)
-        with refusal(ValueError, text):
+        with expect_error(ValueError, text):
             sync_batch_norm(x, training=True, impl=impl, **(statistics | arguments))
     wrong_types: list[tuple[dict[str, Any], str]] = [
         (dict(eps="exact"), "eps to be a number, got 'exact'"),
@@ -87,13 +87,13 @@ def check_validation(impl: str, device: str) -> None:
         (dict(num_batches_tracked=torch.tensor(0, device="meta")), "on meta"),
     ]
     for arguments, text in wrong_types:
-        with refusal(TypeError, text):
+        with expect_error(TypeError, text):
             sync_batch_norm(x, mean, var, training=True, impl=impl, **arguments)
-    with refusal(TypeError, "weight of one of the dtypes"):
+    with expect_error(TypeError, "weight of one of the dtypes"):
         sync_batch_norm(x, mean, var, mean.long(), mean, training=True, impl=impl)
-    with refusal(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
+    with expect_error(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
         random_layer(group=[0, 1], impl=impl, device=device)
-    with refusal(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
+    with expect_error(TypeError, "ProcessGroup or a one-dimensional DeviceMesh, got list"):
         sync_batch_norm(x, None, None, training=True, impl=impl, group=[0, 1])  # type: ignore[arg-type]
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} was changed"
@@ -102,6 +102,6 @@ def check_validation(impl: str, device: str) -> None:
 def check_single_value(impl: str, device: str) -> None:
     """One value per channel has no variance, unless other ranks have more values."""
     layer = random_layer(impl=impl, device=device)
-    with refusal(ValueError, "more than 1 value per channel"):
+    with expect_error(ValueError, "more than 1 value per channel"):
         layer(torch.randn(1, CHANNELS, device=device))
     assert layer.num_batches_tracked == 0

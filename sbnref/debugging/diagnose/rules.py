@@ -86,14 +86,14 @@ class Case:
     Attributes:
         layers: in the order of their calls.
         recordings: by rank.
-        ill: the first step and layer with NaN or Inf in the input, and whether in evaluation. Rules skip later steps,
-            which follow from it.
+        non_finite: whether in evaluation, the step and the layer of the first input with NaN or Inf. Rules skip later
+            steps, which follow from it.
         found: by layer, the names of the rules that found something.
     """
 
     layers: list[Layer]
     recordings: dict[int, Recording]
-    ill: tuple[bool, int, int] | None = None
+    non_finite: tuple[bool, int, int] | None = None
     found: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,13 +104,13 @@ class Case:
             for step in steps
             if step.non_finite
         ]
-        self.ill = min(where, default=None)
+        self.non_finite = min(where, default=None)
 
-    def sound(self, steps: list[Step], evaluation: bool = False) -> list[Step]:
+    def finite(self, steps: list[Step], evaluation: bool = False) -> list[Step]:
         """Return the steps with data, with all copies in one mode, before the first NaN or Inf."""
-        end = self.ill[1] if self.ill and self.ill[0] <= evaluation else float("inf")
-        if self.ill and self.ill[0] < evaluation:
-            end = 0
+        in_evaluation, end, _ = self.non_finite or (evaluation, float("inf"), 0)
+        if in_evaluation != evaluation:
+            end = float("inf") if in_evaluation else 0  # evaluation comes after training
         return [s for s in steps if any(s.elements) and s.number < end and (evaluation or not s.in_eval)]
 
     def parameters_differ(self, end: int) -> bool:
@@ -222,7 +222,7 @@ def _fewer(same: list[int], others: list[int]) -> tuple[int, ...]:
 
 def non_finite(layer: Layer, case: Case) -> Iterator[Finding]:
     """The first input with NaN or Inf; or running statistics with some, if the inputs in training are finite."""
-    in_evaluation, _, place = case.ill or (True, 0, None)
+    in_evaluation, _, place = case.non_finite or (True, 0, None)
     broken = tuple(rank for rank, stats in layer.final.items() if stats is not None and not stats.isfinite().all())
     if broken and in_evaluation:
         evidence = f"running statistics hold NaN or Inf on {ranks_in_words(list(broken))}"
@@ -265,7 +265,7 @@ def settings(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def weights(layer: Layer, case: Case) -> Iterator[Finding]:
     """Weights that differ between ranks."""
-    for step in case.sound(layer.steps):
+    for step in case.finite(layer.steps):
         differ = (step.weights - step.weights[0]).abs().amax(1) > WEIGHTS * (1 + step.weights.abs().max())
         others = [rank for rank, differs in zip(step.ranks, differ, strict=True) if differs]
         if others:
@@ -321,7 +321,7 @@ def skipped(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def running(layer: Layer, case: Case) -> Iterator[Finding]:
     """Running statistics that differ between ranks; without synchronization, more than different batches explain."""
-    eps, steps = layer.first.eps, case.sound(layer.steps)
+    eps, steps = layer.first.eps, case.finite(layer.steps)
     batches = {rank: used(layer, steps, rank) for rank in layer.ranks}
     recent = {rank: pooled(of_rank[-RECENT:]) for rank, of_rank in batches.items() if of_rank}
     noises = [noise(of_rank, eps) for of_rank in batches.values()]
@@ -338,7 +338,7 @@ def running(layer: Layer, case: Case) -> Iterator[Finding]:
         return how_far
 
     states = [(s.number - 1, dict(zip(s.ranks, s.running, strict=True))) for s in steps if s.running is not None]
-    if case.ill is None:
+    if case.non_finite is None:
         states.append((_span(steps)[1], {rank: stats for rank, stats in layer.final.items() if stats is not None}))
     apart: list[tuple[float, int, str, tuple[int, ...]]] = []  # how far, after which step, in words, which ranks
     for number, by_rank in states:
@@ -361,9 +361,9 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
     """A mode that moved the statistics, measured in the steps with an empty rank if there are any."""
     if not (mode := layer.stats_mode):
         return
-    sound = case.sound(layer.steps)
-    empty = [step for step in sound if step.empty_ranks]
-    steps = empty or sound
+    finite = case.finite(layer.steps)
+    empty = [step for step in finite if step.empty_ranks]
+    steps = empty or finite
 
     def off(mode: str) -> tuple[float, float]:
         return average(s.mean_off(mode) for s in steps), average(s.var_off(mode) for s in steps)
@@ -372,7 +372,7 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
         return
     ranks = tuple(sorted({rank for step in empty for rank in step.empty_ranks}))
     if empty:
-        seen = f"{ranks_in_words(list(ranks))} had an empty batch in {len(empty) / len(sound):.0%} of steps"
+        seen = f"{ranks_in_words(list(ranks))} had an empty batch in {len(empty) / len(finite):.0%} of steps"
     else:
         sizes = [max(step.elements) / max(min(step.elements), 1) for step in steps]
         seen = f"ranks had unequal batches, up to {max(sizes):.2g} to 1"
@@ -390,13 +390,13 @@ def skew(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def _training_gap(layer: Layer, case: Case) -> tuple[int, Gap] | None:
     """Return the rank with the largest gap between its running statistics and its recent batches, and the gap."""
-    steps, eps = case.sound(layer.steps), layer.first.eps
+    steps, eps = case.finite(layer.steps), layer.first.eps
     gaps: list[tuple[int, Gap]] = []
     if len(steps) < RECENT:
         return None
     for rank, final in layer.final.items():
         batches = used(layer, steps, rank)
-        if final is not None and batches and case.ill is None:
+        if final is not None and batches and case.non_finite is None:
             recent = torch.stack(batches[-RECENT:]).mean(0)  # running statistics estimate this average
             how_far, chance = gap(final, recent, eps), noise(batches, eps)
             if how_far.beyond(*Noise(min(chance.mean, GAP), min(chance.factor, math.log(FACTOR))).margin(2)):
@@ -424,10 +424,10 @@ def stale(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
     """Evaluation inputs that differ from those in training, in the first such layer: later layers follow from it."""
-    steps = case.sound(layer.evaluations, evaluation=True)
+    steps = case.finite(layer.evaluations, evaluation=True)
     if not steps or case.earlier(layer) & {*EXPLAIN_INPUTS, "evaluation inputs"}:
         return
-    training = case.sound(layer.steps)
+    training = case.finite(layer.steps)
     trained = [whole(step) for step in training][-RECENT:]
     finals = [stats for stats in layer.final.values() if stats is not None]
     if not trained and not finals:
@@ -451,7 +451,7 @@ def evaluation_inputs(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def ranks_apart(layer: Layer, case: Case) -> Iterator[Finding]:
     """Ranks with batches that differ in every step: their data are not shuffled alike."""
-    steps, eps = case.sound(layer.steps), layer.first.eps
+    steps, eps = case.finite(layer.steps), layer.first.eps
     own = {
         rank: [s.local[p] for s in steps if rank in s.ranks and s.elements[p := s.ranks.index(rank)]]
         for rank in layer.ranks
@@ -478,7 +478,7 @@ def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
     momentum = layer.first.momentum
     if momentum is None or momentum < FAST or not layer.ranks:
         return
-    steps = case.sound(layer.steps)
+    steps = case.finite(layer.steps)
     moved = noise(used(layer, steps, layer.ranks[0]), layer.first.eps).mean * (momentum / (2 - momentum)) ** 0.5
     if moved > FAST_NOISE:
         evidence = f"with momentum={momentum:g} the running mean follows single batches: noise of {moved:.2g} std"
@@ -487,7 +487,7 @@ def fast_momentum(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def payload(layer: Layer, case: Case) -> Iterator[Finding]:
     """A mean so large that float64 payloads lose the variance between ranks: see :func:`sbnref.modes.combine`."""
-    steps = [step for step in case.sound(layer.steps) if sum(m > 0 for m in step.elements) > 1]
+    steps = [step for step in case.finite(layer.steps) if sum(m > 0 for m in step.elements) > 1]
     errors = [float((1e-15 * s.mean["exact"] ** 2 / (s.var["exact"] + layer.first.eps)).max()) for s in steps]
     if layer.synchronized and errors and max(errors) > PAYLOAD:
         off = min(max(errors), 1)
@@ -498,7 +498,7 @@ def payload(layer: Layer, case: Case) -> Iterator[Finding]:
 def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
     """Too few values per channel, so that the statistics are mostly noise."""
     counts = [
-        sum(step.elements) if layer.synchronized else m for step in case.sound(layer.steps) for m in step.elements if m
+        sum(step.elements) if layer.synchronized else m for step in case.finite(layer.steps) for m in step.elements if m
     ]
     median = sorted(counts)[len(counts) // 2] if counts else FEW
     if median < FEW:
@@ -511,7 +511,7 @@ def few_values(layer: Layer, case: Case) -> Iterator[Finding]:
 
 def far_from_zero(layer: Layer, case: Case) -> Iterator[Finding]:
     """A mean many standard deviations from zero. Channels that hardly vary do not count."""
-    steps, eps = case.sound(layer.steps), layer.first.eps
+    steps, eps = case.finite(layer.steps), layer.first.eps
     steps = [step for step in steps if (step.var["exact"] > eps).any()]
     ratios = [float((s.mean["exact"].abs() / s.var["exact"].sqrt())[s.var["exact"] > eps].max()) for s in steps]
     if ratios and max(ratios) > FAR:

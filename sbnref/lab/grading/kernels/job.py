@@ -18,7 +18,7 @@ from ...sandbox.process import Job
 from ...task_call import compiled
 from ...tasks import Task
 from .report import Fault
-from .source import refusal
+from .source import why_rejected
 
 _MODULE = """import sys
 
@@ -48,8 +48,8 @@ def job_of(
         RuntimeError: there is no compiler.
     """
     text = file.read_text(errors="replace")
-    if (refused := refusal(text)) is not None:
-        raise RejectedFile(Fault(refused[1], line=refused[0]), "failed")
+    if (reason := why_rejected(text)) is not None:
+        raise RejectedFile(Fault(reason[1], line=reason[0]), "failed")
     with tempfile.TemporaryDirectory(prefix="sbnref-check-", ignore_cleanup_errors=True) as place:
         place = os.path.realpath(place)  # the path in the compiler's debug information
         # Compile the text that was checked, in an empty folder, so that no file beside it can replace a header.

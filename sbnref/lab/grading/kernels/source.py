@@ -37,7 +37,7 @@ def _joined(lines: re.Match[str]) -> str:
     return line + "\n" * breaks
 
 
-def refusal(text: str) -> tuple[int, str] | None:
+def why_rejected(text: str) -> tuple[int, str] | None:
     """Return the line, from 1 on, and the reason why a file with that text is not graded, or None."""
     if len(text) > MOST_CHARACTERS:
         return 1, f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}"
