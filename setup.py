@@ -29,14 +29,15 @@ for beside in ("csrc", "tutorials"):
         packages.append(".".join(["sbnref", *Path(folder).parts]))
 
 ready = os.environ.get("SBNREF_LIBRARIES")
-compiling = False
-if not ready and os.environ.get("SBNREF_BUILD_CPU") != "0":
+cpu, cuda = os.environ.get("SBNREF_BUILD_CPU") != "0", os.environ.get("SBNREF_BUILD_CUDA", "") not in ("", "0")
+compiling = not ready and (cpu or cuda)
+if compiling:
     try:
         import torch  # noqa: F401
-
-        compiling = True
     except ImportError:
-        pass
+        if cuda:
+            sys.exit("SBNREF_BUILD_CUDA=1 needs PyTorch: install it, then run pip with --no-build-isolation")
+        compiling = False
 
 
 def compiled() -> dict[str, Path]:
@@ -47,9 +48,7 @@ def compiled() -> dict[str, Path]:
     from sbnref.impls import build
 
     files = {}
-    for library in (build.CPU, build.KERNELS):
-        if library.cuda and os.environ.get("SBNREF_BUILD_CUDA", "") in ("", "0"):
-            continue
+    for library in [build.CPU] * cpu + [build.KERNELS] * cuda:
         try:
             name = build.COMPILED_CUDA if library.cuda else library.installed
             files[name] = build.built(library) or build.build(library)

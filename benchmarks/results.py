@@ -28,7 +28,7 @@ class Results:
         commit: of the source, with ``+`` for uncommitted changes; empty outside a repository.
         date: in UTC.
         rows: a dictionary for each measurement; times in seconds.
-        notes: other data of the run, for example a fitted model.
+        notes: other data of the run, for example the bandwidth of copying.
     """
 
     machine: dict[str, Any] = field(default_factory=lambda: machine())

@@ -81,11 +81,9 @@ for world_size in (2, 3, 4):
             microseconds = ranks.run(measure, collective)[0]
             print(f"{world_size} ranks, {collective}: {microseconds:.0f} µs")
 
-# %%
-# For a few kilobytes, the time is all latency (exercise 3 measures it). So the number
-# of collectives matters, not their size. A network with 50 such layers makes 100
-# collectives in a step. :doc:`/benchmarks` fits a model of latency and bandwidth to
-# measurements and extrapolates it to more ranks.
+# %% For a few kilobytes, the time is all latency (exercise 3 measures it). So the
+# number of collectives matters, not their size. A network with 50 such layers issues
+# 100 collectives in a step. :doc:`/benchmarks` has measured times for more ranks.
 #
 # Groups
 # ------

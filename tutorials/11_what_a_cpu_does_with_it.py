@@ -274,12 +274,11 @@ for name, row in table.items():
     ]
     print(f"{name:14}" + "".join(cells))
 
-# %%
-# The package's kernels do more than the last rung. They handle four dtypes, strides,
-# rows of any length, and the backward pass. They stream only tensors that are larger
-# than the last-level cache, and their second pass starts on the data that the first
-# pass left in the cache. ``csrc/cpu/reduce.h`` and ``csrc/cpu/apply.h`` are the full
-# versions of rungs 3 to 6. A call of the layer also checks its input and enters
+# %% The package's kernels do more than the last rung. They handle four dtypes, strides,
+# rows of any length, and the backward pass. They stream an output only if it and its
+# input exceed the last-level cache, and their second pass starts on the data that the
+# first pass left in the cache. ``csrc/cpu/reduce.h`` and ``csrc/cpu/apply.h`` are the
+# full versions of rungs 3 to 6. A call of the layer also checks its input and enters
 # autograd, which takes a fixed time for any size.
 #
 # The roofline

@@ -8,15 +8,15 @@ import os
 VARIABLES = {
     "SBNREF_IMPL": "the default implementation, used when `impl` is not given",
     "SBNREF_CPU_FLAGS": "additional compiler flags for the CPU kernels",
-    "SBNREF_CUDASIM": "1 runs the CUDA kernels on the CPU, in a simulation",
+    "SBNREF_CUDASIM": "1 lets `impl='cuda'` run on CPU tensors, in a simulation",
     "SBNREF_DEBUG": "1 turns a mismatch between ranks into an error",
     "SBNREF_DEBUG_TIMEOUT": "seconds for which `SBNREF_DEBUG` waits for the other ranks, 300 by default",
-    "SBNREF_BUILD_CPU": "0 makes `pip install` leave out the CPU kernels",
-    "SBNREF_BUILD_CUDA": "1 makes `pip install` build the CUDA kernels",
+    "SBNREF_BUILD_CPU": "0 makes `pip install --no-build-isolation` leave out the CPU kernels",
+    "SBNREF_BUILD_CUDA": "1 makes `pip install --no-build-isolation` build the CUDA kernels",
     "CXX": "the C++ compiler",
     "TORCH_EXTENSIONS_DIR": "the folder for libraries built on first use",
     "TORCH_CUDA_ARCH_LIST": "the compute capabilities of the GPUs to build for",
-    "CUDA_HOME": "the folder of the CUDA toolkit",
+    "CUDA_HOME": "the folder of the CUDA toolkit; if unset, `CUDA_PATH` counts",
 }
 
 

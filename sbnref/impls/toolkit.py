@@ -1,7 +1,7 @@
 """Find the CUDA toolkit that compiles the kernels: nvcc, its headers, and the runtime to link.
 
-If ``CUDA_HOME`` is set, only that folder counts. Otherwise the nvcc on the PATH, ``/usr/local/cuda`` and the packages
-of this Python (the extra ``cuda-toolkit``) are tried in this order.
+If ``CUDA_HOME`` or else ``CUDA_PATH`` is set, only that folder counts. Otherwise the nvcc on the PATH,
+``/usr/local/cuda`` and the packages of this Python (the extra ``cuda-toolkit``) are tried in this order.
 """
 
 from __future__ import annotations
