@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +24,9 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """Keep `sbnref COMMAND` a group even if it has a single command."""
+    """Prepare every command."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
 
 
 @app.command(epilog="Example: sbnref demo --ranks 4 --steps 100 --output demo-output")
@@ -384,6 +388,6 @@ def or_exit(work: Callable[[], T]) -> T:
     """Return the result of ``work``; print an error as a sentence instead of a traceback."""
     try:
         return work()
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
         typer.echo(f"sbnref: {error}", err=True)
         raise typer.Exit(2) from None

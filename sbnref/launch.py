@@ -15,18 +15,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 try:  # sends functions of a notebook cell or of the script itself by value, all others by name
     import cloudpickle as pickle
@@ -34,6 +32,8 @@ except ImportError:  # sends importable functions only
     import pickle
 
 T = TypeVar("T")
+
+_starting = threading.Lock()
 
 
 class RankError(RuntimeError):
@@ -44,8 +44,11 @@ class RankError(RuntimeError):
     """
 
     def __init__(self, rank: int, what: str) -> None:
-        super().__init__(f"rank {rank} failed:\n\n{what}")
+        super().__init__(rank, what)  # the arguments, to be pickled
         self.rank = rank
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} failed:\n\n{self.args[1]}"
 
 
 def launch(fn: Callable[..., T], world_size: int, *args: Any, timeout: float = 300, **kwargs: Any) -> list[T]:
@@ -86,8 +89,10 @@ class Ranks:
     """
 
     def __init__(self, world_size: int, *, timeout: float = 300) -> None:
-        if not isinstance(world_size, SupportsIndex) or world_size < 1:
+        if isinstance(world_size, bool) or not isinstance(world_size, SupportsIndex) or world_size < 1:
             raise ValueError(f"expected world_size to be an integer of at least 1, got {world_size!r}")
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"expected timeout to be a positive and finite number of seconds, got {timeout!r}")
         self.world_size = world_size
         self.timeout = timeout
         self._executors: list[ProcessPoolExecutor] = []  # one single-process executor per rank
@@ -122,7 +127,7 @@ class Ranks:
 
     def _start(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="sbnref-", ignore_cleanup_errors=True)
-        where = self.world_size, Path(self._store_folder.enter_context(folder), "store").as_uri(), self.timeout
+        where = self.world_size, self._store_folder.enter_context(folder), self.timeout
         self._executors = [
             ProcessPoolExecutor(
                 1, _start_method(), exec, (_JOIN, {"environ": dict(os.environ), "where": (rank, *where)})
@@ -131,14 +136,12 @@ class Ranks:
         ]
         self._processes = []
         starts: list[Future[bytes]] = []
-        others = set(active_children())
         with _nameless_main():
             for executor in self._executors:
                 starts.append(executor.submit(_getpid))  # starts the rank's process
                 # Leave the rank as the only writer: its death while it sends a result then ends the result.
                 executor._result_queue._writer.close()  # type: ignore[attr-defined]
-                self._processes += set(active_children()) - others
-                others.update(self._processes)
+                self._processes += executor._processes.values()
         self._collect(starts)
 
     def _collect(self, futures: list[Future[bytes]]) -> list[Any]:
@@ -187,12 +190,13 @@ def _nameless_main() -> Iterator[None]:
 
     They get its functions by value, so a script needs no ``if __name__ == "__main__":`` and a notebook no file.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _starting:  # one thread at a time
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _RemoteError(Exception):
@@ -246,15 +250,18 @@ _join_group(*where)
 """
 
 
-def _join_group(rank: int, world_size: int, store: str, timeout: float) -> None:
+def _join_group(rank: int, world_size: int, folder: str, timeout: float) -> None:
     if "numpy" in sys.modules:  # imported before the fork, so all ranks would draw the same numbers
         sys.modules["numpy"].random.seed()
     Finalize(None, _exit_now, exitpriority=-100)
-    threading.Thread(target=_exit_with_parent, args=(store,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(folder,), daemon=True).start()
     if os.name != "nt":  # gloo on Windows accepts no interface name
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
-    _init_process_group(rank, world_size, init_method=store, rank=rank, world_size=world_size)
+    store = dist.FileStore(os.path.join(folder, "store"), world_size)  # a file:// address cannot have every character
+    longer = max(default_pg_timeout, timedelta(seconds=timeout + 60))  # so that `launch` reports a rank that is late
+    store.set_timeout(longer)
+    _init_process_group(rank, world_size, store=store, rank=rank, world_size=world_size, timeout=longer)
 
 
 def _leave_group() -> None:
@@ -274,12 +281,12 @@ def _exit_now() -> None:
     os._exit(0)
 
 
-def _exit_with_parent(store: str) -> None:
+def _exit_with_parent(folder: str) -> None:
     """End this rank and delete the folder when the parent dies: a killed parent cannot do it."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        shutil.rmtree(Path(url2pathname(urlsplit(store).path)).parent, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
 

@@ -64,6 +64,7 @@ def test_every_batch_norm_is_converted_and_back():
 def test_attributes_and_a_second_name_for_a_layer_are_kept():
     parent = nn.Module()
     parent.a = parent.b = nn.BatchNorm2d(2)
+    parent.a.group = parent.a.impl = "stem"  # names that mean something else in a synchronized layer
     parent.a.name_in_log, parent.a.qconfig = "stem", object()  # torch stores qconfig for quantization
     kept = {"name_in_log": "stem", "qconfig": parent.a.qconfig}
     for convert, kind in ((convert_sync_batchnorm, SyncBatchNorm), (revert_sync_batchnorm, nn.BatchNorm2d)):
@@ -126,7 +127,7 @@ def test_what_is_not_chosen_stays():
     assert (again[0].stats_mode, again[0].impl) == ("N", "reference")
     chosen = convert_sync_batchnorm(again, stats_mode="exact", impl="cpu")
     assert (chosen[0].stats_mode, chosen[0].impl) == ("exact", "cpu")
-    equal_ranks = with_attribute("_stats_mode", "")  # detectron2's default
+    equal_ranks = with_attribute("_stats_mode", "", nn.SyncBatchNorm(3))  # detectron2's default
     for layer, mode in ((nn.BatchNorm2d(3), "exact"), (nn.SyncBatchNorm(3), "exact"), (equal_ranks, "default")):
         assert convert_sync_batchnorm(layer).stats_mode == mode
 
@@ -239,6 +240,17 @@ def test_a_weight_without_a_bias_stays_so():
     for built in (convert_sync_batchnorm(layer), revert_sync_batchnorm(layer), copy.deepcopy(layer)):
         assert [name for name, _ in built.named_parameters()] == ["weight"]
         torch.testing.assert_close(built(x), layer(x))
+
+
+def test_a_weight_that_is_a_buffer_stays_one():
+    layer, x = nn.BatchNorm1d(4), torch.randn(6, 4)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+    converted = convert_sync_batchnorm(copy.deepcopy(layer))
+    torch.testing.assert_close(converted(x), layer(x))
+    assert converted.state_dict().keys() == layer.state_dict().keys()
+    assert [name for name, _ in converted.named_parameters()] == ["bias"]
 
 
 class SyncWithActivation(SyncBatchNorm):

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ CHANGES = {  # the deviating rank, or "all", and a change of its model or a repl
     "no gradients": (1, lambda model, x: model.requires_grad_(False) and None),
     "training": (0, lambda model, x: model.eval() and None),
     "refusal": (1, lambda model, x: x[:, :3]),
+    "NumPy": ("all", lambda model, x: setattr(model[0], "momentum", np.float32(0.5))),
     "not a tensor": (1, lambda model, x: [1, 2]),
     "all refuse": ("all", lambda model, x: x[:, :3]),
 }
@@ -97,6 +99,7 @@ def test_every_rank_raises_the_same(debugged, case, texts):
 
 def test_agreement_goes_unnoticed(debugged):
     assert debugged.run(step, "fine") == [None] * 3
+    assert debugged.run(step, "NumPy") == [None] * 3
     assert debugged.run(step, "groups") == [True] * 3
 
 

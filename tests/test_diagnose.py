@@ -384,15 +384,20 @@ def test_older_steps_are_thinned_out_and_no_rank_seems_to_skip_a_layer(world):
             assert "skipped" not in found
 
 
-def alone() -> str | None:
-    if dist.get_rank() != 0:
-        return None
-    return str(called(network("plain"), lambda: torch.randn(8, 3, 8, 8), steps=1, timeout=0.2))
+def alone() -> tuple[str, dict[str, int]]:
+    model = network("plain")
+    first = str(called(model, lambda: torch.randn(8, 3, 8, 8), steps=1, timeout=0.2)) if dist.get_rank() == 0 else ""
+    with sbnref.diagnose(model) as d:
+        model(torch.randn(8, 3, 8, 8))
+    return first, d.examined
 
 
 def test_a_rank_that_is_alone_in_the_block_waits_for_the_timeout():
     with sbnref.Ranks(2) as ranks:
-        assert "Records of rank 1 are missing." in ranks.run(alone)[0]
+        (report, examined), (_, same) = ranks.run(alone)
+    assert "Records of rank 1 are missing." in report
+    assert examined == same
+    assert (same["ranks"], same["training_steps"]) == (2, 1)
 
 
 def fails(*_: object) -> None:

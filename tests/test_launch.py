@@ -1,12 +1,14 @@
 """The launcher: results, failures, timeouts, no process left, and the same code under torchrun."""
 
 import os
+import pickle
 import re
 import signal
 import sys
 import tempfile
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process
 
 import pytest
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from shared import ROOT, gone, python
 
 import sbnref
+from sbnref.collectives import timeout_of
 
 
 def fail() -> None:
@@ -40,10 +43,17 @@ def die_sending() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def patient() -> bool:
+    time.sleep(3)
+    return timeout_of(dist.group.WORLD).total_seconds() >= 7200  # of a collective
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    folder = tmp_path / "a b#%41ü"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def test_ranks_are_reused_and_sent_functions_by_value(world):
@@ -70,7 +80,7 @@ def test_a_failure_is_told_with_the_ranks_own_traceback_and_ends_all(folder):
             assert len(list(folder.glob("sbnref-*"))) == 1
             with pytest.raises(sbnref.RankError, match=message) as caught:
                 ranks.run(function)
-            assert caught.value.rank == 1
+            assert caught.value.rank == pickle.loads(pickle.dumps(caught.value)).rank == 1
             assert all(map(gone, pids))
             assert list(folder.glob("sbnref-*")) == []
 
@@ -148,10 +158,21 @@ def test_a_long_text_of_an_exception_is_cut_to_its_ends():
     assert text.rstrip().endswith("end")
 
 
-@pytest.mark.parametrize("world_size", [0, "2", 2.5])
+@pytest.mark.parametrize("world_size", [0, "2", 2.5, True])
 def test_a_world_has_a_rank(world_size):
     with pytest.raises(ValueError, match=f"expected world_size to be an integer of at least 1, got {world_size!r}"):
         sbnref.Ranks(world_size)
+    with pytest.raises(ValueError, match="expected timeout to be a positive and finite number of seconds, got inf"):
+        sbnref.Ranks(2, timeout=float("inf"))
+
+
+def test_launches_in_two_threads_do_not_disturb_each_other():
+    main = sys.modules["__main__"]
+    with ThreadPoolExecutor() as threads:
+        slow, failing = (threads.submit(sbnref.launch, work, 2, timeout=7200) for work in (patient, fail))
+        assert slow.result() == [True, True]
+        assert isinstance(failing.exception(), sbnref.RankError)
+    assert sys.modules["__main__"] is main
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ def test_bad_use_says_what_to_do():
     for tool, error, message, model, every in (
         (watch, ValueError, r"only BatchNorm1d; sbnref.convert_sync_batchnorm\(model\)", nn.BatchNorm1d(3), 1),
         (diagnose, ValueError, "a batch norm, found none in Sequential", nn.Sequential(nn.InstanceNorm2d(3)), 1),
-        *((tool, ValueError, "every to be at least 1, got 0", nn.SyncBatchNorm(3), 0) for tool in (watch, diagnose)),
+        (watch, ValueError, "every to be an integer of at least 1, got 0", nn.SyncBatchNorm(3), 0),
+        (diagnose, ValueError, "every to be an integer of at least 1, got 1.5", nn.SyncBatchNorm(3), 1.5),
         *((tool, TypeError, "got list", [], 1) for tool in (watch, diagnose)),
     ):
         with pytest.raises(error, match=message), tool(model, every=every):

@@ -37,6 +37,7 @@ def test_the_last_batch_counts_and_not_what_it_should_be_like(world):
     _, second = world(2).run(collect, [[last] * 3, [last]], torch.ones(1))
     assert [type(one) for one in second] == [Named] * 3
     assert [one.images.shape for one in second] == [(2, 5), (0, 5), (0, 5)]
+    assert second[1].images is not second[2].images, "the loop may change a batch"
 
 
 def test_nothing_anywhere_is_no_step(world):

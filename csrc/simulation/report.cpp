@@ -52,7 +52,7 @@ const char* report() {
     std::vector<std::string> refused;
     for (const Refused& i : all_refused)
         refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
-    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"refused\": [" + joined(refused) +
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"failed_calls\": [" + joined(refused) +
            "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
     return text.c_str();
 }

@@ -50,7 +50,7 @@ class MismatchError(RuntimeError):
 
 
 def agree_first(layer: F) -> F:
-    """Put an agreement before every call of :func:`sbnref.functional.sync_batch_norm`."""
+    """Check before every call of :func:`sbnref.functional.sync_batch_norm` that the ranks agree."""
     nn.modules.module.register_module_forward_pre_hook(_enter)
     nn.modules.module.register_module_forward_hook(_leave, always_call=True)
     signature = inspect.signature(layer)
@@ -91,7 +91,7 @@ def _agree(given: dict[str, Any]) -> None:
         "stats_mode": given["stats_mode"],
         "eps": given["eps"],
         "momentum": given["momentum"],
-        "training": given["training"],
+        "training": bool(given["training"]),
         "group": name_of(group),  # the collectives of two groups never match, even if the ranks are the same
         "transform": transforming(),  # its derivatives issue more collectives than a plain call
         # whether this rank will issue the backward pass's collective
@@ -154,12 +154,12 @@ def _exchange(group: ProcessGroup, mine: dict[str, Any]) -> dict[int, dict[str, 
     store = dist.PrefixStore(f"sbnref/{','.join(map(str, ranks))}", dist.distributed_c10d._get_default_store())
     keys = {rank: f"{call}/{rank}" for rank in ranks}
     own = keys[dist.get_rank()]
-    store.set(own, json.dumps(mine))
+    store.set(own, json.dumps(mine, default=float))  # of NumPy numbers
     timeout = _timeout()
     try:
         store.wait(list(keys.values()), timedelta(seconds=timeout))
     except RuntimeError:  # a FileStore raises it, a TCPStore its subclass DistStoreError
-        store.set(own, json.dumps({**mine, "gone": True}))
+        store.set(own, json.dumps({**mine, "gone": True}, default=float))
         missing = [rank for rank, key in keys.items() if not store.check([key])]
         if not missing:
             raise

@@ -92,7 +92,8 @@ def settings_of(layer: Any) -> Settings:
     if synchronizes and mode not in STATS_MODES:
         mode = "default"  # detectron2's "": all ranks have equal weights
     kept = layer.running_mean is not None
-    return Settings(type(layer).__name__, mode, layer.momentum, layer.eps, kept, _group_of(layer))
+    momentum = layer.momentum if layer.momentum is None else float(layer.momentum)
+    return Settings(type(layer).__name__, mode, momentum, float(layer.eps), kept, _group_of(layer))
 
 
 def _group_of(layer: Any) -> tuple[int, ...]:

@@ -7,13 +7,15 @@ the end the ranks exchange their records through the store of the process group,
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -80,6 +82,7 @@ class Recording:
         parameters: a number for all other parameters, at the start and at the end.
         training_steps: how many there were, recorded or not.
         evaluation_steps: likewise.
+        block: the place of the ``with`` statement, and how often it was entered: the same on all ranks.
         left: the exception that ended the block on this rank, in words.
         failures: exceptions of the recorder itself, in words.
     """
@@ -93,6 +96,7 @@ class Recording:
     parameters: tuple[float, float] = (0.0, 0.0)
     training_steps: int = 0
     evaluation_steps: int = 0
+    block: str = ""
     left: str | None = None
     failures: list[str] = field(default_factory=list)
 
@@ -145,6 +149,9 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, Any], every: int) -> None:
+        if isinstance(every, bool) or not isinstance(every, SupportsIndex) or every < 1:
+            raise ValueError(f"expected every to be an integer of at least 1, got {every!r}")
+        self.block = _block()
         self.model: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.wrapped = self.model is not model  # it is also called from inside
         self.layers, self.every = layers, every
@@ -240,6 +247,7 @@ class Recorder:
         """Return this rank's records, on the CPU. ``left`` is the exception that ended the block."""
         mine = Recording(dist.get_rank() if _in_a_world() else 0, failures=self.failures)
         mine.model = "model.module" if self.wrapped else "model"
+        mine.block = self.block
         mine.left = None if left is None else f"{type(left).__name__}: {left}"[:200]
         try:
             self._mark_learned()
@@ -301,7 +309,17 @@ def _weights(layer: Any, dtype: torch.dtype) -> Tensor:  # (2,)
 
 # ---- exchange of the records ----
 
-_exchanges = 0  # the number of blocks that this process has left
+_entered: Counter[str] = Counter()  # how often a ``with`` statement was entered, by its place
+
+
+def _block() -> str:
+    """Return the place of the ``with`` statement that is being entered, and how often it was."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sbnref.debugging.", "contextlib")):
+        frame = frame.f_back
+    place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    _entered[place] += 1
+    return f"{place}/{_entered[place]}"
 
 
 def _in_a_world() -> bool:
@@ -312,14 +330,13 @@ def share(mine: Recording, summarize: Callable[[dict[int, Recording]], T], timeo
     """Return ``summarize(recordings)``, by rank, the same on every rank if all ranks sent their records.
 
     Rank 0 summarizes for all. A rank that an exception ended stores its records and does not wait. If a rank is missing
-    after ``timeout`` seconds, or an exception ended it, each rank summarizes the records that it has.
+    after ``timeout`` seconds, or an exception ended it, each rank summarizes the records that it has. Records
+    of another ``with`` statement, which only some ranks entered, are left out.
     """
-    global _exchanges
     if not _in_a_world() or dist.get_world_size() == 1:
         return summarize({mine.rank: mine})
-    _exchanges += 1
     try:
-        store = dist.PrefixStore(f"sbnref/exchange/{_exchanges}", dist.distributed_c10d._get_default_store())
+        store = dist.PrefixStore(f"sbnref/{mine.block}", dist.distributed_c10d._get_default_store())
         if mine.left is not None:
             store.set("incomplete", "")  # first, so that a rank that sees the records sees this
         _put(store, str(mine.rank), mine)

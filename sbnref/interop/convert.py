@@ -133,7 +133,7 @@ def _to_synchronized(
             stats_mode=_own(layer, ("stats_mode", "_stats_mode"), "exact") or "default"  # detectron2's name is ""
             if stats_mode is None
             else stats_mode,
-            impl=getattr(layer, "impl", None) if impl is None else impl,
+            impl=_own(layer, ("impl",)) if impl is None else impl,
         )
 
     return conversion
@@ -146,8 +146,9 @@ def _group_of(layer: nn.Module) -> Group:
 
 
 def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
-    """Return the first of these attributes that the layer has."""
-    return next((getattr(layer, name) for name in names if hasattr(layer, name)), default)
+    """Return the first of these attributes that a synchronized layer has; others may use the names for anything."""
+    synchronized = any("sync" in kind.__name__.lower() for kind in type(layer).__mro__)
+    return next((getattr(layer, name) for name in names if synchronized and hasattr(layer, name)), default)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
@@ -219,8 +220,9 @@ class BatchNorm(_BatchNorm):
     """A batch norm of any dimension. Its first input turns it into ``BatchNorm1d``, ``2d`` or ``3d``."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if not torch.compiler.is_compiling():
-            self.__class__ = DIMENSIONS.get(input.dim(), BatchNorm)  # type: ignore[assignment]
+        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+            return
+        self.__class__ = DIMENSIONS.get(input.dim(), BatchNorm)  # type: ignore[assignment]
 
 
 def _options(layer: nn.Module) -> dict[str, Any]:
@@ -376,7 +378,8 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
     """Move a module's state to ``new`` by reference: the training flag, parameters, buffers, children and hooks."""
     parameters, count = new._parameters, new._buffers.get("num_batches_tracked")
     vars(new).update({key: vars(old)[key] for key in vars(nn.Module())})
-    if frozen := [name for name in parameters if name in old._buffers]:
+    frozen = [name for name in parameters if name in old._buffers]
+    if frozen and not isinstance(old, _BatchNorm):
         buffers: dict[str, Any] = {**old._buffers, "num_batches_tracked": count}
         new._parameters = {**old._parameters, **{name: nn.Parameter(buffers.pop(name)) for name in frozen}}
         new._buffers = buffers

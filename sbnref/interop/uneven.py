@@ -82,7 +82,7 @@ def until_all_done(loader: Iterable[Batch], like: Batch | None = None, *, group:
                 f"expected a batch or `like` on every rank, got neither on {without_any} of {process_group.size()} "
                 "ranks; pass `like`, any batch to make empty ones from"
             )
-        yield empty if batch is OUT else batch
+        yield _empty(empty) if batch is OUT else batch  # a new one, which the loop may change
 
 
 def _empty(batch: Batch) -> Batch:

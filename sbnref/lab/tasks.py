@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..impls import reference
+from ..impls.user_module import error_in_words
 from ..modes import combine
 
 # By C type: the dtype of an array, and the ctypes type of a number.
@@ -167,7 +168,10 @@ def find_task(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
     if name.endswith(".py") and Path(name).is_file():
-        found = runpy.run_path(name).get("task")
+        try:
+            found = runpy.run_path(name).get("task")
+        except Exception as error:
+            raise ValueError(f"{name} cannot be run: {error_in_words(error)}") from error
         if not isinstance(found, Task):
             raise ValueError(f"expected {name} to define task = Task(...), got {type(found).__name__}")
         return found

@@ -30,7 +30,7 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: the model has no synchronized batch norm, or ``every`` is below 1.
+        ValueError: the model has no synchronized batch norm, or ``every`` is not an integer of at least 1.
 
     Example:
         >>> layer = sbnref.SyncBatchNorm(8)
@@ -39,8 +39,6 @@ def monitor(model: nn.Module, *, every: int = 1, timeout: float = 300) -> Iterat
         >>> watch.layers["SyncBatchNorm"].mean_off("default")
         0.0
     """
-    if every < 1:
-        raise ValueError(f"expected every to be at least 1, got {every}")
     watch, left = Monitor({}), None
     recorder = Recorder(model, synchronized_layers(model, nn.SyncBatchNorm), every)
     try:
