@@ -244,9 +244,7 @@ def test_a_weight_without_a_bias_stays_so():
 
 def test_a_weight_that_is_a_buffer_stays_one():
     layer, x = nn.BatchNorm1d(4), torch.randn(6, 4)
-    weight = layer.weight.detach()
-    del layer.weight
-    layer.register_buffer("weight", weight)
+    layer.register_buffer("weight", layer._parameters.pop("weight").detach())
     converted = convert_sync_batchnorm(copy.deepcopy(layer))
     torch.testing.assert_close(converted(x), layer(x))
     assert converted.state_dict().keys() == layer.state_dict().keys()

@@ -394,9 +394,8 @@ def alone() -> tuple[str, dict[str, int]]:
 
 def test_a_rank_that_is_alone_in_the_block_waits_for_the_timeout():
     with sbnref.Ranks(2) as ranks:
-        (report, examined), (_, same) = ranks.run(alone)
+        (report, _), (_, same) = ranks.run(alone)
     assert "Records of rank 1 are missing." in report
-    assert examined == same
     assert (same["ranks"], same["training_steps"]) == (2, 1)
 
 

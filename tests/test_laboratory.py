@@ -1,14 +1,13 @@
 """The laboratory: recordings hold the kernels' steps with their lines, and errors are clear."""
 
 import re
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 from kernels import ladder
-from shared import ROOT, cli, python
+from shared import ROOT, cli
 
 from sbnref.lab import Call, Kernels, Recording, count, record
 from sbnref.lab.recording import MOST_ELEMENTS, Act, Event, bank_conflicts, example
@@ -203,25 +202,6 @@ def test_a_column_conflicts_and_a_row_does_not(student):
     found = {place(recording, step): step.conflicts for step in recording.steps}
     assert found == {line("a row"): 0, line("a column"): 31}
     assert recording.counts()["conflicts"] == 31
-
-
-@pytest.mark.slow
-def test_another_copy_of_the_package_finds_its_own_lines(student, tmp_path):
-    recorded(student, "forward")  # its build is cached where the copy looks too
-    for folder in ("sbnref", "csrc"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    code = f"""
-from pathlib import Path
-from sbnref.lab import Call, Kernels, record
-from sbnref.lab.kernels import CSRC
-from sbnref.lab.recording import example
-
-assert str(CSRC) == {str(tmp_path / "csrc")!r}, CSRC
-print(*sorted({{file for site in record(Call(Kernels(Path({str(student)!r})), example((2, 4, 6, 6)))).sites
-               for file, _ in site}}), sep="\\n")
-"""
-    done = python("-c", code, cwd=tmp_path, timeout=120)
-    assert set(done.stdout.splitlines()) == {str(student), str(tmp_path / "csrc" / "laboratory" / "laboratory.cuh")}
 
 
 # ---- errors ----
