@@ -129,11 +129,15 @@ def _print_without_traceback(error: MismatchError) -> None:
 
 
 def _layer_name() -> str:
-    """Return the name of the running layer in the outermost module."""
-    if not _modules:
-        return "sync_batch_norm"
-    names = {id(module): name for name, module in _modules[0].named_modules()}
-    return names.get(id(_modules[-1])) or type(_modules[-1]).__name__
+    """Return the name of the running layer in the outermost module that has it.
+
+    After an interrupt, a module that does not run any more may be the outermost.
+    """
+    for outer in _modules:
+        for name, module in outer.named_modules():
+            if module is _modules[-1]:
+                return name or type(module).__name__
+    return "sync_batch_norm"
 
 
 def _coming_error(given: dict[str, Any]) -> Exception | None:

@@ -46,12 +46,12 @@ BROKEN = {
         ),
     ),
     "b": (
-        "a tail",
+        "a missing bounds check",
         "legal",
         ("        sum += x[", "        if (i < count) sum += x["),
     ),
     "c": (
-        "a stride",
+        "strided access",
         "efficient",
         (
             """        const int length = (count + kThreads - 1) / kThreads;
