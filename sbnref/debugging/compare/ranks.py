@@ -43,6 +43,10 @@ class RandomLayer:
         if self.dtype not in names:
             raise ValueError(f"expected dtype to be one of {', '.join(names)}, got {self.dtype!r}")
         check_stats_mode(self.stats_mode)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"expected a device that PyTorch can use here, got {self.device!r}: {error}") from error
 
     def __call__(self) -> tuple[nn.Module, Tensor]:
         """Return the layer, the same on every rank, and this rank's own input."""
