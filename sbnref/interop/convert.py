@@ -21,6 +21,7 @@ from ..module import SyncBatchNorm
 if TYPE_CHECKING:
     from ..collectives import Group
 
+PLAIN = "torch.nn.modules.batchnorm._BatchNorm"  # BatchNorm1d, 2d and 3d share it
 DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # of the input
 FROZEN = (
     "torchvision.ops.misc.FrozenBatchNorm2d",
@@ -146,9 +147,8 @@ def _group_of(layer: nn.Module) -> Group:
 
 
 def _own(layer: nn.Module, names: tuple[str, ...], default: Any = None) -> Any:
-    """Return the first of these attributes that a synchronized layer has; others may use the names for anything."""
-    synchronized = any("sync" in kind.__name__.lower() for kind in type(layer).__mro__)
-    return next((getattr(layer, name) for name in names if synchronized and hasattr(layer, name)), default)
+    """Return the first of these attributes that the layer has; a plain batch norm may use the names for anything."""
+    return next((getattr(layer, name) for name in names if _kind(layer) != PLAIN and hasattr(layer, name)), default)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
@@ -274,7 +274,7 @@ def _thawed(layer: Any, **choices: Any) -> nn.Module:
     return thawed
 
 
-register_conversion("torch.nn.modules.batchnorm._BatchNorm", _synchronized, None)  # BatchNorm1d, 2d and 3d share it
+register_conversion(PLAIN, _synchronized, None)
 for _name in (
     "sbnref.module.SyncBatchNorm",
     "torch.nn.modules.batchnorm.SyncBatchNorm",
