@@ -92,7 +92,7 @@ cudaError_t copy_between(void* to, const void* from, size_t bytes, cudaMemcpyKin
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     const bool wrong_to = to_device && device_array(to) == nullptr;
     if (wrong_to || (from_device && device_array(from) == nullptr)) {
-        note_refused(
+        note_failed_call(
             "cudaMemcpy: " + (wrong_to ? expected_device("destination", to) : expected_device("source", from)), at);
         return set(cudaErrorInvalidValue);
     }
@@ -112,7 +112,7 @@ cudaError_t cudaFree(void* p) {
     const Array* const array = find(reinterpret_cast<uintptr_t>(p));
     const std::string why = array != nullptr && array->freed ? array->name + " was freed before"
                                                              : "expected an address that cudaMalloc has returned";
-    note_refused("cudaFree: " + why, site(__builtin_return_address(0)));
+    note_failed_call("cudaFree: " + why, site(__builtin_return_address(0)));
     return set(cudaErrorInvalidValue);
 }
 
@@ -129,7 +129,7 @@ cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     const Site at = site(__builtin_return_address(0));
     if (!check_range("cudaMemset writes", p, bytes, at)) return set(cudaErrorInvalidValue);
     if (device_array(p) == nullptr) {
-        note_refused("cudaMemset: " + expected_device("destination", p), at);
+        note_failed_call("cudaMemset: " + expected_device("destination", p), at);
         return set(cudaErrorInvalidValue);
     }
     std::memset(p, value, bytes);
@@ -143,7 +143,7 @@ cudaError_t cudaGetLastError() {
     return error;
 }
 cudaError_t cudaPeekAtLastError() {
-    handle_refused();
+    handle_failed_calls();
     return cudasim::error_of_launch();
 }
 cudaError_t cudaDeviceSynchronize() { return has_failed() ? cudaErrorLaunchFailure : cudaSuccess; }

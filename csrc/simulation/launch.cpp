@@ -584,7 +584,7 @@ void launch(const char* kernel, const Config& config, int line, void (*thread)(v
     if (has_failed()) return;
     const Turn turn = take_turn();
     if (const std::string why = why_invalid(config); !why.empty()) {
-        note_refused("kernel " + std::string(kernel) + ": " + why, site(from));
+        note_failed_call("kernel " + std::string(kernel) + ": " + why, site(from));
         set_invalid_configuration();
         return;
     }

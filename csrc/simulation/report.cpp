@@ -19,11 +19,11 @@ constexpr int kFaulty = 99;  // the exit status of a program that was ended by a
 std::string first, first_json, text;
 
 // A failed call, as JSON without its end: whether the program has read the error.
-struct Refused {
+struct FailedCall {
     std::string json;
     bool handled;
 };
-std::vector<Refused> all_refused;
+std::vector<FailedCall> failed_calls;
 
 std::string leaks_as_json() {
     std::vector<std::string> leaks;
@@ -49,10 +49,10 @@ std::string in_json(const Launch& l) {
 const char* report() {
     std::vector<std::string> launches;
     for (const Launch& l : counted_launches()) launches.push_back(in_json(l));
-    std::vector<std::string> refused;
-    for (const Refused& i : all_refused)
-        refused.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
-    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"failed_calls\": [" + joined(refused) +
+    std::vector<std::string> calls;
+    for (const FailedCall& i : failed_calls)
+        calls.push_back(i.json + ", \"handled\": " + (i.handled ? "true}" : "false}"));
+    text = "{\"fault\": " + (first_json.empty() ? "null" : first_json) + ", \"failed_calls\": [" + joined(calls) +
            "], \"launches\": [" + joined(launches) + "], \"leaks\": [" + leaks_as_json() + "]}";
     return text.c_str();
 }
@@ -109,12 +109,12 @@ void note_fault(const std::string& what, const Site& at, const Site& other) {
     first_json = "{\"what\": " + quoted(what) + ", \"at\": " + as_json(at) + ", \"other\": " + as_json(other) + "}";
 }
 
-void note_refused(const std::string& what, const Site& at) {
-    all_refused.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
+void note_failed_call(const std::string& what, const Site& at) {
+    failed_calls.push_back({"{\"what\": " + quoted(what) + ", \"at\": " + as_json(at), false});
 }
 
-void handle_refused() {
-    for (Refused& i : all_refused) i.handled = true;
+void handle_failed_calls() {
+    for (FailedCall& i : failed_calls) i.handled = true;
 }
 
 void forget_failure() {
@@ -141,6 +141,6 @@ extern "C" const char* cudasim_failure() { return cudasim::has_failed() ? cudasi
 extern "C" void cudasim_reset() {
     using namespace cudasim;
     forget_failure();
-    all_refused.clear();
+    failed_calls.clear();
     counted_launches().clear();
 }

@@ -148,8 +148,8 @@ void record(Act act, const Array* array, int64_t offset, size_t bytes, const voi
 
 struct Faulty {};  // thrown to end a launch
 void note_fault(const std::string& what, const Site& at, const Site& other);
-void note_refused(const std::string& what, const Site& at);  // a call that returns an error
-void handle_refused();                                       // the program has read the error
+void note_failed_call(const std::string& what, const Site& at);  // a call that returns an error
+void handle_failed_calls();                                      // the program has read the error
 bool has_failed();
 const std::string& failure();
 void end_launch();  // with its fault, if there is one

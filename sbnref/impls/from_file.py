@@ -33,10 +33,12 @@ def load_functions(target: str) -> Implementation:
             f"expected {target} to define {', '.join(STAGES[:-1])} and {STAGES[-1]}, found none of them; "
             "`sbnref lab template functions` prints a file to start from"
         )
-    return SimpleNamespace(**{stage: found.get(stage, _missing(stage)) for stage in STAGES})
+    return SimpleNamespace(**{stage: found.get(stage, not_written(stage)) for stage in STAGES})
 
 
-def _missing(stage: str) -> Callable[..., Any]:
+def not_written(stage: str) -> Callable[..., Any]:
+    """Return what stands for a missing function: one that raises :class:`NotImplementedError`."""
+
     def missing(*_: Any) -> None:
         raise NotImplementedError(f"there is no function {stage}")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..impls import STAGES, reference
 from ..impls.build import BuildError, find_cuda
-from ..impls.from_file import NotAnImplementation
+from ..impls.from_file import NotAnImplementation, not_written
 from ..impls.simulation.rewrite import blank
 from ..modes import combine
 from ..running import update_running_stats
@@ -62,8 +62,9 @@ class StageKernels:
             self._calls(False)
         except RuntimeError as error:
             raise NotAnImplementation(str(error)) from None
+        names = [task.name for task in self._tasks]
         for stage in STAGES:
-            setattr(self, stage, functools.partial(self._run, stage))
+            setattr(self, stage, functools.partial(self._run, stage) if stage in names else not_written(stage))
 
     def why_not(self, device: torch.device) -> str | None:
         """Return why the kernels cannot run on a device, or None."""
@@ -85,8 +86,7 @@ class StageKernels:
         given = dict(zip(inspect.signature(getattr(reference, stage)).parameters, arguments, strict=True))
         x: Tensor = given["x"]
         channels, divisor, running = x.shape[1], given.get("divisor"), given.pop("running", None)
-        if (call := self._calls(x.is_cuda).get(stage)) is None:
-            raise NotImplementedError(f"there is no function {stage}")
+        call = self._calls(x.is_cuda)[stage]
         for name, default in (("gamma", x.new_ones), ("beta", x.new_zeros)):
             if name in given and given[name] is None:
                 given[name] = default(channels)

@@ -405,6 +405,18 @@ def test_every_input_is_in_a_sample_and_the_cache_does_not_hold_them(gpu):
         assert repetitions >= copies
 
 
+def test_a_replay_is_divided_among_the_calls_that_it_holds(gpu, monkeypatch):
+    graph, capture, work = Mock(), MagicMock(), Mock()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(gpu, "eager_seconds", lambda work, repetitions: [8.0 for _ in range(repetitions) if work(0)])
+    assert gpu.graph_seconds(work, 4) == [2.0]
+    capture.assert_called_once_with(graph, stream="stream", capture_error_mode="thread_local")
+    assert work.call_args_list == [((i,),) for i in range(4)]
+    graph.replay.assert_called_once_with()
+
+
 def measured_here(folder: Path) -> tuple[int, str]:
     """Run ``gpu.py`` on CPU tensors with simulated kernels; only the host is timed, and no graph is captured."""
     gpu = benchmark("gpu")
@@ -551,3 +563,7 @@ def test_an_interruption_loses_one_shape_and_the_deadline_none(gpu, tmp_path, mo
     assert kept.notes["left_out"] == [[[4, 3], "torch.float32", False]]
     assert not kept.notes["verdicts"]["everything was measured"]["met"]
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_matrices_have_one_layout_and_narrow_shapes_are_measured_in_float16(gpu):
+    assert [len(gpu.cases_of([dtype])) for dtype in ("float16", "float32")] == [25 + len(gpu.NARROW), 25]

@@ -74,7 +74,7 @@ def check_validation(impl: str, device: str) -> None:
         (dict(momentum=None), "num_batches_tracked"),
         (dict(eps=0), "a positive eps, got 0"),
         (dict(momentum=float("nan")), "momentum to be a number or None, got nan"),
-        (dict(bias=mean.to("meta")), f"on the input's device {x.device} for input of shape"),
+        (dict(bias=mean.to("meta")), f"the input's device {x.device} for input of shape (2, 5, 3), got (5,) on meta"),
     ]
     for arguments, text in bad_arguments:
         statistics = dict(running_mean=mean, running_var=var)
